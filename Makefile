@@ -1,0 +1,40 @@
+# The two commands of a newcomer: `make quickstart` and `make test`. Both set up .venv and reuse it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.distsub-installed
+export RAY_USAGE_STATS_ENABLED := 0
+export RAY_AUTH_MODE ?= disabled
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: quickstart test test-fast lint bench clean
+
+quickstart: $(STAMP)
+	$(BIN)/distsub run sweeps/quickstart.toml --out results/quickstart
+	$(BIN)/distsub report results/quickstart
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/step_cost.py
+
+# torch is installed first and alone: resolved together with the rest, pip may look at newer builds that bring CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) results build dist *.egg-info

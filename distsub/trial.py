@@ -1,0 +1,199 @@
+"""The two records that every room speaks of: a trial (what to train) and its observation (what came out).
+
+A trial is everything that decides an outcome and nothing else; its hash is its identity. Two sweeps that
+ask for the same trial name the same row, which is what makes resuming and sharing baselines free.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+IDENTITY_VERSION = 1
+"""Raised when the same record would train to another result; old rows are then not mistaken for new ones."""
+
+Head = Literal["in_subspace", "trained", "frozen"]
+Status = Literal["finished", "diverged", "stopped", "error"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A labelled dataset with its metric: where the rows are and which columns count.
+
+    Attributes:
+        name: The name that rows carry.
+        source: A hub dataset id, a local directory or file, or "package:NAME/GLOB" for a file that an
+            installed distribution carries.
+        config: The hub configuration ("mrpc" of "nyu-mll/glue"), or None.
+        revision: The hub revision, or None for the default branch.
+        text: One column, or two for sentence pairs.
+        label: The label column.
+        num_labels: Number of classes; 1 means regression.
+        metric: accuracy, matthews, pearson or f1; the score that d90 is about.
+        train: Split (hub) or file stem (directory) to train on.
+        validation: Split or file stem to evaluate on.
+        where: Rows to keep, as (column, value) pairs; empty keeps all.
+        holdout: Rows to split off `train` for evaluation when there is no validation split, else None.
+    """
+
+    name: str
+    source: str
+    text: tuple[str, ...]
+    label: str = "label"
+    num_labels: int = 2
+    metric: str = "accuracy"
+    config: str | None = None
+    revision: str | None = None
+    train: str = "train"
+    validation: str | None = "validation"
+    where: tuple[tuple[str, str], ...] = ()
+    holdout: int | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the update of the weights is parametrised.
+
+    Attributes:
+        name: "full" (every parameter), "did" (Eq. 1 of Aghajanyan et al. 2020) or "said" (Eq. 3).
+        projection: Family of P; None for "full".
+        normalization: "global" or "per_tensor"; None for "full".
+        groups: What one SAID scale covers, "layer" or "tensor"; None unless "said".
+        head: Whether the classification head moves in the subspace, is trained beside it, or is frozen.
+        block_length: Fastfood block length, one for a whole search so that smaller d are nested.
+    """
+
+    name: str
+    projection: str | None = None
+    normalization: str | None = None
+    groups: str | None = None
+    head: Head = "in_subspace"
+    block_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one training may spend, the same for every trial of a sweep.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Examples per step.
+        max_length: Tokens per example, longer ones are cut.
+        train_examples: Training rows, a fixed draw that is the same for every seed; None takes all.
+        eval_examples: Evaluation rows, a fixed draw; None takes all.
+        warmup: Fraction of the steps over which the learning rate rises; it then falls linearly to 0.
+        eval_every: Steps between evaluations; None evaluates at the end only.
+        weight_decay: AdamW weight decay of full fine-tuning and of a trained head, never of coordinates.
+        max_grad_norm: Gradient clipping; None is off.
+        precision: "fp32", "bf16" (autocast) or "auto" (bf16 where the hardware has it).
+    """
+
+    steps: int
+    batch_size: int = 32
+    max_length: int = 128
+    train_examples: int | None = None
+    eval_examples: int | None = None
+    warmup: float = 0.06
+    eval_every: int | None = None
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The three independent sources of noise, never one `seed`."""
+
+    projection: int = 0
+    head: int = 0
+    data: int = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training, by everything that decides its outcome.
+
+    Attributes:
+        model: "package:NAME", a local directory, or a hub id.
+        revision: Hub revision of the model, or None.
+        task: What is trained on.
+        method: How the update is parametrised.
+        d: Subspace dimension; None for full fine-tuning.
+        learning_rate: Peak learning rate of full fine-tuning; for a subspace, the lr_full that eta scales.
+        eta: Subspace step relative to full fine-tuning's first-order decrease; None for full fine-tuning.
+        seeds: Projection, head and data seed.
+        budget: What the training may spend.
+    """
+
+    model: str
+    task: Task
+    method: Method
+    d: int | None
+    learning_rate: float
+    eta: float | None
+    seeds: Seeds
+    budget: Budget
+    revision: str | None = None
+
+    @cached_property
+    def id(self) -> str:
+        """Sixteen hex digits that name this trial everywhere."""
+        record = {"version": IDENTITY_VERSION, **dataclasses.asdict(self)}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is full fine-tuning."""
+        return self.d is None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one trial gave: its score, its per-example outcomes, its cost and its provenance.
+
+    Attributes:
+        trial: The trial.
+        status: "finished"; "diverged" (loss or weights not finite: a result, it fails every threshold);
+            "stopped" (ended early with a verdict); "error" (crashed after its retries: no result).
+        score: The task's metric after the last step, None unless finished or stopped.
+        chance: The metric of always predicting the majority class; 0 for correlations.
+        metrics: Every metric of the task by name, the score's included.
+        curve: (step, score) at each evaluation.
+        predicted: Predicted class or value per evaluated example, in the evaluation set's order.
+        target: True class or value per evaluated example.
+        steps: Optimiser steps taken.
+        num_tokens: Training tokens seen, padding excluded.
+        wall_s: Seconds in training and evaluation together.
+        eval_s: Seconds of those in evaluation.
+        peak_bytes: Peak resident set size (CPU) or allocated memory (GPU) during the trial.
+        num_params: D, the parameters that the subspace spans (all for full fine-tuning).
+        num_trained: Numbers trained in the subspace, scales included; num_params for full fine-tuning.
+        num_trained_head: Numbers trained beside it in the head.
+        num_scales: SAID scales among num_trained.
+        step_size: Peak learning rate applied to the coordinates (or weights).
+        error: One line, for "error" and "diverged".
+        provenance: Package versions, weights hash, dataset hash, device, precision, threads, start time.
+    """
+
+    trial: Trial
+    status: Status
+    score: float | None = None
+    chance: float | None = None
+    metrics: tuple[tuple[str, float], ...] = ()
+    curve: tuple[tuple[int, float], ...] = ()
+    predicted: tuple[float, ...] = ()
+    target: tuple[float, ...] = ()
+    steps: int = 0
+    num_tokens: int = 0
+    wall_s: float = 0.0
+    eval_s: float = 0.0
+    peak_bytes: int = 0
+    num_params: int = 0
+    num_trained: int = 0
+    num_trained_head: int = 0
+    num_scales: int = 0
+    step_size: float = 0.0
+    error: str | None = None
+    provenance: tuple[tuple[str, str], ...] = ()
