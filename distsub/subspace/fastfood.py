@@ -1,0 +1,189 @@
+"""Fastfood projections: P = H G Pi H B in stacked blocks, and the per-tensor layout of the released code.
+
+Sources: Le, Sarlos and Smola 2013 (the transform); Aghajanyan et al. 2020, Eq. 2 (its use here).
+
+B and Pi are drawn once and shared by all blocks, G once per block. Given B and Pi every row of P is then exactly
+Gaussian with independent entries, blocks are independent of each other, and E|P z|^2 = |z|^2 holds as for blocks
+with a B and Pi of their own; but the inner Pi H B theta is the same for all blocks, so that a block costs one
+multiplication and one Hadamard transform instead of two transforms and a gather.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from distsub.errors import DimensionError
+from distsub.subspace import bits
+from distsub.subspace.projection import Blockwise, Projection
+
+_RADIX = 32
+"""Order of the Hadamard matrices a transform is factored into: products of this size are fastest per entry."""
+
+
+@cache
+def _sylvester(order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Build the Sylvester Hadamard matrix with entries +-1, symmetric, order a power of two."""
+    index = torch.arange(order)
+    common = index.unsqueeze(0) & index.unsqueeze(1)
+    parity = torch.zeros_like(common)
+    while common.any():
+        parity ^= common & 1
+        common = common >> 1
+    return (1 - 2 * parity).to(dtype=dtype, device=device)
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """Apply the unnormalised Walsh-Hadamard transform along the last axis, whose length is a power of two.
+
+    Uses H_(ab) = H_a (x) H_b: a transform of length 2^k is a few products with small matrices, 2 * 32 operations
+    per entry and factor, which beats k passes of additions over memory.
+    """
+    length = x.shape[-1]
+    shape, flat, inner = x.shape, x.reshape(-1), length
+    while inner > 1:
+        radix = min(_RADIX, inner)
+        inner //= radix
+        matrix = _sylvester(radix, x.dtype, x.device)
+        flat = flat.view(-1, radix) @ matrix if inner == 1 else torch.matmul(matrix, flat.view(-1, radix, inner))
+        flat = flat.reshape(-1)
+    return flat.view(shape)
+
+
+def next_power_of_two(n: int) -> int:
+    """Round up to a power of two."""
+    return 1 << (n - 1).bit_length()
+
+
+class Fastfood(Blockwise):
+    """P in stacked blocks of L = `block_length` rows: P_b = sqrt(L / D) H G_b Pi H B, H orthonormal, L >= d.
+
+    Cost: D log L. Norm: E|P z|^2 = |z|^2 over all D. Nested: yes for a fixed block length, since fewer
+    coordinates are the same ones with zeros behind them. One L serves a whole search.
+    Source: Aghajanyan et al. 2020, Eq. 2; Le et al. 2013.
+
+    Raises:
+        DimensionError: d exceeds the block length, or that is not a power of two of at least 4.
+    """
+
+    family = "fastfood"
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        d: int,
+        seed: int,
+        normalization: str = "global",
+        block_length: int | None = None,
+        cache: bool = True,
+        stream: str = "fastfood",
+    ) -> None:
+        """Draw B and Pi; G is drawn as blocks are used."""
+        length = max(4, next_power_of_two(d)) if block_length is None else block_length
+        super().__init__(sizes, d, seed, normalization, length, cache)
+        if length < 4 or length != next_power_of_two(length):
+            raise DimensionError(f"block_length = {length} must be a power of two of at least 4")
+        if d > length:
+            raise DimensionError(
+                f"d = {d} exceeds the Fastfood block length {length}; "
+                f"give the whole search block_length = {next_power_of_two(d)} or more"
+            )
+        self._stream = stream
+        self._signs = bits.signs(seed, f"{stream}/B", 0, length)
+        self._order = bits.permutation(seed, f"{stream}/Pi", torch.arange(length), length)
+        # H is applied with entries +-1 here, so its 1/sqrt(L), twice, and the sqrt(L / D) are put in one number.
+        self._scale = (length * self.num_params) ** -0.5
+
+    @property
+    def _code_length(self) -> int:
+        return self.block_length
+
+    def _state(self, blocks: Tensor) -> Tensor:
+        return bits.normal_blocks(self.seed, f"{self._stream}/G", blocks, self.block_length).half()
+
+    def _encode(self, theta: Tensor) -> Tensor:
+        padded = theta.new_zeros(self.block_length)
+        padded[: self.d] = theta * self._signs[: self.d].to(theta)
+        return hadamard(padded)[self._order.to(theta.device)] * self._scale
+
+    def _decode(self, code: Tensor) -> Tensor:
+        inner = torch.empty_like(code)
+        inner[self._order.to(code.device)] = code
+        return hadamard(inner)[: self.d] * self._signs[: self.d].to(code) * self._scale
+
+    def _expand(self, code: Tensor, state: Tensor) -> Tensor:
+        return hadamard(state.to(code.dtype).mul_(code))
+
+    def _collapse(self, grad: Tensor, state: Tensor, code: Tensor) -> None:
+        code.add_(hadamard(grad).mul_(state.to(code.dtype)).sum(0))
+
+
+class FastfoodPerTensor(Projection):
+    """One transform per tensor, padded to a power of two, as in the released code of Aghajanyan et al. 2020.
+
+    For comparability: wasteful (any slice of a tensor costs the whole tensor's transform), but with the exact
+    transpose as its adjoint, where the released backward pass scales tensor i's gradient by 1 / L_i, and with a
+    transform of at least `block_length` for tensors smaller than d, whose coordinates that code drops.
+
+    Cost: sum of L_i log L_i. Nested: yes, for a fixed block length.
+    """
+
+    family = "fastfood_per_tensor"
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        d: int,
+        seed: int,
+        normalization: str = "per_tensor",
+        block_length: int | None = None,
+        cache: bool = True,
+    ) -> None:
+        """Give every tensor a Fastfood of one block."""
+        floor = max(4, next_power_of_two(d)) if block_length is None else block_length
+        super().__init__(sizes, d, seed, normalization)
+        self.block_length = floor
+        self._parts = [
+            Fastfood((max(size, d),), d, seed, "global", max(floor, next_power_of_two(size)), cache, f"tensor{i}")
+            for i, size in enumerate(self.sizes)
+        ]
+
+    def _part_scale(self, tensor: int) -> float:
+        """Turn the part's own isometry into the chosen normalisation."""
+        full = self.sizes[tensor] if self.normalization == "per_tensor" else self.num_params
+        return (self._parts[tensor].num_params / full) ** 0.5
+
+    def _overlaps(self, start: int, stop: int) -> list[tuple[int, int, int, int]]:
+        """List (tensor, its first position, slice start, slice stop) for the tensors a slice touches."""
+        spans = zip(self.offsets, self.offsets[1:], strict=False)
+        return [(i, a, max(a, start), min(b, stop)) for i, (a, b) in enumerate(spans) if a < stop and b > start]
+
+    def apply(self, theta: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Map coordinates to a slice of the update; see `Projection.apply`."""
+        stop = self.num_params if stop is None else stop
+        self._check(theta, start, stop)
+        pieces = [
+            self._parts[i].apply(theta, first - base, last - base) * self._part_scale(i)
+            for i, base, first, last in self._overlaps(start, stop)
+        ]
+        return torch.cat(pieces) if pieces else theta.new_empty(0)
+
+    def adjoint(self, grad: Tensor, start: int = 0) -> Tensor:
+        """Map a slice's gradient to coordinates; see `Projection.adjoint`."""
+        self._check(None, start, start + grad.numel())
+        total = grad.new_zeros(self.d)
+        for i, base, first, last in self._overlaps(start, start + grad.numel()):
+            piece = self._parts[i].adjoint(grad[first - start : last - start], first - base)
+            total.add_(piece, alpha=self._part_scale(i))
+        return total
+
+    def apply_rows(self, theta: Tensor, start: int, width: int, rows: Tensor) -> Tensor:
+        """Map coordinates to some rows' update; the whole matrix is transformed."""
+        [(i, base, _, _)] = self._overlaps(start, start + 1)
+        return self._parts[i].apply_rows(theta, start - base, width, rows) * self._part_scale(i)
+
+    def adjoint_rows(self, grad: Tensor, start: int, rows: Tensor) -> Tensor:
+        """Map some rows' gradient to coordinates; the whole matrix is transformed."""
+        [(i, base, _, _)] = self._overlaps(start, start + 1)
+        return self._parts[i].adjoint_rows(grad, start - base, rows) * self._part_scale(i)
