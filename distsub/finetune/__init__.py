@@ -1,0 +1,1 @@
+"""What a trial does: tasks, pretrained models, one training."""

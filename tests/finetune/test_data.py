@@ -1,0 +1,275 @@
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distsub.errors import DataError, UnavailableError
+from distsub.finetune import data
+from distsub.finetune.tasks import TASKS, resolve
+from distsub.trial import Budget
+
+SHARED = Path(os.environ.get("DISTSUB_SHARED", Path(__file__).parents[3] / "shared"))
+ALL = Budget(steps=1)
+
+
+def mine(path: Path, **other):
+    return resolve("mine", path=str(path), **{"text": ("text",), **other})
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Hold 40 training and 10 validation rows as CSV."""
+    for split, rows in (("train", 40), ("validation", 10)):
+        lines = [f'"{split} {row}, said\nhe",{row % 2},{row % 4}' for row in range(rows)]
+        (tmp_path / f"{split}.csv").write_text("text,label,part\n" + "\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_reads_csv_with_newlines(directory):
+    splits = data.load(mine(directory), ALL)
+    assert len(splits.train) == 40 and len(splits.validation) == 10
+    assert splits.validation.texts[0][1] == "validation 1, said\nhe"
+    assert splits.validation.labels == [0, 1] * 5
+
+
+def test_every_format_gives_the_same_rows_and_hash(tmp_path):
+    table = pa.table({"text": ["a", "12", "NA", "null"], "label": [0, 1, 1, 0]})
+    rows = table.to_pylist()
+    writers = {
+        "csv": lambda p: p.write_text("text,label\n" + "".join(f"{r['text']},{r['label']}\n" for r in rows)),
+        "tsv": lambda p: p.write_text("text\tlabel\n" + "".join(f"{r['text']}\t{r['label']}\n" for r in rows)),
+        "jsonl": lambda p: p.write_text("".join('{"text": "%s", "label": %d}\n' % (*r.values(),) for r in rows)),  # noqa: UP031
+        "parquet": lambda p: pq.write_table(table, p),
+    }
+    hashes = set()
+    for kind, write in writers.items():
+        (tmp_path / kind).mkdir()
+        for split in ("train", "validation"):
+            write(tmp_path / kind / f"{split}.{kind}")
+        splits = data.load(mine(tmp_path / kind), ALL)
+        assert splits.train.texts == (["a", "12", "NA", "null"],)
+        hashes.add(splits.dataset_hash)
+    assert len(hashes) == 1
+
+
+def test_subsets_are_fixed_nested_and_ordered(directory):
+    task = mine(directory)
+    few, more = (data.load(task, Budget(steps=1, train_examples=n)).train.texts[0] for n in (5, 20))
+    whole = data.load(task, Budget(steps=99, train_examples=1000)).train.texts[0]
+    assert set(few) < set(more) < set(whole) and len(few) == 5 and len(more) == 20 and len(whole) == 40
+    assert more == [text for text in whole if text in more]
+    assert [int(text.split()[1].strip(",")) for text in few] == [8, 12, 13, 24, 39]  # golden: never to change
+
+
+def test_holdout_is_disjoint_stratified_and_fixed(directory):
+    (directory / "rows.csv").write_text("text,label\n" + "".join(f"t{i},{int(i % 10 == 0)}\n" for i in range(100)))
+    splits = data.load(mine(directory / "rows.csv", holdout=20), ALL)
+    assert len(splits.train) == 80 and len(splits.validation) == 20
+    assert sum(splits.validation.labels) == 2
+    assert not set(splits.train.texts[0]) & set(splits.validation.texts[0])
+    again = data.load(mine(directory / "rows.csv", holdout=20), ALL)
+    assert again.dataset_hash == splits.dataset_hash
+
+
+def test_where_keeps_rows(directory):
+    assert len(data.load(mine(directory, where=(("part", "3"),)), ALL).train) == 10
+    with pytest.raises(DataError, match='"train": no rows with part = 9'):
+        data.load(mine(directory, where=(("part", "9"),)), ALL)
+
+
+def test_pairs_and_regression(tmp_path):
+    table = pa.table({"a": ["x", "y"], "b": ["z", "w"], "score": [0.5, 4.0]})
+    for split in ("train", "validation"):
+        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    train = data.load(mine(tmp_path, text=("a", "b"), label="score", num_labels=1), ALL).train
+    assert train.texts == (["x", "y"], ["z", "w"]) and train.labels == [0.5, 4.0]
+
+
+def test_local_files_need_neither_the_hub_libraries_nor_a_cache(directory):
+    before = sorted(directory.iterdir())
+    code = (
+        "import sys; from distsub.finetune import data, tasks; from distsub.trial import Budget\n"
+        f"data.load(tasks.resolve('mine', path={str(directory)!r}, text=('text',)), Budget(steps=1))\n"
+        "print({'datasets', 'huggingface_hub', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()" and not done.stderr
+    assert sorted(directory.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("txt,label\na,0\n", r'no column "text" in train\.csv; did you mean "txt"\? known: txt, label'),
+        ("text,label\na,2\n", r'1 labels in "label" are outside 0\.\.1, first 2; set num_labels'),
+        ("text,label\na,-1\n", "-1 marks a split without labels"),
+        ("text,label\na,0.5\n", r"outside 0\.\.1, first 0\.5"),
+        ("text,label\na,yes\n", r"holds string; allowed: integers 0\.\.1"),
+        ("text,label\na,\nb,1\n", "empty or not finite in 1 rows"),
+        ("text,label\n,0\n,1\nb,1\n", r'text column "text" is empty in 2 rows'),
+        ("text,label\n", "no rows"),
+        ("text,label\na,0,7\n", r"train\.csv is not a readable \.csv file"),
+        ("", r"train\.csv is not a readable \.csv file"),
+    ],
+)
+def test_unusable_rows_are_one_clear_line(directory, rows, message):
+    (directory / "train.csv").write_text(rows)
+    with pytest.raises(DataError, match=message) as caught:
+        data.load(mine(directory), ALL)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_is_not_text(directory):
+    (directory / "train.csv").unlink()
+    pq.write_table(pa.table({"text": [1], "label": [0]}), directory / "train.parquet")
+    with pytest.raises(DataError, match='text column "text" holds int64'):
+        data.load(mine(directory), ALL)
+
+
+def test_missing_places(directory, tmp_path):
+    with pytest.raises(UnavailableError, match="no file or directory"):
+        data.load(mine(tmp_path / "nowhere"), ALL)
+    with pytest.raises(DataError, match=r"no dev\{.*there: train\.csv, validation\.csv"):
+        data.load(mine(directory, validation="dev"), ALL)
+    (directory / "train.json").write_text("{}")
+    with pytest.raises(DataError, match=r"train\.csv and train\.json"):
+        data.load(mine(directory), ALL)
+    with pytest.raises(DataError, match="holdout = 10 of 10 rows"):
+        data.load(mine(directory / "validation.csv", holdout=10), ALL)
+
+
+def test_offline_hub_dataset_is_one_clear_line_without_network(tmp_path):
+    code = (
+        "from distsub.finetune import data, tasks; from distsub.trial import Budget\n"
+        "try: data.load(tasks.TASKS['mrpc'], Budget(steps=1))\n"
+        "except OSError as error: print(type(error).__name__, error)"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout.startswith("UnavailableError mrpc: dataset nyu-mll/glue (mrpc) is not in the cache")
+    assert done.stdout.count("\n") == 1 and not done.stderr
+
+
+def test_hub_dataset_goes_through_the_library_quietly(monkeypatch):
+    import datasets
+
+    asked = {}
+
+    def load_dataset(source, **given):
+        asked.update(source=source, **given)
+        assert datasets.are_progress_bars_disabled()
+        rows = {"premise": ["a", "b"], "hypothesis": ["c", "d"], "label": [0, 2], "idx": [0, 1]}
+        return [datasets.Dataset.from_dict(rows) for _ in given["split"]]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    bars = datasets.are_progress_bars_disabled()
+    splits = data.load(resolve("mnli", revision="abc"), ALL)
+    assert splits.train.texts == (["a", "b"], ["c", "d"]) and splits.train.labels == [0, 2]
+    assert asked == {
+        "source": "nyu-mll/glue",
+        "name": "mnli",
+        "revision": "abc",
+        "split": ["train", "validation_matched"],
+    }
+    assert datasets.are_progress_bars_disabled() == bars
+    with pytest.raises(DataError, match=r'no column "sentence1" in nyu-mll/glue \(mrpc\) train; .*known: premise'):
+        data.load(TASKS["mrpc"], ALL)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (ConnectionError("Couldn't reach it\nmore"), UnavailableError),
+        (ValueError("Couldn't find cache for nyu-mll/glue for config 'mrpc'"), UnavailableError),
+        (ValueError('Unknown split "dev". Should be one of [train]'), DataError),
+    ],
+)
+def test_what_the_hub_library_raises_becomes_ours(monkeypatch, raised, expected):
+    import datasets
+
+    def load_dataset(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(expected, match="mrpc: dataset nyu-mll/glue") as caught:
+        data.load(TASKS["mrpc"], ALL)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"])
+def test_real_glue_rows(name):
+    path = SHARED / "data" / name
+    if not path.is_dir():
+        pytest.skip(f"no {path}")
+    splits = data.load(resolve(name, path=str(path)), Budget(steps=1, train_examples=100, eval_examples=50))
+    assert len(splits.train) == 100 and len(splits.validation) == 50
+    assert len(splits.train.texts) == len(TASKS[name].text)
+
+
+def test_the_demo_task():
+    try:
+        splits = data.load(TASKS["rotten_tomatoes"], ALL)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    assert len(splits.train) == 6530 and len(splits.validation) == 2000
+    assert sum(splits.validation.labels) == 1000
+    assert splits.dataset_hash.startswith("ebffce28")  # golden: another hash would be another task
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Build a real BERT tokenizer from a handful of words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh"]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    raw.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def test_tokenize_cuts_and_collate_pads(tokenizer):
+    split = data.Split((["a", "a b c d e f g h"], ["b", "c d"]), [0, 1])
+    examples = data.tokenize(tokenizer, split, max_length=8)
+    assert examples[0] == {"input_ids": [2, 4, 3, 5, 3], "token_type_ids": [0, 0, 0, 1, 1]}
+    assert [len(example["input_ids"]) for example in examples] == [5, 8]
+    batch = data.collate(tokenizer, examples, [1, 0])
+    assert batch.keys() == {"input_ids", "token_type_ids", "attention_mask"}
+    assert batch["attention_mask"].tolist() == [[1] * 8, [1] * 5 + [0] * 3]
+
+
+def test_batches_are_whole_epochs_of_similar_lengths():
+    lengths = [row % 50 + 1 for row in range(1000)]
+    drawn = list(data.batches(lengths, 16, 150, seed=3))
+    assert len(drawn) == 150
+    epoch = drawn[: -(-1000 // 16)]
+    assert sorted(row for batch in epoch for row in batch) == list(range(1000))
+    spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in epoch]
+    assert sum(spread) / len(spread) < 10  # about 45 in batches drawn blindly
+    firsts = [lengths[batch[0]] for batch in epoch]
+    assert 0.25 < sum(a > b for a, b in pairwise(firsts)) / len(firsts) < 0.75  # neither rising nor falling
+
+
+def test_batches_depend_on_the_seed_alone():
+    lengths = list(range(1, 101))
+    assert list(data.batches(lengths, 8, 30, 1)) == list(data.batches(lengths, 8, 40, 1))[:30]
+    assert list(data.batches(lengths, 8, 30, 1)) != list(data.batches(lengths, 8, 30, 2))
+
+
+def test_batches_of_few_rows():
+    assert [sorted(batch) for batch in data.batches([3, 4], 8, 3, 0)] == [[0, 1]] * 3
+    with pytest.raises(DataError, match="no rows"):
+        next(data.batches([], 8, 3, 0))
