@@ -1,0 +1,288 @@
+"""Train one trial, from its record to its observation."""
+
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from distsub.errors import DistsubError
+from distsub.finetune import data, memory, metrics, pretrained
+from distsub.finetune.step_size import SCALE_STEP, step_size
+from distsub.subspace.model import SubspaceModel
+from distsub.trial import Observation, Trial
+
+EVAL_BATCH = 128
+"""Rows per evaluation batch; large, because a unit's weights are made once a batch."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands after a step.
+
+    Attributes:
+        step: Steps taken.
+        steps: Steps in the budget.
+        loss: Training loss of the step.
+        score: The task's metric, if it was evaluated after this step.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    score: float | None = None
+
+
+def train(
+    trial: Trial, device: str = "cpu", on_trained: Callable[[nn.Module], None] | None = None
+) -> Generator[Progress, None, Observation]:
+    """Train one trial, yielding after every step, and return its observation.
+
+    The same trial on the same machine with the same number of threads gives the same observation, times aside.
+    A loss that is not finite ends the training with status "diverged"; closing the generator ends it with no row.
+
+    Args:
+        trial: What to train.
+        device: "cpu" or "cuda".
+        on_trained: Given the model when it is trained, before the observation is returned; not when it diverged.
+
+    Yields:
+        Progress after each step.
+
+    Returns:
+        The observation; its score is the metric after the last step.
+
+    Raises:
+        DistsubError: The model, the data or d cannot be used.
+    """
+    began, memory_meter = time.perf_counter(), memory.Meter(device)
+    budget, task = trial.budget, trial.task
+    prepared = pretrained.prepare(trial.model, trial.revision)
+    tokenizer = pretrained.tokenizer(prepared)
+    splits = data.load(task, budget)
+    examples = data.tokenize(tokenizer, splits.train, budget.max_length)
+    evaluation = Evaluation(trial, tokenizer, splits.validation, device)
+    model, record = build_model(trial, prepared, device)
+    optimizer = build_optimizer(trial, model)
+    schedule = _schedule(optimizer, budget.steps, budget.warmup)
+    precision, autocast = autocast_for(budget.precision, device)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    torch.manual_seed(trial.seeds.data)  # dropout; batches have a generator of their own
+    model.train()
+    lengths = [len(example["input_ids"]) for example in examples]
+    curve: list[tuple[int, float]] = []
+    num_tokens, status, error, step = 0, "finished", None, 0
+    for step, indices in enumerate(data.batches(lengths, budget.batch_size, budget.steps, trial.seeds.data), 1):
+        batch = data.collate(tokenizer, examples, indices)
+        labels = torch.tensor([splits.train.labels[i] for i in indices])
+        labels = labels.float() if task.num_labels == 1 else labels.long()
+        with autocast():
+            loss = model(**{k: v.to(device) for k, v in batch.items()}, labels=labels.to(device)).loss
+        loss.backward()
+        if budget.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(trained, budget.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        num_tokens += sum(lengths[i] for i in indices)
+        value = loss.item()
+        if not math.isfinite(value):
+            status, error = "diverged", f"training loss was {value} after step {step}"
+            break
+        score = None
+        if step == budget.steps or (budget.eval_every and step % budget.eval_every == 0):
+            score = evaluation.run(model, autocast)
+            curve.append((step, score))
+            if not math.isfinite(score):
+                status, error = "diverged", f"score was {score} after step {step}"
+                break
+        yield Progress(step, budget.steps, value, score)
+    finished = status == "finished"
+    if finished and on_trained is not None:
+        on_trained(model)
+    return Observation(
+        trial=trial,
+        status=status,  # type: ignore[arg-type]
+        score=curve[-1][1] if finished else None,
+        chance=metrics.chance(task, splits.validation.labels),
+        metrics=tuple(sorted(evaluation.metrics.items())) if finished else (),
+        curve=tuple(curve) if finished else (),
+        predicted=tuple(evaluation.predicted) if finished else (),
+        target=tuple(float(label) for label in splits.validation.labels),
+        steps=step,
+        num_tokens=num_tokens,
+        wall_s=time.perf_counter() - began,
+        eval_s=evaluation.wall_s,
+        peak_bytes=memory_meter.peak_bytes(),
+        error=error,
+        provenance=_provenance(device, precision, prepared.sha256, splits.dataset_hash),
+        **record,
+    )
+
+
+class Evaluation:
+    """Scores a model on the fixed evaluation rows and keeps the last predictions."""
+
+    def __init__(self, trial: Trial, tokenizer: Any, split: data.Split, device: str) -> None:
+        """Tokenize the rows once, longest first so that padding is small."""
+        self._task, self._tokenizer, self._device = trial.task, tokenizer, device
+        self._targets = [float(label) for label in split.labels]
+        self._examples = data.tokenize(tokenizer, split, trial.budget.max_length)
+        self._order = sorted(range(len(split)), key=lambda i: -len(self._examples[i]["input_ids"]))
+        self.predicted: Sequence[float] = ()
+        self.metrics: dict[str, float] = {}
+        self.wall_s = 0.0
+
+    @torch.no_grad()
+    def run(self, model: nn.Module, autocast: "Autocast") -> float:
+        """Evaluate, without touching the random state of training."""
+        began = time.perf_counter()
+        model.eval()
+        predicted = [0.0] * len(self._examples)
+        for first in range(0, len(self._order), EVAL_BATCH):
+            indices = self._order[first : first + EVAL_BATCH]
+            batch = data.collate(self._tokenizer, self._examples, indices)
+            with autocast():
+                logits = model(**{k: v.to(self._device) for k, v in batch.items()}).logits.float()
+            values = logits.squeeze(-1) if self._task.num_labels == 1 else logits.argmax(-1)
+            for i, value in zip(indices, values.tolist(), strict=True):
+                predicted[i] = float(value)
+        model.train()
+        self.predicted = predicted
+        self.metrics = metrics.evaluate(self._task, predicted, self._targets)
+        self.wall_s += time.perf_counter() - began
+        return self.metrics[self._task.metric]
+
+
+def build_model(trial: Trial, prepared: pretrained.Prepared, device: str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+    """Build the model that a trial trains, and the counts that its row reports.
+
+    Raises:
+        DimensionError: d does not fit the model.
+    """
+    full = trial.method.name == "full"
+    base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head, private=full).to(device)
+    if full:
+        size = sum(parameter.numel() for parameter in base.parameters())
+        return base, {"num_params": size, "num_trained": size, "step_size": trial.learning_rate}
+    method = trial.method
+    assert trial.d is not None and trial.eta is not None, "a subspace trial has d and eta"
+    model = SubspaceModel(
+        base,
+        trial.d,
+        method=method.name,
+        projection=method.projection or "fastfood",
+        normalization=method.normalization or "global",
+        groups=method.groups or "layer",
+        head=method.head,
+        projection_seed=trial.seeds.projection,
+        block_length=method.block_length,
+    )
+    step = step_size(
+        trial.eta,
+        trial.learning_rate,
+        model.num_params,
+        model.coordinates.numel(),
+        method.normalization,
+        len(model.entries),
+    )
+    return model, {
+        "num_params": model.num_params,
+        "num_trained": model.num_trained,
+        "num_trained_head": model.num_trained_head,
+        "num_scales": model.scales.numel(),
+        "step_size": step,
+    }
+
+
+def build_optimizer(trial: Trial, model: nn.Module) -> torch.optim.AdamW:
+    """Build AdamW over the trained numbers, each kind with its own step."""
+    decay = trial.budget.weight_decay
+    if not isinstance(model, SubspaceModel):
+        return torch.optim.AdamW(model.parameters(), lr=trial.learning_rate, weight_decay=decay)
+    assert trial.eta is not None and trial.d is not None
+    step = step_size(
+        trial.eta,
+        trial.learning_rate,
+        model.num_params,
+        model.coordinates.numel(),
+        trial.method.normalization,
+        len(model.entries),
+    )
+    groups: list[dict[str, Any]] = [{"params": [model.coordinates], "lr": step, "weight_decay": 0.0}]
+    if model.scales.numel():
+        groups.append({"params": [model.scales], "lr": trial.eta * SCALE_STEP, "weight_decay": 0.0})
+    if model.head:
+        groups.append({"params": list(model.head.values()), "lr": trial.learning_rate, "weight_decay": decay})
+    return torch.optim.AdamW(groups)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> Any:
+    from transformers import get_linear_schedule_with_warmup
+
+    return get_linear_schedule_with_warmup(optimizer, max(1, round(warmup * steps)), steps)
+
+
+class Autocast:
+    """Makes the context in which a model runs: bf16 autocast, or nothing."""
+
+    def __init__(self, device: str, enabled: bool) -> None:
+        """Note the device type."""
+        self._device, self._enabled = torch.device(device).type, enabled
+
+    def __call__(self) -> AbstractContextManager[Any]:
+        """Open a fresh context."""
+        return torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._enabled, cache_enabled=False)
+
+
+def autocast_for(precision: str, device: str) -> tuple[str, Autocast]:
+    """Resolve "auto" to bf16 where matrix units have it (CUDA from Ampere on, CPUs with AMX), else fp32."""
+    if precision == "auto":
+        kind = torch.device(device).type
+        has = torch.cuda.is_bf16_supported() if kind == "cuda" else torch.cpu._is_amx_tile_supported()
+        precision = "bf16" if has else "fp32"
+    return precision, Autocast(device, precision == "bf16")
+
+
+def _provenance(device: str, precision: str, weights: str, dataset: str) -> tuple[tuple[str, str], ...]:
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
+    return tuple(
+        sorted(
+            {
+                "dataset_sha256": dataset,
+                "device": device,
+                "device_name": name,
+                "distsub": version("distsub"),
+                "precision": precision,
+                "python": sys.version.split()[0],
+                "threads": str(torch.get_num_threads()),
+                "torch": torch.__version__,
+                "transformers": version("transformers"),
+                "weights_sha256": weights,
+            }.items()
+        )
+    )
+
+
+def run(trial: Trial, device: str = "cpu") -> Observation:
+    """Train a trial to its end in one call."""
+    steps = train(trial, device)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def failed(trial: Trial, error: BaseException) -> Observation:
+    """Record a trial that crashed: one line of why, and no score."""
+    text = str(error).strip().splitlines()
+    kind = "" if isinstance(error, DistsubError) else f"{type(error).__name__}: "
+    return Observation(trial=trial, status="error", error=(kind + (text[0] if text else "no message"))[:500])
