@@ -1,0 +1,37 @@
+"""What is known: one row per trial in Arrow, the store that keeps the rows, SQL over them, and the report."""
+
+from distsub.results.curves import curve_figure
+from distsub.results.files import Files
+from distsub.results.listing import render
+from distsub.results.published import published_tables
+from distsub.results.report import write_report
+from distsub.results.schema import (
+    D90,
+    METHOD_COLUMNS,
+    OBSERVATIONS,
+    SCHEMA_VERSION,
+    SEARCHES,
+    censored_median,
+    from_row,
+    to_table,
+)
+from distsub.results.sql import query
+from distsub.results.store import Store
+
+__all__ = [
+    "D90",
+    "METHOD_COLUMNS",
+    "OBSERVATIONS",
+    "SCHEMA_VERSION",
+    "SEARCHES",
+    "Files",
+    "Store",
+    "censored_median",
+    "curve_figure",
+    "from_row",
+    "published_tables",
+    "query",
+    "render",
+    "to_table",
+    "write_report",
+]

@@ -1,0 +1,303 @@
+"""The curve that a d90 is read from: score against log d, every trial a dot, with its thresholds."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import IO, Any
+
+import pyarrow as pa
+
+from distsub.results.schema import METHOD_COLUMNS, censored_median
+from distsub.trial import Observation, Trial
+
+Panel = tuple[str, str, tuple[str | None, ...]]
+"""Task, model and method (the values of METHOD_COLUMNS): what shares one set of axes."""
+
+_PANEL_INCHES = (5.6, 4.1)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_INK, _BAND = "#1b1b1b", "#8c96a3"
+_LINES = {
+    "baseline_score": ("full fine-tuning", {"color": "#009e73", "linestyle": "-", "linewidth": 1.0}),
+    "threshold": ("threshold", {"color": _INK, "linestyle": "-", "linewidth": 1.4}),
+    "threshold_chance_corrected": ("chance-corrected", {"color": _INK, "linestyle": "--", "linewidth": 1.2}),
+    "chance": ("chance", {"color": "#777777", "linestyle": ":", "linewidth": 1.2}),
+}
+
+
+def curve_figure(
+    observations: Sequence[Observation], searches: pa.Table, path: str | IO[bytes], *, fraction: float = 0.9
+) -> None:
+    """Draw score against log d, one panel per task, model and method, and write it as PNG.
+
+    Dots are trials, coloured by eta (by learning rate where no trial has an eta), shaped by seeds; hollow ones
+    were stopped early, crosses on the floor diverged. Solid line: relative threshold; dashed: chance-corrected;
+    dark vertical lines and grey bands: d90 and bracket of each search.
+
+    Args:
+        observations: Trials; full fine-tuning and trials without a result are not drawn.
+        searches: Rows in the schema SEARCHES, for thresholds and d90.
+        path: Where the PNG goes.
+        fraction: The fraction of full fine-tuning's score that the threshold is.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [seen for seen in observations if seen.trial.d is not None and seen.status != "error"]
+    rows = searches.to_pylist()
+    panels = sorted({panel_of(seen.trial) for seen in shown} | {_row_panel(row) for row in rows}, key=_sortable)
+    columns = min(2, max(1, len(panels)))
+    lines = max(1, -(-len(panels) // columns))
+    width, height = _PANEL_INCHES
+    figure = Figure(figsize=(width * columns, height * lines + 0.9), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    colours, shapes = _colours(shown), _shapes(shown)
+    drawn: dict[tuple[str, str], list[tuple[Any, list[float], dict[str, float]]]] = {}
+    for axes, panel in zip(grid, panels, strict=False):
+        mine = [seen for seen in shown if panel_of(seen.trial) == panel]
+        found = [row for row in rows if _row_panel(row) == panel]
+        scores, levels = _panel(axes, panel, mine, found, (colours, shapes))
+        drawn.setdefault(panel[:2], []).append((axes, scores, levels))
+    for together in drawn.values():
+        _share_scale(together, fraction)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    _legend(figure, shown, colours, shapes)
+    figure.savefig(path, format="png")
+
+
+def panel_of(trial: Trial) -> Panel:
+    """Name the panel that a trial is drawn in."""
+    method = trial.method
+    return trial.task.name, trial.model, (method.name, *(getattr(method, name) for name in METHOD_COLUMNS[1:]))
+
+
+def _row_panel(row: dict[str, Any]) -> Panel:
+    return row["task"], row["model"], tuple(row[name] for name in METHOD_COLUMNS)
+
+
+def _sortable(panel: Panel) -> tuple[str, ...]:
+    return (panel[0], panel[1], *(part or "" for part in panel[2]))
+
+
+def _panel(
+    axes: Any, panel: Panel, shown: Sequence[Observation], rows: list[dict[str, Any]], look: Any
+) -> tuple[list[float], dict[str, float]]:
+    """Draw one panel, d90 behind, then thresholds, then trials; give the scores and levels drawn."""
+    colours, shapes = look
+    axes.set_xscale("log")
+    for row in rows:
+        if row["bracket_low"] and row["bracket_high"]:
+            axes.axvspan(row["bracket_low"], row["bracket_high"], color=_BAND, alpha=0.25, linewidth=0, zorder=0)
+        if row["d90"] is not None:
+            axes.axvline(row["d90"], color="#44505c", linewidth=1.1, zorder=1)
+    levels = _levels(axes, rows)
+    scores = _trials(axes, shown, colours, shapes)
+    _floor(axes, shown, colours)
+    _words_around(axes, panel, rows, shown[0].trial.task.metric if shown else "score")
+    return scores, levels
+
+
+def _share_scale(together: Sequence[tuple[Any, list[float], dict[str, float]]], fraction: float) -> None:
+    """Give the panels of one task and model the same score axis, then name the lines, which depends on it."""
+    values = [value for _, scores, levels in together for value in (*scores, *levels.values())]
+    for axes, _, levels in together:
+        if values:
+            margin = 0.06 * max(max(values) - min(values), 0.05)
+            axes.set_ylim(min(values) - 1.6 * margin, max(values) + margin)
+        _level_labels(axes, levels, fraction)
+
+
+def _words_around(axes: Any, panel: Panel, rows: list[dict[str, Any]], metric: str) -> None:
+    """Write title, method, finding and axis labels."""
+    task, model, (method, projection, normalization, groups, head) = panel
+    parts = [projection, normalization and f"{normalization} norm", groups and f"one scale per {groups}"]
+    names = ", ".join(part for part in [*parts, f"head {(head or '').replace('_', ' ')}"] if part)
+    short = model.removeprefix("package:").rstrip("/")
+    short = short if len(short) <= 40 else "…" + short[-39:]
+    axes.set_title(f"{task} · {short} · {(method or '').upper()}", loc="left", fontsize=10, pad=34)
+    axes.text(0, 1.075, names, transform=axes.transAxes, fontsize=8, color="#555555", va="bottom")
+    axes.text(0, 1.015, _finding(rows), transform=axes.transAxes, fontsize=8.5, color=_INK, va="bottom")
+    axes.set_xlabel("subspace dimension d", fontsize=9)
+    axes.set_ylabel(metric, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    _ticks(axes)
+
+
+def _trials(axes: Any, shown: Sequence[Observation], colours: dict[float, Any], shapes: dict[Any, str]) -> list[float]:
+    """Draw every score as a dot, with a thin line through the best of each d per seed; give the scores."""
+    best: dict[Any, dict[int, float]] = {}
+    scores: list[float] = []
+    spread = {seeds: 1 + 0.024 * (index - (len(shapes) - 1) / 2) for index, seeds in enumerate(shapes)}
+    for seen in shown:
+        score, d = seen.score, seen.trial.d
+        if score is None or d is None or not math.isfinite(score) or seen.status == "diverged":
+            continue
+        colour, seeds = colours[_rate(seen)], seen.trial.seeds
+        axes.scatter(
+            d * spread[seeds],
+            score,
+            s=30,
+            marker=shapes[seeds],
+            facecolors="white" if seen.status == "stopped" else [colour],
+            edgecolors=[colour] if seen.status == "stopped" else "white",
+            linewidths=1.2 if seen.status == "stopped" else 0.5,
+            zorder=4,
+        )
+        scores.append(score)
+        by_d = best.setdefault(seeds, {})
+        by_d[d] = max(score, by_d.get(d, score))
+    for seeds, by_d in best.items():
+        ds = sorted(by_d)
+        axes.plot([d * spread[seeds] for d in ds], [by_d[d] for d in ds], color="#b9b9b9", linewidth=0.8, zorder=2)
+    return scores
+
+
+def _floor(axes: Any, shown: Sequence[Observation], colours: dict[float, Any]) -> None:
+    """Mark diverged trials, which have no score, on the bottom edge."""
+    for seen in shown:
+        if seen.status == "diverged" and seen.trial.d is not None:
+            axes.plot(
+                seen.trial.d,
+                0.025,
+                marker="x",
+                color=colours[_rate(seen)],
+                markersize=6,
+                transform=axes.get_xaxis_transform(),
+                linestyle="none",
+            )
+
+
+def _levels(axes: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Draw the horizontal lines; searches of one panel share a baseline, so the first known value stands."""
+    levels = {}
+    for name, (_, look) in _LINES.items():
+        value = next((row[name] for row in rows if row[name] is not None), None)
+        if value is not None:
+            levels[name] = value
+            axes.axhline(value, zorder=1.5, **look)
+    return levels
+
+
+def _level_labels(axes: Any, levels: dict[str, float], fraction: float) -> None:
+    """Name the horizontal lines right of the axes, pushed apart where they would overlap."""
+    low, high = axes.get_ylim()
+    gap = 0.058 * (high - low)
+    names = sorted(levels, key=lambda name: levels[name])
+    for name, y in zip(names, spread_apart([levels[name] for name in names], gap, low, high), strict=True):
+        text = {"threshold": f"{fraction:g} \N{MULTIPLICATION SIGN} full", "baseline_score": "full"}.get(
+            name, _LINES[name][0]
+        )
+        axes.annotate(
+            f"{text} {levels[name]:.3f}",
+            xy=(1, levels[name]),
+            xytext=(1.035, y),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords=axes.get_yaxis_transform(),
+            fontsize=8,
+            va="center",
+            color=_LINES[name][1]["color"],
+            arrowprops={"arrowstyle": "-", "color": "#b0b0b0", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+            annotation_clip=False,
+        )
+
+
+def spread_apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move ascending positions by as little as is simple so that neighbours are at least a gap apart."""
+    placed: list[float] = []
+    for value in values:
+        placed.append(max(value, placed[-1] + gap) if placed else max(value, low))
+    ceiling = high
+    for index in range(len(placed) - 1, -1, -1):
+        placed[index] = min(placed[index], ceiling)
+        ceiling = placed[index] - gap
+    return placed
+
+
+def _finding(rows: list[dict[str, Any]]) -> str:
+    """Say in one line what the searches of a panel found."""
+    if not rows:
+        return "no search yet"
+    median, outcome = censored_median([(row["outcome"], row["d90"]) for row in rows])
+    middle = f"{median:,.0f}" if median is not None else _words(outcome)
+    if len(rows) > 4:
+        found = sorted(row["d90"] for row in rows if row["d90"] is not None)
+        span = f" ({found[0]:,} to {found[-1]:,})" if found else ""
+        return f"d90 found for {len(found)} of {len(rows)} seeds{span}; median {middle}"
+    each = ", ".join(f"{row['d90']:,}" if row["d90"] is not None else _words(row["outcome"]) for row in rows)
+    return f"d90 {each}" + (f"; median {middle}" if len(rows) > 1 else "")
+
+
+def _words(outcome: str | None) -> str:
+    return (outcome or "unknown").replace("_", " ")
+
+
+def _rate(seen: Observation) -> float:
+    return seen.trial.learning_rate if seen.trial.eta is None else seen.trial.eta
+
+
+def _colours(shown: Iterable[Observation]) -> dict[float, Any]:
+    """Give each rate a colour in order, dark to light, distinct also without colour vision."""
+    from matplotlib import colormaps
+
+    rates = sorted({_rate(seen) for seen in shown})
+    last = max(1, len(rates) - 1)
+    return {rate: colormaps["plasma"](0.02 + 0.83 * index / last) for index, rate in enumerate(rates)}
+
+
+def _shapes(shown: Iterable[Observation]) -> dict[Any, str]:
+    seeds = sorted({seen.trial.seeds for seen in shown}, key=lambda s: (s.projection, s.head, s.data))
+    return {each: _MARKERS[index % len(_MARKERS)] for index, each in enumerate(seeds)}
+
+
+def _ticks(axes: Any) -> None:
+    """Label the log axis with plain numbers, more of them when it spans little."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    subs = (1, 2, 5) if high < 100 * low else (1, 3) if high < 3000 * low else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(x: float) -> str:
+    """Write a tick so that neighbours a decade apart never touch."""
+    if x < 1e5:
+        return f"{x:,.0f}"
+    return f"{x / 1e3:g}k" if x < 1e6 else f"{x / 1e6:g}M"
+
+
+def _legend(figure: Any, shown: Sequence[Observation], colours: dict[float, Any], shapes: dict[Any, str]) -> None:
+    """Explain colours, shapes and lines once, below all panels."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    def dot(label: str, **look: Any) -> Line2D:
+        return Line2D([], [], linestyle="none", markersize=6, label=label, **look)
+
+    name = "η" if any(seen.trial.eta is not None for seen in shown) else "learning rate"
+    entries: list[Any] = [dot(f"{name} = {rate:g}", marker="o", color=colour) for rate, colour in colours.items()]
+    if len(shapes) > 1:
+        entries += [
+            dot(f"seeds {seeds.projection}/{seeds.head}/{seeds.data}", marker=shape, color="#777777")
+            for seeds, shape in shapes.items()
+        ]
+    statuses = {seen.status for seen in shown}
+    if "stopped" in statuses:
+        entries.append(dot("stopped early", marker="o", markerfacecolor="white", markeredgecolor="#777777"))
+    if "diverged" in statuses:
+        entries.append(dot("diverged", marker="x", color="#777777"))
+    entries.append(Line2D([], [], color="#b9b9b9", linewidth=0.8, label=f"best {name} at d"))
+    entries.append(Line2D([], [], color="#44505c", linewidth=1.1, label="d90 of a search"))
+    entries.append(Patch(facecolor=_BAND, alpha=0.25, label="bracket (fails, passes]"))
+    figure.legend(
+        handles=entries,
+        loc="outside lower left",
+        ncols=6 if figure.get_figwidth() > 8 else 3,
+        fontsize=8,
+        frameon=False,
+    )

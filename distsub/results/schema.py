@@ -1,0 +1,311 @@
+"""The Arrow schema of an observation row, and of the two tables that are computed from the rows.
+
+A row is one trial and what came out of it. Everything one filters or groups by is a flat column; the
+`trial` column holds the same record as canonical JSON, the very text that is hashed into the trial's
+id, so that a trial read back is the trial that was run. Units stand in the names.
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from distsub.trial import IDENTITY_VERSION, Budget, Method, Observation, Seeds, Task, Trial
+
+SCHEMA_VERSION = 1
+"""Raised when a column changes its meaning; a new nullable column alone does not raise it."""
+
+_TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+
+OBSERVATIONS = pa.schema(
+    [
+        pa.field("schema_version", pa.int32(), nullable=False),
+        pa.field("trial_id", _TEXT, nullable=False),
+        pa.field("status", _TEXT, nullable=False),
+        ("task", _TEXT),
+        ("model", _TEXT),
+        ("revision", _TEXT),
+        ("method", _TEXT),
+        ("projection", _TEXT),
+        ("normalization", _TEXT),
+        ("groups", _TEXT),
+        ("head", _TEXT),
+        ("block_length", _INT),
+        ("d", _INT),
+        ("eta", _FLOAT),
+        ("learning_rate", _FLOAT),
+        ("step_size", _FLOAT),
+        ("projection_seed", _INT),
+        ("head_seed", _INT),
+        ("data_seed", _INT),
+        ("metric", _TEXT),
+        ("score", _FLOAT),
+        ("chance", _FLOAT),
+        ("metrics", pa.map_(_TEXT, _FLOAT)),
+        ("curve", pa.list_(pa.struct([("step", _INT), ("score", _FLOAT)]))),
+        ("steps", _INT),
+        ("num_tokens", _INT),
+        ("wall_s", _FLOAT),
+        ("eval_s", _FLOAT),
+        ("peak_bytes", _INT),
+        ("num_params", _INT),
+        ("num_trained", _INT),
+        ("num_trained_head", _INT),
+        ("num_scales", _INT),
+        ("task_source", _TEXT),
+        ("task_config", _TEXT),
+        ("task_revision", _TEXT),
+        ("task_text", pa.list_(_TEXT)),
+        ("task_label", _TEXT),
+        ("task_num_labels", _INT),
+        ("task_train", _TEXT),
+        ("task_validation", _TEXT),
+        ("task_where", pa.list_(pa.struct([("column", _TEXT), ("value", _TEXT)]))),
+        ("task_holdout", _INT),
+        ("budget_steps", _INT),
+        ("batch_size", _INT),
+        ("max_length", _INT),
+        ("train_examples", _INT),
+        ("eval_examples", _INT),
+        ("warmup", _FLOAT),
+        ("eval_every", _INT),
+        ("weight_decay", _FLOAT),
+        ("max_grad_norm", _FLOAT),
+        ("precision", _TEXT),
+        ("error", _TEXT),
+        ("correct", pa.list_(pa.bool_())),
+        ("predicted", pa.list_(pa.float32())),
+        ("target", pa.list_(pa.float32())),
+        ("provenance", pa.map_(_TEXT, _TEXT)),
+        ("trial", _TEXT),
+    ],
+    metadata={"distsub_schema_version": str(SCHEMA_VERSION)},
+)
+"""One row per trial. `correct` is null for regression and for trials that evaluated nothing."""
+
+SEARCHES = pa.schema(
+    [
+        ("search", _TEXT),
+        ("task", _TEXT),
+        ("model", _TEXT),
+        ("method", _TEXT),
+        ("projection", _TEXT),
+        ("normalization", _TEXT),
+        ("groups", _TEXT),
+        ("head", _TEXT),
+        ("projection_seed", _INT),
+        ("head_seed", _INT),
+        ("data_seed", _INT),
+        ("outcome", _TEXT),
+        ("d90", _INT),
+        ("bracket_low", _INT),
+        ("bracket_high", _INT),
+        ("outcome_chance_corrected", _TEXT),
+        ("d90_chance_corrected", _INT),
+        ("baseline_score", _FLOAT),
+        ("chance", _FLOAT),
+        ("threshold", _FLOAT),
+        ("threshold_chance_corrected", _FLOAT),
+        ("best_score", _FLOAT),
+        ("trials", _INT),
+        ("num_params", _INT),
+        ("num_scales", _INT),
+        ("wall_s", _FLOAT),
+    ]
+)
+"""One row per search: task x model x method x seeds. d90 is null unless the outcome is "found".
+
+The bracket is open at its lower end: bracket_low is the largest d known to fail, bracket_high the smallest
+known to pass; null where nothing failed or nothing passed.
+"""
+
+D90 = pa.schema(
+    [
+        ("task", _TEXT),
+        ("model", _TEXT),
+        ("method", _TEXT),
+        ("projection", _TEXT),
+        ("normalization", _TEXT),
+        ("groups", _TEXT),
+        ("head", _TEXT),
+        ("d90", _FLOAT),
+        ("d90_outcome", _TEXT),
+        ("d90_per_seed", pa.list_(_INT)),
+        ("d90_chance_corrected", _FLOAT),
+        ("d90_chance_corrected_outcome", _TEXT),
+        ("d90_chance_corrected_per_seed", pa.list_(_INT)),
+        ("searches", _INT),
+        ("outcomes", pa.map_(_TEXT, _INT)),
+        ("baseline_score", _FLOAT),
+        ("chance", _FLOAT),
+        ("threshold", _FLOAT),
+        ("threshold_chance_corrected", _FLOAT),
+        ("trials", _INT),
+        ("num_params", _INT),
+        ("num_scales", _INT),
+        ("wall_s", _FLOAT),
+    ]
+)
+"""One row per task x model x method over all its seeds.
+
+d90 is the median of the seeds as `censored_median` defines it, null unless d90_outcome is "found";
+d90_per_seed lists every seed (null where none was found), in the order of the searches' seeds.
+"""
+
+METHOD_COLUMNS = ("method", "projection", "normalization", "groups", "head")
+"""The columns that name a method in all three tables."""
+
+
+def censored_median(outcomes: Sequence[tuple[str, float | None]]) -> tuple[float | None, str]:
+    """Compute the median of per-seed values of which some are known only to lie beyond the range.
+
+    "below_range" counts as smaller and "above_range" as larger than every found value. Any other outcome
+    without a value could lie anywhere: a median is given only when it is the same wherever they lie.
+
+    Args:
+        outcomes: One (outcome, value) per seed; the value counts only when the outcome is "found".
+
+    Returns:
+        The median and "found", or None and "below_range", "above_range" or "unknown".
+
+    Examples:
+        >>> censored_median([("found", 300), ("found", 400), ("above_range", None)])
+        (400.0, 'found')
+        >>> censored_median([("found", 300), ("above_range", None), ("above_range", None)])
+        (None, 'above_range')
+        >>> censored_median([("found", 300), ("above_range", None)])
+        (None, 'unknown')
+    """
+    if not outcomes:
+        return None, "unknown"
+    ends = {"below_range": float("-inf"), "above_range": float("inf")}
+
+    def middle(unknown: float) -> tuple[float, float]:
+        values = [
+            float(value) if outcome == "found" and value is not None else ends.get(outcome, unknown)
+            for outcome, value in outcomes
+        ]
+        return statistics.median_low(values), statistics.median_high(values)
+
+    low, high = middle(ends["below_range"])
+    if (low, high) != middle(ends["above_range"]):
+        return None, "unknown"
+    for outcome, end in ends.items():
+        if low == high == end:
+            return None, outcome
+    return (None, "unknown") if math.isinf(low) or math.isinf(high) else ((low + high) / 2, "found")
+
+
+def trial_to_json(trial: Trial) -> str:
+    """Write a trial as the canonical JSON that its id is the hash of."""
+    return json.dumps({"version": IDENTITY_VERSION, **dataclasses.asdict(trial)}, sort_keys=True)
+
+
+def trial_from_json(text: str) -> Trial:
+    """Rebuild a trial from its canonical JSON.
+
+    Raises:
+        ValueError: The text is no trial, or one of another identity version.
+    """
+    try:
+        record: dict[str, Any] = json.loads(text)
+        version = record.pop("version")
+        task: dict[str, Any] = record.pop("task")
+        task["text"] = tuple(task["text"])
+        task["where"] = tuple((column, value) for column, value in task["where"])
+        trial = Trial(
+            task=Task(**task),
+            method=Method(**record.pop("method")),
+            seeds=Seeds(**record.pop("seeds")),
+            budget=Budget(**record.pop("budget")),
+            **record,
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"not a trial: {error}") from error
+    if version != IDENTITY_VERSION:
+        raise ValueError(f"trial of identity version {version}, this distsub makes version {IDENTITY_VERSION}")
+    return trial
+
+
+def to_table(observation: Observation) -> pa.Table:
+    """Convert one observation to a table of one row in the canonical schema."""
+    trial, task, method, budget = (
+        observation.trial,
+        observation.trial.task,
+        observation.trial.method,
+        observation.trial.budget,
+    )
+    same = ("status", "score", "chance", "steps", "num_tokens", "wall_s", "eval_s", "peak_bytes")
+    same += ("num_params", "num_trained", "num_trained_head", "num_scales", "step_size", "error")
+    row: dict[str, Any] = {name: getattr(observation, name) for name in same}
+    row |= {
+        "schema_version": SCHEMA_VERSION,
+        "trial_id": trial.id,
+        "trial": trial_to_json(trial),
+        "metrics": observation.metrics,
+        "curve": [{"step": step, "score": score} for step, score in observation.curve],
+        "correct": _correct(observation),
+        "predicted": observation.predicted,
+        "target": observation.target,
+        "provenance": observation.provenance,
+    }
+    row |= {name: getattr(trial, name) for name in ("model", "revision", "d", "eta", "learning_rate")}
+    row |= {f"{name}_seed": seed for name, seed in dataclasses.asdict(trial.seeds).items()}
+    row |= {"task": task.name, "metric": task.metric}
+    row |= {
+        f"task_{name}": getattr(task, name)
+        for name in ("source", "config", "revision", "text", "label", "num_labels", "train", "validation", "holdout")
+    }
+    row["task_where"] = [{"column": column, "value": value} for column, value in task.where]
+    row |= {"method": method.name, "block_length": method.block_length}
+    row |= {name: getattr(method, name) for name in METHOD_COLUMNS[1:]}
+    row |= {name if name != "steps" else "budget_steps": value for name, value in dataclasses.asdict(budget).items()}
+    columns = [_column(row[field.name], field.type) for field in OBSERVATIONS]
+    return pa.Table.from_arrays(columns, schema=OBSERVATIONS)
+
+
+def from_row(row: Mapping[str, Any]) -> Observation:
+    """Rebuild an observation from a row as `pa.Table.to_pylist` gives it.
+
+    The inverse of `to_table`; `predicted` and `target` come back as float32 holds them.
+
+    Raises:
+        ValueError: The row's trial cannot be rebuilt, or is not the trial that its id names.
+    """
+    trial = trial_from_json(row["trial"])
+    if trial.id != row["trial_id"]:
+        raise ValueError(f"the row is named {row['trial_id']}, its trial is {trial.id}")
+    built = {"trial", "metrics", "curve", "predicted", "target", "provenance"}
+    plain = {field.name: row[field.name] for field in dataclasses.fields(Observation) if field.name not in built}
+    return Observation(
+        trial=trial,
+        metrics=_pairs(row["metrics"]),
+        curve=tuple((point["step"], point["score"]) for point in row["curve"]),
+        predicted=tuple(row["predicted"]),
+        target=tuple(row["target"]),
+        provenance=_pairs(row["provenance"]),
+        **plain,
+    )
+
+
+def _correct(observation: Observation) -> list[bool] | None:
+    """Compare predictions with targets, or give None where being right is not a yes or no."""
+    if observation.trial.task.num_labels == 1 or not observation.predicted:
+        return None
+    return [predicted == target for predicted, target in zip(observation.predicted, observation.target, strict=True)]
+
+
+def _column(value: Any, kind: pa.DataType) -> pa.Array:
+    """Make a column of one value; an int given where a float belongs is a float."""
+    if value is not None and pa.types.is_floating(kind):
+        value = float(value)
+    return pa.array([value], type=kind)
+
+
+def _pairs(value: Any) -> tuple[tuple[str, Any], ...]:
+    """Accept a map column as pairs or as a dict."""
+    return tuple((key, item) for key, item in (value.items() if isinstance(value, Mapping) else value))

@@ -1,0 +1,127 @@
+"""The report: complete, self-contained, and drawn for any mixture of trials."""
+
+import dataclasses
+import io
+import itertools
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import csv
+from pyarrow import parquet as pq
+
+from distsub.errors import OutputError
+from distsub.results.curves import curve_figure, spread_apart
+from distsub.results.report import write_report
+from distsub.results.schema import SEARCHES
+from distsub.trial import Method, Seeds
+
+
+def baseline(observation):
+    seen = observation(score=0.8)
+    return dataclasses.replace(
+        seen, trial=dataclasses.replace(seen.trial, method=Method("full"), d=None, eta=None, learning_rate=3e-5)
+    )
+
+
+@pytest.fixture
+def trials(observation):
+    seen = [observation(40 * number, score=0.5 + 0.03 * number) for number in range(8)]
+    seen += [observation(7, "diverged"), observation(9, "error", error="<b>boom</b>"), observation(11, "stopped")]
+    other = dataclasses.replace(seen[0].trial, seeds=Seeds(4, 5, 6), eta=1.0)
+    return [*seen, dataclasses.replace(seen[0], trial=other), baseline(observation)]
+
+
+@pytest.fixture
+def searches():
+    row = dict.fromkeys(SEARCHES.names) | {
+        "search": "one",
+        "task": "toy",
+        "model": "package:tiny",
+        "method": "said",
+        "projection": "fastfood",
+        "normalization": "global",
+        "groups": "layer",
+        "head": "in_subspace",
+        "baseline_score": 0.8,
+        "chance": 0.5,
+        "threshold": 0.72,
+        "threshold_chance_corrected": 0.77,
+        "trials": 9,
+    }
+    found = row | {"outcome": "found", "d90": 380, "bracket_low": 340, "bracket_high": 380}
+    return pa.Table.from_pylist([found, row | {"outcome": "above_range"}], schema=SEARCHES)
+
+
+class Page(HTMLParser):
+    """Collect tags, and check that they nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if value and name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_report_is_one_page_that_needs_nothing_else(tmp_path, trials, searches):
+    address = write_report(trials, searches, str(tmp_path / "report"), title="MRPC & co")
+    text = Path(address).read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.sources) == 1
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "MRPC &amp; co" in text
+    assert "<b>boom" not in text
+    assert "&lt;b&gt;boom" in text
+    for word in ("2.13.0", "above_range", "380", "chance-corrected", "smallest d"):
+        assert word in text
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "curve-toy-tiny.png",
+        "report.html",
+        "searches.csv",
+        "searches.parquet",
+    ]
+    assert pq.read_table(tmp_path / "report" / "searches.parquet").equals(searches)
+    assert csv.read_csv(tmp_path / "report" / "searches.csv")["d90"].to_pylist() == [380, None]
+
+
+def test_a_report_of_nothing_is_still_a_page(tmp_path):
+    address = write_report([], SEARCHES.empty_table(), str(tmp_path))
+    assert Page(Path(address).read_text(encoding="utf-8")).sources == []
+
+
+def test_an_unwritable_report_is_told(tmp_path, trials, searches):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write the report"):
+        write_report(trials, searches, str(tmp_path / "file" / "report"))
+
+
+@pytest.mark.parametrize("part", ["all", "no searches", "no trials", "errors only", "one", "wide"])
+def test_a_figure_is_drawn_whatever_there_is(tmp_path, trials, searches, observation, part):
+    shown, rows = {
+        "all": (trials, searches),
+        "no searches": (trials, SEARCHES.empty_table()),
+        "no trials": ([], searches),
+        "errors only": ([observation(1, "error")], SEARCHES.empty_table()),
+        "one": ([observation(1)], searches.slice(1)),
+        "wide": ([observation(-99), observation(10_000_000)], pa.concat_tables([searches] * 5)),
+    }[part]
+    sink = io.BytesIO()
+    curve_figure(shown, rows, sink)
+    assert sink.getvalue().startswith(b"\x89PNG")
+
+
+def test_labels_are_pushed_apart_and_stay_inside():
+    placed = spread_apart([0.5, 0.79, 0.8, 0.8], 0.06, 0.45, 0.82)
+    assert all(b - a >= 0.06 - 1e-9 for a, b in itertools.pairwise(placed))
+    assert max(placed) <= 0.82
+    assert spread_apart([0.1, 0.5], 0.06, 0, 1) == [0.1, 0.5]

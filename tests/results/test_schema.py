@@ -1,0 +1,188 @@
+"""The observation schema: exact round trip, flat columns, and medians of censored values."""
+
+import dataclasses
+import hashlib
+import json
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distsub.results.schema import (
+    D90,
+    METHOD_COLUMNS,
+    OBSERVATIONS,
+    SCHEMA_VERSION,
+    SEARCHES,
+    censored_median,
+    from_row,
+    to_table,
+    trial_to_json,
+)
+from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+single = st.floats(width=32, allow_nan=False)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+count = st.integers(0, 2**62)
+
+
+def maybe(strategy):
+    return st.none() | strategy
+
+
+tasks = st.builds(
+    Task,
+    name=text,
+    source=text,
+    text=st.lists(text, min_size=1, max_size=2).map(tuple),
+    num_labels=st.just(1) | st.integers(2, 4),
+    config=maybe(text),
+    revision=maybe(text),
+    validation=maybe(text),
+    where=st.lists(st.tuples(text, text), max_size=2).map(tuple),
+    holdout=maybe(count),
+)
+methods = st.builds(
+    Method, name=text, projection=maybe(text), normalization=maybe(text), groups=maybe(text), block_length=maybe(count)
+)
+budgets = st.builds(
+    Budget,
+    steps=count,
+    train_examples=maybe(count),
+    warmup=finite,
+    eval_every=maybe(count),
+    weight_decay=finite | st.integers(0, 3),
+    max_grad_norm=maybe(finite),
+)
+trials = st.builds(
+    Trial,
+    model=text,
+    task=tasks,
+    method=methods,
+    d=maybe(count),
+    learning_rate=finite,
+    eta=maybe(finite),
+    seeds=st.builds(Seeds, count, count, count),
+    budget=budgets,
+    revision=maybe(text),
+)
+pairs = st.lists(st.tuples(single, single), max_size=5)
+observations = st.builds(
+    lambda pairs, **values: Observation(
+        predicted=tuple(a for a, _ in pairs), target=tuple(b for _, b in pairs), **values
+    ),
+    pairs=pairs,
+    trial=trials,
+    status=st.sampled_from(["finished", "diverged", "stopped", "error"]),
+    score=maybe(finite),
+    chance=maybe(finite),
+    metrics=st.dictionaries(text, finite, max_size=3).map(lambda d: tuple(d.items())),
+    curve=st.lists(st.tuples(count, finite), max_size=3).map(tuple),
+    num_tokens=count,
+    wall_s=finite,
+    peak_bytes=count,
+    step_size=finite,
+    error=maybe(text),
+    provenance=st.dictionaries(text, text, max_size=3).map(lambda d: tuple(d.items())),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(observations)
+def test_a_row_gives_back_the_very_observation(observation):
+    table = to_table(observation)
+    assert table.schema.equals(OBSERVATIONS, check_metadata=True)
+    table.validate(full=True)
+    again = from_row(table.to_pylist()[0])
+    assert again == observation
+    assert again.trial.id == observation.trial.id
+
+
+def test_every_field_of_the_records_has_its_column(observation):
+    seen = observation()
+    row = to_table(seen).to_pylist()[0]
+    built = {"trial", "metrics", "curve", "provenance", "predicted", "target"}
+    for field in dataclasses.fields(Observation):
+        assert field.name in row
+        if field.name not in built:
+            assert row[field.name] == getattr(seen, field.name)
+    renamed = {"name": "task", "metric": "metric"}
+    for field in dataclasses.fields(Task):
+        column = renamed.get(field.name, f"task_{field.name}")
+        if field.name not in ("text", "where"):
+            assert row[column] == getattr(seen.trial.task, field.name)
+    for field in dataclasses.fields(Budget):
+        assert row["budget_steps" if field.name == "steps" else field.name] == getattr(seen.trial.budget, field.name)
+    for field in dataclasses.fields(Method):
+        assert row["method" if field.name == "name" else field.name] == getattr(seen.trial.method, field.name)
+    assert (row["projection_seed"], row["head_seed"], row["data_seed"]) == (1, 2, 3)
+    assert (row["model"], row["d"], row["eta"], row["learning_rate"]) == ("package:tiny", 100, 0.3, 2e-5)
+    assert row["schema_version"] == SCHEMA_VERSION
+
+
+def test_the_trial_column_is_the_text_that_the_id_hashes(observation):
+    trial = observation().trial
+    assert hashlib.sha256(trial_to_json(trial).encode()).hexdigest()[:16] == trial.id
+
+
+def test_correctness_bits_are_for_classification_only(observation):
+    assert to_table(observation())["correct"].to_pylist() == [[False, True]]
+    assert to_table(observation(status="error"))["correct"].to_pylist() == [None]
+    regression = observation()
+    task = dataclasses.replace(regression.trial.task, num_labels=1)
+    regression = dataclasses.replace(regression, trial=dataclasses.replace(regression.trial, task=task))
+    assert to_table(regression)["correct"].to_pylist() == [None]
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        to_table(observation(predicted=(1.0,)))
+
+
+def test_values_that_are_not_finite_survive(observation):
+    seen = observation(score=float("inf"), metrics=(("loss", float("nan")),))
+    again = from_row(to_table(seen).to_pylist()[0])
+    assert again.score == float("inf")
+    assert again.metrics[0][1] != again.metrics[0][1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row | {"trial_id": "0" * 16}, "named 0000"),
+        (lambda row: row | {"trial": "{}"}, "not a trial"),
+        (lambda row: row | {"trial": "["}, "not a trial"),
+        (lambda row: row | {"trial": json.dumps(json.loads(row["trial"]) | {"version": 0})}, "identity version 0"),
+        (lambda row: row | {"trial": json.dumps(json.loads(row["trial"]) | {"extra": 0})}, "extra"),
+    ],
+)
+def test_a_row_whose_trial_is_not_its_own_is_refused(observation, change, message):
+    row = to_table(observation()).to_pylist()[0]
+    with pytest.raises(ValueError, match=message):
+        from_row(change(row))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ([], (None, "unknown")),
+        ([("found", 300)], (300.0, "found")),
+        ([("found", 300), ("found", 400)], (350.0, "found")),
+        ([("below_range", None), ("found", 300), ("above_range", None)], (300.0, "found")),
+        ([("found", 300), ("above_range", None)], (None, "unknown")),
+        ([("found", 300), ("above_range", None), ("above_range", 9999)], (None, "above_range")),
+        ([("below_range", None), ("below_range", None), ("found", 5)], (None, "below_range")),
+        ([("below_range", None), ("above_range", None)], (None, "unknown")),
+        ([("found", 300), ("found", 300), ("budget_spent", None)], (300.0, "found")),
+        ([("found", 300), ("found", 400), ("budget_spent", None)], (None, "unknown")),
+        ([("found", None)], (None, "unknown")),
+    ],
+)
+def test_a_median_is_given_only_when_censoring_cannot_move_it(outcomes, expected):
+    assert censored_median(outcomes) == expected
+
+
+def test_the_tables_name_methods_alike():
+    for schema in (OBSERVATIONS, SEARCHES, D90):
+        assert set(METHOD_COLUMNS) <= set(schema.names)
+        assert len(set(schema.names)) == len(schema.names)
+    assert pa.types.is_floating(D90.field("d90").type)

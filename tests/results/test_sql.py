@@ -1,0 +1,154 @@
+"""SQL over the views: what it reads, what it refuses, and what it says."""
+
+import os
+
+import pyarrow as pa
+import pytest
+from pyarrow import dataset as pads
+
+from distsub.errors import QueryError
+from distsub.results.schema import D90, SEARCHES, to_table
+from distsub.results.sql import query
+
+not_a_view = pa.table({"a": [1]})
+
+
+@pytest.fixture
+def views(observation):
+    rows = pa.concat_tables([to_table(observation(number, score=number / 10)) for number in range(4)])
+    return {"observations": rows, "searches": SEARCHES.empty_table(), "d90": D90.empty_table()}
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("select max(score) m from observations", [{"m": 0.3}]),
+        ("SELECT count(*) n FROM observations WHERE groups = 'layer' AND head = 'in_subspace';", [{"n": 4}]),
+        ("with x as (select d from observations) select min(d) d from x", [{"d": 100}]),
+        ("from observations select metrics['f1'] f1 limit 1", [{"f1": 0.7}]),
+        ("select provenance['torch'] v, curve[-1].step s from observations limit 1", [{"v": "2.13.0", "s": 10}]),
+        ("select avg(c::int) a from (select unnest(correct) c from observations)", [{"a": 0.5}]),
+        ("select d90 from d90", []),
+        ("select 'a;b' x -- two; statements?", [{"x": "a;b"}]),
+    ],
+)
+def test_the_views_are_read(views, sql, expected):
+    assert query(views, sql).to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "describe observations",
+        "show tables",
+        "summarize searches",
+        "explain select 1",
+        "explain analyze select 1",
+        "values (1)",
+        "pivot observations on status using count(*) group by task",
+    ],
+)
+def test_other_reading_statements_work(views, sql):
+    assert query(views, sql).num_rows > 0
+
+
+def test_a_dataset_is_a_view_too(observation):
+    dataset = pads.InMemoryDataset(to_table(observation()))
+    assert query({"observations": dataset}, "select d from observations").to_pylist() == [{"d": 100}]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select * from '{csv}'",
+        "select * from read_csv('{csv}')",
+        "select * from read_parquet('{csv}')",
+        "select * from read_json('{csv}')",
+        "select * from read_text('{csv}')",
+        "select * from read_blob('{csv}')",
+        "select * from glob('{folder}/*')",
+        "select * from read_csv('http://127.0.0.1:1/x.csv')",
+        "select * from 's3://bucket/x.parquet'",
+        "select * from query('select * from read_csv(''{csv}'')')",
+        "pivot (from read_csv('{csv}')) on a",
+        "copy observations to '{new}'",
+        "explain analyze copy observations to '{new}'",
+        "export database '{new}'",
+        "import database '{folder}'",
+        "attach '{new}' as other",
+        "install httpfs",
+        "load httpfs",
+        "install httpfs from community",
+        "pragma database_list",
+        "pragma enable_external_access",
+        "call pragma_version()",
+        "set enable_external_access = true",
+        "reset enable_external_access",
+        "set lock_configuration = false",
+        "create table t as select 1",
+        "create view v as select 1",
+        "drop view observations",
+        "insert into observations values (1)",
+        "delete from observations",
+        "update observations set d = 1",
+        "create secret (type s3)",
+        "use memory",
+        "begin",
+        "prepare p as select 1",
+        "checkpoint",
+        "vacuum",
+        "select 1; select 2",
+        "select 1; copy observations to '{new}'",
+        "pivot observations on status; drop view observations",
+        "select * from not_a_view",
+        "",
+        "  ",
+        "-- nothing",
+        ";",
+        "selct 1",
+        "select '",
+        "select foo(d) from observations",
+        "select 'a'::int",
+    ],
+)
+def test_anything_else_is_refused_in_one_line(views, tmp_path, sql):
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    before = sorted(os.listdir(tmp_path))
+    text = sql.format(csv=tmp_path / "x.csv", folder=tmp_path, new=tmp_path / "new")
+    with pytest.raises(QueryError) as caught:
+        query(views, text)
+    assert "\n" not in str(caught.value)
+    assert "Views: observations, searches, d90" in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_python_variables_are_out_of_reach(views):
+    local_table = pa.table({"a": [1]})
+    assert local_table.num_rows
+    for name in ("local_table", "not_a_view", "views"):
+        with pytest.raises(QueryError, match="does not exist"):
+            query(views, f"select * from {name}")
+
+
+@pytest.mark.parametrize(
+    ("sql", "nearest"),
+    [
+        ("select scor from observations", "Nearest: score"),
+        ("select o.lerning_rate from observations o", "Nearest: learning_rate"),
+        ("select * from observation", "Nearest: observations"),
+        ("select * from search", "Nearest: searches"),
+        ("select SCOR from OBSERVATIONS", "Nearest: score"),
+        ("select brackets from searches", "Nearest: bracket_low"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_known_ones(views, sql, nearest):
+    with pytest.raises(QueryError) as caught:
+        query(views, sql)
+    assert nearest in str(caught.value)
+
+
+def test_the_tables_are_as_before_after_any_query(views):
+    before = dict(views)
+    with pytest.raises(QueryError):
+        query(views, "drop view observations")
+    assert views == before
