@@ -1,0 +1,56 @@
+"""distsub: how few numbers does it take to fine-tune this pretrained model on this task?
+
+The public names are loaded when they are first used, so that importing distsub stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distsub.config import load_sweep
+    from distsub.errors import DistsubError
+    from distsub.finetune.pretrained import load_adapter
+    from distsub.finetune.train import train
+    from distsub.results import Store
+    from distsub.subspace.model import SubspaceModel
+    from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Budget": "distsub.trial",
+    "DistsubError": "distsub.errors",
+    "Method": "distsub.trial",
+    "Observation": "distsub.trial",
+    "Seeds": "distsub.trial",
+    "Store": "distsub.results",
+    "SubspaceModel": "distsub.subspace.model",
+    "Task": "distsub.trial",
+    "Trial": "distsub.trial",
+    "load_adapter": "distsub.finetune.pretrained",
+    "load_sweep": "distsub.config",
+    "train": "distsub.finetune.train",
+}
+
+__all__ = [  # noqa: RUF022 (the version last)
+    "Budget",
+    "DistsubError",
+    "Method",
+    "Observation",
+    "Seeds",
+    "Store",
+    "SubspaceModel",
+    "Task",
+    "Trial",
+    "load_adapter",
+    "load_sweep",
+    "train",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'distsub' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

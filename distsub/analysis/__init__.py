@@ -1,0 +1,1 @@
+"""What the rows mean: tables computed from them, nothing measured here."""

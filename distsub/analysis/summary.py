@@ -1,0 +1,122 @@
+"""The two tables that are computed from the rows: one row per search, and d90 per task, model and method."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+
+from distsub.results import D90, SEARCHES, censored_median
+from distsub.search import Finding, Outcome, Search, make_policy
+from distsub.trial import Observation
+
+SEARCH_COLUMNS = (
+    "search", "outcome", "d90", "bracket_low", "bracket_high", "outcome_chance_corrected", "d90_chance_corrected",
+    "best_score", "threshold", "baseline_score", "trials", "wall_s",
+)  # fmt: skip
+"""What `distsub status` shows of a search."""
+
+D90_COLUMNS = (
+    "task", "method", "projection", "head", "num_params", "num_scales", "d90", "d90_outcome", "d90_per_seed",
+    "d90_chance_corrected", "baseline_score", "threshold", "chance", "trials",
+)  # fmt: skip
+"""What `distsub run` and `distsub report` show at the end; `distsub query` has the rest."""
+
+
+_SHARED = ("baseline_score", "chance", "threshold", "threshold_chance_corrected", "num_params", "num_scales")
+"""What the searches of one task, model and method have in common."""
+
+
+def findings(searches: Sequence[Search], policy: str, observations: Iterable[Observation]) -> list[Finding]:
+    """Fold the rows into what each search knows, in the order of the searches."""
+    from distsub.search import Board
+
+    board = Board(searches, make_policy(policy))
+    for observation in observations:
+        board.observe(observation)
+    return list(board.findings())
+
+
+def searches_table(searches: Sequence[Search], policy: str, observations: Sequence[Observation]) -> pa.Table:
+    """Compute one row per search in the schema SEARCHES."""
+    rows = []
+    by_owner = _rows_of(searches, observations)
+    for search, finding in zip(searches, findings(searches, policy, observations), strict=True):
+        own = by_owner[search.id]
+        thresholds = finding.thresholds
+        subspace = [row for row in own if not row.trial.is_baseline]
+        rows.append(
+            {
+                "search": search.name,
+                "task": search.task.name,
+                "model": search.model,
+                "method": search.method.name,
+                "projection": search.method.projection,
+                "normalization": search.method.normalization,
+                "groups": search.method.groups,
+                "head": search.method.head,
+                "projection_seed": search.seeds.projection,
+                "head_seed": search.seeds.head,
+                "data_seed": search.seeds.data,
+                "outcome": finding.outcome.name,
+                "d90": finding.d,
+                "bracket_low": finding.bracket[0],
+                "bracket_high": finding.bracket[1],
+                "outcome_chance_corrected": finding.chance_corrected.outcome.name,
+                "d90_chance_corrected": finding.chance_corrected.d,
+                "baseline_score": thresholds and thresholds.full,
+                "chance": thresholds and thresholds.chance,
+                "threshold": thresholds and thresholds.relative,
+                "threshold_chance_corrected": thresholds and thresholds.chance_corrected,
+                "best_score": finding.best_score,
+                "trials": finding.num_trials,
+                "num_params": max((row.num_params for row in subspace), default=0) or None,
+                "num_scales": max((row.num_scales for row in subspace if row.num_params), default=None),
+                "wall_s": sum(row.wall_s for row in own),
+            }
+        )
+    names = set(SEARCHES.names)
+    return pa.Table.from_pylist([{k: v for k, v in row.items() if k in names} for row in rows], schema=SEARCHES)
+
+
+def _rows_of(searches: Sequence[Search], observations: Sequence[Observation]) -> dict[str, list[Observation]]:
+    """Give each search its rows: its own trials and the baseline's."""
+    return {search.id: [row for row in observations if search.owns(row.trial)] for search in searches}
+
+
+def d90_table(searches: pa.Table) -> pa.Table:
+    """Compute one row per task, model and method over its seeds, in the schema D90."""
+    keys = ("task", "model", "method", "projection", "normalization", "groups", "head")
+    groups: dict[tuple[object, ...], list[dict[str, object]]] = {}
+    for row in searches.to_pylist():
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    rows = []
+    for key, members in groups.items():
+        d90, outcome = censored_median([(m["outcome"], m["d90"]) for m in members])  # type: ignore[misc]
+        corrected, corrected_outcome = censored_median(
+            [(m["outcome_chance_corrected"], m["d90_chance_corrected"]) for m in members]  # type: ignore[misc]
+        )
+        first = members[0]
+        rows.append(
+            dict(zip(keys, key, strict=True))
+            | {
+                "d90": d90,
+                "d90_outcome": outcome,
+                "d90_per_seed": [m["d90"] for m in members],
+                "d90_chance_corrected": corrected,
+                "d90_chance_corrected_outcome": corrected_outcome,
+                "d90_chance_corrected_per_seed": [m["d90_chance_corrected"] for m in members],
+                "searches": len(members),
+                "outcomes": dict(Counter(str(m["outcome"]) for m in members)),
+                "trials": sum(m["trials"] for m in members),  # type: ignore[misc]
+                "wall_s": sum(m["wall_s"] for m in members),  # type: ignore[misc]
+            }
+            | {name: first[name] for name in _SHARED}
+        )
+    for row in rows:
+        row["outcomes"] = list(row["outcomes"].items())  # type: ignore[attr-defined]
+    return pa.Table.from_pylist(rows, schema=D90)
+
+
+def all_over(found: Iterable[Finding]) -> bool:
+    """Tell whether no search is still running."""
+    return all(finding.outcome is not Outcome.running for finding in found)

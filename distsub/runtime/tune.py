@@ -1,0 +1,247 @@
+"""Run a sweep on Ray Tune: one Tuner and one searcher for all searches, actors that are reused between trials.
+
+The searcher only translates between Tune and the board. It accepts a verdict only from a result flagged final, since
+Tune reports a trial that was stopped exactly like one that finished; and it never raises, since an exception in it
+would end the whole run.
+"""
+
+import contextlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# Ray reads these when it is imported; whoever has set them keeps what was set.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+if "RAY_ADDRESS" not in os.environ:  # a cluster of our own, on loopback; a given one says itself how it authenticates
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from distsub.config import Resources
+from distsub.errors import ConfigError, DistsubError
+from distsub.finetune.train import failed
+from distsub.results import Store
+from distsub.results.schema import trial_from_json, trial_to_json
+from distsub.runtime.progress import Reporter
+from distsub.runtime.worker import Place, perform
+from distsub.search import Board
+from distsub.trial import Observation, Trial
+
+STEP_S = 2.0
+"""Seconds of training per Tune step: how long a cancelled trial may still run."""
+
+
+class TrainTrial(tune.Trainable):
+    """A Tune trial that trains one of ours; its process is reused for the next."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start a trial; what is slow about it happens in the first step."""
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start another trial in the same process."""
+        self._steps.close()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        trial = trial_from_json(config["trial"])
+        self._steps = perform(trial, Place(**config["place"]))
+
+    def step(self) -> dict[str, Any]:
+        """Train for a moment; the last result carries the verdict and is flagged final."""
+        began, progress = time.monotonic(), None
+        while time.monotonic() - began < STEP_S:
+            try:
+                progress = next(self._steps)
+            except StopIteration as end:
+                observation: Observation = end.value
+                return {
+                    "done": True,
+                    "final": True,
+                    "status": observation.status,
+                    "score": observation.score,
+                    "chance": observation.chance,
+                    "error": observation.error,
+                    "wall_s": observation.wall_s,
+                }
+        assert progress is not None
+        return {"final": False, "at_step": progress.step, "of_steps": progress.steps}
+
+    def cleanup(self) -> None:
+        """Drop a training that was cancelled."""
+        self._steps.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Keep nothing: a trial that is lost runs again."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Restore nothing."""
+
+
+class BoardSearcher(Searcher):
+    """Translates between Tune and the board."""
+
+    def __init__(
+        self, board: Board, store: Store, place: Place, reporter: Reporter, slots: int, crashes: "CrashLog"
+    ) -> None:
+        """Serve a board's trials."""
+        super().__init__(metric="score", mode="max")
+        self._board, self._store, self._place, self._reporter = board, store, place, reporter
+        self._slots, self._crashes = slots, crashes
+        crashes.told = self._crashed
+        self.running: dict[str, Trial] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """Give Tune the next trial, nothing for now, or the end."""
+        trial = self._board.next({trial.id for trial in self.running.values()}, self._slots)
+        if trial is None:
+            return Searcher.FINISHED if not self.running and self._board.finished else None
+        self.running[trial_id] = trial
+        self._reporter.started(trial)
+        return {"trial": trial_to_json(trial), "place": vars(self._place)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Show how far a trial is."""
+        trial = self.running.get(trial_id)
+        if trial is not None and not result.get("final"):
+            self._reporter.stepped(trial, result.get("at_step", 0), result.get("of_steps", trial.budget.steps))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the board of a verdict; a trial that was stopped has none."""
+        trial = self.running.pop(trial_id, None)
+        if trial is None:
+            return
+        if error:
+            reason = self._crashes.reasons.get(trial_id) or "the trial's process died"
+            observation = failed(trial, DistsubError(reason))
+            self._store.write(observation)
+        elif result and result.get("final"):
+            given = {key: result.get(key) for key in ("status", "score", "chance", "error")}
+            observation = Observation(trial, wall_s=result.get("wall_s", 0.0), **given)  # type: ignore[arg-type]
+        else:
+            self._reporter.cancelled(trial)
+            return
+        self._board.observe(observation)
+        self._reporter.ended(observation)
+
+    def _crashed(self, trial_id: str, reason: str) -> None:
+        if trial_id in self.running:
+            self._reporter.crashed(self.running[trial_id], reason or "the trial's process died")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the table of observations is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing."""
+
+
+class CrashLog(tune.Callback):
+    """Keeps what a failed trial raised, for its row; the searcher is told only that it failed."""
+
+    def __init__(self) -> None:
+        """Start with nothing known."""
+        self.reasons: dict[str, str] = {}
+        self.told: Callable[[str, str], None] = lambda trial_id, reason: None
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note why a trial that will be tried again failed."""
+        self._note(trial)
+        self.told(trial.trial_id, self.reasons.get(trial.trial_id, ""))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note why a trial failed for good."""
+        self._note(trial)
+
+    def _note(self, trial: Any) -> None:
+        with contextlib.suppress(Exception):  # an exception in a callback would end the whole run
+            lines = [line for line in str(trial.get_error() or "").splitlines() if line and not line.startswith(" ")]
+            self.reasons[trial.trial_id] = lines[-1] if lines else ""
+
+
+@contextlib.contextmanager
+def cluster(resources: Resources) -> Iterator[None]:
+    """Connect to RAY_ADDRESS or the job's cluster, else start one on this machine's loopback and end it."""
+    if ray.is_initialized():
+        yield
+        return
+    # What goes wrong in a trial is told once, in one line; Tune would print each traceback twice.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.air").setLevel(logging.CRITICAL)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
+    if "RAY_ADDRESS" not in os.environ:
+        options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def slots(resources: Resources) -> int:
+    """Count how many trials the cluster can run at once now.
+
+    Raises:
+        ConfigError: It cannot run one, and will not grow.
+    """
+    if resources.max_concurrent_trials is not None:
+        return resources.max_concurrent_trials
+    have = ray.cluster_resources()
+    fits = [int(have.get("CPU", 0) // resources.cpus_per_trial)] if resources.cpus_per_trial else []
+    if resources.gpus_per_trial:
+        fits.append(int(have.get("GPU", 0) // resources.gpus_per_trial))
+    if min(fits) < 1:
+        raise ConfigError(
+            f"a trial asks for {resources.cpus_per_trial:g} CPUs and {resources.gpus_per_trial:g} GPUs; the cluster "
+            f"has {have.get('CPU', 0):g} and {have.get('GPU', 0):g}; lower [resources], or give max_concurrent_trials "
+            f"for a cluster that grows"
+        )
+    return min(fits)
+
+
+def run(board: Board, store: Store, place: Place, reporter: Reporter, resources: Resources) -> None:
+    """Run until no search wants another trial.
+
+    Args:
+        board: The searches, with what is known already.
+        store: Where errors are recorded; results are written by the trials themselves.
+        place: Where trials run.
+        reporter: Told of every step and result.
+        resources: What a trial occupies and how many run at once.
+
+    Raises:
+        ConfigError: The cluster can never run a trial.
+    """
+    with cluster(resources), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:
+        limit = slots(resources)
+        crashes = CrashLog()
+        searcher = BoardSearcher(board, store, place, reporter, limit, crashes)
+        needs = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
+        tuner = tune.Tuner(
+            tune.with_resources(TrainTrial, needs),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=-1,
+                max_concurrent_trials=limit,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                name="sweep",
+                verbose=0,
+                callbacks=[crashes],
+                failure_config=tune.FailureConfig(max_failures=resources.retries),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            ),
+        )
+        tuner.fit()

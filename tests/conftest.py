@@ -1,0 +1,92 @@
+"""A tiny real model and task on disk, made once: two layers of random BERT, and sentences that a word decides."""
+
+import os
+import random
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+WORDS = [f"w{i}" for i in range(40)] + ["good", "bad"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+    BertTokenizerFast(vocab=str(vocabulary)).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS) + 5,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        initializer_range=0.1,
+    )
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny-data")
+    draw = random.Random(0)
+    for name, rows in (("train", 256), ("validation", 128)):
+        lines = ["sentence,label"]
+        for i in range(rows):
+            words = draw.choices(WORDS[:40], k=draw.randint(3, 8))
+            words.insert(draw.randint(0, len(words)), "good" if i % 2 else "bad")
+            lines.append(f"{' '.join(words)},{i % 2}")
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+SWEEP = """\
+name = "tiny"
+models = [{{ path = "{model}" }}]
+methods = ["said", "did"]
+seeds = 2
+dims = [8, 16, 64, 256]
+
+[[tasks]]
+name = "tiny"
+path = "{data}"
+text = "sentence"
+num_labels = 2
+metric = "accuracy"
+
+[search]
+etas = [1.0, 3.0]
+learning_rate = 1e-3
+
+[baseline]
+learning_rates = [1e-3, 3e-3]
+
+[budget]
+steps = 40
+batch_size = 16
+max_length = 16
+eval_every = 10
+precision = "fp32"
+
+[resources]
+cpus_per_trial = 1
+retries = 1
+"""
+
+
+@pytest.fixture
+def tiny_sweep(tiny_model, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTSUB_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.toml"
+    path.write_text(SWEEP.format(model=tiny_model, data=tiny_data))
+    return path

@@ -1,0 +1,87 @@
+"""The import ladder, the light import, and the packaging facts that a reader relies on."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "distsub"
+
+MAY_IMPORT = {
+    "errors": set(),
+    "templates": set(),
+    "trial": {"errors"},
+    "subspace": {"errors", "trial"},
+    "finetune": {"errors", "trial", "subspace"},
+    "search": {"errors", "trial"},
+    "results": {"errors", "trial"},
+    "config": {"errors", "trial", "search", "finetune"},
+    "runtime": {"errors", "trial", "subspace", "finetune", "search", "results", "config"},
+    "analysis": {"errors", "trial", "subspace", "finetune", "search", "results"},
+    "cli": {
+        "errors",
+        "trial",
+        "subspace",
+        "finetune",
+        "search",
+        "results",
+        "config",
+        "runtime",
+        "analysis",
+        "templates",
+    },
+}
+PURE = {"search": {"torch", "ray", "time", "random"}, "results": {"torch", "ray"}}
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_lower_room_never_imports_a_higher_one(path):
+    room = room_of(path)
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("distsub.")}
+    assert used - {room} <= MAY_IMPORT[room]
+    assert not {name.split(".")[0] for name in imports(path)} & PURE.get(room, set())
+
+
+def test_only_runtime_imports_ray():
+    users = {room_of(path) for path in MODULES if "ray" in {name.split(".")[0] for name in imports(path)}}
+    assert users == {"runtime"}
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, distsub; print(*(m for m in ('torch', 'ray', 'transformers', 'pandas') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom distsub.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(*(m for m in ('torch', 'ray', 'transformers', 'pyarrow') if m in sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "" and "query" in done.stdout
+
+
+def test_no_module_outgrows_a_reader():
+    assert {p.name: n for p in MODULES if (n := len(p.read_text().splitlines())) > 480} == {}
