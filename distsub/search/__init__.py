@@ -1,0 +1,31 @@
+"""What to try next: the grid of d, the policies, their verdicts, and the board that all searches share.
+
+Pure: no clock, no files, no randomness, no torch, no Ray.
+"""
+
+from distsub.search.board import Board
+from distsub.search.evidence import Evidence, Result, reaches, thresholds
+from distsub.search.grid import PUBLISHED_RATIO, log_grid
+from distsub.search.outcome import Finding, Outcome, Thresholds, Verdict
+from distsub.search.policies import POLICIES, Bisection, Grid, Policy, make_policy
+from distsub.search.spec import Search
+
+__all__ = [
+    "POLICIES",
+    "PUBLISHED_RATIO",
+    "Bisection",
+    "Board",
+    "Evidence",
+    "Finding",
+    "Grid",
+    "Outcome",
+    "Policy",
+    "Result",
+    "Search",
+    "Thresholds",
+    "Verdict",
+    "log_grid",
+    "make_policy",
+    "reaches",
+    "thresholds",
+]

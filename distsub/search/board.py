@@ -1,0 +1,230 @@
+"""All searches of a sweep behind one counter: which trial next, and what everybody learns from a result.
+
+The only mutable thing in this room. A decision touches the searches that a result concerns and a heap with one
+live entry per search, so its cost does not grow with their number.
+"""
+
+import heapq
+from collections.abc import Hashable, Iterable, KeysView, Set
+from dataclasses import replace
+
+from distsub.errors import ConfigError
+from distsub.search.evidence import Evidence
+from distsub.search.outcome import Finding, Outcome
+from distsub.search.policies import Policy
+from distsub.search.spec import Lineage, Search, lineage
+from distsub.trial import Observation, Trial
+
+
+ELDERS = 8
+"""How many searches of other seeds a search learns from, at most; bounds what one result can set in motion."""
+
+PATIENCE = 2
+"""By how many ranks a search stands back for each of them that is still open."""
+
+
+class Board:
+    """Multiplexes searches under one policy.
+
+    Order of trials: baselines of all searches first, since each unlocks every search that shares it and shows early
+    what cannot be measured. Then by rank in each search's own list, first choices of all before the second of any:
+    extra etas only shorten one search while others stand idle, and a search that still waits for its baseline ranks
+    lower by as much. Among equals the order of the sweep, so that answers come one by one and a sweep that is cut
+    short has whole d90s rather than many half-open brackets.
+
+    A trial that several searches ask for runs once and all observe it.
+
+    Where the policy learns, a search is told what those found that differ from it in the seeds only and come before
+    it in the sweep, as soon as each of them is over. Until then it stands back, so that with few slots one seed is
+    done after the other and each begins where the last one ended. What was found depends on the rows alone, so
+    whoever reads the rows back has learned the same.
+    """
+
+    def __init__(self, searches: Iterable[Search], policy: Policy) -> None:
+        """Set up the searches with nothing observed.
+
+        Raises:
+            ConfigError: The same search is given twice.
+        """
+        self.searches = tuple(searches)
+        self.policy = policy
+        seen: set[Search] = set()
+        for search in self.searches:
+            if search in seen:
+                raise ConfigError(f"search {search.name} ({search.id}) is given twice: give each search once")
+            seen.add(search)
+        self._states: list[Evidence] = [policy.init(search) for search in self.searches]
+        self._interested: dict[str | Lineage, list[int]] = {}
+        for index, search in enumerate(self.searches):
+            for key in (*dict.fromkeys(trial.id for trial in search.baseline), search.lineage):
+                self._interested.setdefault(key, []).append(index)
+        self._younger: list[list[int]] = [[] for _ in self.searches]
+        self._waits: list[int] = [0] * len(self.searches)  # elders that are still open
+        self._over = [False] * len(self.searches)
+        if policy.learns:
+            families: dict[Hashable, list[int]] = {}
+            for index, search in enumerate(self.searches):
+                elders = families.setdefault(_family(search), [])
+                for elder in elders[-ELDERS:]:
+                    self._younger[elder].append(index)
+                self._waits[index] = min(len(elders), ELDERS)
+                elders.append(index)
+        # How many trials each search is asked for: at first the baseline and one d. Wider only when slots are idle,
+        # since with many searches the far ends of their wish lists are never reached; never narrower, since a lost
+        # node must not withdraw what runs elsewhere.
+        self._width = max((len(search.baseline) + len(search.etas) for search in self.searches), default=1)
+        self._stale: dict[int, None] = dict.fromkeys(range(len(self.searches)))
+        self._proposed: list[tuple[Trial, ...]] = [() for _ in self.searches]
+        self._claims: dict[str, dict[int, None]] = {}  # trial id -> the searches that propose it, in sweep order
+        # (is a probe, rank and standing back, search, version, rank): best one first
+        self._heap: list[tuple[bool, int, int, int, int]] = []
+        self._version = [0] * len(self.searches)
+        self._taken: set[str] = set()  # trials handed out or seen running
+
+    def observe(self, observation: Observation) -> None:
+        """Tell every search that asked for this trial; rows of nobody's trials and rows known already change nothing.
+
+        A trial stopped because it is no longer wanted has no observation: do not report it.
+        """
+        trial = observation.trial
+        for index in self._interested.get(trial.id if trial.is_baseline else lineage(trial), ()):
+            state = self.policy.observe(self._states[index], observation)
+            if state is not self._states[index]:
+                self._states[index] = state
+                self._stale[index] = None
+
+    def next(self, running: Set[str], slots: int) -> Trial | None:
+        """Return the trial to start now, None if there is none or no slot is free.
+
+        Answers the same until the trial appears in `running` or is observed; one that leaves `running` without an
+        observation is offered again.
+
+        Args:
+            running: Ids of the trials in flight, those about to be cancelled included.
+            slots: How many trials may be in flight in all.
+        """
+        self._refresh()
+        for lost in self._taken - running:
+            self._taken.discard(lost)
+            for index in self._claims.get(lost, ()):
+                self._enter(index)
+        if len(running) >= slots:
+            return None
+        trial = self._first(running)
+        while trial is None and self._width < slots:
+            self._widen()
+            trial = self._first(running)
+        return trial
+
+    def wanted(self) -> KeysView[str]:
+        """Return a view of the ids worth running as of now; what runs and is not in it may be cancelled.
+
+        Ask with `in`, once per running trial: subtracting the view from a set walks over all of it.
+        """
+        self._refresh()
+        return self._claims.keys()
+
+    def goals(self, trial_id: str) -> tuple[float, ...]:
+        """Return the thresholds that decide the searches which want a trial; none while any of them has none.
+
+        A trial may be stopped early only with the same verdict on all of them.
+        """
+        self._refresh()
+        marks = [self._states[index].thresholds for index in self._claims.get(trial_id, ())]
+        return () if None in marks else tuple(dict.fromkeys(each.relative for each in marks if each))
+
+    @property
+    def finished(self) -> bool:
+        """Whether no search wants another trial."""
+        return not self.wanted()
+
+    def findings(self, *, spent: bool = False) -> tuple[Finding, ...]:
+        """Return what each search knows, in the order of `searches`.
+
+        Args:
+            spent: Whether the budget is gone: what still runs is then told as "budget spent".
+        """
+        found = (self.policy.outcome(state) for state in self._states)
+        if not spent:
+            return tuple(found)
+        return tuple(_spent(finding) for finding in found)
+
+    def max_trials(self) -> int:
+        """Return the number of trials that the sweep never exceeds, each shared baseline counted once."""
+        probes = sum(self.policy.max_trials(search) - len(search.baseline_ids) for search in self.searches)
+        return probes + len(frozenset[str]().union(*(search.baseline_ids for search in self.searches)))
+
+    def _first(self, running: Set[str]) -> Trial | None:
+        """Return the best trial that is not running, and move the searches whose first choices are running on."""
+        while self._heap:
+            _, _, index, version, rank = self._heap[0]
+            if version != self._version[index]:
+                heapq.heappop(self._heap)
+                continue
+            trial = self._proposed[index][rank]
+            self._taken.add(trial.id)
+            if trial.id not in running:
+                return trial
+            self._enter(index, rank + 1)
+        return None
+
+    def _enter(self, index: int, rank: int = 0) -> None:
+        """Put a search on the heap with its proposal of that rank, if there is one; its older entry lapses."""
+        self._version[index] += 1
+        if rank < len(self._proposed[index]):
+            is_probe = not self._proposed[index][rank].is_baseline
+            order = rank + PATIENCE * self._waits[index]
+            heapq.heappush(self._heap, (is_probe, order, index, self._version[index], rank))
+
+    def _widen(self) -> None:
+        """Ask for twice as many trials, of the searches that may have more than they were asked for."""
+        more = (index for index, trials in enumerate(self._proposed) if len(trials) == self._width)
+        self._stale.update(dict.fromkeys(more))
+        self._width *= 2
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Ask again every search that learned something since it was last asked, once however much that was."""
+        while self._stale:
+            index = next(iter(self._stale))
+            del self._stale[index]
+            before = {trial.id for trial in self._proposed[index]}
+            self._proposed[index] = self.policy.propose(self._states[index], self._width)
+            after = {trial.id for trial in self._proposed[index]}
+            for dropped in before - after:
+                del self._claims[dropped][index]
+                if not self._claims[dropped]:
+                    del self._claims[dropped]
+            for added in after - before:
+                self._claims.setdefault(added, {})[index] = None
+            self._enter(index)
+            if self._younger[index]:
+                self._teach(index, over=not after)
+
+    def _teach(self, index: int, over: bool) -> None:
+        """Tell the younger searches what one found when it is over, and whether they still have to wait for it."""
+        for younger in self._younger[index]:
+            if over != self._over[index]:
+                self._waits[younger] += -1 if over else 1
+                self._stale[younger] = None
+            if over:
+                state = self._states[younger].learn(self._states[index])
+                if state is not self._states[younger]:
+                    self._states[younger] = state
+                    self._stale[younger] = None
+        self._over[index] = over
+
+
+def _family(search: Search) -> Hashable:
+    """Return all of a search but its seeds."""
+    model, revision, task, method, learning_rate, _, budget = search.lineage
+    baseline, grid = search.baseline_ids, (search.dims, search.etas, search.fraction)
+    return (model, revision, task, method, learning_rate, budget, baseline, grid)
+
+
+def _spent(finding: Finding) -> Finding:
+    corrected = finding.chance_corrected
+    if corrected.outcome is Outcome.running:
+        corrected = replace(corrected, outcome=Outcome.budget_spent)
+    outcome = Outcome.budget_spent if finding.outcome is Outcome.running else finding.outcome
+    return replace(finding, outcome=outcome, chance_corrected=corrected)

