@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from distsub.errors import UnavailableError
@@ -101,7 +102,7 @@ def prepare(model: str, revision: str | None = None) -> Prepared:
     if not record.is_file():
         try:
             _convert(source, files, target)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise UnavailableError(f"model {model!r} cannot be read: {str(error).splitlines()[0]}") from None
     saved = json.loads(record.read_text())
     return Prepared(Path(saved["path"]) if saved["path"] else target, saved["sha256"])

@@ -1,0 +1,100 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from distsub.config import load_sweep
+from distsub.errors import DimensionError
+from distsub.finetune import train
+from distsub.finetune.step_size import step_size
+from distsub.trial import Method
+
+
+@pytest.fixture
+def trials(tiny_sweep):
+    torch.set_num_threads(1)
+    [search, *_] = load_sweep(tiny_sweep).searches()
+    return search
+
+
+def same(first, second):
+    drop = {"wall_s": 0.0, "eval_s": 0.0, "peak_bytes": 0}
+    return dataclasses.replace(first, **drop) == dataclasses.replace(second, **drop)
+
+
+def test_the_same_trial_gives_the_same_observation(trials):
+    trial = trials.trials_at(64)[1]
+    first = train.run(trial)
+    torch.manual_seed(999)  # whatever state another trial left behind
+    assert same(first, train.run(trial))
+    assert first.status == "finished" and first.steps == trial.budget.steps
+    assert len(first.predicted) == len(first.target) == 128
+
+
+def test_counts_are_exact(trials):
+    subspace = train.run(trials.trials_at(64)[0])
+    assert (subspace.num_trained, subspace.num_scales, subspace.num_trained_head) == (64, 4, 0)
+    full = train.run(trials.baseline[0])
+    assert full.num_trained == full.num_params == subspace.num_params
+    apart = dataclasses.replace(trials.trials_at(64)[0], method=Method("did", "partition", "global", head="trained"))
+    beside = train.run(apart)
+    assert (beside.num_trained, beside.num_scales, beside.num_trained_head) == (64, 0, 66)
+    assert beside.num_params == full.num_params - 66
+
+
+def test_full_fine_tuning_learns_and_the_curve_is_recorded(trials):
+    best = max((train.run(trial) for trial in trials.baseline), key=lambda row: row.score)
+    assert best.score > 0.8 > best.chance == 0.5
+    assert [step for step, _ in best.curve] == [10, 20, 30, 40] and best.curve[-1][1] == best.score
+    assert dict(best.metrics)["accuracy"] == best.score and "f1" in dict(best.metrics)
+
+
+def test_divergence_is_a_result(trials):
+    wild = dataclasses.replace(trials.trials_at(64)[0], eta=1e38)
+    row = train.run(wild)
+    assert row.status == "diverged" and row.score is None and row.steps < wild.budget.steps
+    assert "not finite" in row.error or "nan" in row.error or "inf" in row.error
+
+
+def test_a_caller_may_stop_between_steps(trials):
+    steps = train.train(trials.trials_at(64)[0])
+    assert [next(steps).step for _ in range(3)] == [1, 2, 3]
+    steps.close()
+
+
+def test_evaluation_does_not_change_training(trials):
+    trial = trials.trials_at(64)[0]
+    rare = dataclasses.replace(trial, budget=dataclasses.replace(trial.budget, eval_every=None))
+    assert train.run(trial).predicted == train.run(rare).predicted
+
+
+def test_regression_trains_on_values(tiny_model, tmp_path, trials):
+    lines = ["sentence,label"] + [f"{'good ' * (i % 5)}w{i % 30},{i % 5}.5" for i in range(200)]
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    task = dataclasses.replace(
+        trials.task, name="value", source=str(tmp_path), num_labels=1, metric="pearson", validation="validation"
+    )
+    row = train.run(dataclasses.replace(trials.baseline[1], task=task))
+    assert row.metrics and row.chance == 0.0 and row.score > 0.3
+
+
+def test_d_that_does_not_fit_is_refused(trials):
+    with pytest.raises(DimensionError, match="4 scales"):
+        train.run(dataclasses.replace(trials.trials_at(8)[0], d=4))
+
+
+def test_step_size_matches_the_first_order_decrease():
+    """|P^T g|_1 lr(d) equals |g|_1 lr_full for Gaussian gradients: to 5 % at these sizes, for both normalisations."""
+    from distsub.subspace.families import build
+
+    generator = torch.Generator().manual_seed(0)
+    sizes = [4000, 4000, 4000, 4000]
+    gradient = torch.randn(sum(sizes), generator=generator)
+    for normalization in ("global", "per_tensor"):
+        for d in (128, 512):
+            projection = build("fastfood", sizes, d, 1, normalization, 1024)
+            rate = step_size(1.0, 1e-4, sum(sizes), d, normalization, len(sizes))
+            ratio = rate * projection.adjoint(gradient).abs().sum() / (1e-4 * gradient.abs().sum())
+            assert math.isclose(ratio, 1.0, abs_tol=0.1), (normalization, d)

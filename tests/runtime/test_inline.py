@@ -1,0 +1,65 @@
+import dataclasses
+
+import pytest
+
+from distsub.config import load_sweep
+from distsub.results import Store
+from distsub.runtime import launch
+from distsub.search import Outcome
+
+
+def open_store(sweep, tmp_path):
+    return Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
+
+
+def test_a_sweep_runs_to_its_end_and_again_does_nothing(tiny_sweep, tmp_path, capsys):
+    sweep = dataclasses.replace(load_sweep(tiny_sweep), seeds=load_sweep(tiny_sweep).seeds[:1])
+    store = open_store(sweep, tmp_path)
+    assert launch.run(sweep, store, "inline") == 0
+    rows = store.read()
+    assert len(rows) <= launch.board_of(sweep).max_trials()
+    assert all(f.outcome is not Outcome.running for f in launch.board_of(sweep, store).findings())
+    assert len(list((tmp_path / "out" / "adapters").iterdir())) == sum(not row.trial.is_baseline for row in rows)
+    capsys.readouterr()
+    assert launch.run(sweep, store, "inline") == 0
+    assert "nothing left to do" in capsys.readouterr().out
+    assert store.read() == rows
+
+
+def test_a_crashing_trial_is_retried_then_recorded_and_the_others_go_on(tiny_sweep, tmp_path, monkeypatch, capsys):
+    from distsub.runtime import inline
+
+    sweep = dataclasses.replace(load_sweep(tiny_sweep), seeds=load_sweep(tiny_sweep).seeds[:1])
+    store = open_store(sweep, tmp_path)
+    real, calls = inline.perform, []
+
+    def flaky(trial, place):
+        if trial.d == 16 and trial.method.name == "said":
+            calls.append(trial.id)
+            raise RuntimeError("boom\nwith a second line")
+        return real(trial, place)
+
+    monkeypatch.setattr(inline, "perform", flaky)
+    assert launch.run(sweep, store, "inline") == 3
+    assert len(calls) == 2 * len(set(calls))  # each tried twice: retries = 1
+    errors = [row for row in store.read() if row.status == "error"]
+    assert {row.error for row in errors} == {"RuntimeError: boom"}
+    said, did = launch.board_of(sweep, store).findings()
+    assert did.outcome.is_over and did.outcome is not Outcome.trial_failed
+    monkeypatch.setattr(inline, "perform", real)
+    assert launch.run(sweep, store, "inline") == 0  # errors are tried again, and heal
+    assert not [row for row in store.read() if row.status == "error"]
+
+
+def test_an_unwritable_table_ends_the_run(tiny_sweep, tmp_path, monkeypatch):
+    from distsub.errors import OutputError
+
+    sweep = load_sweep(tiny_sweep)
+    store = open_store(sweep, tmp_path)
+
+    def full(self, observation):
+        raise OutputError("disk full")
+
+    monkeypatch.setattr(Store, "write", full)
+    with pytest.raises(OutputError):
+        launch.run(sweep, store, "inline")

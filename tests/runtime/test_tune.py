@@ -1,0 +1,106 @@
+"""The Ray backend on real Ray processes: the same table as inline, kills survived, crashes recorded."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from distsub.config import load_sweep
+from distsub.results import Store
+from distsub.runtime import launch
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+TIMES = {"wall_s", "eval_s", "peak_bytes", "provenance"}
+
+
+def table_of(out):
+    """Every row, without what depends on the clock."""
+    rows = Store.open(str(out)).table().to_pylist()
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def command(sweep, out, *more):
+    return [sys.executable, "-m", "distsub.cli", "run", str(sweep), "--out", str(out), *more]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    return {**os.environ, "RAY_TMPDIR": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+
+
+@pytest.fixture
+def truth(tiny_sweep, tmp_path):
+    sweep = load_sweep(tiny_sweep)
+    store = Store.create(str(tmp_path / "inline"), sweep.text, sweep.fingerprint, str(tmp_path))
+    assert launch.run(sweep, store, "inline") == 0
+    return table_of(tmp_path / "inline")
+
+
+def test_tune_gives_the_table_of_the_inline_backend(tiny_sweep, tmp_path, truth, environment):
+    done = subprocess.run(command(tiny_sweep, tmp_path / "tune"), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    ours = {row["trial_id"]: row for row in table_of(tmp_path / "tune")}
+    # Tune starts the first d before the threshold is known, so it may hold a trial that inline never needed.
+    assert {row["trial_id"] for row in truth} <= set(ours)
+    assert [ours[row["trial_id"]] for row in truth] == truth
+
+
+def test_killing_the_driver_again_and_again_loses_and_repeats_nothing(tiny_sweep, tmp_path, truth, environment):
+    draw, out = random.Random(0), tmp_path / "killed"
+    finished_once: dict[str, int] = {}
+    for _ in range(4):
+        process = subprocess.Popen(command(tiny_sweep, out), env=environment, start_new_session=True)
+        began, target = time.monotonic(), len(finished_once) + draw.randint(1, 5)
+        while process.poll() is None and time.monotonic() - began < 180:
+            time.sleep(0.2)
+            if len(list((out / "observations").glob("*.parquet"))) >= target:
+                time.sleep(draw.random() * 2)
+                break
+        os.killpg(process.pid, signal.SIGKILL)  # the driver and what it started itself; workers notice and end
+        process.wait()
+        for file in (out / "observations").glob("*.parquet"):
+            stamp = file.stat().st_mtime_ns
+            assert finished_once.setdefault(file.name, stamp) == stamp, "a finished trial was run again"
+    done = subprocess.run(command(tiny_sweep, out), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, stamp in finished_once.items():
+        assert (out / "observations" / name).stat().st_mtime_ns == stamp
+    ours = {row["trial_id"]: row for row in table_of(out)}
+    assert [ours[row["trial_id"]] for row in truth] == truth
+    assert not Store.open(str(out)).damaged
+
+
+
+
+def test_a_trial_that_kills_its_process_is_retried_then_recorded(tiny_sweep, tmp_path, environment):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os, pathlib\n"
+        "import distsub.finetune.train as t\n"
+        "real = t.build_model\n"
+        "def build(trial, *a, **k):\n"
+        "    if trial.d == 16 and trial.method.name == 'said' and trial.seeds.data == 0:\n"
+        f"        with open({str(tmp_path / 'deaths')!r}, 'a') as f: f.write(trial.id + chr(10))\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return real(trial, *a, **k)\n"
+        "t.build_model = build\n"
+    )
+    environment = {**environment, "PYTHONPATH": str(site)}
+    out = tmp_path / "crash"
+    done = subprocess.run(command(tiny_sweep, out), env=environment, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    rows = Store.open(str(out)).read()
+    dead = {row.trial.id for row in rows if row.status == "error"}
+    deaths = Path(tmp_path / "deaths").read_text().split()
+    assert dead == set(deaths) and all(deaths.count(trial) == 2 for trial in dead)
+    board = launch.board_of(load_sweep(tiny_sweep), Store.open(str(out)))
+    others = [f for s, f in zip(board.searches, board.findings(), strict=True) if (s.method.name, s.seeds.data) != ("said", 0)]
+    assert all(finding.outcome.is_over for finding in others)

@@ -1,0 +1,193 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from distsub import cli
+from distsub.config import load_sweep
+
+COMMANDS = ("init", "run", "plan", "status", "query", "report", "inspect", "doctor")
+
+
+def call(capsys, *arguments):
+    """Run a command in this process; give (exit code, stdout, stderr)."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return end.value.code, out, err
+
+
+def refused(capsys, *arguments):
+    """Run a command that must fail on bad input: exit code 2, one line, no traceback."""
+    code, _, err = call(capsys, *arguments)
+    lines = [line for line in err.splitlines() if line]
+    assert code == 2, err
+    assert len(lines) == 1 and lines[0].startswith("distsub: "), err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_model, tiny_data):
+    """A small sweep run inline once, by the command itself."""
+    from conftest import SWEEP
+
+    folder = tmp_path_factory.mktemp("cli")
+    text = SWEEP.format(model=tiny_model, data=tiny_data).replace("seeds = 2", "seeds = 1")
+    (folder / "tiny.toml").write_text(text)
+    arguments = ["run", str(folder / "tiny.toml"), "--out", str(folder / "out"), "--backend", "inline"]
+    done = subprocess.run([sys.executable, "-m", "distsub.cli", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "results:" in done.stdout and "Traceback" not in done.stderr
+    return folder
+
+
+def test_every_command_is_documented():
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parents[1]
+    pages = "\n".join(page.read_text() for page in [root / "README.md", *(root / "docs").glob("*.md")])
+    registered = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert set(COMMANDS) <= registered
+    for name in registered:
+        assert f"distsub {name}" in pages, name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    code, out, _ = call(capsys, name, "--help")
+    assert code == 0 and "Usage" in out
+
+
+def test_status_in_every_format(finished, capsys):
+    code, out, _ = call(capsys, "status", finished / "out", "--format", "json")
+    rows = json.loads(out)
+    assert code == 0 and [row["search"].split("/")[2] for row in rows] == ["said", "did"]
+    assert "outcome" in call(capsys, "status", finished / "out", "--format", "csv")[1].splitlines()[0]
+    assert "bracket_low" in call(capsys, "status", finished / "out")[1]
+
+
+def test_query_sees_all_views(finished, capsys):
+    sql = "select (select count(*) from searches) s, (select count(*) from d90) d, (select count(*) from published_d90) p"
+    code, out, _ = call(capsys, "query", finished / "out", sql, "--format", "json")
+    assert code == 0 and json.loads(out) == [{"s": 2, "d": 2, "p": 16}]
+    sql = "select bool_and(len(correct) = len(target)) ok, count(*) > 2 many from observations"
+    assert json.loads(call(capsys, "query", finished / "out", sql, "--format", "json")[1]) == [{"ok": True, "many": True}]
+
+
+def test_report_writes_a_page_and_a_curve(finished, capsys):
+    code, out, _ = call(capsys, "report", finished / "out")
+    assert code == 0
+    assert (finished / "out" / "report" / "report.html").stat().st_size > 10_000
+    [picture] = (finished / "out" / "report").glob("*.png")
+    assert str(picture) in out
+
+
+def test_plan_counts_what_run_never_exceeds(finished, capsys):
+    code, out, _ = call(capsys, "plan", finished / "tiny.toml", "--format", "json")
+    rows = json.loads(out)
+    ran = json.loads(call(capsys, "query", finished / "out", "select count(*) n from observations", "--format", "json")[1])
+    assert code == 0 and ran[0]["n"] <= rows[-1]["max_trials"] and rows[0]["scales"] == 4
+
+
+def test_inspect_a_model_and_an_adapter(finished, tiny_model, capsys):
+    rows = json.loads(call(capsys, "inspect", tiny_model, "--format", "json")[1])
+    facts = {row["key"]: row["value"] for row in rows}
+    assert facts["blocks"] == "2" and facts["groups_layer"] == "4" and int(facts["groups_tensor"]) > 30
+    adapter = next((finished / "out" / "adapters").iterdir())
+    rows = json.loads(call(capsys, "inspect", adapter, "--format", "json")[1])
+    assert {"d", "projection", "base_sha256"} <= {row["key"] for row in rows}
+
+
+def test_init_writes_a_sweep_that_loads_and_keeps_what_is_there(tmp_path, capsys):
+    path = tmp_path / "mine.toml"
+    code, _, _ = call(capsys, "init", path, "--task", "mrpc", "--model", "FacebookAI/roberta-base")
+    assert code == 0 and load_sweep(path).tasks[0].name == "mrpc"
+    assert "exists already" in refused(capsys, "init", path)
+
+
+def edited(finished, tmp_path, old, new):
+    path = tmp_path / "edited.toml"
+    text = (finished / "tiny.toml").read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 40", "step = 40", 'did you mean "steps"'),
+        ('text = "sentence"', 'text = "sentense"', "sentence"),
+        ("num_labels = 2", "num_labels = 1\n", "metric"),
+        ("dims = [8, 16, 64, 256]", "dims = [4, 16]", "4 scales"),
+        ("dims = [8, 16, 64, 256]", "dims = [8, 100000]", "more than the D = 20866"),
+        ("max_length = 16", "max_length = 64", "32 positions"),
+        ('models = [{ path = "', 'models = [{ path = "/nowhere', "no directory"),
+        ('name = "tiny"\npath', 'name = "mrpc"\n#', "mrpc"),
+        ("etas = [1.0, 3.0]", "etas = []", "etas"),
+        ("[budget]", "[budget", "TOML"),
+    ],
+)
+def test_bad_sweeps_are_told_in_one_line_and_leave_nothing(finished, tmp_path, capsys, old, new, message):
+    path = edited(finished, tmp_path, old, new)
+    assert message in refused(capsys, "run", path, "--out", tmp_path / "out", "--backend", "inline")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_data_is_told_in_one_line(finished, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    for rows, message in (("a,5", "label"), ("", "empty")):
+        for name in ("train", "validation"):
+            (data / f"{name}.csv").write_text(f"sentence,label\n{rows}\n" if rows else "sentence,label\n")
+        text = (finished / "tiny.toml").read_text()
+        start = text.index('path = "', text.index("[[tasks]]"))
+        end = text.index("\n", start)
+        path = tmp_path / "bad.toml"
+        path.write_text(text[:start] + f'path = "{data}"' + text[end:])
+        assert message in refused(capsys, "run", path, "--out", tmp_path / "out")
+
+
+def test_the_directory_of_another_sweep_is_refused(finished, tmp_path, capsys):
+    path = edited(finished, tmp_path, "steps = 40", "steps = 41")
+    assert "another sweep" in refused(capsys, "run", path, "--out", finished / "out")
+
+
+def test_an_unwritable_output_is_told(finished, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in refused(capsys, "run", finished / "tiny.toml", "--out", tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("sql", ["selec 1", "select nope from observations", "select * from read_csv('/etc/passwd')"])
+def test_broken_sql_is_told_in_one_line(finished, capsys, sql):
+    refused(capsys, "query", finished / "out", sql)
+
+
+def test_what_is_no_results_directory_is_told(tmp_path, capsys):
+    assert "no results directory" in refused(capsys, "status", tmp_path)
+
+
+def test_a_foreign_adapter_is_told(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    refused(capsys, "inspect", tmp_path)
+
+
+def test_damaged_rows_are_named_and_skipped(finished, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished / "out", copy)
+    victim = next((copy / "observations").glob("*.parquet"))
+    victim.write_bytes(victim.read_bytes()[:100])
+    code, _, err = call(capsys, "status", copy)
+    assert code == 0 and victim.name in err
+
+
+def test_interrupted_is_130(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", stop)
+    code, _, err = call(capsys, "status", "x")
+    assert code == 130 and "resumes" in err
