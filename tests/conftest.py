@@ -2,12 +2,15 @@
 
 import os
 import random
+import tempfile
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread only waits
+
+os.environ["DISTSUB_CACHE"] = tempfile.mkdtemp(prefix="distsub-test-cache-")
 
 import pytest
 
@@ -85,9 +88,13 @@ retries = 1
 """
 
 
+@pytest.fixture(scope="session")
+def tiny_text(tiny_model, tiny_data):
+    return SWEEP.format(model=tiny_model, data=tiny_data)
+
+
 @pytest.fixture
-def tiny_sweep(tiny_model, tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTSUB_CACHE", str(tmp_path / "cache"))
+def tiny_sweep(tiny_text, tmp_path):
     path = tmp_path / "tiny.toml"
-    path.write_text(SWEEP.format(model=tiny_model, data=tiny_data))
+    path.write_text(tiny_text)
     return path

@@ -290,7 +290,7 @@ def _checked(table: pa.Table, task: Task, split: str) -> pa.Table:
     where = f'{task.name} "{split}"'
     if not table.num_rows:
         kept = " with " + " and ".join(f"{column} = {value}" for column, value in task.where) if task.where else ""
-        raise DataError(f"{where}: no rows{kept}")
+        raise DataError(f"{where}: no rows{kept}; an empty split cannot be used, give labelled rows")
     for column in task.text:
         if not pa.types.is_string(kind := table[column].type) and not pa.types.is_large_string(kind):
             raise DataError(f'{where}: text column "{column}" holds {kind}, not text')

@@ -19,9 +19,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from distsub.errors import UnavailableError
+from distsub.errors import AdapterError, UnavailableError
 from distsub.finetune import packages
-from distsub.subspace import bits
+from distsub.subspace import adapter, bits
+from distsub.subspace.model import SubspaceModel
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "merges.txt", "*.tiktoken", "*.jinja")
 
@@ -224,6 +225,20 @@ def tokenizer(prepared: Prepared) -> Any:
     if loaded.pad_token_id is None:
         loaded.pad_token = loaded.eos_token
     return loaded
+
+
+def load_adapter(directory: str | os.PathLike[str]) -> SubspaceModel:
+    """Rebuild a saved model from its directory alone: the base by its address, the head by its seed.
+
+    Raises:
+        AdapterError: The adapter is damaged, foreign, or made for other weights.
+        UnavailableError: The base model is not here.
+    """
+    config = adapter.load_config(directory)
+    if config["base_model"] is None or config["num_labels"] is None:
+        raise AdapterError(f"{directory} does not say its base model; build it yourself and use from_pretrained")
+    base = build(prepare(config["base_model"], config["revision"]), config["num_labels"], config["head_seed"] or 0)
+    return adapter.from_pretrained(directory, base)
 
 
 class _quiet:

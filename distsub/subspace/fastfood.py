@@ -40,10 +40,12 @@ def hadamard(x: Tensor) -> Tensor:
     Uses H_(ab) = H_a (x) H_b: a transform of length 2^k is a few products with small matrices, 2 * 32 operations
     per entry and factor, which beats k passes of additions over memory.
     """
-    length = x.shape[-1]
-    shape, flat, inner = x.shape, x.reshape(-1), length
+    shape, flat, inner = x.shape, x.reshape(-1), x.shape[-1]
+    # Two factors at least: a product of one row with a matrix is summed in another order than one of many rows, and
+    # a block's numbers must not depend on how many blocks are transformed together.
+    largest = min(_RADIX, max(2, inner // 2))
     while inner > 1:
-        radix = min(_RADIX, inner)
+        radix = min(largest, inner)
         inner //= radix
         matrix = _sylvester(radix, x.dtype, x.device)
         flat = flat.view(-1, radix) @ matrix if inner == 1 else torch.matmul(matrix, flat.view(-1, radix, inner))
@@ -113,7 +115,7 @@ class Fastfood(Blockwise):
         return hadamard(inner)[: self.d] * self._signs[: self.d].to(code) * self._scale
 
     def _expand(self, code: Tensor, state: Tensor) -> Tensor:
-        return hadamard(state.to(code.dtype).mul_(code))
+        return hadamard(state.to(code.dtype, copy=True).mul_(code))
 
     def _collapse(self, grad: Tensor, state: Tensor, code: Tensor) -> None:
         code.add_(hadamard(grad).mul_(state.to(code.dtype)).sum(0))

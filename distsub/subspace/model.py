@@ -6,6 +6,7 @@ backward pass makes it again, unit by unit, and each unit's weight gradient is r
 complete. So at any moment the weights, and the weight gradients, of one unit exist beside theta_0.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from distsub.errors import DimensionError
+from distsub.errors import ConfigError, DimensionError
 from distsub.subspace import layout as layouts
 from distsub.subspace.families import build
 from distsub.subspace.fastfood import next_power_of_two
+
+METHODS = ("did", "said")
 
 
 class SavedWeight(NamedTuple):
@@ -68,6 +71,8 @@ class SubspaceModel(nn.Module):
     ) -> None:
         """Lay the model out, draw P and hook the units."""
         super().__init__()
+        if method not in METHODS:
+            raise ConfigError(f"method = {method!r} is unknown; use one of {', '.join(METHODS)}")
         model.requires_grad_(False)
         self.entries = layouts.entries(model, head)
         self.groups = layouts.scale_groups(self.entries, groups if method == "said" else None)
@@ -143,6 +148,19 @@ class SubspaceModel(nn.Module):
         for name, p in self.model.named_parameters(remove_duplicate=False):
             state[name] = state[tied[id(p)]]
         return state
+
+    def save_pretrained(self, directory: str | os.PathLike[str], **identity: Any) -> None:
+        """Save the trained numbers; see `adapter.save_pretrained` for what else may be said of them."""
+        from distsub.subspace import adapter
+
+        adapter.save_pretrained(self, directory, **identity)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike[str], base: nn.Module) -> "SubspaceModel":
+        """Rebuild a saved model around its base; see `adapter.from_pretrained`."""
+        from distsub.subspace import adapter
+
+        return adapter.from_pretrained(directory, base)
 
     # Making weights
 
@@ -272,7 +290,7 @@ class SubspaceModel(nn.Module):
         owner = self._live.get(tensor.untyped_storage().data_ptr())
         if owner is None:
             return tensor
-        return SavedWeight(*owner, tensor.size(), tensor.stride(), tensor.storage_offset())
+        return SavedWeight(*owner, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
     def _unpack(self, saved: Tensor | SavedWeight) -> Tensor:
         if isinstance(saved, Tensor):

@@ -265,10 +265,16 @@ class Blockwise(Projection):
     def _row_chunks(self, start: int, width: int, rows: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Cut rows into groups: which rows, the blocks that hold them, and each entry's place in those blocks."""
         length = self.block_length
+        first, last = (start + rows * width) // length, (start + (rows + 1) * width - 1) // length
+        # Blocks that a row needs beyond those of the row before it: where blocks are long, many rows share one.
+        fresh = last - first + 1
+        shared = torch.where(first[1:] >= first[:-1], last[:-1] - first[1:] + 1, 0).clamp(min=0)
+        fresh[1:] = (fresh[1:] - shared).clamp(min=0)
+        filled = (fresh.cumsum(0) - 1) // max(1, CHUNK // length)
+        ends = torch.unique_consecutive(filled, return_counts=True)[1].cumsum(0).tolist()
         spans = (width - 1) // length + 2
-        step = max(1, CHUNK // (spans * length))
-        for first in range(0, rows.numel(), step):
-            group = slice(first, first + step)
+        for begin_row, end_row in zip([0, *ends], ends, strict=False):
+            group = slice(begin_row, end_row)
             begin = start + rows[group].unsqueeze(1) * width
             position = begin + torch.arange(width, device=rows.device)
             touched = begin // length + torch.arange(spans, device=rows.device)
