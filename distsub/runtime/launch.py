@@ -180,7 +180,9 @@ def inspect(what: str) -> pa.Table:
     from distsub.subspace import adapter
 
     if (Path(what) / "adapter_config.json").is_file():
-        facts: dict[str, Any] = adapter.load_config(what)
+        config = adapter.load_config(what)
+        facts: dict[str, Any] = {**config["settings"], **config}
+        del facts["settings"]
     else:
         facts = model_facts(what, None, 2)
         tensor = model_facts(what, None, 2, groups="tensor")

@@ -25,6 +25,7 @@ if "RAY_ADDRESS" not in os.environ:  # a cluster of our own, on loopback; a give
 
 import ray
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from distsub.config import Resources
@@ -111,6 +112,11 @@ class BoardSearcher(Searcher):
         self._reporter.started(trial)
         return {"trial": trial_to_json(trial), "place": vars(self._place)}
 
+    def is_wanted(self, trial_id: str) -> bool:
+        """Tell whether some search still wants a running trial's result."""
+        trial = self.running.get(trial_id)
+        return trial is None or trial.id in self._board.wanted()
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Show how far a trial is."""
         trial = self.running.get(trial_id)
@@ -144,6 +150,23 @@ class BoardSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing."""
+
+
+class CancelUnwanted(FIFOScheduler):
+    """Stops a running trial, when it next reports, if no search wants its result any more.
+
+    A trial stops itself this way; nothing is done to trials that are pending or do not report.
+    """
+
+    def __init__(self, searcher: "BoardSearcher") -> None:
+        """Ask the searcher's board."""
+        super().__init__()
+        self._searcher = searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Stop or go on."""
+        wanted = result.get("final") or self._searcher.is_wanted(trial.trial_id)
+        return TrialScheduler.CONTINUE if wanted else TrialScheduler.STOP
 
 
 class CrashLog(tune.Callback):
@@ -231,6 +254,7 @@ def run(board: Board, store: Store, place: Place, reporter: Reporter, resources:
             tune.with_resources(TrainTrial, needs),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
+                scheduler=CancelUnwanted(searcher),
                 num_samples=-1,
                 max_concurrent_trials=limit,
                 reuse_actors=True,

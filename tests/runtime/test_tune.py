@@ -77,8 +77,6 @@ def test_killing_the_driver_again_and_again_loses_and_repeats_nothing(tiny_sweep
     assert not Store.open(str(out)).damaged
 
 
-
-
 def test_a_trial_that_kills_its_process_is_retried_then_recorded(tiny_sweep, tmp_path, environment):
     site = tmp_path / "site"
     site.mkdir()
@@ -102,5 +100,7 @@ def test_a_trial_that_kills_its_process_is_retried_then_recorded(tiny_sweep, tmp
     deaths = Path(tmp_path / "deaths").read_text().split()
     assert dead == set(deaths) and all(deaths.count(trial) == 2 for trial in dead)
     board = launch.board_of(load_sweep(tiny_sweep), Store.open(str(out)))
-    others = [f for s, f in zip(board.searches, board.findings(), strict=True) if (s.method.name, s.seeds.data) != ("said", 0)]
+    others = [
+        f for s, f in zip(board.searches, board.findings(), strict=True) if (s.method.name, s.seeds.data) != ("said", 0)
+    ]
     assert all(finding.outcome.is_over for finding in others)

@@ -1,0 +1,51 @@
+import pytest
+
+from distsub.analysis.summary import D90_COLUMNS, SEARCH_COLUMNS, d90_table, searches_table
+from distsub.results import D90, SEARCHES
+from distsub.search import Search
+from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
+
+TASK = Task(name="t", source="x", text=("a",))
+BUDGET = Budget(steps=10)
+
+
+def search(seed: int) -> Search:
+    baseline = tuple(Trial("m", TASK, Method("full"), None, 1e-4, None, Seeds(0, s, s), BUDGET) for s in (0, 1))
+    method = Method("did", "fastfood", "global", None, block_length=1024)
+    return Search(TASK, "m", method, Seeds(seed, seed, seed), BUDGET, (100, 200, 400), (0.3,), 5e-5, baseline)
+
+
+def rows(searches, crossing):
+    for trial in searches[0].baseline:
+        yield Observation(trial, "finished", score=0.8, chance=0.5, num_params=1000, wall_s=2.0)
+    for each in searches:
+        for d in each.dims:
+            score = 0.79 if d >= crossing[each.seeds.data] else 0.6
+            [trial] = each.trials_at(d)
+            yield Observation(trial, "finished", score=score, chance=0.5, num_params=1000, num_trained=d, wall_s=1.0)
+
+
+def test_tables_follow_from_the_rows():
+    searches = (search(0), search(1))
+    table = searches_table(searches, "grid", list(rows(searches, {0: 200, 1: 400})))
+    assert table.schema == SEARCHES and set(SEARCH_COLUMNS) <= set(table.column_names)
+    first, second = table.to_pylist()
+    assert (first["d90"], first["bracket_low"], second["d90"]) == (200, 100, 400)
+    assert first["threshold"] == pytest.approx(0.72) and first["threshold_chance_corrected"] == pytest.approx(0.77)
+    assert first["wall_s"] == 3 * 1.0 + 2 * 2.0 and first["trials"] == 5 and first["num_params"] == 1000
+    [summary] = d90_table(table).to_pylist()
+    assert d90_table(table).schema == D90 and set(D90_COLUMNS) <= set(D90.names)
+    assert summary["d90"] == 300 and summary["d90_per_seed"] == [200, 400] and summary["outcomes"] == [("found", 2)]
+
+
+def test_a_censored_seed_is_no_number():
+    searches = (search(0), search(1))
+    table = searches_table(searches, "grid", list(rows(searches, {0: 200, 1: 9999})))
+    assert [row["outcome"] for row in table.to_pylist()] == ["found", "above_range"]
+    [summary] = d90_table(table).to_pylist()
+    assert summary["d90"] is None and summary["d90_per_seed"] == [200, None]
+
+
+def test_no_rows_is_a_table_too():
+    table = searches_table((search(0),), "bisection", [])
+    assert table.to_pylist()[0]["outcome"] == "running" and d90_table(table).num_rows == 1
