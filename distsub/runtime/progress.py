@@ -8,6 +8,9 @@ from typing import Any
 from distsub.search import Board, Finding, Outcome
 from distsub.trial import Observation, Trial
 
+SHOWN = 24
+"""Searches in the live table at once."""
+
 
 def bracket_text(finding: Finding) -> str:
     """Write a bracket as (largest d failed, smallest d passed], with open ends."""
@@ -94,6 +97,7 @@ class LiveReporter(Reporter):
         from rich.live import Live
 
         self._running: dict[str, tuple[Trial, int, int]] = {}
+        self._ended_at: dict[int, float] = {}
         self._live = Live(get_renderable=self._table, console=Console(), refresh_per_second=2, transient=False)
 
     def __enter__(self) -> "LiveReporter":
@@ -134,23 +138,28 @@ class LiveReporter(Reporter):
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("search", "bracket", "trials", "best", "threshold", "outcome"):
+        for title in ("search", "bracket", "trials", "best", "threshold", "elapsed", "outcome"):
             table.add_column(title, justify="left" if title in ("search", "outcome") else "right")
-        for search, finding in zip(self.board.searches, self.board.findings(), strict=True):
+        elapsed = time.monotonic() - self.began
+        known = list(enumerate(zip(self.board.searches, self.board.findings(), strict=True)))
+        # Open searches first: a long list must not push what moves off the screen.
+        known.sort(key=lambda item: item[1][1].outcome.is_over)
+        for index, (search, finding) in known[:SHOWN]:
             thresholds = finding.thresholds
+            spent = self._ended_at.setdefault(index, elapsed) if finding.outcome.is_over else elapsed
             table.add_row(
                 search.name,
                 bracket_text(finding),
                 str(finding.num_trials),
                 "-" if finding.best_score is None else f"{finding.best_score:.4f}",
                 "-" if thresholds is None else f"{thresholds.relative:.4f}",
+                f"{spent:.0f} s",
                 f"d90 = {finding.d}" if finding.outcome is Outcome.found else finding.outcome.name,
             )
         lines = [f"{trial_text(trial)}  step {step}/{steps}" for trial, step, steps in list(self._running.values())[:8]]
-        elapsed = f"{time.monotonic() - self.began:.0f} s, " + ", ".join(
-            f"{n} {k}" for k, n in sorted(self.counts.items())
-        )
-        return Group(table, *lines, elapsed)
+        counts = "".join(f", {number} {status}" for status, number in sorted(self.counts.items()))
+        more = f", {len(known) - SHOWN} more searches" if len(known) > SHOWN else ""
+        return Group(table, *lines, f"{elapsed:.0f} s{counts}{more}")
 
 
 def reporter_for(board: Board, plain: bool = False) -> Reporter:

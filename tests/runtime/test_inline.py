@@ -44,7 +44,7 @@ def test_a_crashing_trial_is_retried_then_recorded_and_the_others_go_on(tiny_swe
     assert len(calls) == 2 * len(set(calls))  # each tried twice: retries = 1
     errors = [row for row in store.read() if row.status == "error"]
     assert {row.error for row in errors} == {"RuntimeError: boom"}
-    said, did = launch.board_of(sweep, store).findings()
+    _, did = launch.board_of(sweep, store).findings()
     assert did.outcome.is_over and did.outcome is not Outcome.trial_failed
     monkeypatch.setattr(inline, "perform", real)
     assert launch.run(sweep, store, "inline") == 0  # errors are tried again, and heal
