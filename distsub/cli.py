@@ -84,7 +84,7 @@ def run(
     from distsub.analysis.summary import D90_COLUMNS
     from distsub.runtime import launch
 
-    code = launch.run(sweep, store, backend.value, plain, adapters)
+    code = launch.run(sweep, store, backend.value, plain, adapters, out if "://" in out else None)
     _print(_searches(sweep, store)[1].select(list(D90_COLUMNS)), Format.table)
     print(f"results: {store.uri}")
     raise typer.Exit(code)

@@ -29,7 +29,9 @@ def board_of(sweep: Sweep, store: Store | None = None) -> Board:
     return board
 
 
-def run(sweep: Sweep, store: Store, backend: str, plain: bool = False, adapters: bool = True) -> int:
+def run(
+    sweep: Sweep, store: Store, backend: str, plain: bool = False, adapters: bool = True, out: str | None = None
+) -> int:
     """Run a sweep to its end and give the exit code: 0, or 3 when some trial ended in an error.
 
     Args:
@@ -38,6 +40,7 @@ def run(sweep: Sweep, store: Store, backend: str, plain: bool = False, adapters:
         backend: "tune" or "inline".
         plain: Lines instead of a live table.
         adapters: Whether trials leave their adapters.
+        out: The store's address with its credentials, where it has any; the store itself keeps none.
     """
     from distsub.runtime.progress import reporter_for
     from distsub.runtime.worker import Place
@@ -46,7 +49,7 @@ def run(sweep: Sweep, store: Store, backend: str, plain: bool = False, adapters:
     known = sum(1 for _ in store.trial_ids(RESUMABLE))
     resources = sweep.resources
     place = Place(
-        out=store.uri if "://" in store.uri else os.path.abspath(store.uri),
+        out=out or (store.uri if "://" in store.uri else os.path.abspath(store.uri)),
         device="cuda" if resources.gpus_per_trial else "cpu",
         threads=max(1, int(resources.cpus_per_trial)),
         adapters=adapters,

@@ -2,9 +2,11 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,8 +32,10 @@ def command(sweep, out, *more):
 
 
 @pytest.fixture
-def environment(tmp_path):
-    return {**os.environ, "RAY_TMPDIR": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+def environment():
+    folder = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # Ray's sockets need a short path
+    yield {**os.environ, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
