@@ -32,7 +32,7 @@ def board_of(sweep: Sweep, store: Store | None = None) -> Board:
 def run(
     sweep: Sweep, store: Store, backend: str, plain: bool = False, adapters: bool = True, out: str | None = None
 ) -> int:
-    """Run a sweep to its end and give the exit code: 0, or 3 when some trial ended in an error.
+    """Run a sweep to its end and give the exit code: 0, 3 when some trial ended in an error, 130 when interrupted.
 
     Args:
         sweep: What to measure.
@@ -70,6 +70,9 @@ def run(
 
             tune.run(board, store, place, reporter, resources)
     counts = Counter(reporter.counts)
+    if not board.finished:  # Tune takes an interrupt for a wish to end early and returns as if all were done
+        reporter.line("stopped  before the end; finished trials are kept, the same command resumes")
+        return 130
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
     reporter.line(f"done     {told}")
     return 3 if counts["error"] or "error" in {row.status for row in store.read()} else 0
