@@ -1,13 +1,16 @@
-"""The saved adapter: d numbers in safetensors, and a JSON that says which model and projection they belong to.
+"""The saved adapter: the trained numbers in safetensors, and beside them, in JSON, all it takes to use them again.
 
-Loading checks everything that could silently give another model: the base weights and the head by hash, the
-projection by sixteen of its values. Both files appear by renaming, the JSON last, so a half-written adapter is none.
+A projection is rebuilt from its seed, so d numbers are enough, but only on the weights that they were trained on and
+with the projection that they were trained in. Loading checks both, the first by a hash of theta_0 and the second by
+sixteen entries of P theta, and says what differs.
 """
 
+import dataclasses
 import hashlib
 import json
+import math
 import os
-import secrets
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,25 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distsub.errors import AdapterError
+from distsub.errors import AdapterError, DistsubError, OutputError
 from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
+from distsub.trial import Task
 
-FORMAT = 1
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+FORMAT, FORMAT_VERSION = "distsub", 1
+"""The version is raised when older programs would rebuild another model from the same files."""
+
+_REQUIRED = (
+    *("base_model", "revision", "num_labels", "head_seed", "settings", "num_params", "num_scales"),
+    *("base_sha256", "base_dtype", "head_sha256", "fingerprint", "weights_sha256"),
+)
 _TOLERANCE = 1e-5
-"""Relative difference between fingerprints that rounding on another device may make; another P differs by order 1."""
-
-
-def theta0_hashes(model: nn.Module) -> tuple[str, str]:
-    """Hash the parameters of a base model and, apart, those of its head, by name, shape and bytes."""
-    digests = (hashlib.sha256(), hashlib.sha256())
-    head = layout.head_names(model)
-    for name, parameter in sorted(model.named_parameters()):
-        digest = digests[name in head]
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} ".encode())
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digests[0].hexdigest(), digests[1].hexdigest()
+"""Relative: matrix products of another machine are summed in another order, another P is off by more than 1."""
 
 
 def save_pretrained(
@@ -44,140 +44,235 @@ def save_pretrained(
     revision: str | None = None,
     num_labels: int | None = None,
     head_seed: int | None = None,
-    task: str | None = None,
+    task: Task | str | None = None,
 ) -> None:
-    """Save the trained numbers and what is needed to rebuild the model around them.
+    """Write an adapter: `adapter_model.safetensors` and `adapter_config.json`.
 
     Args:
         model: The trained model.
-        directory: Made if it is not there.
-        base_model: Address of theta_0: a hub id, a directory or package:NAME.
-        revision: Its hub revision.
-        num_labels: Size of the head.
-        head_seed: Seed of the head's initial values.
-        task: What it was trained on; for people.
+        directory: Made if it is missing; an adapter in it is replaced.
+        base_model: Address of the base model, or None if only `from_pretrained` with a model in hand shall load it.
+        revision: Hub revision of the base model.
+        num_labels: Classes of the head; None takes them from the model's configuration.
+        head_seed: Seed of the head's theta_0, where it comes from one.
+        task: What it was trained on, for the reader.
+
+    Raises:
+        OutputError: The directory cannot be written.
     """
     from safetensors.torch import save
 
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.trained().items()}
-    data = save(tensors)
-    base, head = theta0_hashes(model.model)
+    weights = save({name: p.detach().cpu().contiguous() for name, p in model.trained().items()}, {"format": "pt"})
+    heads = layout.head_names(model.model)
+    theta_0 = dict(model.model.named_parameters())
+    labels = getattr(model.config, "num_labels", None) if num_labels is None else num_labels
     config = {
-        "distsub_format": FORMAT,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
         "base_model": base_model,
         "revision": revision,
-        "num_labels": num_labels,
-        "task": task,
-        "base_sha256": base,
-        "head_sha256": None if model.head else head,
+        "num_labels": labels,
         "head_seed": head_seed,
-        **model.settings,
+        "task": dataclasses.asdict(task) if isinstance(task, Task) else task,
+        "settings": model.settings,
         "num_params": model.num_params,
         "num_scales": model.scales.numel(),
+        "num_trained": model.num_trained,
         "num_trained_head": model.num_trained_head,
-        "fingerprint": list(model.projection.fingerprint()),
-        "weights_sha256": hashlib.sha256(data).hexdigest(),
+        "base_sha256": _hash(theta_0, theta_0.keys() - heads),
+        "base_dtype": _dtype(theta_0),
+        "head_sha256": None if model.head else _hash(theta_0, heads),
+        "fingerprint": model.projection.fingerprint(),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "versions": {name: _version(name) for name in ("distsub", "torch", "transformers")},
     }
-    _write(folder / WEIGHTS, data)
-    _write(folder / CONFIG, json.dumps(config, indent=1).encode())
+    target = Path(directory)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _replace(target / WEIGHTS, weights)
+        _replace(target / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"adapter directory {target} cannot be written: {error.strerror or error}") from error
 
 
 def load_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read an adapter's JSON.
+    """Read and check an adapter's JSON.
 
     Raises:
-        AdapterError: There is none, or it is foreign, damaged or of a newer format.
+        AdapterError: It is missing, no JSON, not distsub's, of a newer format, or incomplete.
     """
     path = Path(directory) / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise AdapterError(f"{directory} is no adapter: it has no readable {CONFIG}") from None
-    except ValueError:
-        raise AdapterError(f"{path} is damaged: it is not JSON; save the adapter again") from None
-    if not isinstance(config, dict) or "distsub_format" not in config:
-        raise AdapterError(f"{path} was not written by distsub; load it with the library that wrote it")
-    if config["distsub_format"] > FORMAT:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
         raise AdapterError(
-            f"{path} has format {config['distsub_format']}, this distsub reads up to {FORMAT}; upgrade distsub"
+            f"no adapter in {directory}: {CONFIG} cannot be read ({error.strerror}); "
+            f"give the directory that save_pretrained wrote"
+        ) from None
+    except ValueError as error:
+        raise AdapterError(f"{path} is not JSON ({error}); the adapter is corrupt, save it again") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        peft = isinstance(config, dict) and config.get("peft_type")
+        kind = f"a PEFT adapter of type {peft}" if peft else "not an adapter of distsub"
+        raise AdapterError(f"{path} is {kind}; give a directory that distsub's save_pretrained wrote")
+    found = config.get("format_version")
+    if not isinstance(found, int) or found > FORMAT_VERSION:
+        raise AdapterError(
+            f"{path} has format version {found}, this distsub {_version('distsub')} reads up to {FORMAT_VERSION}; "
+            f"upgrade distsub"
         )
+    if missing := [name for name in _REQUIRED if name not in config]:
+        raise AdapterError(f"{path} lacks {', '.join(missing)}; the adapter is corrupt, save it again")
     return config
 
 
 def from_pretrained(directory: str | os.PathLike[str], base: nn.Module) -> SubspaceModel:
-    """Rebuild a trained model around its base.
+    """Load an adapter onto its base model, after checking that it is the right one.
 
     Args:
         directory: What `save_pretrained` wrote.
-        base: theta_0, with the same head; frozen in place.
+        base: A transformers model with the adapter's theta_0, its head included.
 
     Returns:
-        The model, in evaluation mode; on the machine that saved it its logits are the same to the last bit.
+        The held model at the saved coordinates, in evaluation mode; on the machine that saved it, its logits are the
+        same to the last bit.
 
     Raises:
-        AdapterError: Something differs; the message says what.
+        AdapterError: A file is missing or corrupt, or the adapter was made for other weights, another head or
+            another projection; the message says which.
     """
-    config = load_config(directory)
-    tensors = _tensors(Path(directory), config)
-    found, head = theta0_hashes(base)
-    if found != config["base_sha256"]:
-        raise AdapterError(
-            f"{directory} was made for other weights: it needs {config['base_model'] or 'a base'} with hash "
-            f"{config['base_sha256'][:12]}, given {found[:12]}; load that model and revision"
-        )
-    if config["head_sha256"] not in (None, head):
-        raise AdapterError(
-            f"{directory} was made for another head: hash {config['head_sha256'][:12]}, given {head[:12]}; "
-            f"build the base with head_seed = {config['head_seed']} and num_labels = {config['num_labels']}"
-        )
-    keys = ("d", "method", "projection", "normalization", "head", "projection_seed", "block_length")
-    model = SubspaceModel(base, **{key: config[key] for key in keys}, groups=config["groups"] or "layer")
-    theirs, ours = config["fingerprint"], model.projection.fingerprint()
-    if not all(abs(a - b) <= _TOLERANCE * max(abs(a), abs(b)) for a, b in zip(ours, theirs, strict=True)):
-        raise AdapterError(
-            f"{directory} was made with another projection of the same name: its fingerprint starts "
-            f"{theirs[0]:.6g}, this distsub makes {ours[0]:.6g}; use distsub {config['versions']['distsub']}"
-        )
-    trained = model.trained()
-    if {name: tensor.shape for name, tensor in tensors.items()} != {name: p.shape for name, p in trained.items()}:
-        raise AdapterError(
-            f"{directory}/{WEIGHTS} holds {sum(t.numel() for t in tensors.values())} numbers in {sorted(tensors)}; "
-            f"{CONFIG} asks for {sum(p.numel() for p in trained.values())} in {sorted(trained)}; save the adapter again"
-        )
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(tensors[name])
+    path = Path(directory)
+    config = load_config(path)
+    tensors = _load(path / WEIGHTS, config["weights_sha256"])
+    _check_base(path, config, base)
+    try:
+        model = SubspaceModel(base, **config["settings"])
+    except (DistsubError, TypeError, AttributeError) as error:
+        raise AdapterError(f"the settings in {path / CONFIG} do not fit this model: {error}") from error
+    _check_projection(path, config, model)
+    for name, parameter in model.trained().items():
+        saved = tensors.pop(name, None)
+        if saved is None or saved.shape != parameter.shape:
+            given = "no such tensor" if saved is None else f"{list(saved.shape)}"
+            raise AdapterError(
+                f"{path / WEIGHTS} has {given} for {name!r}, the settings ask for {list(parameter.shape)}; "
+                f"the adapter is corrupt, save it again"
+            )
+        with torch.no_grad():
+            parameter.copy_(saved)
+    if tensors:
+        raise AdapterError(f"{path / WEIGHTS} has tensors that the settings do not know: {', '.join(sorted(tensors))}")
     return model.eval()
 
 
-def _tensors(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Read the numbers, checked against the hash in the JSON."""
+def _load(path: Path, expected: str) -> dict[str, Tensor]:
+    """Read the trained numbers, whole or not at all."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    path = folder / WEIGHTS
     try:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != config["weights_sha256"]:
-            raise AdapterError(f"{path} is damaged: its bytes are not those that were saved; copy or save it again")
-        return load(data)
+        content = path.read_bytes()
     except OSError as error:
-        raise AdapterError(f"{path} cannot be read ({error.strerror}); copy or save the adapter again") from None
-    except SafetensorError as error:
-        raise AdapterError(f"{path} is damaged ({error}); copy or save the adapter again") from None
+        raise AdapterError(
+            f"{path} cannot be read ({error.strerror}); the adapter is incomplete, copy or save it again"
+        ) from None
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise AdapterError(f"{path} is no safetensors file, or cut short ({error}); save the adapter again") from None
+    if (found := hashlib.sha256(content).hexdigest()) != expected:
+        raise AdapterError(
+            f"{path} is not the file that {CONFIG} was written for (sha256 {_short(found)}, expected "
+            f"{_short(expected)}): changed since, or a save was interrupted; save the adapter again"
+        )
+    return tensors
 
 
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+def _check_base(path: Path, config: dict[str, Any], base: nn.Module) -> None:
+    """Check that the model is the adapter's theta_0.
+
+    Raises:
+        AdapterError: It is not.
+    """
+    theta_0, heads = dict(base.named_parameters()), layout.head_names(base)
+    if (found := _dtype(theta_0)) != config["base_dtype"]:
+        raise AdapterError(
+            f"the adapter in {path} was made for weights in {config['base_dtype']}, this model's are in {found}; "
+            f"load the base model in {config['base_dtype']}"
+        )
+    name = config["base_model"] or "no named base model"
+    at = f" at revision {config['revision']}" if config["revision"] else ""
+    if (found := _hash(theta_0, theta_0.keys() - heads)) != config["base_sha256"]:
+        raise AdapterError(
+            f"the adapter in {path} was made for other weights: sha256 {_short(config['base_sha256'])} ({name}{at}), "
+            f"this model has {_short(found)}; give the base model that it was trained on, untouched"
+        )
+    expected = config["head_sha256"]
+    if expected is not None and (found := _hash(theta_0, heads)) != expected:
+        seed, labels = config["head_seed"], config["num_labels"]
+        known = "of unknown seed" if seed is None else f"of head_seed = {seed}"
+        raise AdapterError(
+            f"the adapter in {path} was made for another head: sha256 {_short(expected)}, this model has "
+            f"{_short(found)}, probably from another head_seed; it needs the head {known} with num_labels = {labels}"
+        )
+
+
+def _check_projection(path: Path, config: dict[str, Any], model: SubspaceModel) -> None:
+    """Check that the projection rebuilt from the settings is the one that the numbers were trained in.
+
+    Raises:
+        AdapterError: It is not.
+    """
+    counts = {"num_params": model.num_params, "num_scales": model.scales.numel()}
+    if wrong := [f"{key} = {config[key]}, here {found}" for key, found in counts.items() if config[key] != found]:
+        raise AdapterError(f"the adapter in {path} spans another set of parameters: {', '.join(wrong)}")
+    saved, found = config["fingerprint"], model.projection.fingerprint()
+    scale = max(abs(value) for value in found)
+    if len(saved) != len(found) or not all(
+        math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE * scale) for a, b in zip(saved, found, strict=True)
+    ):
+        written = config.get("versions", {}).get("distsub", "unknown")
+        raise AdapterError(
+            f"the projection of the adapter in {path} cannot be rebuilt: its fingerprint begins {saved[:2]}, here "
+            f"{list(found[:2])}; it was written by distsub {written}, this is {_version('distsub')}: use that version"
+        )
+
+
+def _hash(tensors: dict[str, nn.Parameter], names: Iterable[str]) -> str:
+    """Hash tensors in name order: names, shapes, precisions and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _dtype(tensors: dict[str, nn.Parameter]) -> str:
+    """Name the precisions of the weights: "float32", or several joined by "+"."""
+    return "+".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
+
+
+def _short(digest: str) -> str:
+    return str(digest)[:12]
 
 
 def _version(name: str) -> str:
+    """Give an installed distribution's version; distsub may run from a source tree that is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return "unknown"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file beside its place, then rename it there, so that nobody reads half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

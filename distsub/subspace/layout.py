@@ -35,12 +35,14 @@ class Unit:
         uses: (owner module, attribute name, entry) for every place a parameter is read from.
         runs: Contiguous (start, stop) stretches of positions that the unit's entries cover, in order.
         rows: Whether the module is an embedding table outside the blocks: its rows are made as they are looked up.
+        block: Whether the module is a transformer block.
     """
 
     module: nn.Module
     uses: tuple[tuple[nn.Module, str, Entry], ...]
     runs: tuple[tuple[int, int], ...]
     rows: bool = False
+    block: bool = False
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -139,8 +141,9 @@ def units(model: nn.Module, layout: list[Entry]) -> Iterator[Unit]:
             if p is not None and id(p) in by_id
         )
         if uses:
-            rows = isinstance(module, nn.Embedding) and name not in block_names
-            yield Unit(module, uses, _runs([entry for _, _, entry in uses]), rows)
+            block = name in block_names
+            rows = isinstance(module, nn.Embedding) and not block
+            yield Unit(module, uses, _runs([entry for _, _, entry in uses]), rows, block)
 
 
 def _runs(used: list[Entry]) -> tuple[tuple[int, int], ...]:

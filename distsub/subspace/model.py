@@ -6,6 +6,7 @@ backward pass makes it again, unit by unit, and each unit's weight gradient is r
 complete. So at any moment the weights, and the weight gradients, of one unit exist beside theta_0.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from distsub.errors import ConfigError, DimensionError
 from distsub.subspace import layout as layouts
@@ -51,6 +53,8 @@ class SubspaceModel(nn.Module):
         head: "in_subspace", "trained" or "frozen".
         projection_seed: Seed of P.
         block_length: Fastfood block length; None takes the smallest that holds d.
+        recompute: Share of the blocks, from the first on, whose activations are computed again in the backward pass
+            instead of kept; the same gradient to the bit, for less memory and more time.
 
     Raises:
         DimensionError: d does not exceed the number of scales, or exceeds D.
@@ -68,11 +72,14 @@ class SubspaceModel(nn.Module):
         head: str = "in_subspace",
         projection_seed: int = 0,
         block_length: int | None = None,
+        recompute: float = 1 / 6,
     ) -> None:
         """Lay the model out, draw P and hook the units."""
         super().__init__()
         if method not in METHODS:
             raise ConfigError(f"method = {method!r} is unknown; use one of {', '.join(METHODS)}")
+        if getattr(model, "_held", False):
+            raise ConfigError("this model is held in a subspace already and would move twice; build a fresh one")
         model.requires_grad_(False)
         self.entries = layouts.entries(model, head)
         self.groups = layouts.scale_groups(self.entries, groups if method == "said" else None)
@@ -106,6 +113,10 @@ class SubspaceModel(nn.Module):
         self._remade: tuple[int, dict[torch.dtype, Tensor]] | None = None
         for number, unit in enumerate(self.units):
             self._hook(number, unit)
+        blocks = [number for number, unit in enumerate(self.units) if unit.block]
+        for number in blocks[: math.ceil(recompute * len(blocks))]:
+            self._recompute(number)
+        model._held = True  # type: ignore[assignment]
 
     @property
     def config(self) -> Any:
@@ -268,6 +279,36 @@ class SubspaceModel(nn.Module):
 
         unit.module.register_forward_pre_hook(lend)
         unit.module.register_forward_hook(give_back, always_call=True)
+
+    def _recompute(self, number: int) -> None:
+        """Keep none of a block's activations: it runs again, on weights made again, when backward asks for them."""
+        unit = self.units[number]
+        frozen = [owner._parameters[key] for owner, key, _ in unit.uses]
+        forward = unit.module.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            owner, key, _ = unit.uses[0]
+            if owner._parameters[key] is not frozen[0]:
+                return forward(*args, **kwargs)
+            # The second time no hook has lent anything. These weights only stand for the first ones, whose gradients
+            # flow to the trained numbers.
+            for weight, (owner, key, _) in zip(self.lent(number), unit.uses, strict=True):
+                owner._parameters[key] = weight.detach().requires_grad_()  # type: ignore[assignment]
+            try:
+                with _Reads(self):
+                    return forward(*args, **kwargs)
+            finally:
+                for parameter, (owner, key, _) in zip(frozen, unit.uses, strict=True):
+                    owner._parameters[key] = parameter
+
+        def keep_nothing(*args: Any, **kwargs: Any) -> Any:
+            # A cache of keys and values is written to by every run, so a block that is given one runs once.
+            cached = any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values()))
+            if cached or not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            return checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+        unit.module.forward = keep_nothing
 
     def _lend(self, number: int) -> tuple[Tensor, ...]:
         """Make a unit's weights and note whose they are, for as long as the caller keeps them."""

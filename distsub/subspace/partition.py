@@ -61,7 +61,7 @@ class Partition(Blockwise):
 
     def _state(self, blocks: Tensor) -> Tensor:
         position = blocks.unsqueeze(1) * self.block_length + torch.arange(self.block_length, device=blocks.device)
-        return self._groups(position).to(torch.int32)
+        return self._groups(position).to(torch.int16 if 2 * self.d <= 1 << 15 else torch.int32)  # kept: the smaller
 
     def _encode(self, theta: Tensor) -> Tensor:
         scaled = theta * self._inverse.to(theta)
@@ -72,7 +72,7 @@ class Partition(Blockwise):
         return (pair[:, 1] - pair[:, 0]) * self._inverse.to(code)
 
     def _expand(self, code: Tensor, state: Tensor) -> Tensor:
-        return code.index_select(0, state.view(-1)).view(state.shape)
+        return code.index_select(0, state.view(-1).int()).view(state.shape)
 
     def _collapse(self, grad: Tensor, state: Tensor, code: Tensor) -> None:
-        code.index_add_(0, state.view(-1), grad.reshape(-1))
+        code.index_add_(0, state.view(-1).int(), grad.reshape(-1))
