@@ -91,12 +91,45 @@ def run(
 
 
 @app.command()
-def plan(sweep_file: SweepFile, format: As = Format.table) -> None:
-    """Say what a sweep will run at most, and check that it can, before anything is spent."""
-    from distsub.config import load_sweep
-    from distsub.runtime import launch
+def plan(
+    sweep_file: SweepFile,
+    slots: Annotated[int | None, typer.Option(min=1, help="Trials at once; this machine's cores otherwise.")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Time a few real steps of each model and method.")] = False,
+    price_per_hour: Annotated[float | None, typer.Option(min=0.0, help="Price of one slot-hour.")] = None,
+    format: As = Format.table,
+) -> None:
+    """Say what a sweep will take, and check that it can run, before anything is spent.
 
-    _print(launch.plan(load_sweep(sweep_file)), format)
+    Example: distsub plan sweeps/quickstart.toml --probe --slots 8 --price-per-hour 0.9
+    """
+    from distsub.config import load_sweep
+    from distsub.runtime import planning
+
+    searches, totals = planning.plan(load_sweep(sweep_file), slots, probe, price_per_hour)
+    _print(searches if format is Format.table else totals, format)
+    if format is Format.table:
+        _print(totals, format)
+
+
+@app.command()
+def replay(
+    out: Out,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="A policy to play; repeat for several. All by default.")
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 1,
+    format: As = Format.table,
+) -> None:
+    """Play policies on recorded trials, on a virtual clock: what would they have cost and found?
+
+    Example: distsub replay results/grid --policy adaptive --policy bisection --slots 8
+    """
+    from distsub.runtime.replay import replay as play
+    from distsub.runtime.simulated import Machines
+    from distsub.search import POLICIES
+
+    sweep, store = _open_results(out)
+    _print(play(sweep.searches(), store.read(), policy or list(POLICIES), Machines(slots=slots)), format)
 
 
 @app.command()
@@ -142,7 +175,7 @@ def report(
     sweep, store = _open_results(out)
     searches, d90 = _searches(sweep, store)
     directory = to or f"{out.rstrip('/')}/report"
-    page = write_report(store.read(), searches, directory, title=sweep.name, fraction=sweep.fraction)
+    page = write_report(store.read(), searches, directory, d90=d90, title=sweep.name, fraction=sweep.fraction)
     _print(d90.select(list(D90_COLUMNS)), Format.table)
     print(f"report: {page}")
     for picture in sorted(Path(directory).glob("*.png")) if "://" not in directory else []:
@@ -198,8 +231,9 @@ def _searches(sweep: "Sweep", store: "Store") -> "tuple[pa.Table, pa.Table]":
     observations = store.read()
     for line in store.damaged:
         print(f"distsub: skipped {line}", file=sys.stderr)
-    searches = searches_table(sweep.searches(), sweep.policy, observations)
-    return searches, d90_table(searches)
+    searches = sweep.searches()
+    table = searches_table(searches, sweep.policy, observations)
+    return table, d90_table(searches, table, observations)
 
 
 def _print(table: "pa.Table", format: Format) -> None:

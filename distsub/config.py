@@ -34,7 +34,7 @@ from distsub.finetune import tasks
 from distsub.search import PUBLISHED_RATIO, Search, log_grid
 from distsub.trial import IDENTITY_VERSION, Budget, Head, Method, Seeds, Task, Trial
 
-Policy = Literal["grid", "bisection"]
+Policy = Literal["adaptive", "bisection", "grid"]
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)

@@ -59,6 +59,7 @@ name = "tiny"
 models = [{{ path = "{model}" }}]
 methods = ["said", "did"]
 seeds = 2
+policy = "bisection"
 dims = [8, 16, 64, 256]
 
 [[tasks]]

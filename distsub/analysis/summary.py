@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
 
-from distsub.results import D90, SEARCHES, censored_median
+from distsub.results import D90, METHOD_COLUMNS, SEARCHES, censored_median
 from distsub.search import Finding, Outcome, Search, make_policy
+from distsub.search.estimate import fit
 from distsub.trial import Observation
 
 SEARCH_COLUMNS = (
@@ -16,11 +18,16 @@ SEARCH_COLUMNS = (
 """What `distsub status` shows of a search."""
 
 D90_COLUMNS = (
-    "task", "method", "projection", "head", "num_params", "num_scales", "d90", "d90_outcome", "d90_per_seed",
-    "d90_chance_corrected", "baseline_score", "threshold", "chance", "trials",
+    "task", "method", "projection", "head", "num_params", "num_scales", "d90_per_seed", "d90", "d90_outcome",
+    "estimate_text", "d90_chance_corrected", "baseline_score", "threshold", "chance", "trials",
 )  # fmt: skip
 """What `distsub run` and `distsub report` show at the end; `distsub query` has the rest."""
 
+
+CURVE_POINTS = 41
+"""Points at which the fitted score is tabulated, evenly in log d."""
+
+_KEYS = ("task", "model", *METHOD_COLUMNS)
 
 _SHARED = ("baseline_score", "chance", "threshold", "threshold_chance_corrected", "num_params", "num_scales")
 """What the searches of one task, model and method have in common."""
@@ -83,38 +90,64 @@ def _rows_of(searches: Sequence[Search], observations: Sequence[Observation]) ->
     return {search.id: [row for row in observations if search.owns(row.trial)] for search in searches}
 
 
-def d90_table(searches: pa.Table) -> pa.Table:
-    """Compute one row per task, model and method over its seeds, in the schema D90."""
-    keys = ("task", "model", "method", "projection", "normalization", "groups", "head")
-    groups: dict[tuple[object, ...], list[dict[str, object]]] = {}
-    for row in searches.to_pylist():
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+def d90_table(searches: Sequence[Search], table: pa.Table, observations: Sequence[Observation]) -> pa.Table:
+    """Compute one row per task, model and method over its seeds, in the schema D90.
+
+    Args:
+        searches: The searches.
+        table: Their rows from `searches_table`, in the same order.
+        observations: All rows.
+    """
+    groups: dict[tuple[object, ...], list[tuple[Search, dict[str, Any]]]] = {}
+    for search, row in zip(searches, table.to_pylist(), strict=True):
+        groups.setdefault(tuple(row[key] for key in _KEYS), []).append((search, row))
     rows = []
     for key, members in groups.items():
-        d90, outcome = censored_median([(m["outcome"], m["d90"]) for m in members])  # type: ignore[misc]
+        found = [row for _, row in members]
+        d90, outcome = censored_median([(m["outcome"], m["d90"]) for m in found])
         corrected, corrected_outcome = censored_median(
-            [(m["outcome_chance_corrected"], m["d90_chance_corrected"]) for m in members]  # type: ignore[misc]
+            [(m["outcome_chance_corrected"], m["d90_chance_corrected"]) for m in found]
         )
-        first = members[0]
         rows.append(
-            dict(zip(keys, key, strict=True))
+            dict(zip(_KEYS, key, strict=True))
             | {
                 "d90": d90,
                 "d90_outcome": outcome,
-                "d90_per_seed": [m["d90"] for m in members],
+                "d90_per_seed": [m["d90"] for m in found],
                 "d90_chance_corrected": corrected,
                 "d90_chance_corrected_outcome": corrected_outcome,
-                "d90_chance_corrected_per_seed": [m["d90_chance_corrected"] for m in members],
-                "searches": len(members),
-                "outcomes": dict(Counter(str(m["outcome"]) for m in members)),
-                "trials": sum(m["trials"] for m in members),  # type: ignore[misc]
-                "wall_s": sum(m["wall_s"] for m in members),  # type: ignore[misc]
+                "d90_chance_corrected_per_seed": [m["d90_chance_corrected"] for m in found],
+                "searches": len(found),
+                "outcomes": list(Counter(m["outcome"] for m in found).items()),
+                "trials": sum(m["trials"] for m in found),
+                "wall_s": sum(m["wall_s"] for m in found),
             }
-            | {name: first[name] for name in _SHARED}
+            | {name: found[0][name] for name in _SHARED}
+            | _estimate([search for search, _ in members], observations)
         )
-    for row in rows:
-        row["outcomes"] = list(row["outcomes"].items())  # type: ignore[attr-defined]
     return pa.Table.from_pylist(rows, schema=D90)
+
+
+def _estimate(searches: list[Search], observations: Sequence[Observation]) -> dict[str, Any]:
+    """Estimate d90 with its interval from all rows of searches that differ in seeds only."""
+    fitted = fit(searches, [row for row in observations if any(search.owns(row.trial) for search in searches)])
+    d90 = fitted.d_at()
+    smallest, largest = fitted.range
+    dims = [smallest * (largest / smallest) ** (i / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
+    band = fitted.band(dims)
+    return {
+        "estimate": d90.d,
+        "estimate_low": d90.low,
+        "estimate_high": d90.high,
+        "estimate_outcome": d90.outcome.name,
+        "estimate_text": d90.text,
+        "estimate_chance_corrected_text": fitted.d_at(chance_corrected=True).text,
+        "warnings": list(d90.warnings),
+        "fit": [
+            {"d": d, "low": low, "middle": middle, "high": high}
+            for d, (low, middle, high) in zip(dims, band, strict=bool(band))
+        ],
+    }
 
 
 def all_over(found: Iterable[Finding]) -> bool:

@@ -14,7 +14,7 @@ Panel = tuple[str, str, tuple[str | None, ...]]
 
 _PANEL_INCHES = (5.6, 4.1)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_INK, _BAND = "#1b1b1b", "#8c96a3"
+_INK, _BAND, _FIT = "#1b1b1b", "#8c96a3", "#0072b2"
 _LINES = {
     "baseline_score": ("full fine-tuning", {"color": "#009e73", "linestyle": "-", "linewidth": 1.0}),
     "threshold": ("threshold", {"color": _INK, "linestyle": "-", "linewidth": 1.4}),
@@ -24,18 +24,25 @@ _LINES = {
 
 
 def curve_figure(
-    observations: Sequence[Observation], searches: pa.Table, path: str | IO[bytes], *, fraction: float = 0.9
+    observations: Sequence[Observation],
+    searches: pa.Table,
+    path: str | IO[bytes],
+    *,
+    d90: pa.Table | None = None,
+    fraction: float = 0.9,
 ) -> None:
     """Draw score against log d, one panel per task, model and method, and write it as PNG.
 
     Dots are trials, coloured by eta (by learning rate where no trial has an eta), shaped by seeds; hollow ones
     were stopped early, crosses on the floor diverged. Solid line: relative threshold; dashed: chance-corrected;
-    dark vertical lines and grey bands: d90 and bracket of each search.
+    dark vertical lines and grey bands: d90 and bracket of each search. Blue: expected score with its 95% band, and
+    along the bottom the 95% interval of d90.
 
     Args:
         observations: Trials; full fine-tuning and trials without a result are not drawn.
         searches: Rows in the schema SEARCHES, for thresholds and d90.
         path: Where the PNG goes.
+        d90: Rows in the schema D90, for the fitted curve and the interval of d90.
         fraction: The fraction of full fine-tuning's score that the threshold is.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,6 +63,9 @@ def curve_figure(
         mine = [seen for seen in shown if panel_of(seen.trial) == panel]
         found = [row for row in rows if _row_panel(row) == panel]
         scores, levels = _panel(axes, panel, mine, found, (colours, shapes))
+        for row in d90.to_pylist() if d90 is not None else []:
+            if _row_panel(row) == panel:
+                _estimate(axes, row, [seen.trial.d for seen in mine if seen.trial.d])
         drawn.setdefault(panel[:2], []).append((axes, scores, levels))
     for together in drawn.values():
         _share_scale(together, fraction)
@@ -95,6 +105,25 @@ def _panel(
     _floor(axes, shown, colours)
     _words_around(axes, panel, rows, shown[0].trial.task.metric if shown else "score")
     return scores, levels
+
+
+def _estimate(axes: Any, row: dict[str, Any], dims: Sequence[int]) -> None:
+    """Draw the fitted curve with its band, over the d that were tried, and the interval along the bottom."""
+    points = [point for point in row["fit"] or [] if dims and min(dims) / 1.3 <= point["d"] <= max(dims) * 1.3]
+    if points:
+        d = [point["d"] for point in points]
+        axes.fill_between(
+            d, [p["low"] for p in points], [p["high"] for p in points], color=_FIT, alpha=0.13, linewidth=0, zorder=1
+        )
+        axes.plot(d, [point["middle"] for point in points], color=_FIT, linewidth=1.3, zorder=2)
+    if row["estimate"] is not None:
+        low, high = row["estimate_low"] or min(dims), row["estimate_high"] or max(dims)
+        ends = {"transform": axes.get_xaxis_transform(), "color": _FIT, "zorder": 4, "clip_on": False}
+        axes.plot([low, high], [0.02, 0.02], linewidth=3, solid_capstyle="butt", **ends)
+        axes.plot([row["estimate"]], [0.02], marker="D", markersize=5, **ends)
+        axes.text(
+            0.5, -0.2, row["estimate_text"], transform=axes.transAxes, fontsize=8.5, color=_FIT, ha="center", va="top"
+        )
 
 
 def _share_scale(together: Sequence[tuple[Any, list[float], dict[str, float]]], fraction: float) -> None:

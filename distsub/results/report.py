@@ -35,6 +35,7 @@ def write_report(
     searches: pa.Table,
     directory: str,
     *,
+    d90: pa.Table | None = None,
     title: str = "Intrinsic dimension",
     fraction: float = 0.9,
 ) -> str:
@@ -44,6 +45,7 @@ def write_report(
         observations: All rows.
         searches: Rows in the schema SEARCHES.
         directory: A local path or a URI that pyarrow.fs understands; made if it is not there.
+        d90: Rows in the schema D90, for intervals and fitted curves.
         title: Heading of the page.
         fraction: The fraction of full fine-tuning's score that the threshold is.
 
@@ -56,10 +58,10 @@ def write_report(
     from pyarrow import parquet as pq
 
     files = Files.at(directory)
-    figures = _figures(observations, searches, fraction)
+    figures = _figures(observations, searches, d90, fraction)
     sink = io.BytesIO()
     pq.write_table(searches, sink)
-    page = _page(observations, searches, figures, title, fraction)
+    page = _page(observations, searches, d90, figures, title, fraction)
     try:
         files.make("")
         for name, image in figures.items():
@@ -74,7 +76,9 @@ def write_report(
     return f"{files.uri.rstrip('/')}/report.html"
 
 
-def _figures(observations: Sequence[Observation], searches: pa.Table, fraction: float) -> dict[str, bytes]:
+def _figures(
+    observations: Sequence[Observation], searches: pa.Table, d90: pa.Table | None, fraction: float
+) -> dict[str, bytes]:
     """Draw one figure per task and model, its methods side by side; give the PNGs by file name."""
     trials = [seen for seen in observations if seen.trial.d is not None]
     rows = searches.to_pylist()
@@ -84,7 +88,7 @@ def _figures(observations: Sequence[Observation], searches: pa.Table, fraction: 
         mine = [seen for seen in trials if (seen.trial.task.name, seen.trial.model) == (task, model)]
         keep = [(row["task"], row["model"]) == (task, model) for row in rows]
         sink = io.BytesIO()
-        curve_figure(mine, searches.filter(pa.array(keep, pa.bool_())), sink, fraction=fraction)
+        curve_figure(mine, searches.filter(pa.array(keep, pa.bool_())), sink, d90=d90, fraction=fraction)
         slug = re.sub(r"[^a-z0-9]+", "-", f"{task} {model.removeprefix('package:')}".lower()).strip("-")
         name = f"curve-{slug}.png"
         figures[name if name not in figures else f"curve-{slug}-{len(figures)}.png"] = sink.getvalue()
@@ -94,6 +98,7 @@ def _figures(observations: Sequence[Observation], searches: pa.Table, fraction: 
 def _page(
     observations: Sequence[Observation],
     searches: pa.Table,
+    d90: pa.Table | None,
     figures: dict[str, bytes],
     title: str,
     fraction: float,
@@ -113,6 +118,7 @@ def _page(
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head><body>
 <h1>{html.escape(title)}</h1>
 <p>{searches.num_rows} searches, {len(observations)} trials ({counts}), {hours:.2f} hours of training.</p>
+{_estimates(d90)}
 <h2>Searches</h2>
 {_html_table(_SEARCH_COLUMNS, ([row[name] for name in _SEARCH_COLUMNS] for row in searches.to_pylist()))}
 <h2>Score against dimension</h2>
@@ -127,6 +133,19 @@ def _page(
 {_provenance(observations)}
 </body></html>
 """
+
+
+def _estimates(d90: pa.Table | None) -> str:
+    """List d90 per task, model and method with its interval, and what a reader must know about it."""
+    if d90 is None:
+        return ""
+    names = ("task", "model", *METHOD_COLUMNS, "estimate_text", "estimate_chance_corrected_text", "searches", "trials")
+    rows = d90.to_pylist()
+    notes = "".join(
+        f"<li>{html.escape(note)}</li>" for note in dict.fromkeys(n for row in rows for n in row["warnings"])
+    )
+    table = _html_table(names, ([row[name] for name in names] for row in rows))
+    return f"<h2>d90 with its interval</h2>\n{table}\n" + (f"<ul>{notes}</ul>" if notes else "")
 
 
 def _definition(fraction: float) -> str:

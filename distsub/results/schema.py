@@ -138,6 +138,14 @@ D90 = pa.schema(
         ("d90_chance_corrected", _FLOAT),
         ("d90_chance_corrected_outcome", _TEXT),
         ("d90_chance_corrected_per_seed", pa.list_(_INT)),
+        ("estimate", _FLOAT),
+        ("estimate_low", _FLOAT),
+        ("estimate_high", _FLOAT),
+        ("estimate_outcome", _TEXT),
+        ("estimate_text", _TEXT),
+        ("estimate_chance_corrected_text", _TEXT),
+        ("warnings", pa.list_(_TEXT)),
+        ("fit", pa.list_(pa.struct([("d", _FLOAT), ("low", _FLOAT), ("middle", _FLOAT), ("high", _FLOAT)]))),
         ("searches", _INT),
         ("outcomes", pa.map_(_TEXT, _INT)),
         ("baseline_score", _FLOAT),
@@ -153,7 +161,9 @@ D90 = pa.schema(
 """One row per task x model x method over all its seeds.
 
 d90 is the median of the seeds as `censored_median` defines it, null unless d90_outcome is "found";
-d90_per_seed lists every seed (null where none was found), in the order of the searches' seeds.
+d90_per_seed lists every seed (null where none was found), in the order of the searches' seeds. estimate is the median
+and estimate_low and estimate_high the 95% interval of the d at which the expected score crosses the threshold, from all
+rows of all seeds; an end is null where it lies beyond the range. fit is the expected score with its 95% band.
 """
 
 METHOD_COLUMNS = ("method", "projection", "normalization", "groups", "head")

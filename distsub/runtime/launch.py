@@ -150,33 +150,6 @@ def model_facts(
     }
 
 
-def plan(sweep: Sweep) -> pa.Table:
-    """Say what a sweep holds: per search its grid, its D and the trials that it never exceeds."""
-    check(sweep)
-    board = board_of(sweep)
-    rows = []
-    for search in board.searches:
-        facts = model_facts(
-            search.model, search.revision, search.task.num_labels, search.method.head, search.method.groups
-        )
-        rows.append(
-            {
-                "search": search.name,
-                "projection": search.method.projection,
-                "head": search.method.head,
-                "D": facts["num_params"],
-                "scales": facts["groups"] if search.method.name == "said" else 0,
-                "dims": f"{search.dims[0]}..{search.dims[-1]} ({len(search.dims)})",
-                "etas": len(search.etas),
-                "max_trials": board.policy.max_trials(search) - len(search.baseline_ids),
-                "baseline_trials": len(search.baseline_ids),
-                "steps_per_trial": search.budget.steps,
-            }
-        )
-    total = dict.fromkeys(rows[0]) | {"search": "all (baselines shared)", "max_trials": board.max_trials()}
-    return pa.Table.from_pylist([*rows, total])
-
-
 def inspect(what: str) -> pa.Table:
     """Describe a model's parameters, or a saved adapter.
 

@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -93,19 +94,18 @@ class TrainTrial(tune.Trainable):
 class BoardSearcher(Searcher):
     """Translates between Tune and the board."""
 
-    def __init__(
-        self, board: Board, store: Store, place: Place, reporter: Reporter, slots: int, crashes: "CrashLog"
-    ) -> None:
+    def __init__(self, board: Board, store: Store, place: Place, reporter: Reporter, crashes: "CrashLog") -> None:
         """Serve a board's trials."""
         super().__init__(metric="score", mode="max")
         self._board, self._store, self._place, self._reporter = board, store, place, reporter
-        self._slots, self._crashes = slots, crashes
+        self._crashes = crashes
+        self.slots = 1
         crashes.told = self._crashed
         self.running: dict[str, Trial] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """Give Tune the next trial, nothing for now, or the end."""
-        trial = self._board.next({trial.id for trial in self.running.values()}, self._slots)
+        trial = self._board.next({trial.id for trial in self.running.values()}, self.slots)
         if trial is None:
             return Searcher.FINISHED if not self.running and self._board.finished else None
         self.running[trial_id] = trial
@@ -129,15 +129,30 @@ class BoardSearcher(Searcher):
         if trial is None:
             return
         if error:
-            reason = self._crashes.reasons.get(trial_id) or "the trial's process died"
-            observation = failed(trial, DistsubError(reason))
-            self._store.write(observation)
-        elif result and result.get("final"):
+            self._fail(trial, self._crashes.reasons.get(trial_id) or "the trial's process died")
+            return
+        if result and result.get("final"):
             given = {key: result.get(key) for key in ("status", "score", "chance", "error")}
             observation = Observation(trial, wall_s=result.get("wall_s", 0.0), **given)  # type: ignore[arg-type]
         else:
             self._reporter.cancelled(trial)
             return
+        self._board.observe(observation)
+        self._reporter.ended(observation)
+
+    def lose_all(self, losses: Counter[str], retries: int, reason: str) -> None:
+        """Count a loss against every trial in flight; those lost too often end in an error."""
+        for trial in self.running.values():
+            losses[trial.id] += 1
+            if losses[trial.id] > retries:
+                self._fail(trial, reason)
+            else:
+                self._reporter.crashed(trial, reason)
+        self.running.clear()
+
+    def _fail(self, trial: Trial, reason: str) -> None:
+        observation = failed(trial, DistsubError(reason))
+        self._store.write(observation)
         self._board.observe(observation)
         self._reporter.ended(observation)
 
@@ -193,7 +208,7 @@ class CrashLog(tune.Callback):
 
 
 @contextlib.contextmanager
-def cluster(resources: Resources) -> Iterator[None]:
+def cluster() -> Iterator[None]:
     """Connect to RAY_ADDRESS or the job's cluster, else start one on this machine's loopback and end it."""
     if ray.is_initialized():
         yield
@@ -233,7 +248,11 @@ def slots(resources: Resources) -> int:
 
 
 def run(board: Board, store: Store, place: Place, reporter: Reporter, resources: Resources) -> None:
-    """Run until no search wants another trial.
+    """Run until no search wants another trial, or until interrupted.
+
+    Ray ends a whole run when its memory monitor kills an actor (RuntimeError, "Caught unexpected exception"). The
+    board knows all results, so the run goes on with a fresh connection; a trial that was in flight too often when
+    that happened is recorded as an error.
 
     Args:
         board: The searches, with what is known already.
@@ -245,27 +264,41 @@ def run(board: Board, store: Store, place: Place, reporter: Reporter, resources:
     Raises:
         ConfigError: The cluster can never run a trial.
     """
-    with cluster(resources), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:
-        limit = slots(resources)
+    losses: Counter[str] = Counter()
+    while True:
         crashes = CrashLog()
-        searcher = BoardSearcher(board, store, place, reporter, limit, crashes)
-        needs = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
-        tuner = tune.Tuner(
-            tune.with_resources(TrainTrial, needs),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=CancelUnwanted(searcher),
-                num_samples=-1,
-                max_concurrent_trials=limit,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                storage_path=folder,
-                name="sweep",
-                verbose=0,
-                callbacks=[crashes],
-                failure_config=tune.FailureConfig(max_failures=resources.retries),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            ),
-        )
-        tuner.fit()
+        searcher = BoardSearcher(board, store, place, reporter, crashes)
+        try:
+            with cluster(), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:
+                _fit(searcher, crashes, resources, folder)
+            return
+        except RuntimeError as error:
+            if "Caught unexpected exception" not in str(error) or ray.is_initialized():
+                raise
+            reason = str(error).splitlines()[0].removeprefix("Caught unexpected exception: ")
+            searcher.lose_all(losses, resources.retries, reason)
+
+
+def _fit(searcher: "BoardSearcher", crashes: CrashLog, resources: Resources, folder: str) -> None:
+    """Run one Tuner to its end."""
+    searcher.slots = slots(resources)
+    needs = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
+    tuner = tune.Tuner(
+        tune.with_resources(TrainTrial, needs),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=CancelUnwanted(searcher),
+            num_samples=-1,
+            max_concurrent_trials=searcher.slots,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=folder,
+            name="sweep",
+            verbose=0,
+            callbacks=[crashes],
+            failure_config=tune.FailureConfig(max_failures=resources.retries),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    )
+    tuner.fit()

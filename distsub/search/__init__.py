@@ -3,6 +3,7 @@
 Pure: no clock, no files, no randomness, no torch, no Ray.
 """
 
+from distsub.search.adaptive import Adaptive
 from distsub.search.board import Board
 from distsub.search.evidence import Evidence, Result, reaches, thresholds
 from distsub.search.grid import PUBLISHED_RATIO, log_grid
@@ -13,6 +14,7 @@ from distsub.search.spec import Search
 __all__ = [
     "POLICIES",
     "PUBLISHED_RATIO",
+    "Adaptive",
     "Bisection",
     "Board",
     "Evidence",

@@ -5,8 +5,10 @@ live entry per search, so its cost does not grow with their number.
 """
 
 import heapq
-from collections.abc import Hashable, Iterable, KeysView, Set
+from collections.abc import Callable, Hashable, Iterable, KeysView, Set
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 
 from distsub.errors import ConfigError
 from distsub.search.evidence import Evidence
@@ -14,7 +16,6 @@ from distsub.search.outcome import Finding, Outcome
 from distsub.search.policies import Policy
 from distsub.search.spec import Lineage, Search, lineage
 from distsub.trial import Observation, Trial
-
 
 ELDERS = 8
 """How many searches of other seeds a search learns from, at most; bounds what one result can set in motion."""
@@ -61,10 +62,10 @@ class Board:
         self._younger: list[list[int]] = [[] for _ in self.searches]
         self._waits: list[int] = [0] * len(self.searches)  # elders that are still open
         self._over = [False] * len(self.searches)
-        if policy.learns:
+        if getattr(policy, "learns", False):
             families: dict[Hashable, list[int]] = {}
             for index, search in enumerate(self.searches):
-                elders = families.setdefault(_family(search), [])
+                elders = families.setdefault(family(search), [])
                 for elder in elders[-ELDERS:]:
                     self._younger[elder].append(index)
                 self._waits[index] = min(len(elders), ELDERS)
@@ -75,7 +76,10 @@ class Board:
         self._width = max((len(search.baseline) + len(search.etas) for search in self.searches), default=1)
         self._stale: dict[int, None] = dict.fromkeys(range(len(self.searches)))
         self._proposed: list[tuple[Trial, ...]] = [() for _ in self.searches]
-        self._claims: dict[str, dict[int, None]] = {}  # trial id -> the searches that propose it, in sweep order
+        # What was begun and would not be begun again, but may still tell something: it goes on, one per eta at most.
+        self._lingering: list[tuple[Trial, ...]] = [() for _ in self.searches]
+        self._matters: Callable[[Evidence, Trial], bool] = getattr(policy, "matters", lambda state, trial: False)
+        self._claims: dict[str, dict[int, None]] = {}  # trial id -> the searches that want it, in sweep order
         # (is a probe, rank and standing back, search, version, rank): best one first
         self._heap: list[tuple[bool, int, int, int, int]] = []
         self._version = [0] * len(self.searches)
@@ -188,9 +192,13 @@ class Board:
         while self._stale:
             index = next(iter(self._stale))
             del self._stale[index]
-            before = {trial.id for trial in self._proposed[index]}
-            self._proposed[index] = self.policy.propose(self._states[index], self._width)
-            after = {trial.id for trial in self._proposed[index]}
+            state, former = self._states[index], (*self._proposed[index], *self._lingering[index])
+            self._proposed[index] = self.policy.propose(state, self._width)
+            chosen = {trial.id for trial in self._proposed[index]}
+            left = (trial for trial in former if trial.id not in chosen and trial.id in self._taken)
+            self._lingering[index] = tuple(islice(filter(partial(self._matters, state), left), len(state.search.etas)))
+            before = {trial.id for trial in former}
+            after = chosen | {trial.id for trial in self._lingering[index]}
             for dropped in before - after:
                 del self._claims[dropped][index]
                 if not self._claims[dropped]:
@@ -215,7 +223,7 @@ class Board:
         self._over[index] = over
 
 
-def _family(search: Search) -> Hashable:
+def family(search: Search) -> Hashable:
     """Return all of a search but its seeds."""
     model, revision, task, method, learning_rate, _, budget = search.lineage
     baseline, grid = search.baseline_ids, (search.dims, search.etas, search.fraction)

@@ -7,7 +7,7 @@ what is in flight and no longer proposed can be cancelled, whatever finished ear
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from distsub.errors import ConfigError
 from distsub.search.adaptive import Adaptive
@@ -20,11 +20,10 @@ from distsub.trial import Observation, Trial
 class Policy(Protocol):
     """What a search does next; stateless itself.
 
-    Attributes:
-        learns: Whether a search is to be told what the same search found under the seeds before its own.
+    One that also sets `learns = True` has each search told what the same search found under the seeds before its own.
+    One that also has `matters(state, trial)` lets trials run on that it would not begin any more: at most as many as
+    etas, for which its `max_trials` must have room.
     """
-
-    learns: ClassVar[bool]
 
     def init(self, search: Search) -> Evidence:
         """Return the state before any observation."""
@@ -57,8 +56,6 @@ class Grid:
     d90 is the smallest d that passes, provided that no larger one fails.
     Source: Aghajanyan et al. 2020, Sec. 3.
     """
-
-    learns: ClassVar[bool] = False
 
     def init(self, search: Search) -> Evidence:
         """Return the state before any observation."""
@@ -98,8 +95,6 @@ class Bisection:
     gaps are told apart by at most ceil(log2(n + 1)) values of d. A d passes at its first passing eta and fails
     after all of them. With more slots than etas the rest stay idle: it does not speculate.
     """
-
-    learns: ClassVar[bool] = False
 
     def init(self, search: Search) -> Evidence:
         """Return the state before any observation."""

@@ -27,25 +27,31 @@ def rows(searches, crossing):
 
 def test_tables_follow_from_the_rows():
     searches = (search(0), search(1))
-    table = searches_table(searches, "grid", list(rows(searches, {0: 200, 1: 400})))
+    observations = list(rows(searches, {0: 200, 1: 400}))
+    table = searches_table(searches, "grid", observations)
     assert table.schema == SEARCHES and set(SEARCH_COLUMNS) <= set(table.column_names)
     first, second = table.to_pylist()
     assert (first["d90"], first["bracket_low"], second["d90"]) == (200, 100, 400)
     assert first["threshold"] == pytest.approx(0.72) and first["threshold_chance_corrected"] == pytest.approx(0.77)
     assert first["wall_s"] == 3 * 1.0 + 2 * 2.0 and first["trials"] == 5 and first["num_params"] == 1000
-    [summary] = d90_table(table).to_pylist()
-    assert d90_table(table).schema == D90 and set(D90_COLUMNS) <= set(D90.names)
+    [summary] = d90_table(searches, table, observations).to_pylist()
+    assert d90_table(searches, table, observations).schema == D90 and set(D90_COLUMNS) <= set(D90.names)
     assert summary["d90"] == 300 and summary["d90_per_seed"] == [200, 400] and summary["outcomes"] == [("found", 2)]
+    assert 100 < summary["estimate"] < 600 and summary["estimate_low"] < summary["estimate"]
+    assert [point["d"] for point in summary["fit"]][::40] == pytest.approx([100, 400])
+    assert all(point["low"] <= point["middle"] <= point["high"] for point in summary["fit"])
 
 
 def test_a_censored_seed_is_no_number():
     searches = (search(0), search(1))
-    table = searches_table(searches, "grid", list(rows(searches, {0: 200, 1: 9999})))
+    observations = list(rows(searches, {0: 200, 1: 9999}))
+    table = searches_table(searches, "grid", observations)
     assert [row["outcome"] for row in table.to_pylist()] == ["found", "above_range"]
-    [summary] = d90_table(table).to_pylist()
+    [summary] = d90_table(searches, table, observations).to_pylist()
     assert summary["d90"] is None and summary["d90_per_seed"] == [200, None]
 
 
 def test_no_rows_is_a_table_too():
     table = searches_table((search(0),), "bisection", [])
-    assert table.to_pylist()[0]["outcome"] == "running" and d90_table(table).num_rows == 1
+    [summary] = d90_table((search(0),), table, []).to_pylist()
+    assert table.to_pylist()[0]["outcome"] == "running" and summary["estimate"] is None and summary["fit"] == []

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsub.errors import ConfigError
-from distsub.search import POLICIES, Bisection, Evidence, Finding, Grid, Outcome, make_policy
+from distsub.search import POLICIES, Adaptive, Bisection, Evidence, Finding, Grid, Outcome, make_policy
 
 
 def expected(search, position: int) -> tuple[Outcome, int | None, tuple[int | None, int | None]]:
@@ -248,6 +248,6 @@ def test_a_pass_withdraws_the_other_etas(bench):
 
 def test_policies_by_name():
     """As a sweep file names them."""
-    assert [make_policy(name) for name in POLICIES] == [Grid(), Bisection()]
-    with pytest.raises(ConfigError, match="policy = 'bisect' is unknown: give one of grid, bisection"):
+    assert [make_policy(name) for name in POLICIES] == [Adaptive(), Bisection(), Grid()]
+    with pytest.raises(ConfigError, match="policy = 'bisect' is unknown: give one of adaptive, bisection, grid"):
         make_policy("bisect")

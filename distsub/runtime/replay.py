@@ -1,0 +1,110 @@
+"""What other policies would have cost and found on trials that were already run."""
+
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+
+from distsub.errors import ConfigError
+from distsub.runtime.simulated import ONE_SLOT, Ledger, Machines, Recorded, Source, Stopping, simulate
+from distsub.search import Board, Finding, Search, make_policy
+from distsub.trial import Observation
+
+REPLAY = pa.schema(
+    [
+        ("policy", pa.string()),
+        ("search", pa.string()),
+        ("outcome", pa.string()),
+        ("d90", pa.int64()),
+        ("bracket_low", pa.int64()),
+        ("bracket_high", pa.int64()),
+        ("trials", pa.int64()),
+        ("steps", pa.int64()),
+        ("missing", pa.int64()),
+        ("wall_s", pa.float64()),
+        ("busy_s", pa.float64()),
+    ]
+)
+"""One row per policy and search, and one per policy with search "all".
+
+Of a search: `trials` and `steps` that it observed, full fine-tuning and stopped trials included, shared ones counted in
+each. Of all: each once, plus the steps that cancelled, crashed and preempted trials made. `missing` counts trials that
+were asked for and not recorded; they count as errors, so a search with any did not get what it wanted.
+"""
+
+
+def replay(
+    searches: Sequence[Search],
+    observations: Iterable[Observation],
+    policies: Sequence[str] = ("adaptive", "bisection", "grid"),
+    machines: Machines = ONE_SLOT,
+    stopping: Stopping | None = None,
+) -> pa.Table:
+    """Run policies on recorded trials, on a virtual clock.
+
+    Args:
+        searches: The sweep's searches.
+        observations: Rows of a results directory; best those of a grid, which has every trial.
+        policies: Names as in a sweep file.
+        machines: Slots, start-up cost, crashes and preemptions.
+        stopping: Whether trials end early on the curves that were recorded; None is never.
+
+    Returns:
+        A table as `REPLAY` describes.
+
+    Raises:
+        ConfigError: A policy is unknown, or nothing is recorded of these searches.
+    """
+    rows = [row for row in observations if row.status != "error"]
+    if not any(search.owns(row.trial) for search in searches for row in rows):
+        raise ConfigError("no recorded trial belongs to these searches: give the results directory of their sweep")
+    tables = []
+    for name in policies:
+        source = Recorded(rows)
+        board, ledger = play(searches, name, source, machines, stopping)
+        tables.append(_table(name, board, ledger, source.missing))
+    return pa.concat_tables(tables)
+
+
+def play(
+    searches: Sequence[Search],
+    policy: str,
+    source: Source,
+    machines: Machines = ONE_SLOT,
+    stopping: Stopping | None = None,
+) -> tuple[Board, Ledger]:
+    """Run one policy to its end; return what it found and what that took."""
+    board = Board(searches, make_policy(policy))
+    return board, simulate(board, source, machines, stopping)
+
+
+def _table(name: str, board: Board, ledger: Ledger, missing: set[str]) -> pa.Table:
+    records = []
+    for search, finding in zip(board.searches, board.findings(), strict=True):
+        own = [row for row in ledger.rows if search.owns(row.trial)]
+        records.append(
+            {
+                "policy": name,
+                "search": search.name,
+                **_result(finding),
+                "trials": sum(row.trial.id not in missing for row in own),
+                "steps": sum(row.steps for row in own),
+                "missing": sum(row.trial.id in missing for row in own),
+                "wall_s": None,
+                "busy_s": sum(row.wall_s for row in own),
+            }
+        )
+    total = {
+        "policy": name,
+        "search": "all",
+        "trials": len({row.trial.id for row in ledger.rows} - missing),
+        "steps": round(ledger.steps),
+        "missing": len(missing),
+        "wall_s": ledger.wall_s,
+        "busy_s": ledger.busy_s,
+    }
+    return pa.Table.from_pylist([*records, total], schema=REPLAY)
+
+
+def _result(finding: Finding) -> dict[str, object]:
+    low, high = finding.bracket
+    return {"outcome": finding.outcome.name, "d90": finding.d, "bracket_low": low, "bracket_high": high}

@@ -1,0 +1,198 @@
+"""What a sweep will take, before anything is spent.
+
+Counts of trials are exact at most and simulated in expectation; hours follow from the seconds that a step was seen to
+take. Nothing here runs or times anything.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from distsub.search.board import Board, family
+from distsub.search.policies import Policy
+from distsub.search.spec import Search
+from distsub.trial import Trial
+
+if TYPE_CHECKING:
+    from distsub.search.synthetic import Curve
+
+Seconds = Callable[[Trial], float | None]
+"""Seconds that a trial takes in one slot, start-up and evaluation included; None where nobody knows."""
+
+WORLDS = 7
+"""Positions of the crossing, spread evenly over the range, that expectations are averaged over."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a number of trials takes.
+
+    Attributes:
+        trials: Number of trials; a mean where it is expected.
+        steps: Training steps.
+        hours: Slot-hours; None where the seconds of a trial are unknown.
+        wall_hours: Hours on the given slots: hours / slots, or the longest chain of trials that wait for one another
+            if that is longer.
+        price: hours x price per slot-hour, or None.
+    """
+
+    trials: float
+    steps: float
+    hours: float | None
+    wall_hours: float | None
+    price: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep will take.
+
+    Attributes:
+        searches: Number of searches.
+        baselines: Full fine-tunings, each shared one once.
+        most: Never exceeded, except for what crashes and preemptions make necessary again.
+        expected: If the crossing is as likely anywhere in the range, with noise as measured on MRPC, and nothing is
+            stopped early; withdrawn trials count where idle slots start some.
+        first_batch: The trials that start at once.
+        slots: Trials at once.
+    """
+
+    searches: int
+    baselines: int
+    most: Cost
+    expected: Cost
+    first_batch: tuple[Trial, ...]
+    slots: int
+
+
+def make_plan(
+    searches: Sequence[Search],
+    policy: Policy,
+    slots: int = 1,
+    seconds: Seconds | None = None,
+    price_per_hour: float | None = None,
+) -> Plan:
+    """Add up what a sweep will take.
+
+    Args:
+        searches: The sweep's searches.
+        policy: How they are searched.
+        slots: Trials at once.
+        seconds: What a trial takes, as seconds_per_step x steps from a probe; None leaves hours out.
+        price_per_hour: Of one slot.
+    """
+    families: dict[Hashable, list[Search]] = {}
+    for search in searches:
+        families.setdefault(family(search), []).append(search)
+    baselines = {trial.id: trial for search in searches for trial in search.baseline}
+    most = [(trial, 1.0) for trial in baselines.values()]
+    expected = list(most)
+    chain_most = chain_expected = 0.0
+    shapes: dict[Hashable, tuple[float, float]] = {}
+    for members in families.values():
+        one, share = members[0], max(1, slots // len(families))
+        shape = (one.dims, one.etas, len(members), len(one.baseline))
+        if shape not in shapes:
+            shapes[shape] = _expect(members, policy, share)
+        trials, rounds = shapes[shape]
+        # Which trial stands for the others does not matter: the steps are the same and d costs next to nothing.
+        middle = one.trials_at(one.dims[len(one.dims) // 2])[0]
+        bound = policy.max_trials(one) - len(one.baseline_ids)
+        most.append((middle, float(bound * len(members))))
+        expected.append((middle, trials))
+        if seconds is not None:
+            each = seconds(middle) or 0.0
+            wait = max((seconds(trial) or 0.0 for trial in one.baseline), default=0.0)
+            # At worst one trial waits for another, seed by seed.
+            chain_most = max(chain_most, wait + each * bound)
+            chain_expected = max(chain_expected, wait + each * rounds)
+    return Plan(
+        searches=len(searches),
+        baselines=len(baselines),
+        most=_cost(most, seconds, slots, chain_most, price_per_hour),
+        expected=_cost(expected, seconds, slots, chain_expected, price_per_hour),
+        first_batch=_first_batch(searches, policy, slots),
+        slots=slots,
+    )
+
+
+def seconds_per_trial(
+    seconds_per_step: Callable[[Trial], float | None], startup_s: float = 0.0, eval_s: float = 0.0
+) -> Seconds:
+    """Turn seconds per step, as a probe measures them, into seconds per trial.
+
+    Args:
+        seconds_per_step: Of a trial's model and method; None where it was not measured.
+        startup_s: Before the first step.
+        eval_s: Of one evaluation.
+    """
+
+    def seconds(trial: Trial) -> float | None:
+        step = seconds_per_step(trial)
+        if step is None:
+            return None
+        steps, every = trial.budget.steps, trial.budget.eval_every
+        return startup_s + steps * step + eval_s * (math.ceil(steps / every) if every else 1)
+
+    return seconds
+
+
+def _cost(
+    parts: Sequence[tuple[Trial, float]], seconds: Seconds | None, slots: int, chain_s: float, price: float | None
+) -> Cost:
+    trials = math.fsum(number for _, number in parts)
+    steps = math.fsum(number * trial.budget.steps for trial, number in parts)
+    times = [(seconds(trial), number) for trial, number in parts] if seconds else [(None, 0.0)]
+    known = [(each, number) for each, number in times if each is not None]
+    if len(known) < len(times):
+        return Cost(trials, steps, None, None, None)
+    hours = math.fsum(each * number for each, number in known) / 3600
+    wall = max(hours / max(slots, 1), chain_s / 3600)
+    return Cost(trials, steps, hours, wall, None if price is None else hours * price)
+
+
+def _first_batch(searches: Sequence[Search], policy: Policy, slots: int) -> tuple[Trial, ...]:
+    board = Board(searches, policy)
+    batch: dict[str, Trial] = {}
+    while (trial := board.next(batch.keys(), slots)) is not None:
+        batch[trial.id] = trial
+    return tuple(batch.values())
+
+
+def _expect(members: Sequence[Search], policy: Policy, slots: int) -> tuple[float, float]:
+    """Return the mean number of subspace trials of searches that differ in seeds, and of rounds until they end."""
+    from distsub.search.synthetic import Curve
+
+    one = members[0]
+    bound = policy.max_trials(one) - len(one.baseline_ids)
+    if bound == len(one.dims) * len(one.etas):  # every trial there is
+        return float(bound * len(members)), math.ceil(bound * len(members) / slots)
+    first, last = math.log(one.dims[0]), math.log(one.dims[-1])
+    rates = sorted({trial.learning_rate for trial in one.baseline})
+    curve = Curve(
+        middle=0.0,
+        eta_best=math.exp(math.fsum(map(math.log, one.etas)) / len(one.etas)),
+        rate_best=rates[len(rates) // 2],
+    )
+    beyond = math.log(curve.crossing(one.etas, rates, one.fraction))
+    trials = rounds = 0
+    for k in range(WORLDS):
+        place = first + (k + 0.5) / WORLDS * (last - first)
+        more = _play(members, policy, slots, replace(curve, seed=k, middle=place - beyond))
+        trials, rounds = trials + more[0], rounds + more[1]
+    return trials / WORLDS, rounds / WORLDS
+
+
+def _play(members: Sequence[Search], policy: Policy, slots: int, curve: "Curve") -> tuple[int, int]:
+    """Return the number of subspace trials and of rounds, each of as many trials at once as there are slots."""
+    board, trials, rounds = Board(members, policy), 0, 0
+    while not board.finished:
+        batch: dict[str, Trial] = {}
+        while (trial := board.next(batch.keys(), slots)) is not None:
+            batch[trial.id] = trial
+        probes = sum(not trial.is_baseline for trial in batch.values())
+        trials, rounds = trials + probes, rounds + (probes > 0)
+        for trial in batch.values():
+            board.observe(curve.observe(trial, arrays=False))
+    return trials, rounds

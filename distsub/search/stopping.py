@@ -1,0 +1,222 @@
+"""When a training's verdict is certain before its end, and whether that was true.
+
+A score is over the threshold by more than the evaluation's noise: a pass. Or it is further below than trainings of
+the same kind were at this point that passed in the end: hopeless. A share of those that would be stopped runs to its
+end all the same, chosen by the trial's id, and tells how often a stop was false.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from distsub.search.evidence import SLACK, reaches
+from distsub.trial import Observation
+
+Stop = Literal["pass", "hopeless"]
+History = Sequence[tuple[int, float]]
+
+MARGIN = 2.0
+"""Standard errors of the score by which a pass must be over the threshold."""
+LEVEL = 0.05
+"""Share of the trainings that would pass which futility may stop."""
+CALIBRATING = 39
+"""Trainings that pass before any is stopped as hopeless."""
+AUDITED = 20
+"""One in so many of the trials that would be stopped runs to its end."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far below the threshold trainings have been on their way that passed in the end.
+
+    Only those that passed count: what a small d fails to gain says nothing about a d that can pass. Only those that
+    ran while nothing was stopped for futility count, or the rule would feed on its own survivors: give the first
+    `CALIBRATING` of a sweep, or those of an earlier one. The lag of a training is its largest distance to the
+    threshold at any evaluation, in units of threshold minus chance, so that tasks can be put together, and of the
+    share of steps that was left, so that many looks cost no more than one.
+
+    Attributes:
+        lags: One per training, rising.
+    """
+
+    lags: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[Observation, float]]) -> "Calibration":
+        """Collect the subspace trials that passed and were evaluated on the way, each with its threshold."""
+        lags = []
+        for row, threshold in rows:
+            steps = row.trial.budget.steps
+            way = [(step, score) for step, score in row.curve if step < steps]
+            passed = row.score is not None and row.status == "finished" and reaches(row.score, threshold)
+            if passed and way and not row.trial.is_baseline:
+                lags.append(max(_lag(score, threshold, row.chance, step / steps) for step, score in way))
+        return cls(tuple(sorted(lags)))
+
+    def limit(self, level: float = LEVEL) -> float | None:
+        """Return a lag that a training which will pass exceeds with probability at most `level`.
+
+        The ceil((n + 1)(1 - level))-th smallest of n: exact whatever the distribution, if trainings that pass are
+        exchangeable (split conformal prediction; Lei et al. 2018). None with too few to say: 0.05 takes 19.
+        """
+        rank = math.ceil((len(self.lags) + 1) * (1 - level))
+        return max(self.lags[rank - 1], 0.0) if 0 < rank <= len(self.lags) else None
+
+
+def _lag(score: float, threshold: float, chance: float | None, share: float) -> float:
+    """Return the distance to the threshold for the share of steps done; noise has its part even close to the end."""
+    return _shortfall(score, threshold, chance) / (1.2 - share)
+
+
+def _shortfall(score: float, threshold: float, chance: float | None) -> float:
+    reach = threshold - (chance or 0.0)
+    return (threshold - score) / (reach if reach > 0 else max(abs(threshold), 1e-9))
+
+
+def verdict_now(
+    curve: History,
+    threshold: float,
+    num_eval: int,
+    steps_left: int,
+    calibration: Calibration | None = None,
+    *,
+    chance: float | None = None,
+    metric: str = "accuracy",
+    margin: float = MARGIN,
+) -> Stop | None:
+    """Return the verdict of a training that still runs, if it is certain by now.
+
+    Args:
+        curve: (step, score) of the evaluations so far.
+        threshold: The score that the last step has to reach.
+        num_eval: Evaluated examples.
+        steps_left: Steps that are still to come; at 0 there is nothing to stop.
+        calibration: Trainings of the same kind; without, nothing is called hopeless.
+        chance: Chance level of the task, for the calibration's units.
+        metric: What the score is, for its standard error.
+        margin: Standard errors by which a pass must be over the threshold.
+    """
+    if not curve or steps_left <= 0 or not math.isfinite(curve[-1][1]):
+        return None
+    step, score = curve[-1]
+    if score >= threshold + margin * standard_error(score, num_eval, metric):
+        return "pass"
+    if calibration is not None:
+        limit = calibration.limit()
+        if limit is not None and _lag(score, threshold, chance, step / (step + steps_left)) > limit + SLACK:
+            return "hopeless"
+    return None
+
+
+def standard_error(score: float, num_eval: int, metric: str = "accuracy") -> float:
+    """Return the sampling error of a score: binomial for accuracy, of a correlation otherwise; never zero."""
+    num_eval = max(num_eval, 2)
+    if metric in ("accuracy", "f1"):
+        share = min(max(score, 1 / num_eval), 1 - 1 / num_eval)
+        return math.sqrt(share * (1 - share) / num_eval)
+    return max(1 - score**2, 1 / num_eval) / math.sqrt(num_eval)
+
+
+def audited(trial_id: str) -> bool:
+    """Return whether this trial runs to its end whatever its verdict."""
+    return int(trial_id, 16) % AUDITED == 0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How often a stop would have been false, among audited trials that would have been stopped.
+
+    Attributes:
+        passes: Audited trials that would have been stopped as a pass.
+        false_passes: Of those, how many fell short at the end.
+        hopeless: Audited trials that would have been stopped as hopeless.
+        false_hopeless: Of those, how many passed at the end.
+    """
+
+    passes: int = 0
+    false_passes: int = 0
+    hopeless: int = 0
+    false_hopeless: int = 0
+
+    @property
+    def rate(self) -> float | None:
+        """Share of false stops; None without a stop."""
+        stops = self.passes + self.hopeless
+        return (self.false_passes + self.false_hopeless) / stops if stops else None
+
+
+def audit(
+    rows: Iterable[tuple[Observation, float]],
+    calibration: Calibration | None = None,
+    *,
+    only_audited: bool = True,
+    margin: float = MARGIN,
+) -> Audit:
+    """Replay the stopping rule on trials that ran to their end.
+
+    Args:
+        rows: Observations, each with the threshold that it was judged by.
+        calibration: As it was, or is now.
+        only_audited: Leave out trials that ran on because nothing stopped them, which would flatter the rule.
+        margin: As in `verdict_now`.
+    """
+    counts = {"pass": [0, 0], "hopeless": [0, 0]}
+    for row, threshold in rows:
+        if row.status != "finished" or row.score is None or (only_audited and not audited(row.trial.id)):
+            continue
+        stop = first_stop(row, threshold, calibration, margin)
+        if stop is not None:
+            counts[stop[0]][0] += 1
+            counts[stop[0]][1] += (stop[0] == "pass") != reaches(row.score, threshold)
+    return Audit(*counts["pass"], *counts["hopeless"])
+
+
+def first_stop(
+    row: Observation, threshold: float, calibration: Calibration | None = None, margin: float = MARGIN
+) -> tuple[Stop, int] | None:
+    """Return the verdict that would have stopped a recorded training, and how many evaluations it had by then."""
+    num_eval = len(row.target) or row.trial.budget.eval_examples or 0
+    for count in range(1, len(row.curve)):
+        left = row.curve[-1][0] - row.curve[count - 1][0]
+        verdict = verdict_now(
+            row.curve[:count],
+            threshold,
+            num_eval,
+            left,
+            calibration,
+            chance=row.chance,
+            metric=row.trial.task.metric,
+            margin=margin,
+        )
+        if verdict is not None:
+            return verdict, count
+    return None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a sweep may spend.
+
+    Attributes:
+        hours: Slot-hours: the time of all its trials together, whatever ran beside them; None is no limit.
+        trials: Trials that are started, the baseline's included, repeats after a crash not; None is no limit.
+    """
+
+    hours: float | None = None
+    trials: int | None = None
+
+    def allows(self, hours: float, trials: int, next_hours: float = 0.0) -> bool:
+        """Return whether one more trial may start.
+
+        Args:
+            hours: Slot-hours of what has ended, plus what the trials in flight are expected to take in all.
+            trials: Trials started so far.
+            next_hours: What the next one is expected to take.
+        """
+        in_time = self.hours is None or hours + next_hours <= self.hours
+        return in_time and (self.trials is None or trials < self.trials)
+
+    def spent(self, hours: float) -> bool:
+        """Return whether what runs must end now, its verdicts unknown: hours are counted as they pass."""
+        return self.hours is not None and hours >= self.hours

@@ -1,0 +1,68 @@
+"""The plan: exact at most, simulated in expectation, and what follows in hours and money."""
+
+import math
+
+import pytest
+
+from distsub.search import Adaptive, Bisection, Board, Grid
+from distsub.search.plan import make_plan, seconds_per_trial
+
+
+@pytest.fixture(scope="module")
+def searches(bench):
+    """Two tasks' worth of seeds on one grid."""
+    baseline = bench.baselines((1e-5, 2e-5), seeds=3)
+    return tuple(bench.search(24, 3, seed=seed, baseline=baseline) for seed in range(3))
+
+
+@pytest.mark.parametrize("policy", [Grid(), Bisection(), Adaptive()])
+def test_most_is_the_boards_bound_and_expected_is_less(searches, policy):
+    """Shared baselines once; steps are trials times the budget."""
+    plan = make_plan(searches, policy)
+    assert (plan.searches, plan.baselines) == (3, 6)
+    assert plan.most.trials == Board(searches, policy).max_trials()
+    assert plan.most.steps == 10 * plan.most.trials
+    assert plan.expected.trials <= plan.most.trials
+    assert plan.most.hours is plan.most.price is plan.expected.wall_hours is None
+
+
+def test_adaptive_is_expected_to_be_cheaper(searches):
+    """The order of the policies."""
+    trials = [make_plan(searches, policy).expected.trials for policy in (Adaptive(), Bisection(), Grid())]
+    assert trials == sorted(trials)
+    assert trials[2] == 6 + 3 * 24 * 3
+
+
+@pytest.mark.parametrize("slots", [1, 4, 100])
+def test_first_batch_is_what_a_run_starts_with(searches, slots):
+    """Baselines first, then as many as there are slots and as are worth it."""
+    batch = make_plan(searches, Adaptive(), slots).first_batch
+    assert len({trial.id for trial in batch}) == len(batch) <= slots
+    assert all(trial.is_baseline for trial in batch[:6])
+    assert batch[0] == Board(searches, Adaptive()).next(set(), slots)
+
+
+def test_hours_and_price(searches):
+    """3 s of start, 10 steps of 0.5 s, one evaluation of 1 s: 9 s a trial."""
+    seconds = seconds_per_trial(lambda trial: 0.5, startup_s=3.0, eval_s=1.0)
+    plan = make_plan(searches, Grid(), 2, seconds, price_per_hour=4.0)
+    assert plan.most.hours == pytest.approx(9 * (6 + 216) / 3600)
+    assert plan.most.price == pytest.approx(4 * plan.most.hours)
+    assert plan.most.wall_hours == pytest.approx(plan.most.hours / 2)
+    assert make_plan(searches, Grid(), 2, lambda trial: None).most.hours is None
+
+
+def test_slots_shorten_only_down_to_the_chain(searches):
+    """A verdict waits for the one before it, however many slots there are."""
+    seconds = seconds_per_trial(lambda trial: 1.0)
+    one, many = (make_plan(searches, Bisection(), slots, seconds) for slots in (1, 1000))
+    assert many.expected.wall_hours < one.expected.wall_hours / 4
+    assert many.expected.wall_hours >= (1 + math.log2(24)) * 10 / 3600
+    assert many.most.wall_hours >= many.expected.wall_hours
+
+
+def test_unknown_seconds_leave_the_trials(searches):
+    """Half of a plan is better than none."""
+    plan = make_plan(searches, Adaptive(), seconds=seconds_per_trial(lambda trial: 1.0 if trial.d else None))
+    assert plan.most.hours is None
+    assert plan.most.trials > 0
