@@ -1,7 +1,7 @@
 """The command line: parse, call, print. No logic, and nothing heavy imported before it is needed."""
 
+import json
 import os
-import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distsub.errors import ConfigError, DistsubError
+from distsub.errors import ConfigError, DistsubError, OutputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +42,8 @@ class Backend(StrEnum):
     inline = "inline"
 
 
+INTERRUPTED = 130
+
 SweepFile = Annotated[Path, typer.Argument(help="Sweep file (TOML); docs/sweep-file.md describes it.")]
 Out = Annotated[str, typer.Argument(help="Results directory: a path, or s3://, gs://, hdfs://.")]
 As = Annotated[Format, typer.Option("--format", help="How to print the listing.")]
@@ -62,9 +64,12 @@ def init(
 
     if path.exists():
         raise ConfigError(f"{path} exists already; give another name")
-    text = SWEEP.format(model=model, task=task)
-    parse_sweep(text, path.parent)
-    path.write_text(text)
+    text = SWEEP.format(model=json.dumps(model), task=json.dumps(task))
+    parse_sweep(text, path.parent, "--model and --task")
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise OutputError(f"cannot write {path} ({error.strerror}); give a path that you may write") from None
     print(f"wrote {path}; next: distsub plan {path}")
 
 
@@ -178,7 +183,7 @@ def report(
     page = write_report(store.read(), searches, directory, d90=d90, title=sweep.name, fraction=sweep.fraction)
     _print(d90.select(list(D90_COLUMNS)), Format.table)
     print(f"report: {page}")
-    for picture in sorted(Path(directory).glob("*.png")) if "://" not in directory else []:
+    for picture in sorted(Path(directory).expanduser().glob("*.png")) if "://" not in directory else []:
         print(f"curve:  {picture}")
 
 
@@ -210,6 +215,8 @@ def _open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     from distsub.results import Store
 
     sweep = load_sweep(sweep_file)
+    if not out.strip():
+        raise ConfigError("--out is empty; give a results directory, such as --out results/mine")
     out = out if "://" in out else os.path.abspath(os.path.expanduser(out))
     from distsub.runtime import launch
 
@@ -239,7 +246,10 @@ def _searches(sweep: "Sweep", store: "Store") -> "tuple[pa.Table, pa.Table]":
 def _print(table: "pa.Table", format: Format) -> None:
     from distsub.results import render
 
-    print(render(table, format.value), flush=True)
+    try:
+        print(render(table, format.value), flush=True)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: list[str] | None = None) -> Any:
@@ -250,12 +260,10 @@ def main(arguments: list[str] | None = None) -> Any:
         for line in str(error).splitlines() or [type(error).__name__]:
             print(f"distsub: {line}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("distsub: interrupted; finished trials are kept, the same command resumes", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        sys.exit(0)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Typer has turned the interrupt into an exit
+            print("distsub: interrupted; finished trials are kept, the same command resumes", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -22,9 +22,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -35,6 +33,12 @@ from distsub.search import PUBLISHED_RATIO, Search, log_grid
 from distsub.trial import IDENTITY_VERSION, Budget, Head, Method, Seeds, Task, Trial
 
 Policy = Literal["adaptive", "bisection", "grid"]
+
+MOST_SEEDS = 10_000
+
+# Whole numbers end up in 64-bit columns.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -165,7 +169,7 @@ def load_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason} at byte {error.start}") from error
     except OSError as error:
@@ -210,6 +214,8 @@ def _shorthand(key: str) -> Callable[[Any], Any]:
 def _seed_list(value: Any) -> Any:
     """Let n stand for the seeds 0..n-1, and a number for a triple of it."""
     if isinstance(value, int) and not isinstance(value, bool):
+        if value > MOST_SEEDS:
+            raise ValueError(f"{value} seeds are more than {MOST_SEEDS}; list the ones you mean")
         value = list(range(value))
     if isinstance(value, list):
         return [dict.fromkeys(("projection", "head", "data"), x) if isinstance(x, int) else x for x in value]
@@ -282,8 +288,8 @@ class _Method(_Table):
             raise ValueError(f'groups is for method "said", not "{self.name}"')
         if self.block_length and not self.projection.startswith("fastfood"):
             raise ValueError(f'block_length is for the fastfood projections, not "{self.projection}"')
-        if self.block_length and self.block_length & (self.block_length - 1):
-            raise ValueError(f"block_length = {self.block_length} is not a power of two")
+        if self.block_length and (self.block_length < 4 or self.block_length & (self.block_length - 1)):
+            raise ValueError(f"block_length = {self.block_length} is not a power of two of at least 4")
         return self
 
     def record(self, largest: int) -> Method:
@@ -295,7 +301,7 @@ class _Method(_Table):
             normalization=self.normalization or ("per_tensor" if self.projection.endswith("per_tensor") else "global"),
             groups=(self.groups or "layer") if self.name == "said" else None,
             head=self.head,
-            block_length=self.block_length or 1 << (largest - 1).bit_length()
+            block_length=self.block_length or max(4, 1 << (largest - 1).bit_length())
             if self.projection.startswith("fastfood")
             else None,
         )

@@ -5,8 +5,8 @@ SWEEP = """\
 # Every key: docs/sweep-file.md. Check before spending: distsub plan THIS_FILE
 
 name = "first"
-models = ["{model}"]
-tasks = ["{task}"]
+models = [{model}]
+tasks = [{task}]
 methods = ["said", "did"]                 # Aghajanyan et al. 2020, Eq. 3 and Eq. 1
 seeds = 2
 policy = "bisection"

@@ -1,6 +1,8 @@
 import json
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,8 +42,6 @@ def finished(tmp_path_factory, tiny_text):
 
 
 def test_every_command_is_documented():
-    from pathlib import Path
-
     root = Path(__file__).resolve().parents[1]
     pages = "\n".join(page.read_text() for page in [root / "README.md", *(root / "docs").glob("*.md")])
     registered = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
@@ -90,7 +90,7 @@ def test_plan_counts_what_run_never_exceeds(finished, capsys):
     ran = json.loads(
         call(capsys, "query", finished / "out", "select count(*) n from observations", "--format", "json")[1]
     )
-    assert code == 0 and ran[0]["n"] <= rows[-1]["max_trials"] and rows[0]["scales"] == 4
+    assert code == 0 and rows[0]["total"] == "at most" and ran[0]["n"] <= rows[0]["trials"]
 
 
 def test_inspect_a_model_and_an_adapter(finished, tiny_model, capsys):
@@ -124,8 +124,8 @@ def edited(finished, tmp_path, old, new):
         ('text = "sentence"', 'text = "sentense"', "sentence"),
         ("num_labels = 2", "num_labels = 1\n", "metric"),
         ("dims = [8, 16, 64, 256]", "dims = [4, 16]", "4 scales"),
-        ("dims = [8, 16, 64, 256]", "dims = [8, 100000]", "more than the D = 20866"),
-        ("max_length = 16", "max_length = 64", "32 positions"),
+        ("dims = [8, 16, 64, 256]", "dims = [8, 100000]", "D = 20866"),
+        ("max_length = 16", "max_length = 64", "max_length = 64 is more than"),
         ('models = [{ path = "', 'models = [{ path = "/nowhere', "no directory"),
         ('name = "tiny"\npath', 'name = "mrpc"\n#', "mrpc"),
         ("etas = [1.0, 3.0]", "etas = []", "etas"),
@@ -187,10 +187,70 @@ def test_damaged_rows_are_named_and_skipped(finished, tmp_path, capsys):
     assert code == 0 and victim.name in err
 
 
-def test_interrupted_is_130(monkeypatch, capsys):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
+def test_interrupted_is_130_and_says_how_to_go_on(finished, tmp_path):
+    arguments = ["run", str(finished / "tiny.toml"), "--out", str(tmp_path / "out"), "--backend", "inline"]
+    command = [sys.executable, "-m", "distsub.cli", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "finished" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command resumes" in err and "Traceback" not in err
 
-    monkeypatch.setattr(cli, "app", stop)
-    code, _, err = call(capsys, "status", "x")
-    assert code == 130 and "resumes" in err
+
+def test_a_reader_that_leaves_early_is_no_crash(finished):
+    sql = "select * from observations, range(2000)"
+    query = f"{sys.executable} -m distsub.cli query '{finished / 'out'}' '{sql}' --format csv"
+    command = f"{query} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+def copy_model(tiny_model, folder, leave_out=()):
+    for file in Path(tiny_model).iterdir():
+        if not file.name.startswith(leave_out):
+            (folder / file.name).write_bytes(file.read_bytes())
+
+
+@pytest.mark.parametrize(("key", "value"), [("hidden_size", 48), ("num_hidden_layers", 5)])
+def test_a_config_of_other_weights_is_refused(tiny_model, tmp_path, capsys, key, value):
+    copy_model(tiny_model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    assert "does not belong to its weights" in refused(capsys, "inspect", tmp_path)
+
+
+def test_a_model_without_tokenizer_is_refused(finished, tiny_model, tmp_path, capsys):
+    copy_model(tiny_model, tmp_path, ("tokenizer", "vocab", "special"))
+    path = edited(finished, tmp_path, tiny_model, str(tmp_path))
+    assert "tokenizer" in refused(capsys, "plan", path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('methods = ["said", "did"]', 'methods = [{name = "did", projection = "partition"}]', "without a parameter"),
+        ("seeds = 1", "seeds = 1000000000", "10000"),
+        ("steps = 40", f"steps = {2**70}", "steps"),
+        ("cpus_per_trial = 1", "cpus_per_trial = 1\ngpus_per_trial = 1", "no GPU"),
+        ('path = "', 'train = "validation"\npath = "', "both"),
+    ],
+)
+def test_plan_refuses_what_a_run_would_choke_on(finished, tmp_path, capsys, old, new, message):
+    path = tmp_path / "edited.toml"
+    text = (finished / "tiny.toml").read_text()
+    head, tasks, rest = text.partition("[[tasks]]")
+    path.write_text(head + tasks + rest.replace(old, new) if old in rest else head.replace(old, new) + tasks + rest)
+    text = path.read_text()
+    if "partition" in new:
+        path.write_text(text.replace("dims = [8, 16, 64, 256]", "dims = [15000]"))
+    assert message in refused(capsys, "plan", path)
+
+
+def test_a_damaged_copy_of_the_sweep_heals(finished, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(finished / "out", tmp_path / "out")
+    (tmp_path / "out" / "sweep.toml").write_text("")
+    code, _, _ = call(capsys, "run", finished / "tiny.toml", "--out", tmp_path / "out", "--backend", "inline")
+    assert code == 0 and call(capsys, "status", tmp_path / "out")[0] == 0

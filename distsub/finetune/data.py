@@ -195,7 +195,7 @@ def _read_file(path: Path, task: Task) -> pa.Table:
     import pyarrow.json
     import pyarrow.parquet
 
-    strings = (*task.text, *(column for column, _ in task.where))
+    strings = (*task.text, *(column for column, _ in task.where if column != task.label))
     try:
         if path.suffix == ".parquet":
             # Names first: a missing column is then our error and not the reader's.
@@ -281,6 +281,8 @@ def _need_columns(present: Sequence[str], task: Task, origin: str) -> None:
     for column in _columns(task):
         if column not in present:
             raise DataError(f'{task.name}: no column "{column}" in {origin}; {nearest(column, present)}')
+        if list(present).count(column) > 1:
+            raise DataError(f'{task.name}: {origin} has more than one column "{column}"; keep one')
 
 
 def _checked(table: pa.Table, task: Task, split: str) -> pa.Table:

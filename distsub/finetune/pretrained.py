@@ -21,7 +21,7 @@ from torch import nn
 
 from distsub.errors import AdapterError, UnavailableError
 from distsub.finetune import packages
-from distsub.subspace import adapter, bits
+from distsub.subspace import adapter, bits, layout
 from distsub.subspace.model import SubspaceModel
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "merges.txt", "*.tiktoken", "*.jinja")
@@ -181,6 +181,7 @@ def build(prepared: Prepared, num_labels: int, head_seed: int, private: bool = F
     fresh = set(info["missing_keys"]) | {
         item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]
     }
+    _check_loaded(model, fresh, prepared)
     init_head(model, fresh, head_seed)
     if private:
         for owner in model.modules():
@@ -191,6 +192,17 @@ def build(prepared: Prepared, num_labels: int, head_seed: int, private: bool = F
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer(prepared).pad_token_id
     return model.train()
+
+
+def _check_loaded(model: nn.Module, fresh: set[str], prepared: Prepared) -> None:
+    """Refuse a checkpoint that fills less than the base model: the rest would be noise under a pretrained name."""
+    own = {name for name, _ in model.named_parameters()}
+    wrong = sorted(name for name in fresh & own - layout.head_names(model) if "pooler" not in name)
+    if wrong:
+        raise UnavailableError(
+            f"{prepared.path} lacks {len(wrong)} tensors of the base model, or has them in other shapes, first "
+            f"{wrong[0]}: its config.json does not belong to its weights; give a whole transformers directory"
+        )
 
 
 def init_head(model: nn.Module, names: set[str], seed: int) -> None:
@@ -222,6 +234,8 @@ def tokenizer(prepared: Prepared) -> Any:
         loaded = AutoTokenizer.from_pretrained(prepared.path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UnavailableError(f"no tokenizer in {prepared.path.name}: {str(error).splitlines()[0]}") from None
+    if len(loaded) <= len(set(loaded.all_special_ids)):
+        raise UnavailableError(f"no tokenizer in {prepared.path}: its vocabulary is empty; add tokenizer.json there")
     if loaded.pad_token_id is None:
         loaded.pad_token = loaded.eos_token
     return loaded
@@ -247,7 +261,7 @@ class _quiet:
     def __enter__(self) -> None:
         from transformers.utils import logging
 
-        self._level = logging.get_verbosity()
+        self._level, self._bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
 
@@ -255,3 +269,5 @@ class _quiet:
         from transformers.utils import logging
 
         logging.set_verbosity(self._level)
+        if self._bar:
+            logging.enable_progress_bar()

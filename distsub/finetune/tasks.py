@@ -117,6 +117,8 @@ def _checked(task: Task) -> Task:
         raise ConfigError(f'{where}: metric "f1" is for two labels, num_labels = {task.num_labels}')
     if task.holdout is not None and task.holdout < 1:
         raise ConfigError(f"{where}: holdout = {task.holdout}; allowed: 1 or more rows")
+    if task.validation == task.train:
+        raise ConfigError(f'{where}: train and validation are both "{task.train}"; evaluate on rows not trained on')
     if task.validation is None and task.holdout is None:
         raise ConfigError(f"{where}: no rows to evaluate on; give validation (a split) or holdout (rows)")
     return task

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import tomllib
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -97,8 +98,8 @@ class Store:
                     f"{files.uri}/{_SWEEP}"
                 )
             files.make(_ROWS)
-            if not files.exists(_SWEEP):
-                files.put(_SWEEP, sweep_text.encode(), replace=False)
+            if not files.exists(_SWEEP) or not _is_toml(files.read(_SWEEP)):
+                files.put(_SWEEP, sweep_text.encode())  # the same sweep by fingerprint: a lost or damaged copy heals
             files.put(f"{_ROWS}/{_PROBE}", b"")  # an unwritable directory is told now, not after the first training
         except OutputError:
             raise
@@ -241,8 +242,16 @@ def _parse(data: bytes, name: str, columns: Sequence[str]) -> pa.Table | str:
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         return f"not readable ({first_line(error)})"
     if not trial_id == key["trial_id"] == name.removesuffix(".parquet"):
-        return f"holds trial {trial_id} under the name of {key['trial_id']}"
+        return f"holds trial {trial_id}, which belongs in another file"
     return table
+
+
+def _is_toml(data: bytes) -> bool:
+    """Tell whether a copy of a sweep file can be read at all."""
+    try:
+        return bool(tomllib.loads(data.decode()))
+    except ValueError:
+        return False
 
 
 def _identity(files: Files) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.config import Sweep
-from distsub.errors import DistsubError, UnavailableError
+from distsub.errors import ConfigError, UnavailableError
 from distsub.results import Store
 from distsub.search import Board, make_policy
+from distsub.trial import Method
 
 RESUMABLE = frozenset({"finished", "diverged", "stopped"})
 """Rows that count on resuming; a trial that ended in an error is tried again."""
@@ -84,39 +85,59 @@ def check(sweep: Sweep) -> None:
     Raises:
         DistsubError: What cannot work, and how to mend it.
     """
-    from distsub.finetune import data
+    from distsub.finetune import data, pretrained
 
+    _check_device(sweep)
     for task in sweep.tasks:
-        splits = data.load(task, sweep.budget)
-        for model in sweep.models:
+        data.load(task, sweep.budget)
+        for address in sweep.models:
+            prepared = pretrained.prepare(address.name, address.revision)
+            model = pretrained.build(prepared, task.num_labels, head_seed=0)
+            _check_length(model, pretrained.tokenizer(prepared), sweep.budget.max_length, address.name)
             for method in sweep.methods:
-                facts = model_facts(model.name, model.revision, task.num_labels, method.head, method.groups)
-                _check_dims(sweep, facts, method)
-                longest = facts["max_positions"]
-                if longest and sweep.budget.max_length > longest:
-                    raise DimensionLimit(
-                        f"[budget] max_length = {sweep.budget.max_length} exceeds the {longest} positions of "
-                        f"{model.name}; lower it"
-                    )
-        del splits
+                _check_dims(sweep.dims, model, method)
 
 
-class DimensionLimit(DistsubError, ValueError):
-    """A sweep asks for more than its model has."""
+def _check_device(sweep: Sweep) -> None:
+    """Refuse GPUs on a machine of its own that has none; a cluster may have them elsewhere."""
+    import torch
 
-
-def _check_dims(sweep: Sweep, facts: dict[str, Any], method: Any) -> None:
-    smallest, largest = sweep.dims[0], sweep.dims[-1]
-    scales = facts["groups"] if method.name == "said" else 0
-    if smallest <= scales:
-        raise DimensionLimit(
-            f"dims start at d = {smallest}, but {method.name} pays for {scales} scales ({method.groups} groups) "
-            f'out of d; start above {scales}, or use groups = "layer" or method "did"'
+    if sweep.resources.gpus_per_trial and "RAY_ADDRESS" not in os.environ and not torch.cuda.is_available():
+        raise ConfigError(
+            f"[resources] gpus_per_trial = {sweep.resources.gpus_per_trial:g}, but no GPU is here and RAY_ADDRESS "
+            "names no cluster; set it to 0"
         )
-    if largest > facts["num_params"]:
-        raise DimensionLimit(
-            f"dims reach d = {largest}, more than the D = {facts['num_params']} parameters of {facts['model']}; "
-            "lower it"
+
+
+def _check_length(model: Any, tokenizer: Any, max_length: int, name: str) -> None:
+    """Run one row of the longest allowed length: how many positions a model has, each says in its own way."""
+    import torch
+
+    token = next(i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids))
+    row = torch.full((1, max_length), token)
+    try:
+        with torch.no_grad():
+            model.eval()(input_ids=row, attention_mask=torch.ones_like(row))
+    except (IndexError, RuntimeError):
+        raise ConfigError(
+            f"[budget] max_length = {max_length} is more than {name} has positions for "
+            f"(max_position_embeddings = {getattr(model.config, 'max_position_embeddings', 'unknown')}, of which some "
+            "models reserve two); lower it"
+        ) from None
+
+
+def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:
+    """Build the projections at both ends of the grid: whatever refuses a d does so now."""
+    from distsub.subspace import families, layout
+    from distsub.subspace.model import check_dimension
+
+    entries = layout.entries(model, method.head)
+    groups = layout.scale_groups(entries, method.groups)
+    sizes = [entry.stop - entry.start for entry in entries]
+    for d in {dims[0], dims[-1]}:
+        scales = check_dimension(d, entries, groups, method.name)
+        families.build(
+            method.projection or "fastfood", sizes, d - scales, 0, method.normalization or "global", method.block_length
         )
 
 
@@ -136,7 +157,6 @@ def model_facts(
     entries = layout.entries(model, head)
     runs = layout.scale_groups(entries, groups or "layer")
     apart = layout.head_names(model)
-    positions = getattr(model.config, "max_position_embeddings", None)
     return {
         "model": name,
         "architecture": type(model).__name__,
@@ -145,7 +165,7 @@ def model_facts(
         "tensors": len(entries),
         "groups": len({group for *_, group in runs}),
         "blocks": len(layout.blocks(model)),
-        "max_positions": positions,
+        "max_positions": getattr(model.config, "max_position_embeddings", None),
         "weights_sha256": prepared.sha256,
     }
 

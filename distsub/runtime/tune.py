@@ -268,6 +268,7 @@ def run(board: Board, store: Store, place: Place, reporter: Reporter, resources:
     while True:
         crashes = CrashLog()
         searcher = BoardSearcher(board, store, place, reporter, crashes)
+        reporter.line("ray      connecting")
         try:
             with cluster(), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:
                 _fit(searcher, crashes, resources, folder)

@@ -9,15 +9,19 @@ What counts as what. Every finished training enters the likelihood once, with it
 maximum is taken: the best eta is a parameter that all rows at all d share, drawn towards its neighbours. So "the
 best of k" has no luck to be proud of, and what a policy chose to run on the strength of what it had seen (stopping
 at the first passing eta, zooming in on the crossing) carries no bias, because it depends on rows that are in the fit.
-What a policy reports by itself, the smallest d that passed, is a maximum over etas and must be confirmed:
+What a policy reports by itself, the smallest d that passed, is a maximum over etas against a maximum over learning
+rates. It takes a protocol to make it fair (what each step is worth: benchmarks/coverage.json, "best_of_k"):
 
- 1. Selection: the trials of the search's own seeds, at each d all etas until one passes. Equal tries: a d fails only
-    after all etas; the baseline has as many learning rates as there are etas, and all of them run.
- 2. Measurement: at the d that would be reported and the eta that passed there, one more trial with the same
-    projection and head seed and a data seed that no search of the sweep uses. It decides alone: the first score
-    is not looked at again. Passed, the d stands. Failed, this eta has failed at this d: the next eta that passed
-    there is confirmed in its turn, and without one d has failed and the search goes on above it.
- 3. The estimate takes selection and measurement rows alike, here without any special weight.
+ 1. Selection: the trials of the search's own seeds. Equal tries: a d fails only after all etas, and the baseline has
+    as many learning rates as there are etas, all of which run. The two kinds of luck then cancel, to first order.
+ 2. Measurement, where tries are not equal or a d is to stand by itself: at the d that would be reported and the eta
+    that passed there, one more trial that differs in its data seed only, one that no search of the sweep uses. It
+    decides alone; the first score is not looked at again. If it fails, that eta has failed at that d: the next eta
+    that passes there is confirmed in its turn, and without one the d has failed and the search goes on above it.
+    The threshold must be measured likewise: each baseline seed's best learning rate once more with a fresh data
+    seed, their mean instead of the maxima. Confirming only the one side asks for too much. With a single eta
+    nothing was chosen and nothing is confirmed.
+ 3. The estimate takes the rows of both kinds alike: any data seed that is not the search's own is one more row.
 
 A training stopped for its verdict ("stopped") enters as a bound: its final score is on the side of the threshold
 where it stood. A diverged one says nothing about the other etas; an eta that diverged more often than not is no
@@ -111,6 +115,8 @@ class Estimate:
         high = f"> {largest}" if self.high is None else _short(self.high)
         value = {Outcome.below_range: f"<= {smallest}", Outcome.above_range: f"> {largest}"}.get(self.outcome)
         value = value or f"= {_short(self.d or math.nan)}"
+        if self.low == largest or self.high == smallest:
+            return f"{name} {value} ({100 * self.level:g}%: all of it)"
         return f"{name} {value} ({100 * self.level:g}%: {low} to {high})"
 
     @property
@@ -194,8 +200,8 @@ class Fit:
             chance_corrected=chance_corrected,
             outcome=outcome,
             d=math.exp(middle) if outcome is Outcome.found else None,
-            low=None if low < first else math.exp(min(low, last)),
-            high=None if high > last else math.exp(max(high, first)),
+            low=None if low < first else math.exp(low) if low < last else float(self.range[1]),
+            high=None if high > last else math.exp(high) if high > first else float(self.range[0]),
             range=self.range,
             threshold=threshold,
             full=(self.chance + self.unit * mean, self.unit * error),

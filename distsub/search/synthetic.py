@@ -38,7 +38,7 @@ class Curve:
         slope: Steepness of the rise per unit of log d.
         shape: "logistic"; "gompertz" (fast start, slow end); "early" (slow start, fast end).
         eta_best: Best eta at log d = middle.
-        eta_drift: Change of log(best eta) per unit of log d.
+        eta_drift: Change of log(best eta) per unit of log d, within 2.5 of the middle.
         eta_penalty: Loss in log d per squared distance in log eta.
         eta_limit: Trainings with a larger eta diverge.
         rate_best: Best learning rate of full fine-tuning.
@@ -86,7 +86,8 @@ class Curve:
 
     def penalty(self, d: float, eta: float) -> float:
         """Return what an eta costs at d, as a loss in log d."""
-        best = math.log(self.eta_best) + self.eta_drift * (math.log(d) - self.middle)
+        way = min(max(math.log(d) - self.middle, -2.5), 2.5)
+        best = math.log(self.eta_best) + self.eta_drift * way
         return self.eta_penalty * (math.log(eta) - best) ** 2
 
     def score(self, d: float, eta: float, seeds: Seeds) -> float:

@@ -32,6 +32,16 @@ _REQUIRED = (
     *("base_model", "revision", "num_labels", "head_seed", "settings", "num_params", "num_scales"),
     *("base_sha256", "base_dtype", "head_sha256", "fingerprint", "weights_sha256"),
 )
+_TYPES: dict[str, tuple[type, ...]] = {
+    "settings": (dict,),
+    "fingerprint": (list,),
+    "base_model": (str, type(None)),
+    "revision": (str, type(None)),
+    "num_labels": (int, type(None)),
+    "head_seed": (int, type(None)),
+    "base_sha256": (str,),
+    "weights_sha256": (str,),
+}
 _TOLERANCE = 1e-5
 """Relative: matrix products of another machine are summed in another order, another P is off by more than 1."""
 
@@ -121,6 +131,11 @@ def load_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} has format version {found}, this distsub {_version('distsub')} reads up to {FORMAT_VERSION}; "
             f"upgrade distsub"
         )
+    wrong = [name for name, kinds in _TYPES.items() if name in config and not isinstance(config[name], kinds)]
+    if not wrong and not all(isinstance(x, int | float) for x in config.get("fingerprint", [])):
+        wrong = ["fingerprint"]
+    if wrong:
+        raise AdapterError(f"{path} has values of the wrong kind for {', '.join(wrong)}; the adapter is corrupt")
     if missing := [name for name in _REQUIRED if name not in config]:
         raise AdapterError(f"{path} lacks {', '.join(missing)}; the adapter is corrupt, save it again")
     return config
