@@ -40,6 +40,7 @@ class Reporter:
         self.counts: Counter[str] = Counter()
         self.began = time.monotonic()
         self._told: list[Finding] = list(board.findings())
+        self._known, self._again = self._told, 0.0
 
     def started(self, trial: Trial) -> None:
         """Note that a trial starts."""
@@ -66,9 +67,17 @@ class Reporter:
         self.line(f"{said}  {observation.wall_s:.1f} s")
         self.changes()
 
-    def changes(self) -> None:
+    def findings(self, fresh: bool = False) -> list[Finding]:
+        """Ask every search how it stands, seldom enough to cost a twentieth of the time however many they are."""
+        now = time.monotonic()
+        if fresh or now >= self._again:
+            self._known = list(self.board.findings())
+            self._again = now + 20 * (time.monotonic() - now)
+        return self._known
+
+    def changes(self, fresh: bool = False) -> None:
         """Say which searches moved."""
-        now = list(self.board.findings())
+        now = self.findings(fresh)
         for search, before, after in zip(self.board.searches, self._told, now, strict=True):
             if (before.outcome, before.bracket) != (after.outcome, after.bracket):
                 result = f"d90 = {after.d}" if after.outcome is Outcome.found else after.outcome.name
@@ -84,7 +93,8 @@ class Reporter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Stop."""
+        """Say what was not said yet."""
+        self.changes(fresh=True)
 
 
 class LiveReporter(Reporter):
@@ -107,6 +117,7 @@ class LiveReporter(Reporter):
 
     def __exit__(self, *exception: object) -> None:
         """Leave the last table standing."""
+        self.findings(fresh=True)
         self._live.__exit__(None, None, None)
 
     def started(self, trial: Trial) -> None:
@@ -141,7 +152,7 @@ class LiveReporter(Reporter):
         for title in ("search", "bracket", "trials", "best", "threshold", "elapsed", "outcome"):
             table.add_column(title, justify="left" if title in ("search", "outcome") else "right")
         elapsed = time.monotonic() - self.began
-        known = list(enumerate(zip(self.board.searches, self.board.findings(), strict=True)))
+        known = list(enumerate(zip(self.board.searches, self.findings(), strict=True)))
         # Open searches first: a long list must not push what moves off the screen.
         known.sort(key=lambda item: item[1][1].outcome.is_over)
         for index, (search, finding) in known[:SHOWN]:

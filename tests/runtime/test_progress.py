@@ -1,0 +1,68 @@
+import io
+
+from rich.console import Console
+
+from distsub.config import load_sweep
+from distsub.runtime.progress import LiveReporter, Reporter, bracket_text, reporter_for, trial_text
+from distsub.search import Board, make_policy
+from distsub.trial import Observation
+
+
+def board_of(path):
+    sweep = load_sweep(path)
+    return Board(sweep.searches(), make_policy(sweep.policy))
+
+
+def play(board, reporter, passes_from):
+    with reporter:
+        while (trial := board.next(set(), 1)) is not None:
+            reporter.started(trial)
+            reporter.stepped(trial, 3, 40)
+            score = 0.9 if trial.is_baseline or trial.d >= passes_from else 0.6
+            row = Observation(trial, "finished", score=score, chance=0.5, wall_s=1.0)
+            board.observe(row)
+            reporter.ended(row)
+
+
+def test_lines_tell_every_trial_and_every_bracket(tiny_sweep, capsys):
+    board = board_of(tiny_sweep)
+    play(board, Reporter(board), 64)
+    out = capsys.readouterr().out
+    assert out.count("finished") == board.findings()[0].num_trials + sum(f.num_trials - 4 for f in board.findings()[1:])
+    assert all(f"{search.name}: (16, 64] d90 = 64" in out for search in board.searches)
+
+
+def test_the_live_table_has_one_line_per_search(tiny_sweep):
+    board = board_of(tiny_sweep)
+    reporter = LiveReporter(board)
+    sink = Console(file=io.StringIO(), width=160, force_terminal=False)
+    reporter._live.console = sink
+    play(board, reporter, 64)
+    sink.print(reporter._table())
+    shown = sink.file.getvalue()
+    assert all(search.name in shown for search in board.searches) and "d90 = 64" in shown and "elapsed" in shown
+
+
+def test_many_searches_do_not_cost_a_finding_each_time(tiny_sweep, monkeypatch):
+    board = board_of(tiny_sweep)
+    reporter, calls, clock = Reporter(board), [], [0.0]
+    monkeypatch.setattr("distsub.runtime.progress.time.monotonic", lambda: clock[0])
+    real = board.findings
+
+    def slow():
+        calls.append(clock[0])
+        clock[0] += 1.0  # as if the searches were many
+        return real()
+
+    monkeypatch.setattr(board, "findings", slow)
+    for _ in range(100):
+        reporter.changes()
+        clock[0] += 0.5
+    assert 2 <= len(calls) <= 5
+
+
+def test_words(tiny_sweep, monkeypatch):
+    board = board_of(tiny_sweep)
+    assert bracket_text(board.findings()[0]) == "(-, -]"
+    assert trial_text(board.searches[0].trials_at(8)[0]) == "tiny said d=8 eta=1 s0"
+    assert type(reporter_for(board, plain=True)) is Reporter
