@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+# Reading CSV, pyarrow would take an interrupt for itself and raise an error that looks like a bad file.
+pa.enable_signal_handlers(False)
+
 Example = dict[str, list[int]]
 """One tokenized text: input_ids, and token_type_ids where the tokenizer makes them; no padding."""
 
