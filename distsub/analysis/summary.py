@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.results import D90, METHOD_COLUMNS, SEARCHES, censored_median
-from distsub.search import Finding, Outcome, Search, make_policy
+from distsub.search import Finding, Search, make_policy
 from distsub.search.estimate import fit
 from distsub.trial import Observation
 
@@ -81,8 +81,7 @@ def searches_table(searches: Sequence[Search], policy: str, observations: Sequen
                 "wall_s": sum(row.wall_s for row in own),
             }
         )
-    names = set(SEARCHES.names)
-    return pa.Table.from_pylist([{k: v for k, v in row.items() if k in names} for row in rows], schema=SEARCHES)
+    return pa.Table.from_pylist(rows, schema=SEARCHES)
 
 
 def _rows_of(searches: Sequence[Search], observations: Sequence[Observation]) -> dict[str, list[Observation]]:
@@ -148,8 +147,3 @@ def _estimate(searches: list[Search], observations: Sequence[Observation]) -> di
             for d, (low, middle, high) in zip(dims, band, strict=bool(band))
         ],
     }
-
-
-def all_over(found: Iterable[Finding]) -> bool:
-    """Tell whether no search is still running."""
-    return all(finding.outcome is not Outcome.running for finding in found)

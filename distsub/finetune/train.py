@@ -70,7 +70,7 @@ def train(
     examples = data.tokenize(tokenizer, splits.train, budget.max_length)
     evaluation = Evaluation(trial, tokenizer, splits.validation, device)
     model, record = build_model(trial, prepared, device)
-    optimizer = build_optimizer(trial, model)
+    optimizer = build_optimizer(trial, model, record["step_size"])
     schedule = _schedule(optimizer, budget.steps, budget.warmup)
     precision, autocast = autocast_for(budget.precision, device)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -202,20 +202,12 @@ def build_model(trial: Trial, prepared: pretrained.Prepared, device: str = "cpu"
     }
 
 
-def build_optimizer(trial: Trial, model: nn.Module) -> torch.optim.AdamW:
+def build_optimizer(trial: Trial, model: nn.Module, step: float) -> torch.optim.AdamW:
     """Build AdamW over the trained numbers, each kind with its own step."""
     decay = trial.budget.weight_decay
     if not isinstance(model, SubspaceModel):
-        return torch.optim.AdamW(model.parameters(), lr=trial.learning_rate, weight_decay=decay)
-    assert trial.eta is not None and trial.d is not None
-    step = step_size(
-        trial.eta,
-        trial.learning_rate,
-        model.num_params,
-        model.coordinates.numel(),
-        trial.method.normalization,
-        len(model.entries),
-    )
+        return torch.optim.AdamW(model.parameters(), lr=step, weight_decay=decay)
+    assert trial.eta is not None, "a subspace trial has an eta"
     groups: list[dict[str, Any]] = [{"params": [model.coordinates], "lr": step, "weight_decay": 0.0}]
     if model.scales.numel():
         groups.append({"params": [model.scales], "lr": trial.eta * SCALE_STEP, "weight_decay": 0.0})
