@@ -30,7 +30,7 @@ from pydantic import (
 from distsub.errors import ConfigError, nearest
 from distsub.finetune import tasks
 from distsub.search import PUBLISHED_RATIO, Search, log_grid
-from distsub.trial import IDENTITY_VERSION, Budget, Head, Method, Seeds, Task, Trial
+from distsub.trial import IDENTITY_VERSION, Budget, Head, Method, Seeds, Task, Trial, canonical
 
 Policy = Literal["adaptive", "bisection", "grid"]
 
@@ -108,11 +108,11 @@ class Sweep:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits over everything that decides the results: not the name, comments or resources."""
-        record = dataclasses.asdict(self)
+        record = canonical(self)
         for key in ("name", "text", "resources"):
             del record[key]
-        canonical = json.dumps({"version": IDENTITY_VERSION, **record}, sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        text = json.dumps({"version": IDENTITY_VERSION, **record}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def searches(self) -> tuple[Search, ...]:
         """List the searches: every task x model x method x seeds, in that order."""

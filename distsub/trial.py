@@ -9,13 +9,35 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 IDENTITY_VERSION = 1
 """Raised when the same record would train to another result; old rows are then not mistaken for new ones."""
 
 Head = Literal["in_subspace", "trained", "frozen"]
 Status = Literal["finished", "diverged", "stopped", "error"]
+
+
+def later(default: Any) -> Any:
+    """Declare a field that a record did not have from the start: at its default it is no part of the identity.
+
+    So a record that leaves it there keeps the id under which its row was written before there was such a field.
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
+def canonical(record: Any) -> Any:
+    """Return what a record's identity is made of, for JSON: all of it but the later fields at their default."""
+    if isinstance(record, tuple | list):
+        return [canonical(each) for each in record]
+    if not dataclasses.is_dataclass(record):
+        return record
+    values = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if not ("later" in field.metadata and value == field.default):
+            values[field.name] = canonical(value)
+    return values
 
 
 @dataclass(frozen=True)
@@ -137,11 +159,15 @@ class Trial:
     budget: Budget
     revision: str | None = None
 
+    @property
+    def identity(self) -> str:
+        """Canonical JSON of the record, which is what the id hashes; fields added later are left out at defaults."""
+        return json.dumps({"version": IDENTITY_VERSION, **canonical(self)}, sort_keys=True)
+
     @cached_property
     def id(self) -> str:
         """Sixteen hex digits that name this trial everywhere."""
-        record = {"version": IDENTITY_VERSION, **dataclasses.asdict(self)}
-        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.identity.encode()).hexdigest()[:16]
 
     @property
     def is_baseline(self) -> bool:

@@ -212,11 +212,11 @@ def censored_median(outcomes: Sequence[tuple[str, float | None]]) -> tuple[float
 
 def trial_to_json(trial: Trial) -> str:
     """Write a trial as the canonical JSON that its id is the hash of."""
-    return json.dumps({"version": IDENTITY_VERSION, **dataclasses.asdict(trial)}, sort_keys=True)
+    return trial.identity
 
 
 def trial_from_json(text: str) -> Trial:
-    """Rebuild a trial from its canonical JSON.
+    """Rebuild a trial from its canonical JSON; fields that the text does not name are at their defaults.
 
     Raises:
         ValueError: The text is no trial, or one of another identity version.

@@ -1,6 +1,5 @@
 """The record of one search: the d90 of one model on one task by one method under one triple of seeds."""
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from distsub.errors import ConfigError
-from distsub.trial import Budget, Method, Seeds, Task, Trial
+from distsub.trial import Budget, Method, Seeds, Task, Trial, canonical
 
 Lineage = tuple[str, str | None, Task, Method, float, Seeds, Budget]
 
@@ -79,7 +78,7 @@ class Search:
     @cached_property
     def id(self) -> str:
         """Sixteen hex digits that name this search."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(canonical(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def name(self) -> str:
