@@ -1,0 +1,296 @@
+"""The tables that an analysis of learned updates leaves beside the rows, and where they lie.
+
+Each is a folder of a results directory with one Parquet file per part (an update, a comparison), under a name that
+follows from what is in it: the same analysis again replaces its own files and nothing else.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Mapping
+
+import pyarrow as pa
+
+from distsub.errors import OutputError
+from distsub.results.files import Files, first_line
+
+_TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+_NAME = pa.dictionary(pa.int32(), pa.string())
+
+UPDATE_FIELDS = (
+    pa.field("update", _NAME, nullable=False),
+    pa.field("kind", _NAME, nullable=False),
+    ("task", _NAME),
+    ("model", _NAME),
+    ("method", _NAME),
+    ("projection", _NAME),
+    ("d", _INT),
+    ("projection_seed", _INT),
+    ("head_seed", _INT),
+    ("data_seed", _INT),
+)
+"""Which learned update a row is of.
+
+`update` is the trial whose adapter moved the weights, or the trajectory whose last checkpoint did; `kind` says which:
+"adapter" (P theta) or "trajectory" (theta_T - theta_0).
+"""
+
+OUTLIERS = pa.schema(
+    [
+        *UPDATE_FIELDS,
+        ("layer", _NAME),
+        ("tensor", _NAME),
+        ("component", _NAME),
+        ("row", _INT),
+        ("column", _INT),
+        ("position", _INT),
+        ("value", _FLOAT),
+        ("weight", _FLOAT),
+        ("layer_sigmas", _FLOAT),
+        ("tensor_sigmas", _FLOAT),
+    ]
+)
+"""One row per outlier: an entry at least k sigma from the mean of its layer or of its tensor.
+
+`row` is the output index of a weight matrix and `column` its input index (null for vectors), `position` the place in
+the flattened tensor, `weight` theta_0 there.
+"""
+
+OUTLIER_SUMMARIES = pa.schema(
+    [
+        *UPDATE_FIELDS,
+        ("k", _FLOAT),
+        ("layer", _NAME),
+        ("tensor", _NAME),
+        ("component", _NAME),
+        ("rows", _INT),
+        ("columns", _INT),
+        ("size", _INT),
+        ("mean", _FLOAT),
+        ("sigma", _FLOAT),
+        ("norm", _FLOAT),
+        ("outliers", _INT),
+        ("expected_outliers", _FLOAT),
+        ("excess_kurtosis", _FLOAT),
+        ("max_sigmas", _FLOAT),
+        ("expected_max_sigmas", _FLOAT),
+        ("max_p", _FLOAT),
+        ("layer_outliers", _INT),
+    ]
+)
+"""One row per update and tensor, and one per update and layer (tensor is null), outliers or not.
+
+`outliers` counts by the row's own sigma, the tensor's or the layer's; `layer_outliers` counts those of the layer's
+sigma that lie in the tensor. The expected values are those of a Gaussian of the same size, and max_p is the probability
+that one has an entry as large as max_sigmas. What cannot be said of an update that is 0 everywhere is null.
+"""
+
+RECURRENCE = pa.schema(
+    [
+        ("across", _NAME),
+        ("kind", _NAME),
+        ("model", _NAME),
+        ("method", _NAME),
+        ("projection", _NAME),
+        ("d", _INT),
+        ("task", _NAME),
+        ("layer", _NAME),
+        ("tensor", _NAME),
+        ("axis", _NAME),
+        ("units", _INT),
+        ("indices", _INT),
+        ("outliers", _INT),
+        ("statistic", _FLOAT),
+        ("statistic_expected", _FLOAT),
+        ("p", _FLOAT),
+        ("p_adjusted", _FLOAT),
+        ("permutations", _INT),
+        ("top", pa.list_(pa.struct([("index", _INT), ("units", _INT), ("share", _FLOAT), ("p", _FLOAT)]))),
+    ]
+)
+"""One row per question whether outliers come back to the same index, across tasks, seeds or layers."""
+
+SPECTRA = pa.schema(
+    [
+        pa.field("trajectory", _NAME, nullable=False),
+        ("task", _NAME),
+        ("model", _NAME),
+        ("head_seed", _INT),
+        ("data_seed", _INT),
+        ("mode", _NAME),
+        ("layer", _NAME),
+        ("checkpoints", _INT),
+        ("rank", _INT),
+        ("singular_value", _FLOAT),
+        ("explained", _FLOAT),
+        ("cumulative", _FLOAT),
+    ]
+)
+"""One row per trajectory, layer and singular value, largest first (rank 1)."""
+
+ANGLES = pa.schema(
+    [
+        ("model", _NAME),
+        ("layer", _NAME),
+        ("source", _NAME),
+        ("target", _NAME),
+        ("source_trajectory", _NAME),
+        ("target_trajectory", _NAME),
+        ("mode", _NAME),
+        ("size", _INT),
+        ("dims", _INT),
+        ("angles", pa.list_(_FLOAT)),
+        ("overlap", _FLOAT),
+        ("expected_overlap", _FLOAT),
+    ]
+)
+"""One row per layer and pair of trajectories: the principal angles between their subspaces, in radians, rising.
+
+`overlap` is the mean squared cosine, 1 for the same subspace; `expected_overlap` that of random ones of the same sizes.
+"""
+
+TRANSFER = pa.schema(
+    [
+        ("model", _TEXT),
+        ("source", _TEXT),
+        ("target", _TEXT),
+        ("d", _INT),
+        ("metric", _TEXT),
+        ("score", _FLOAT),
+        ("score_low", _FLOAT),
+        ("score_high", _FLOAT),
+        ("scores", pa.list_(_FLOAT)),
+        ("seeds", _INT),
+        ("full", _FLOAT),
+        ("random", _FLOAT),
+        ("chance", _FLOAT),
+        ("recovered", _FLOAT),
+    ]
+)
+"""One row per source and target task: the target's score in the source's subspace.
+
+The interval is the 95% t interval over seeds, null with fewer than two. `recovered` is (score - random) / (full -
+random): 0 is no better than a random subspace of the same dimension, 1 as good as full fine-tuning; null where full
+fine-tuning does not beat the random subspace.
+"""
+
+MASKS = pa.schema(
+    [
+        pa.field("mask", _TEXT, nullable=False),
+        ("kind", _TEXT),
+        ("update", _TEXT),
+        ("task", _TEXT),
+        ("model", _TEXT),
+        ("head_seed", _INT),
+        ("data_seed", _INT),
+        ("draw", _INT),
+        ("scope", _TEXT),
+        ("k", _FLOAT),
+        ("positions", _INT),
+        ("unmatched", _INT),
+        ("norm_positions", _INT),
+        ("weight_magnitude", _FLOAT),
+    ]
+)
+"""One row per mask of weights to disable: which update's outliers it is of, and how well a control matches them.
+
+`kind` is "outliers", "random", "tensor" or "magnitude"; `unmatched` outliers had no free entry left in their tensor;
+`norm_positions` of the positions lie in LayerNorms; `weight_magnitude` is the mean of |theta_0| over the positions.
+"""
+
+ABLATIONS = pa.schema(
+    [
+        ("task", _TEXT),
+        ("model", _TEXT),
+        ("edit", _TEXT),
+        ("mask", _TEXT),
+        ("seeds", _INT),
+        ("positions", pa.list_(_INT)),
+        ("metric", _TEXT),
+        ("chance", _FLOAT),
+        ("score", _FLOAT),
+        ("score_low", _FLOAT),
+        ("score_high", _FLOAT),
+        ("scores", pa.list_(_FLOAT)),
+        ("versus", _TEXT),
+        ("difference", _FLOAT),
+        ("difference_low", _FLOAT),
+        ("difference_high", _FLOAT),
+        ("t_p", _FLOAT),
+        ("examples_low", _FLOAT),
+        ("examples_high", _FLOAT),
+        ("mcnemar_p", pa.list_(_FLOAT)),
+    ]
+)
+"""One row per task, edit, kind of mask and kind it is compared with, paired by seed.
+
+`difference` is score minus that of `versus`, over the seeds that have both; difference_low and _high are its 95% t
+interval over seeds and t_p the paired t test's, null with fewer than two seeds; examples_low and _high the 95%
+bootstrap interval over examples with the seeds as they are; mcnemar_p the exact test of each seed, null for regression.
+"""
+
+TABLES: dict[str, pa.Schema] = {
+    "outliers": OUTLIERS,
+    "outlier_summaries": OUTLIER_SUMMARIES,
+    "recurrence": RECURRENCE,
+    "spectra": SPECTRA,
+    "angles": ANGLES,
+    "transfer": TRANSFER,
+    "masks": MASKS,
+    "ablations": ABLATIONS,
+}
+"""The analyses by the name of their view and folder."""
+
+
+def write_part(files: Files, name: str, part: str, table: pa.Table) -> str:
+    """Write one part of an analysis, whole or not at all; the same part again replaces it.
+
+    Args:
+        files: A results directory.
+        name: One of TABLES.
+        part: Names the file; letters, digits, ".", "_" and "-" stay.
+        table: Rows in that table's schema.
+
+    Returns:
+        The file's path below the directory.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    from pyarrow import parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(table.cast(TABLES[name]), sink, compression="zstd")
+    path = f"{name}/{re.sub(r'[^A-Za-z0-9._-]+', '-', part).strip('-.')}.parquet"
+    try:
+        files.make(name)
+        files.put(path, sink.getvalue())
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"cannot write {path} to {files.uri} ({first_line(error)})") from error
+    return path
+
+
+def read_analysis(files: Files, name: str) -> pa.Table:
+    """Read one analysis, all its parts in the order of their names; no rows where it was never made.
+
+    Raises:
+        OutputError: A part cannot be read.
+    """
+    from pyarrow import parquet as pq
+
+    tables = [TABLES[name].empty_table()]
+    for file in files.names(name):
+        if not file.endswith(".parquet") or file.startswith("."):
+            continue
+        try:
+            table = pq.read_table(pa.BufferReader(files.read(f"{name}/{file}")))
+            tables.append(table.select(TABLES[name].names).cast(TABLES[name]))
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise OutputError(
+                f"{files.uri}/{name}/{file} cannot be read ({first_line(error)}); delete it and make it again"
+            ) from error
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+
+def analysis_tables(files: Files, names: Iterable[str] = tuple(TABLES)) -> Mapping[str, pa.Table]:
+    """Read every analysis by the name of its view."""
+    return {name: read_analysis(files, name) for name in names}
