@@ -41,6 +41,10 @@ class AdapterError(DistsubError, ValueError):
     """A saved adapter is corrupt, foreign, or made for other weights."""
 
 
+class TrajectoryError(DistsubError, ValueError):
+    """A recorded trajectory is missing, damaged, or of another model or layout."""
+
+
 class QueryError(DistsubError, ValueError):
     """A SQL query failed or tried something that reading a table does not need."""
 

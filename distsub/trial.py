@@ -85,6 +85,15 @@ class Method:
         groups: What one SAID scale covers, "layer" or "tensor"; None unless "said".
         head: Whether the classification head moves in the subspace, is trained beside it, or is frozen.
         block_length: Fastfood block length, one for a whole search so that smaller d are nested.
+        scope: "model": one theta for all parameters; "layer": one of length d for each transformer block, nothing else
+            in the subspace (Zhang et al. 2023, Eq. 2).
+        embeddings: Whether the base model's parameters outside its blocks (embeddings, pooler) move in the subspace,
+            are trained in full beside it, or are frozen.
+        ensemble: Number h of coordinate vectors whose mean is theta (Zhang et al. 2023, Eq. 4).
+        start: "zero", or "random": every coordinate vector from N(0, 1/d), so of expected norm 1 per layer.
+        step: Learning rate of the coordinates at eta = 1; None derives it (see finetune.step_size).
+        span: What a learned subspace, or `match_norms`, is made of.
+        match_norms: Scale a random P, tensor by tensor, to the norms of the span's last update.
     """
 
     name: str
@@ -93,6 +102,28 @@ class Method:
     groups: str | None = None
     head: Head = "in_subspace"
     block_length: int | None = None
+    scope: Literal["model", "layer"] = later("model")
+    embeddings: Literal["in_subspace", "trained", "frozen"] = later("in_subspace")
+    ensemble: int = later(1)
+    start: Literal["zero", "random"] = later("zero")
+    step: float | None = later(None)
+    span: "Span | None" = later(None)  # noqa: RUF009 (later gives a field, and a Span is frozen)
+    match_norms: bool = later(False)
+
+    @property
+    def variant(self) -> str | None:
+        """Name the way of training for people: "freeze", "random", "intrinsic", ...; None for the whole-model methods.
+
+        Ways that differ in more (their step, their policies outside the layers) share a name.
+        """
+        if self.name == "freeze":
+            return "freeze"
+        if self.span is None:
+            return None if self.scope == "model" else "random"
+        if self.match_norms:
+            return "random_matched"
+        name, mode = self.span.name, "" if self.span.mode == "difference" else f" {self.span.mode}"
+        return f"{name}{mode}" if self.ensemble == 1 else f"{name}{mode} h={self.ensemble}"
 
 
 @dataclass(frozen=True)
@@ -134,6 +165,59 @@ class Seeds:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Whose full fine-tuning a learned subspace is made of, seen from the trial that trains in it.
+
+    Attributes:
+        task: What was fine-tuned on; None is the trial's own task.
+        shift: Added to the trial's head and data seed: 0 is the same seeds, anything else another run.
+    """
+
+    task: Task | None = None
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a learned subspace is spanned by: checkpoints of full fine-tunings (Zhang et al. 2023, Eq. 2).
+
+    Attributes:
+        sources: Which fine-tunings, in the order of their rows in W.
+        learning_rate: Of the fine-tunings.
+        budget: Of the fine-tunings.
+        every: Steps between checkpoints; None is one at the end of every epoch.
+        checkpoints: How many are recorded, from the first on; None records all.
+        dtype: Precision in which their differences from theta_0 are kept.
+        first: Use only the first so many of each source, in time; None uses all.
+        last: Use only the last of each source (of the first, where both are given).
+        mode: What the rows of W are: "difference" from theta_0, "centered" on their mean, or "raw" weights.
+        leave_out: Leave the trial's own task out of the sources.
+    """
+
+    sources: tuple[Source, ...]
+    learning_rate: float
+    budget: Budget
+    every: int | None = None
+    checkpoints: int | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    first: int | None = None
+    last: bool = False
+    mode: Literal["difference", "centered", "raw"] = "difference"
+    leave_out: bool = False
+
+    @property
+    def name(self) -> str:
+        """What Zhang et al. 2023 call such a subspace, or which control it is."""
+        if len(self.sources) > 1:
+            return "zero_shot" if self.leave_out else "unified"
+        source = next(iter(self.sources))
+        part = ("last" if self.last else "") + (f"first{self.first}" if self.first else "")
+        if source.task is not None:
+            return f"inductive:{source.task.name}" + (f" {part}" if part else "")
+        return " ".join(filter(None, ("other_seed" if source.shift else "", part))) or "intrinsic"
+
+
+@dataclass(frozen=True)
 class Trial:
     """One training, by everything that decides its outcome.
 
@@ -170,9 +254,50 @@ class Trial:
         return hashlib.sha256(self.identity.encode()).hexdigest()[:16]
 
     @property
+    def recordings(self) -> tuple["Recording", ...]:
+        """The trajectories that the method's subspace is made of, in the order of their rows; none for most methods."""
+        span = self.method.span
+        if span is None:
+            return ()
+        found = []
+        for source in span.sources:
+            task = self.task if source.task is None else source.task
+            if span.leave_out and task == self.task:
+                continue
+            seeds = Seeds(0, self.seeds.head + source.shift, self.seeds.data + source.shift)
+            full = Trial(
+                self.model, task, Method("full"), None, span.learning_rate, None, seeds, span.budget, self.revision
+            )
+            found.append(Recording(full, span.every, span.checkpoints, span.dtype))
+        return tuple(found)
+
+    @property
     def is_baseline(self) -> bool:
         """Whether this is full fine-tuning."""
         return self.d is None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A full fine-tuning that leaves its checkpoints, by everything that decides them: a trajectory's identity.
+
+    Attributes:
+        trial: The full fine-tuning.
+        every: Steps between checkpoints; None is one at the end of every epoch.
+        checkpoints: How many are kept, from the first on; None keeps all.
+        dtype: Precision in which their differences from theta_0 are kept.
+    """
+
+    trial: Trial
+    every: int | None = None
+    checkpoints: int | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @cached_property
+    def id(self) -> str:
+        """Sixteen hex digits that name this trajectory everywhere."""
+        record = {"version": IDENTITY_VERSION, **canonical(self)}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

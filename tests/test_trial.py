@@ -8,7 +8,7 @@ import pytest
 
 from distsub.results.schema import trial_from_json
 from distsub.search import Search
-from distsub.trial import Budget, Method, Seeds, Task, Trial, canonical, later
+from distsub.trial import Budget, Method, Recording, Seeds, Source, Span, Task, Trial, canonical, later
 
 TASK = Task(name="toy", source="toy.csv", text=("a", "b"), where=(("source", "toy"),))
 BUDGET = Budget(steps=10)
@@ -62,3 +62,29 @@ def test_a_text_without_later_fields_gives_the_defaults():
     assert trial_from_json(SUBSPACE.identity) == SUBSPACE
     with pytest.raises(ValueError, match="not a trial"):
         trial_from_json(SUBSPACE.identity.replace('"warmup"', '"warmdown"'))
+
+
+def learned(*sources: Source, **other) -> Trial:
+    span = Span(sources, 1e-4, Budget(steps=20), **other)
+    method = Method("did", "trajectory", "global", head="trained", scope="layer", embeddings="frozen", span=span)
+    return dataclasses.replace(SUBSPACE, method=method)
+
+
+RTE = dataclasses.replace(TASK, name="rte", source="rte.csv")
+
+
+def test_a_learned_subspace_is_part_of_the_identity_and_comes_back_from_text():
+    trial = learned(Source(), Source(RTE, shift=1), every=5, last=True)
+    assert trial_from_json(trial.identity) == trial
+    others = [learned(Source()), learned(Source(), first=3), learned(Source(), mode="raw"), learned(Source(RTE))]
+    assert len({each.id for each in (trial, *others)}) == 5
+
+
+def test_the_recordings_of_a_trial():
+    own, other = learned(Source(), Source(RTE, shift=10), every=5).recordings
+    assert own == Recording(Trial("package:tiny", TASK, Method("full"), None, 1e-4, None, FULL.seeds, Budget(20)), 5)
+    assert other.trial.task == RTE and other.trial.seeds == Seeds(0, 12, 13)
+    assert [each.trial.task for each in learned(Source(TASK), Source(RTE), leave_out=True).recordings] == [RTE]
+    assert SUBSPACE.recordings == ()
+    # What is done with the checkpoints later does not make another recording.
+    assert learned(Source(), every=5, first=2, mode="raw").recordings == (own,)

@@ -41,7 +41,10 @@ class Progress:
 
 
 def train(
-    trial: Trial, device: str = "cpu", on_trained: Callable[[nn.Module], None] | None = None
+    trial: Trial,
+    device: str = "cpu",
+    on_trained: Callable[[nn.Module], None] | None = None,
+    on_step: Callable[[int, nn.Module], None] | None = None,
 ) -> Generator[Progress, None, Observation]:
     """Train one trial, yielding after every step, and return its observation.
 
@@ -52,6 +55,7 @@ def train(
         trial: What to train.
         device: "cpu" or "cuda".
         on_trained: Given the model when it is trained, before the observation is returned; not when it diverged.
+        on_step: Given the number of steps taken and the model after each step.
 
     Yields:
         Progress after each step.
@@ -96,6 +100,8 @@ def train(
         if not math.isfinite(value):
             status, error = "diverged", f"training loss was {value} after step {step}"
             break
+        if on_step is not None:
+            on_step(step, model)
         score = None
         if step == budget.steps or (budget.eval_every and step % budget.eval_every == 0):
             score = evaluation.run(model, autocast)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub.trial import IDENTITY_VERSION, Budget, Method, Observation, Seeds, Task, Trial
+from distsub.trial import IDENTITY_VERSION, Budget, Method, Observation, Seeds, Source, Span, Task, Trial
 
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning; a new nullable column alone does not raise it."""
@@ -35,6 +35,14 @@ OBSERVATIONS = pa.schema(
         ("groups", _TEXT),
         ("head", _TEXT),
         ("block_length", _INT),
+        ("variant", _TEXT),
+        ("scope", _TEXT),
+        ("embeddings", _TEXT),
+        ("ensemble", _INT),
+        ("start", _TEXT),
+        ("step", _FLOAT),
+        ("match_norms", pa.bool_()),
+        ("trajectories", pa.list_(_TEXT)),
         ("d", _INT),
         ("eta", _FLOAT),
         ("learning_rate", _FLOAT),
@@ -170,6 +178,9 @@ METHOD_COLUMNS = ("method", "projection", "normalization", "groups", "head")
 """The columns that name a method in all three tables."""
 
 
+_LEARNED_COLUMNS = ("variant", "scope", "embeddings", "ensemble", "start", "step", "match_norms")
+
+
 def censored_median(outcomes: Sequence[tuple[str, float | None]]) -> tuple[float | None, str]:
     """Compute the median of per-seed values of which some are known only to lie beyond the range.
 
@@ -224,12 +235,12 @@ def trial_from_json(text: str) -> Trial:
     try:
         record: dict[str, Any] = json.loads(text)
         version = record.pop("version")
-        task: dict[str, Any] = record.pop("task")
-        task["text"] = tuple(task["text"])
-        task["where"] = tuple((column, value) for column, value in task["where"])
+        method: dict[str, Any] = record.pop("method")
+        if method.get("span") is not None:
+            method["span"] = _span(method["span"])
         trial = Trial(
-            task=Task(**task),
-            method=Method(**record.pop("method")),
+            task=_task(record.pop("task")),
+            method=Method(**method),
             seeds=Seeds(**record.pop("seeds")),
             budget=Budget(**record.pop("budget")),
             **record,
@@ -239,6 +250,18 @@ def trial_from_json(text: str) -> Trial:
     if version != IDENTITY_VERSION:
         raise ValueError(f"trial of identity version {version}, this distsub makes version {IDENTITY_VERSION}")
     return trial
+
+
+def _task(record: dict[str, Any]) -> Task:
+    where = tuple((column, value) for column, value in record["where"])
+    return Task(**{**record, "text": tuple(record["text"]), "where": where})
+
+
+def _span(record: dict[str, Any]) -> Span:
+    sources = tuple(
+        Source(**{**source, "task": source["task"] and _task(source["task"])}) for source in record["sources"]
+    )
+    return Span(**{**record, "sources": sources, "budget": Budget(**record["budget"])})
 
 
 def to_table(observation: Observation) -> pa.Table:
@@ -272,7 +295,8 @@ def to_table(observation: Observation) -> pa.Table:
     }
     row["task_where"] = [{"column": column, "value": value} for column, value in task.where]
     row |= {"method": method.name, "block_length": method.block_length}
-    row |= {name: getattr(method, name) for name in METHOD_COLUMNS[1:]}
+    row |= {name: getattr(method, name) for name in (*METHOD_COLUMNS[1:], *_LEARNED_COLUMNS)}
+    row["trajectories"] = [recording.id for recording in trial.recordings]
     row |= {name if name != "steps" else "budget_steps": value for name, value in dataclasses.asdict(budget).items()}
     columns = [_column(row[field.name], field.type) for field in OBSERVATIONS]
     return pa.Table.from_arrays(columns, schema=OBSERVATIONS)

@@ -1,4 +1,4 @@
-"""The projection families by name."""
+"""The projection families by name; those that a seed is enough for."""
 
 from collections.abc import Sequence
 
@@ -21,6 +21,8 @@ def build(
         ConfigError: The family is unknown.
         DimensionError: d does not fit.
     """
+    if family == "trajectory":
+        raise ConfigError("projection 'trajectory' is made of checkpoints, not of a seed; give snapshots")
     if family not in FAMILIES:
-        raise ConfigError(f"projection {family!r} is unknown; use one of {', '.join(FAMILIES)}")
+        raise ConfigError(f"projection {family!r} is unknown; use one of {', '.join((*FAMILIES, 'trajectory'))}")
     return FAMILIES[family](sizes, d, seed, normalization, block_length=block_length)

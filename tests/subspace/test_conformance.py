@@ -11,6 +11,7 @@ import torch
 from distsub.errors import ConfigError, DimensionError, ShapeError
 from distsub.subspace.families import FAMILIES, build
 from distsub.subspace.projection import CHUNK, NORMALIZATIONS, Projection
+from distsub.subspace.trajectory import Trajectory
 
 SMALL = ((50,), 2)
 """One tensor, a matrix anyone can print."""
@@ -21,15 +22,23 @@ SEVERAL = ((7, 300, 64, 129, 1, 41), 12)
 MATRIX = 1
 """The tensor of SEVERAL that is read by rows: 300 = 15 x 20, starting in the middle of a block."""
 
-pytestmark = [
-    pytest.mark.parametrize("family", FAMILIES),
-    pytest.mark.parametrize("normalization", NORMALIZATIONS),
-]
+KINDS = [(family, normalization) for family in FAMILIES for normalization in NORMALIZATIONS]
+
+pytestmark = pytest.mark.parametrize(("family", "normalization"), [*KINDS, ("trajectory", "global")])
 
 
 def make(family: str, normalization: str, shape=SEVERAL, seed: int = 3, block_length: int = 16) -> Projection:
     sizes, d = shape
+    if family == "trajectory":
+        return learned(sizes, d, seed)
     return build(family, sizes, d, seed, normalization, block_length)
+
+
+def learned(sizes, d: int, seed: int) -> Trajectory:
+    """The leading directions of as many Gaussian checkpoints as the largest d of the suite, or as d asks for."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [[torch.randn(n, generator=generator) for n in sizes] for _ in range(max(12, d) if sum(sizes) > 60 else 2)]
+    return Trajectory(rows, d)
 
 
 def gaussian(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -54,7 +63,7 @@ class TestLinearMap:
 
     def test_inner_products_agree_over_more_than_one_chunk(self, family, normalization):
         sizes = (CHUNK + 4321, 17, 5000)
-        p = build(family, sizes, 6, 0, normalization, 64)
+        p = make(family, normalization, (sizes, 6), 0, 64)
         z, g = gaussian(6), gaussian(p.num_params)
         assert torch.dot(p.apply(z), g).item() == pytest.approx(torch.dot(z, p.adjoint(g)).item(), rel=1e-10)
 
@@ -140,7 +149,7 @@ class TestSubspaces:
     @pytest.mark.parametrize("d", [1, 5, 8, 9])
     def test_smaller_subspaces_lie_in_larger_ones(self, family, normalization, d):
         sizes = SEVERAL[0]
-        assert FAMILIES[family].nested
+        assert make(family, normalization).nested
         small, large = (make(family, normalization, (sizes, k)).dense() for k in (d, 12))
         if family == "partition":
             coefficients = torch.linalg.lstsq(large, small).solution
@@ -172,6 +181,8 @@ class TestSubspaces:
         assert overlap.max() < 0.999
 
     def test_without_a_cache_nothing_changes(self, family, normalization):
+        if family == "trajectory":
+            pytest.skip("it keeps nothing")
         sizes, d = SEVERAL
         bare = FAMILIES[family](sizes, d, 3, normalization, block_length=16, cache=False)
         z, g = gaussian(d, dtype=torch.float32), gaussian(542, dtype=torch.float32)
@@ -196,7 +207,7 @@ class TestSlices:
 
     def test_across_chunks(self, family, normalization):
         sizes = (1000, 2 * CHUNK, 333)
-        p = build(family, sizes, 7, 0, normalization, 1024)
+        p = make(family, normalization, (sizes, 7), 0, 1024)
         z = gaussian(7, dtype=torch.float32)
         whole = p.apply(z)
         for start, stop in [(0, 1), (999, 1001), (CHUNK - 3, CHUNK + 5), (1234, CHUNK + 4321), (2 * CHUNK, None)]:
@@ -222,7 +233,7 @@ class TestSlices:
         torch.testing.assert_close(p.adjoint_rows(g, start, index), expected, rtol=0, atol=1e-12)
 
     def test_more_rows_than_a_chunk_holds(self, family, normalization):
-        p = build(family, (10, 3 * CHUNK), 5, 1, normalization, 256)
+        p = make(family, normalization, ((10, 3 * CHUNK), 5), 1, 256)
         z, index = gaussian(5, dtype=torch.float32), torch.arange(0, 3 * CHUNK // 96, 7)
         table = p.apply(z, 10, 10 + 3 * CHUNK).view(-1, 96)
         assert torch.equal(p.apply_rows(z, 10, 96, index), table[index])
@@ -232,7 +243,7 @@ class TestErrors:
     def test_d_outside_one_to_num_params(self, family, normalization):
         for d in (0, -1, 51):
             with pytest.raises(DimensionError, match=f"d = {d} does not fit"):
-                build(family, (50,), d, 0, normalization)
+                make(family, normalization, ((50,), d))
 
     def test_shapes(self, family, normalization):
         p = make(family, normalization)
@@ -248,6 +259,8 @@ class TestErrors:
             p.adjoint(torch.zeros(10), 533)
 
     def test_unknown_normalisation(self, family, normalization):
+        if family == "trajectory":
+            pytest.skip("it has one")
         with pytest.raises(ConfigError, match="global, per_tensor"):
             build(family, (50,), 2, 0, normalization + "s")
 

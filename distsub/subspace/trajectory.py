@@ -1,0 +1,215 @@
+"""A learned projection: the leading directions in which full fine-tunings moved the weights.
+
+With W [t, D] the checkpoints of a fine-tuning as rows and W = U S V^T, the columns of V are the subspace (Zhang et al.
+2023, Eq. 2 and 3; over all layers at once: Li et al. 2022, arXiv:2103.11154). V has D rows and is never made:
+G = W W^T [t, t] gives U and S, and
+
+    V theta = W^T (U S^-1 theta),        V^T g = S^-1 U^T (W g)
+
+stream over the checkpoints, which stay mapped on disk. What is stored are differences D_j = theta_j - theta_0, so each
+kind of row is W = B R with few more rows R than W has: B = I (difference), I - 11^T/t (centered), or [I 1] on
+R = [D; theta_0] (raw); then G = B (R R^T) B^T.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from distsub.errors import ConfigError, DimensionError, TrajectoryError
+from distsub.subspace.projection import CHUNK, Projection, exact
+
+MODES = ("difference", "centered", "raw")
+
+RANK = 1e-6
+"""Singular values below this share of the largest are no directions: squared, they drown in float64's rounding."""
+
+Rows = Sequence[Sequence[Tensor]]
+"""Rows of R: for each, one flat tensor per parameter, laid end to end."""
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """The checkpoints that a learned subspace is made of.
+
+    Attributes:
+        updates: theta_j - theta_0 of each, by parameter name; usually views of mapped files.
+        mode: What the rows of W are: "difference", "centered" or "raw".
+        fingerprint: Identity of the content: a hash over the files' hashes and the mode.
+        recordings: Ids of the trajectories that they come from, in order.
+        first: Only the first so many of each were taken.
+        last: Only the last of each was taken.
+    """
+
+    updates: tuple[Mapping[str, Tensor], ...]
+    mode: str = "difference"
+    fingerprint: str = ""
+    recordings: tuple[str, ...] = ()
+    first: int | None = None
+    last: bool = False
+
+    def rows(self, names: Sequence[str], theta_0: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Lay out R over some parameters.
+
+        Args:
+            names: The parameters.
+            theta_0: Their pretrained values.
+
+        Raises:
+            TrajectoryError: A checkpoint lacks one of them, or has it in another shape.
+        """
+        out = []
+        for update in self.updates:
+            for name, tensor in zip(names, theta_0, strict=True):
+                shape = list(update[name].shape) if name in update else None
+                if shape != list(tensor.shape):
+                    have = "lacks it" if shape is None else f"has {shape}"
+                    raise TrajectoryError(
+                        f"the trajectory is of another layout: this model has {name} {list(tensor.shape)}, a "
+                        f"checkpoint {have}; record one of the same architecture and number of labels"
+                    )
+            out.append([update[name].reshape(-1) for name in names])
+        return [*out, [tensor.reshape(-1) for tensor in theta_0]] if self.mode == "raw" else out
+
+
+class Trajectory(Projection):
+    """P = the first d columns of V: an exact isometry. Nested: yes, by singular value. Cost: t D per apply.
+
+    The sign of each column is fixed by the largest entry of its column of U.
+
+    Args:
+        rows: R, see `Snapshots.rows`.
+        d: Leading directions.
+        mode: "difference", "centered" or "raw"; for "raw" the last of `rows` is theta_0.
+
+    Raises:
+        DimensionError: d is not between 1 and the number of independent directions.
+        ConfigError: The mode is unknown.
+    """
+
+    family = "trajectory"
+
+    def __init__(self, rows: Rows, d: int, mode: str = "difference") -> None:
+        """Compute the Gram matrix: one pass over all checkpoints."""
+        if mode not in MODES:
+            raise ConfigError(f"mode = {mode!r} is unknown; use one of {', '.join(MODES)}")
+        self._rows = rows
+        self._combine = _combination(len(rows), mode)
+        count = len(self._combine)
+        super().__init__([tensor.numel() for tensor in rows[0]], d, seed=0)
+        if d > count:
+            raise DimensionError(
+                f"d = {d} does not fit: the trajectory has {count} checkpoints; take d from 1 to {count}, "
+                "or record more"
+            )
+        squares, vectors = torch.linalg.eigh(self._combine @ gram(rows) @ self._combine.T)
+        vectors = vectors.flip(1)
+        signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+        self.singular_values = squares.flip(0).clamp(min=0).sqrt()
+        """Of W, falling, shape [t], float64."""
+        rank = int((self.singular_values > RANK * self.singular_values[0]).sum())
+        if d > rank:
+            why = " (centering takes one away)" if mode == "centered" else ""
+            raise DimensionError(
+                f"d = {d} does not fit: the {count} checkpoints have {rank} independent directions{why}; lower d"
+            )
+        # V = R^T B^T U S^-1: what theta is multiplied with before it meets the rows.
+        self._basis = self._combine.T @ (vectors * signs)[:, :d] / self.singular_values[:d]
+
+    @cached_property
+    def explained(self) -> Tensor:
+        """Share of the squared norm of W that the first 1, 2, ... t directions hold, shape [t]."""
+        squares = self.singular_values.square()
+        return squares.cumsum(0) / squares.sum()
+
+    @exact
+    def apply(self, theta: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Implement `Projection.apply`: a sum of the checkpoints' slices."""
+        stop = self.num_params if stop is None else stop
+        self._check(theta, start, stop)
+        weights = self._weights(theta)
+        out = theta.new_zeros(stop - start)
+        for at, pieces in self._pieces(start, stop):
+            chunk = out[at : at + pieces[0].numel()]
+            for weight, piece in zip(weights, pieces, strict=True):
+                chunk.addcmul_(piece.to(theta), weight)
+        return out
+
+    @exact
+    def adjoint(self, grad: Tensor, start: int = 0) -> Tensor:
+        """Implement `Projection.adjoint`: one inner product with each checkpoint's slice."""
+        self._check(None, start, start + grad.numel())
+        inner = torch.zeros(len(self._rows), dtype=torch.float64, device=grad.device)
+        for at, pieces in self._pieces(start, start + grad.numel()):
+            chunk = grad[at : at + pieces[0].numel()]
+            inner += torch.stack([torch.dot(piece.to(grad), chunk) for piece in pieces])
+        return self._coordinates(inner).to(grad.dtype)
+
+    @exact
+    def apply_rows(self, theta: Tensor, start: int, width: int, rows: Tensor) -> Tensor:
+        """Implement `Projection.apply_rows`: the rows of every checkpoint's table."""
+        self._check(theta, start, start + width)
+        out = theta.new_zeros(rows.numel(), width)
+        for weight, table in zip(self._weights(theta), self._tables(start, width), strict=True):
+            out.addcmul_(table[rows.to(table.device)].to(theta), weight)
+        return out
+
+    @exact
+    def adjoint_rows(self, grad: Tensor, start: int, rows: Tensor) -> Tensor:
+        """Implement `Projection.adjoint_rows`."""
+        self._check(None, start, start + grad.shape[1])
+        tables = self._tables(start, grad.shape[1])
+        inner = torch.stack([(table[rows.to(table.device)].to(grad) * grad).sum() for table in tables])
+        return self._coordinates(inner.double()).to(grad.dtype)
+
+    def _weights(self, theta: Tensor) -> Tensor:
+        """Compute how much of each row of R the update has."""
+        return (self._basis.to(theta.device) @ theta.double()).to(theta.dtype)
+
+    def _coordinates(self, inner: Tensor) -> Tensor:
+        """Turn inner products with the rows of R into coordinates, the transpose of `_weights`."""
+        return self._basis.T.to(inner.device) @ inner
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, list[Tensor]]]:
+        """Cut a slice at tensors and chunks; give each piece's offset in the slice and its stretch of every row."""
+        for tensor, (low, high) in enumerate(zip(self.offsets, self.offsets[1:], strict=False)):
+            first, last = max(low, start), min(high, stop)
+            for begin in range(first, last, CHUNK):
+                end = min(begin + CHUNK, last)
+                yield begin - start, [row[tensor][begin - low : end - low] for row in self._rows]
+
+    def _tables(self, start: int, width: int) -> list[Tensor]:
+        """View the matrix that begins at a position in every row of R."""
+        tensor = next(i for i, end in enumerate(self.offsets[1:]) if start < end)
+        skipped = start - self.offsets[tensor]
+        usable = (self.sizes[tensor] - skipped) // width * width
+        return [row[tensor][skipped : skipped + usable].view(-1, width) for row in self._rows]
+
+
+def gram(rows: Rows) -> Tensor:
+    """Compute R R^T in float64, chunk by chunk.
+
+    Args:
+        rows: See `Rows`.
+
+    Returns:
+        Shape [len(rows), len(rows)].
+    """
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    chunk = max(1, CHUNK // len(rows))
+    for tensors in zip(*rows, strict=True):
+        for start in range(0, tensors[0].numel(), chunk):
+            block = torch.stack([tensor[start : start + chunk].to("cpu", torch.float64) for tensor in tensors])
+            total += block @ block.T
+    return total
+
+
+def _combination(num_rows: int, mode: str) -> Tensor:
+    """Give B, with which W = B R."""
+    count = num_rows - 1 if mode == "raw" else num_rows
+    eye = torch.eye(count, dtype=torch.float64)
+    if mode == "raw":
+        return torch.cat([eye, torch.ones(count, 1, dtype=torch.float64)], dim=1)
+    return eye - 1 / count if mode == "centered" else eye

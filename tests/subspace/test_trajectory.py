@@ -1,0 +1,91 @@
+"""The learned projection against a dense singular value decomposition in float64."""
+
+import pytest
+import torch
+
+from distsub.errors import ConfigError, DimensionError, TrajectoryError
+from distsub.subspace.projection import CHUNK
+from distsub.subspace.trajectory import MODES, Snapshots, Trajectory, gram
+
+SIZES = (30, 7, 55)
+T = 6
+
+
+def path(t: int = T, sizes=SIZES, dtype=torch.float64, seed: int = 0) -> list[list[torch.Tensor]]:
+    """Differences from theta_0 along a random walk, so that the spectrum falls as a training's does."""
+    generator = torch.Generator().manual_seed(seed)
+    walk = torch.randn(t, sum(sizes), generator=generator, dtype=torch.float64).cumsum(0) * 1e-3
+    return [list(row.to(dtype).split(list(sizes))) for row in walk]
+
+
+def rows_for(mode: str) -> tuple[list[list[torch.Tensor]], torch.Tensor]:
+    """R, and the W that it stands for."""
+    rows, theta_0 = path(), torch.randn(sum(SIZES), dtype=torch.float64)
+    difference = torch.stack([torch.cat(row) for row in rows])
+    if mode == "raw":
+        return [*rows, list(theta_0.split(list(SIZES)))], difference + theta_0
+    return rows, difference - difference.mean(0) if mode == "centered" else difference
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_is_the_dense_singular_value_decomposition(mode):
+    rows, w = rows_for(mode)
+    d = T - (mode == "centered")
+    p = Trajectory(rows, d, mode)
+    _, s, vt = torch.linalg.svd(w, full_matrices=False)
+    dense = p.dense()
+    torch.testing.assert_close(p.singular_values[:d], s[:d], rtol=1e-8, atol=0)
+    signs = (dense * vt[:d].T).sum(0).sign()
+    torch.testing.assert_close(dense * signs, vt[:d].T, rtol=0, atol=1e-7)
+    torch.testing.assert_close(dense.T @ dense, torch.eye(d, dtype=torch.float64), rtol=0, atol=1e-8)
+    torch.testing.assert_close(p.explained, s.square().cumsum(0) / s.square().sum(), rtol=1e-8, atol=0)
+
+
+def test_smaller_d_are_the_first_columns_to_the_bit():
+    rows = path()
+    assert torch.equal(Trajectory(rows, 3).dense(), Trajectory(rows, 6).dense()[:, :3])
+
+
+def test_the_update_of_full_fine_tuning_lies_in_the_subspace():
+    p, last = Trajectory(path(), T), torch.cat(path()[-1])
+    torch.testing.assert_close(p.apply(p.adjoint(last)), last, rtol=0, atol=1e-12)
+    one = Trajectory(path()[-1:], 1)
+    torch.testing.assert_close(one.apply(one.adjoint(last)), last, rtol=0, atol=1e-12)
+
+
+def test_bfloat16_checkpoints_are_read_without_more_rounding():
+    kept = path(dtype=torch.bfloat16)
+    wide = [[tensor.double() for tensor in row] for row in kept]
+    torch.testing.assert_close(Trajectory(kept, T).dense(), Trajectory(wide, T).dense(), rtol=0, atol=1e-12)
+    z = torch.randn(T)
+    torch.testing.assert_close(Trajectory(kept, T).apply(z), Trajectory(wide, T).apply(z.double()).float())
+
+
+def test_the_gram_matrix_over_several_chunks():
+    rows = path(3, (CHUNK // 2 + 11, 5))
+    w = torch.stack([torch.cat(row) for row in rows])
+    torch.testing.assert_close(gram(rows), w @ w.T, rtol=1e-12, atol=0)
+
+
+def test_d_above_what_there_is():
+    with pytest.raises(DimensionError, match="d = 7 does not fit: the trajectory has 6 checkpoints"):
+        Trajectory(path(), 7)
+    with pytest.raises(DimensionError, match="6 checkpoints have 5 independent directions \\(centering"):
+        Trajectory(path(), 6, "centered")
+    rows = path()
+    with pytest.raises(DimensionError, match="7 checkpoints have 6 independent"):
+        Trajectory([*rows, rows[2]], 7)
+    with pytest.raises(ConfigError, match="difference, centered, raw"):
+        Trajectory(path(), 2, "centred")
+
+
+def test_snapshots_are_laid_out_as_the_model_is():
+    update = {"b": torch.ones(2, 3), "a": torch.zeros(4)}
+    theta_0 = [torch.zeros(4), torch.full((2, 3), 5.0)]
+    assert [len(row) for row in Snapshots((update, update)).rows(("a", "b"), theta_0)] == [2, 2]
+    raw = Snapshots((update,), "raw").rows(("b",), theta_0[1:])
+    assert [row[0].tolist() for row in raw] == [[1.0] * 6, [5.0] * 6]
+    with pytest.raises(TrajectoryError, match=r"another layout: this model has c \[4\], a checkpoint lacks it"):
+        Snapshots((update,)).rows(("c",), theta_0[:1])
+    with pytest.raises(TrajectoryError, match=r"b \[3, 2\], a checkpoint has \[2, 3\]"):
+        Snapshots((update,)).rows(("b",), [torch.zeros(3, 2)])
