@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -27,14 +26,15 @@ from pydantic import (
     model_validator,
 )
 
-from distsub.errors import ConfigError, nearest
+from distsub.complaints import complaint
+from distsub.errors import ConfigError
 from distsub.finetune import tasks
-from distsub.search import PUBLISHED_RATIO, Search, log_grid
-from distsub.trial import IDENTITY_VERSION, Budget, Head, Method, Seeds, Task, Trial, canonical
+from distsub.search import FRESH, PUBLISHED_RATIO, Search, log_grid
+from distsub.trial import IDENTITY_VERSION, Budget, Head, Method, Seeds, Task, Trial, canonical, later
 
 Policy = Literal["adaptive", "bisection", "grid"]
 
-MOST_SEEDS = 10_000
+MOST_SEEDS = FRESH
 
 # Whole numbers end up in 64-bit columns.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
@@ -87,6 +87,7 @@ class Sweep:
         policy: How the grid is searched.
         fraction: Share of the full fine-tuning score that the threshold asks for.
         resources: What a trial may occupy.
+        confirm: Whether the winner of several etas or learning rates is trained again before it is believed.
         text: The file as it was read.
     """
 
@@ -103,6 +104,7 @@ class Sweep:
     policy: Policy = "bisection"
     fraction: float = 0.9
     resources: Resources = Resources()
+    confirm: bool = later(False)
     text: str = ""
 
     @cached_property
@@ -129,6 +131,7 @@ class Sweep:
                 learning_rate=self.learning_rate,
                 baseline=baseline,
                 fraction=self.fraction,
+                confirm=self.confirm,
             )
             for task in self.tasks
             for model in self.models
@@ -198,7 +201,7 @@ def parse_sweep(text: str, directory: str | Path = ".", origin: str = "sweep") -
     try:
         return _File.model_validate(raw).sweep(Path(directory), text)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{origin}: {_complaint(each)}" for each in error.errors())) from error
+        raise ConfigError("\n".join(f"{origin}: {complaint(each, _File)}" for each in error.errors())) from error
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from error
 
@@ -342,6 +345,7 @@ class _Dims(_Table):
 class _Search(_Table):
     etas: Annotated[list[PositiveFloat], Field(min_length=1)]
     learning_rate: PositiveFloat
+    confirm: bool | None = None
 
 
 class _Baseline(_Table):
@@ -386,6 +390,14 @@ class _File(_Table):
         dims = self.dims.record()
         found = [each.record(directory) for each in self.tasks]
         _distinct([task.name for task in found], "tasks")
+        # The published procedure confirms nothing; and where nothing is chosen there is nothing to confirm.
+        wanted = self.policy != "grid" if self.search.confirm is None else self.search.confirm
+        confirm = wanted and max(len(self.search.etas), len(self.baseline.learning_rates)) > 1
+        if confirm and max(max(each.head, each.data) for each in self.seeds) >= FRESH:
+            raise ConfigError(
+                f"seeds: head and data seeds from {FRESH} on are those of confirmations; give smaller ones, or"
+                " [search] confirm = false"
+            )
         return Sweep(
             name=self.name,
             models=_distinct([each.record(directory) for each in self.models], "models"),
@@ -400,6 +412,7 @@ class _File(_Table):
             policy=self.policy,
             fraction=self.fraction,
             resources=Resources(**self.resources.model_dump()),
+            confirm=confirm,
             text=text,
         )
 
@@ -418,59 +431,3 @@ def _distinct(records: list[T], key: str) -> tuple[T, ...]:
 
 def _rising(values: list[N], key: str) -> tuple[N, ...]:
     return tuple(sorted(_distinct(values, key)))
-
-
-# ---- pydantic's errors as one line each
-
-
-def _complaint(error: Any) -> str:
-    """Say where in the file, what was given and what is allowed."""
-    place = list(error["loc"])
-    kind, message = error["type"], error["msg"]
-    if kind == "extra_forbidden":
-        *table, key = place
-        return f'{_where(table, table=True)}unknown key "{key}"; {nearest(str(key), _table_at(table).model_fields)}'
-    if kind == "missing":
-        *table, key = place
-        return f'{_where(table, table=True)}key "{key}" is missing'
-    if kind == "value_error":
-        return f"{_where(place)}{message.removeprefix('Value error, ')}"
-    if kind == "too_short":
-        return f"{_where(place)}needs at least {error['ctx']['min_length']} entry"
-    message = message.replace("Input should", "should").replace("String should", "should")
-    return f"{_where(place)}{message}, got {_shown(error['input'])}"
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = json.dumps(value)
-    except TypeError:
-        text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _where(place: list[str | int], table: bool = False) -> str:
-    """Name a place in the file the way TOML writes it: "[budget] steps: ", "[[methods]] 2 head: "."""
-    words = [str(part + 1) if isinstance(part, int) else part for part in place]
-    if len(place) > 1 or (table and place):
-        listed = len(place) > 1 and isinstance(place[1], int)
-        words[0] = f"[[{place[0]}]]" if listed else f"[{place[0]}]"
-    return " ".join(words) + ": " if words else ""
-
-
-def _table_at(place: list[str | int]) -> type[_Table]:
-    """Find the class that describes a table of the file."""
-    table: type[_Table] = _File
-    for part in place:
-        if isinstance(part, str) and (inner := _inner(table.model_fields[part].annotation)):
-            table = inner
-    return table
-
-
-def _inner(annotation: Any) -> type[_Table] | None:
-    """Find the table class inside a type such as list[Annotated[_Model, ...]]."""
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation if issubclass(annotation, _Table) else None
-    if get_origin(annotation) in (list, Annotated, UnionType):
-        return next((found for each in get_args(annotation) if (found := _inner(each))), None)
-    return None

@@ -13,12 +13,13 @@ PACKAGE = ROOT / "distsub"
 MAY_IMPORT = {
     "errors": set(),
     "templates": set(),
+    "complaints": {"errors"},
     "trial": {"errors"},
     "subspace": {"errors", "trial"},
     "finetune": {"errors", "trial", "subspace"},
     "search": {"errors", "trial"},
     "results": {"errors", "trial"},
-    "config": {"errors", "trial", "search", "finetune"},
+    "config": {"errors", "complaints", "trial", "search", "finetune"},
     "runtime": {"errors", "trial", "subspace", "finetune", "search", "results", "config"},
     "analysis": {"errors", "trial", "subspace", "finetune", "search", "results"},
     "cli": {

@@ -66,6 +66,30 @@ def test_baseline_trials_are_shared_by_projection_seeds():
     assert all(trial.is_baseline and trial.method == Method("full") and trial.eta is None for trial in trials)
 
 
+@pytest.mark.parametrize(
+    ("policy", "given", "confirm"),
+    [
+        ("bisection", "", True),
+        ("adaptive", "", True),
+        ("grid", "", False),
+        ("grid", "confirm = true", True),
+        ("bisection", "confirm = false", False),
+    ],
+)
+def test_winners_are_confirmed_unless_published_tables_are_wanted(policy, given, confirm):
+    text = TEXT.replace("seeds = 2", f'seeds = 2\npolicy = "{policy}"').replace("[search]", f"[search]\n{given}")
+    sweep = parse_sweep(text)
+    assert sweep.confirm is confirm
+    assert {search.confirm for search in sweep.searches()} == {confirm}
+
+
+def test_with_one_eta_and_one_rate_nothing_is_confirmed():
+    text = TEXT.replace("[1, 0.1]", "[1]").replace("[1e-4, 5e-5]", "[1e-4]")
+    sweep = parse_sweep(text)
+    assert not sweep.confirm
+    assert sweep.fingerprint == parse_sweep(text.replace("[search]", "[search]\nconfirm = false")).fingerprint
+
+
 def test_fingerprint_is_of_what_decides_the_results(sweep):
     same = TEXT.replace('"mine"', '"other"').replace("5e-5", "0.00005") + "# why\n[resources]\ngpus_per_trial = 0.5\n"
     assert parse_sweep(same, "/somewhere/sweeps").fingerprint == sweep.fingerprint
@@ -97,6 +121,12 @@ def test_the_tables_cover_their_records():
         ("steps = 10", "steps = 0", "[budget] steps: should be greater than 0, got 0"),
         ("[budget]", "[budgett]", 'unknown key "budgett"; did you mean "budget"?'),
         ("seeds = 2", "seeds = 0", "seeds: needs at least 1 entry"),
+        (
+            "seeds = 2",
+            "seeds = [10000]",
+            "seeds: head and data seeds from 10000 on are those of confirmations; give smaller ones, or [search] "
+            "confirm = false",
+        ),
         ("seeds = 2", "seeds = [1, 1]", "seeds: entry 2 repeats entry 1"),
         ("seeds = 2", "seeds = [{heads = 2}]", '[[seeds]] 1: unknown key "heads"; did you mean "head"?'),
         ('"said"', '"siad"', "[[methods]] 1 name: should be 'did' or 'said', got \"siad\""),

@@ -9,9 +9,10 @@ from distsub.search.evidence import Evidence, Result, reaches, thresholds
 from distsub.search.grid import PUBLISHED_RATIO, log_grid
 from distsub.search.outcome import Finding, Outcome, Thresholds, Verdict
 from distsub.search.policies import POLICIES, Bisection, Grid, Policy, make_policy
-from distsub.search.spec import Search
+from distsub.search.spec import FRESH, Search
 
 __all__ = [
+    "FRESH",
     "POLICIES",
     "PUBLISHED_RATIO",
     "Adaptive",

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from distsub.search.belief import best_etas, crossing, tried
+from distsub.search.confirm import climbing, finding, most, worth
 from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding
 from distsub.search.spec import Search
@@ -62,28 +63,28 @@ class Adaptive:
 
     def outcome(self, state: Evidence) -> Finding:
         """Return what is known; final once the bracket is one step, or trials in error bar the way."""
-        ended = state.obstacle is not None or (state.thresholds is not None and _open(state) is None)
-        return state.finding(ended)
+        is_closed = state.obstacle is not None or climbing(state) or (state.thresholds is not None and not _open(state))
+        return finding(state, ended=is_closed and not self.propose(state, 1))
 
     def max_trials(self, search: Search) -> int:
-        """Return the baseline's trials plus (ceil(log2(n + 1)) + 5) times etas, or dims times etas if fewer."""
-        return len(search.baseline_ids) + min(_allowance(search), len(search.dims) * len(search.etas))
+        """Return the baseline's trials plus (ceil(log2(n + 1)) + 5) times etas, or dims times etas if fewer.
+
+        And what confirming takes.
+        """
+        return most(search, min(_allowance(search), len(search.dims) * len(search.etas)))
 
     def matters(self, state: Evidence, trial: Trial) -> bool:
         """Return whether a trial that was begun may still tell something: its d is within the bracket."""
-        if trial.d is None or state.thresholds is None or state.obstacle is not None:
+        if trial.d is None or state.thresholds is None or state.obstacle is not None or climbing(state):
             return False
         low, high = state.span(state.thresholds.relative)
-        return low < state.search.positions[trial.d] < high and trial.eta not in state.probes.get(trial.d, {})
+        return low < state.search.positions[trial.d] < high and trial.eta not in state.results.get(trial.d, {})
 
     def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
         """Return the open baseline, then the trials most probably needed, at most `slots` in all."""
-        return tuple(islice(self._worth(state), slots))
+        return tuple(islice(worth(state, self._probes), slots))
 
-    def _worth(self, state: Evidence) -> Iterator[Trial]:
-        if state.obstacle is not None:
-            return
-        yield from state.missing_baseline()
+    def _probes(self, state: Evidence) -> Iterator[Trial]:
         field = _open(state)
         if field is None:
             return

@@ -133,7 +133,7 @@ def _likelihoods(
     tilt = np.log(bar / (1 - bar))
     sd = float(np.hypot(GAIN_SD, SCORE_SD / reach))
     index = {eta: j for j, eta in enumerate(state.search.etas)}
-    for d, at_d in state.probes.items():
+    for d, at_d in state.results.items():
         scored = {index[eta]: result for eta, result in at_d.items() if result.score is not None}
         if not scored:
             continue
@@ -165,7 +165,7 @@ def _ranking(state: Evidence) -> np.ndarray:
     reach = max(marks.full - (marks.chance or 0.0), 0.05)
     sd = float(np.hypot(RANKING_SD, 1.4 * SCORE_SD / reach))
     index = {eta: j for j, eta in enumerate(etas)}
-    for d, at_d in state.probes.items():
+    for d, at_d in state.results.items():
         scores = {index[eta]: _score(result) for eta, result in at_d.items() if result.status != "error"}
         if not scores:
             continue
@@ -190,5 +190,5 @@ def tried(state: Evidence) -> Mapping[int, frozenset[int]]:
     """Return, by position, the indices of the etas that have any result, errors included."""
     index = {eta: j for j, eta in enumerate(state.search.etas)}
     return {
-        state.search.positions[d]: frozenset(index[eta] for eta in at_d) for d, at_d in state.probes.items() if at_d
+        state.search.positions[d]: frozenset(index[eta] for eta in at_d) for d, at_d in state.results.items() if at_d
     }

@@ -14,7 +14,7 @@ from distsub.errors import ConfigError
 from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding, Outcome
 from distsub.search.policies import Policy
-from distsub.search.spec import Lineage, Search, lineage
+from distsub.search.spec import Lineage, Search, confirmed_by, lineage
 from distsub.trial import Observation, Trial
 
 ELDERS = 8
@@ -90,7 +90,7 @@ class Board:
 
         A trial stopped because it is no longer wanted has no observation: do not report it.
         """
-        trial = observation.trial
+        trial = confirmed_by(observation.trial) or observation.trial
         for index in self._interested.get(trial.id if trial.is_baseline else lineage(trial), ()):
             state = self.policy.observe(self._states[index], observation)
             if state is not self._states[index]:
@@ -155,8 +155,8 @@ class Board:
 
     def max_trials(self) -> int:
         """Return the number of trials that the sweep never exceeds, each shared baseline counted once."""
-        probes = sum(self.policy.max_trials(search) - len(search.baseline_ids) for search in self.searches)
-        return probes + len(frozenset[str]().union(*(search.baseline_ids for search in self.searches)))
+        probes = sum(self.policy.max_trials(search) - len(search.baseline_runs) for search in self.searches)
+        return probes + len(frozenset[frozenset[str]]().union(*(search.baseline_runs for search in self.searches)))
 
     def _first(self, running: Set[str]) -> Trial | None:
         """Return the best trial that is not running, and move the searches whose first choices are running on."""
@@ -226,7 +226,7 @@ class Board:
 def family(search: Search) -> Hashable:
     """Return all of a search but its seeds."""
     model, revision, task, method, learning_rate, _, budget = search.lineage
-    baseline, grid = search.baseline_ids, (search.dims, search.etas, search.fraction)
+    baseline, grid = search.baseline_ids, (search.dims, search.etas, search.fraction, search.confirm)
     return (model, revision, task, method, learning_rate, budget, baseline, grid)
 
 

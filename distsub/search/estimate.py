@@ -14,14 +14,10 @@ rates. It takes a protocol to make it fair (what each step is worth: benchmarks/
 
  1. Selection: the trials of the search's own seeds. Equal tries: a d fails only after all etas, and the baseline has
     as many learning rates as there are etas, all of which run. The two kinds of luck then cancel, to first order.
- 2. Measurement, where tries are not equal or a d is to stand by itself: at the d that would be reported and the eta
-    that passed there, one more trial that differs in its data seed only, one that no search of the sweep uses. It
-    decides alone; the first score is not looked at again. If it fails, that eta has failed at that d: the next eta
-    that passes there is confirmed in its turn, and without one the d has failed and the search goes on above it.
-    The threshold must be measured likewise: each baseline seed's best learning rate once more with a fresh data
-    seed, their mean instead of the maxima. Confirming only the one side asks for too much. With a single eta
-    nothing was chosen and nothing is confirmed.
- 3. The estimate takes the rows of both kinds alike: any data seed that is not the search's own is one more row.
+ 2. Measurement (`distsub.search.confirm`): the winner of several etas or learning rates is trained once more under
+    fresh head and data seeds, and that score decides alone. Confirming only the one side would ask for too much, so
+    both are. With a single eta nothing was chosen and nothing is confirmed.
+ 3. The estimate takes the rows of both kinds alike: any seed that is not the search's own is one more row.
 
 A training stopped for its verdict ("stopped") enters as a bound: its final score is on the side of the threshold
 where it stood. A diverged one says nothing about the other etas; an eta that diverged more often than not is no

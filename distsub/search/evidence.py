@@ -5,16 +5,22 @@ the same evidence. Nothing else has to be saved to resume a search.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 from distsub.search.outcome import Finding, Outcome, Thresholds, Verdict
-from distsub.search.spec import Search
-from distsub.trial import Observation, Seeds, Status, Trial
+from distsub.search.spec import Search, confirmed_by
+from distsub.trial import Observation, Status, Trial
 
 SLACK = 1e-12
 """0.9 * 0.8 is 0.7200000000000001 in floating point; a score of 0.72 reaches it all the same."""
+
+CHANCES = 2
+"""Etas of a d that are confirmed, one after the other, before the d has failed."""
+
+Key = TypeVar("Key", str, float)
 
 _TRUST = {"error": 0, "stopped": 1, "diverged": 2, "finished": 3}
 
@@ -65,35 +71,46 @@ def reaches(score: float, threshold: float) -> bool:
     return score >= threshold - SLACK
 
 
-def thresholds(search: Search, results: Mapping[str, Result]) -> Thresholds | None:
+def thresholds(
+    search: Search, results: Mapping[str, Result], again: Mapping[str, Result] | None = None
+) -> Thresholds | None:
     """Compute what a subspace has to reach from the baseline's results.
 
-    full = mean over the baseline's seeds of the best score over that seed's learning rates.
+    full = mean over the baseline's seeds of the best score over that seed's learning rates; where the search confirms,
+    the mean of what the best ones scored under fresh seeds.
 
     Args:
         search: The search.
         results: Results by trial id; others than the baseline's are ignored.
+        again: Results of the confirmations by the id of what they confirm.
 
     Returns:
         None until every baseline trial has a result, and when that can no longer be: a trial in error is a
         learning rate not tried, so the best of the others might set the bar too low; a seed whose trials
         all diverged has no score.
     """
-    best: dict[Seeds, float] = {}
+    deciding: list[Result | None] = []
     chances: list[float] = []
-    for trial in search.baseline:
-        result = results.get(trial.id)
-        if result is None or result.status == "error":
+    for group in search.baseline_groups.values():
+        tried = [results.get(trial.id) for trial in group]
+        if any(result is None or result.status == "error" for result in tried):
             return None
-        best[trial.seeds] = max(best.get(trial.seeds, -math.inf), -math.inf if result.score is None else result.score)
-        if result.chance is not None:
-            chances.append(result.chance)
-    if -math.inf in best.values():
+        chances += [result.chance for result in tried if result is not None and result.chance is not None]
+        best = best_of(group, results)
+        deciding.append((again or {}).get(best.id) if search.confirm and len(group) > 1 else results[best.id])
+    scores = [result.score for result in deciding if result is not None and result.score is not None]
+    if len(scores) < len(deciding):
         return None
-    full = math.fsum(best.values()) / len(best)
+    full = math.fsum(scores) / len(scores)
     chance = math.fsum(chances) / len(chances) if chances else None
     corrected = None if chance is None else chance + search.fraction * (full - chance)
     return Thresholds(full=full, chance=chance, relative=search.fraction * full, chance_corrected=corrected)
+
+
+def best_of(trials: Sequence[Trial], results: Mapping[str, Result]) -> Trial:
+    """Return the trial with the best score, the first of several; one that diverged has none."""
+    scores = [results[trial.id].score for trial in trials]
+    return max(zip(scores, trials, strict=True), key=lambda each: -math.inf if each[0] is None else each[0])[1]
 
 
 @dataclass(frozen=True)
@@ -107,28 +124,31 @@ class Evidence:
         baseline: Results of the baseline by trial id.
         probes: Results of the subspace trials by d, then by eta.
         elders: What the same search found under other seeds, where the policy learns from them.
+        baseline_again: Results of the baseline's confirmations by the id of the trial that they confirm.
+        again: Results of subspace confirmations by d, then by eta.
     """
 
     search: Search
     baseline: Mapping[str, Result] = field(default_factory=dict)
     probes: Mapping[int, Mapping[float, Result]] = field(default_factory=dict)
     elders: tuple["Evidence", ...] = ()
+    baseline_again: Mapping[str, Result] = field(default_factory=dict)
+    again: Mapping[int, Mapping[float, Result]] = field(default_factory=dict)
 
     def add(self, observation: Observation) -> "Evidence":
         """Return the evidence with one more observation; itself when that says nothing new."""
-        trial, result = observation.trial, Result.of(observation)
-        if not self.search.owns(trial):
+        if not self.search.owns(observation.trial):
             return self
+        original = confirmed_by(observation.trial) if self.search.confirm else None
+        trial, result = original or observation.trial, Result.of(observation)
         if trial.d is None or trial.eta is None:
-            known = self.baseline.get(trial.id)
-            merged = known.merge(result) if known else result
-            return self if merged == known else replace(self, baseline={**self.baseline, trial.id: merged})
-        at_d = self.probes.get(trial.d, {})
-        known = at_d.get(trial.eta)
-        merged = known.merge(result) if known else result
-        if merged == known:
-            return self
-        return replace(self, probes={**self.probes, trial.d: {**at_d, trial.eta: merged}})
+            name, every = ("baseline", self.baseline) if original is None else ("baseline_again", self.baseline_again)
+            merged = _merge(every, trial.id, result)
+            return self if merged is every else replace(self, **{name: merged})
+        name, probes = ("probes", self.probes) if original is None else ("again", self.again)
+        at_d = probes.get(trial.d, {})
+        merged = _merge(at_d, trial.eta, result)
+        return self if merged is at_d else replace(self, **{name: {**probes, trial.d: merged}})
 
     def learn(self, elder: "Evidence") -> "Evidence":
         """Return the evidence with what the same search found under other seeds, the latest of each; any order."""
@@ -142,14 +162,21 @@ class Evidence:
     @cached_property
     def thresholds(self) -> Thresholds | None:
         """Both thresholds, None without a complete baseline."""
-        return thresholds(self.search, self.baseline)
+        return thresholds(self.search, self.baseline, self.baseline_again)
+
+    @cached_property
+    def results(self) -> Mapping[int, Mapping[float, Result]]:
+        """What decides: the results of the subspace trials, where one was run again the second, which decides alone."""
+        if not self.again:
+            return self.probes
+        return {d: {**self.probes.get(d, {}), **self.again.get(d, {})} for d in {**self.probes, **self.again}}
 
     @cached_property
     def obstacle(self) -> Outcome | None:
         """Why no threshold can be had from this baseline, None while or where it can."""
-        if any(result.status == "error" for result in self.baseline.values()):
+        if any(result.status == "error" for result in (*self.baseline.values(), *self.baseline_again.values())):
             return Outcome.baseline_missing
-        if len(self.baseline) < len(self.search.baseline_ids):
+        if next(self.missing_baseline(), None) is not None:
             return None
         if self.thresholds is None:
             return Outcome.baseline_missing
@@ -157,22 +184,36 @@ class Evidence:
         return Outcome.baseline_at_chance if at_chance else None
 
     def missing_baseline(self) -> Iterator[Trial]:
-        """Yield the baseline's trials that have no result yet."""
-        return (trial for trial in self.search.baseline if trial.id not in self.baseline)
+        """Yield the baseline's trials that have no result yet; then those that confirm the best of each seed."""
+        if len(self.baseline) < len(self.search.baseline_ids):
+            yield from (trial for trial in self.search.baseline if trial.id not in self.baseline)
+        elif self.search.confirm:
+            for group in self.search.baseline_groups.values():
+                best = best_of(group, self.baseline)
+                if len(group) > 1 and self.baseline[best.id].score is not None and best.id not in self.baseline_again:
+                    yield self.search.confirmation(best)
 
     def missing_at(self, d: int) -> Iterator[Trial]:
         """Yield the trials at d that have no result yet, not even an error."""
-        known = self.probes.get(d, {})
+        known = self.results.get(d, {})
         return (trial for trial in self.search.trials_at(d) if trial.eta not in known)
 
     def passed(self, d: int, threshold: float) -> bool | None:
-        """Return the verdict at one d: True if any eta reaches the threshold, False if all fell short, else None."""
-        verdicts = [self._passed(result, threshold) for result in self.probes.get(d, {}).values()]
+        """Return the verdict at one d: True if any eta reaches the threshold, False if all fell short, else None.
+
+        False too after `CHANCES` confirmations that fell short.
+        """
+        if self.again:
+            again = [self.reached(result, threshold) for result in self.again.get(d, {}).values()]
+            if True not in again and len(again) >= CHANCES:
+                return None if None in again else False
+        verdicts = [self.reached(result, threshold) for result in self.results.get(d, {}).values()]
         if any(verdicts):
             return True
         return False if len(verdicts) == len(self.search.etas) and None not in verdicts else None
 
-    def _passed(self, result: Result, threshold: float) -> bool | None:
+    def reached(self, result: Result, threshold: float) -> bool | None:
+        """Return whether one result reaches a threshold, None if it cannot tell."""
         if result.status == "error":
             return None
         if result.score is None:
@@ -186,7 +227,7 @@ class Evidence:
     def span(self, threshold: float) -> tuple[int, int]:
         """Return the positions of the largest d that failed (-1: none) and the smallest that passed (n: none)."""
         low, high = -1, len(self.search.dims)
-        for d in self.probes:
+        for d in self.results:
             verdict, position = self.passed(d, threshold), self.search.positions[d]
             if verdict is False:
                 low = max(low, position)
@@ -209,24 +250,27 @@ class Evidence:
             return Verdict(Outcome.above_range, None, bracket)
         return Verdict(Outcome.found, dims[high], bracket)
 
-    def finding(self, ended: bool) -> Finding:
+    def finding(self, ended: bool, unconfirmed: bool = False) -> Finding:
         """Sum up the search.
 
         Args:
             ended: Whether the policy wants no further trial; only then is anything but running said.
+            unconfirmed: Whether it ended on a pass that too many trials under fresh seeds did not bear out.
         """
         # What is open for want of trials when nothing more comes was left open by trials in error.
         relative = self._final(self.thresholds and self.thresholds.relative, ended, Outcome.trial_failed)
+        if ended and unconfirmed:
+            relative = replace(relative, outcome=Outcome.not_confirmed, d=None)
         corrected = self._final(self.thresholds and self.thresholds.chance_corrected, ended, Outcome.undecided)
-        probes = [result for at_d in self.probes.values() for result in at_d.values()]
+        runs = [result for part in (self.probes, self.again) for at_d in part.values() for result in at_d.values()]
         return Finding(
             outcome=relative.outcome,
             d=relative.d,
             bracket=relative.bracket,
             chance_corrected=corrected,
-            best_score=max((result.score for result in probes if result.score is not None), default=None),
+            best_score=max((result.score for result in runs if result.score is not None), default=None),
             thresholds=self.thresholds,
-            num_trials=len(self.baseline) + len(probes),
+            num_trials=len(self.baseline) + len(self.baseline_again) + len(runs),
         )
 
     def _final(self, threshold: float | None, ended: bool, if_open: Outcome) -> Verdict:
@@ -238,3 +282,9 @@ class Evidence:
         if not ended:
             return Verdict(Outcome.running, None, verdict.bracket)
         return replace(verdict, outcome=if_open) if verdict.outcome is Outcome.running else verdict
+
+
+def _merge(known: Mapping[Key, Result], key: Key, result: Result) -> Mapping[Key, Result]:
+    """Return results with one more; the same object when it says nothing new."""
+    merged = known[key].merge(result) if key in known else result
+    return known if merged == known.get(key) else {**known, key: merged}

@@ -21,6 +21,7 @@ class Outcome(Enum):
     baseline_at_chance = "the baseline is not above chance: the threshold means nothing"
     trial_failed = "a trial that decides d90 ended in an error: the bracket is as far as the others reach"
     budget_spent = "the budget ended before the search did: the bracket is as far as it got"
+    not_confirmed = "d that passed fell short under fresh seeds, too often to go on: luck and d90 cannot be told apart"
     undecided = "the trials that decide the search leave this threshold open"
     running = "trials are still to come"
 

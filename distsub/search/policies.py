@@ -11,6 +11,7 @@ from typing import Protocol
 
 from distsub.errors import ConfigError
 from distsub.search.adaptive import Adaptive
+from distsub.search.confirm import finding, most, worth
 from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding
 from distsub.search.spec import Search
@@ -63,7 +64,7 @@ class Grid:
 
     def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
         """Return the first `slots` trials without result: the baseline, then d by d."""
-        return tuple(islice(self._worth(state), slots))
+        return tuple(islice(worth(state, self._probes), slots))
 
     def observe(self, state: Evidence, observation: Observation) -> Evidence:
         """Return the state with one more observation."""
@@ -71,17 +72,15 @@ class Grid:
 
     def outcome(self, state: Evidence) -> Finding:
         """Return what is known; final once every trial has a result."""
-        return state.finding(ended=not self.propose(state, 1))
+        return finding(state, ended=not self.propose(state, 1))
 
     def max_trials(self, search: Search) -> int:
-        """Return the baseline's trials plus dims times etas."""
-        return len(search.baseline_ids) + len(search.dims) * len(search.etas)
+        """Return the baseline's trials plus dims times etas, and what confirming takes."""
+        return most(search, len(search.dims) * len(search.etas))
 
-    def _worth(self, state: Evidence) -> Iterator[Trial]:
-        if state.obstacle is None:
-            yield from state.missing_baseline()
-            for d in state.search.dims:
-                yield from state.missing_at(d)
+    def _probes(self, state: Evidence) -> Iterator[Trial]:
+        for d in state.search.dims:
+            yield from state.missing_at(d)
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Bisection:
 
         The first d does not depend on the threshold, so slots that the baseline leaves free start on it.
         """
-        return tuple(islice(self._worth(state), slots))
+        return tuple(islice(worth(state, self._probes), slots))
 
     def observe(self, state: Evidence, observation: Observation) -> Evidence:
         """Return the state with one more observation."""
@@ -113,18 +112,16 @@ class Bisection:
 
     def outcome(self, state: Evidence) -> Finding:
         """Return what is known; final once the bracket is one step, or a trial in error bars the way."""
-        return state.finding(ended=not self.propose(state, 1))
+        return finding(state, ended=not self.propose(state, 1))
 
     def max_trials(self, search: Search) -> int:
-        """Return the baseline's trials plus ceil(log2(n + 1)) times etas."""
-        return len(search.baseline_ids) + len(search.dims).bit_length() * len(search.etas)
+        """Return the baseline's trials plus ceil(log2(n + 1)) times etas, and what confirming takes."""
+        return most(search, len(search.dims).bit_length() * len(search.etas))
 
-    def _worth(self, state: Evidence) -> Iterator[Trial]:
-        if state.obstacle is None:
-            yield from state.missing_baseline()
-            position = self._probe(state)
-            if position is not None:
-                yield from state.missing_at(state.search.dims[position])
+    def _probes(self, state: Evidence) -> Iterator[Trial]:
+        position = self._probe(state)
+        if position is not None:
+            yield from state.missing_at(state.search.dims[position])
 
     def _probe(self, state: Evidence) -> int | None:
         """Return the position to decide next, None when there is none.

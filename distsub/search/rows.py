@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +12,7 @@ from distsub.errors import ConfigError
 from distsub.search.answers import Shared, influences, knot_scores, shared, variance
 from distsub.search.evidence import Result, reaches
 from distsub.search.posterior import Noise, Scores
-from distsub.search.spec import Search, lineage
+from distsub.search.spec import Search, confirmed_by, lineage
 from distsub.trial import Observation, Seeds, Trial
 
 _OWN_GROUP = 4  # rows from which seeds have a place of their own
@@ -83,8 +83,8 @@ class Rows:
 
     @property
     def num_seeds(self) -> int:
-        """Distinct triples of seeds among the subspace trainings."""
-        return len({row.trial.seeds for row in self.subspace})
+        """Distinct triples of seeds among the subspace trainings, those of confirmations aside."""
+        return len(_own_seeds(self.subspace))
 
     @cached_property
     def full(self) -> float:
@@ -191,7 +191,7 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
     baseline = tuple(row for row in rows if row.trial.is_baseline and row.status == "finished")
     chances = [result.chance for result, _ in found if result.chance is not None]
     chance = _mean(chances) if chances else 0.0
-    warnings = _warnings(subspace, baseline, chances) + _divergence(found, candidates)
+    warnings = _warnings(subspace, baseline, chances) + _divergence(found, candidates) + _tries(etas, rates)
     rates_run = tuple(sorted({row.trial.learning_rate for row in baseline}))
     return Rows(subspace, baseline, candidates, rates_run, chance, warnings)
 
@@ -235,16 +235,26 @@ def _divergence(found: Sequence[tuple[Result, Observation]], candidates: Sequenc
     return (f"eta {names} diverged more often than not and is no candidate",)
 
 
+def _tries(etas: Collection[float], rates: Collection[float]) -> tuple[str, ...]:
+    """Tell where one arm has more tries than the other, and so more luck."""
+    if len(etas) == len(rates):
+        return ()
+    return (
+        f"equal tries for every arm: number of etas at each d {len(etas)}, of full fine-tuning's learning rates"
+        f" {len(rates)}; the best of more is luckier, give as many of both",
+    )
+
+
 def _warnings(subspace: Sequence[Row], baseline: Sequence[Row], chances: Sequence[float]) -> tuple[str, ...]:
     said: list[str] = []
-    if subspace and len({row.trial.seeds for row in subspace}) == 1:
+    if subspace and len(_own_seeds(subspace)) == 1:
         said.append(
             "one seed: how much d90 varies over seeds is not measured, the interval takes the spread seen on other"
             " tasks; run at least 3"
         )
     if baseline:
         best = _best_of_seeds(baseline)
-        if len(best) == 1:
+        if len(_own_seeds(baseline)) == 1:
             said.append("one baseline seed: the spread of full fine-tuning is assumed, not measured; run at least 3")
         full, chance = _mean(best), _mean(chances) if chances else 0.0
         error = math.sqrt(_mean([row.variance for row in baseline]))
@@ -285,6 +295,12 @@ def _falls(subspace: Sequence[Row]) -> tuple[str, ...]:
     if where is None or worst < 3.5:
         return ()
     return (f"not monotone: the score falls from d = {where[0]} to d = {where[1]} by more than noise explains",)
+
+
+def _own_seeds(rows: Sequence[Row]) -> set[Seeds]:
+    """Return the seeds of searches among those of rows; where there are only confirmations, theirs."""
+    every = {row.trial.seeds for row in rows}
+    return {row.trial.seeds for row in rows if confirmed_by(row.trial) is None} or every
 
 
 def _best_of_seeds(baseline: Sequence[Row]) -> list[float]:

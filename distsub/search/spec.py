@@ -2,14 +2,31 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 from distsub.errors import ConfigError
-from distsub.trial import Budget, Method, Seeds, Task, Trial, canonical
+from distsub.trial import Budget, Method, Seeds, Task, Trial, canonical, later
 
 Lineage = tuple[str, str | None, Task, Method, float, Seeds, Budget]
+
+FRESH = 10_000
+"""Added to the head and the data seed of a trial to have it confirmed; seeds of searches stay below."""
+
+
+def fresh(trial: Trial) -> Trial:
+    """Return the trial that confirms another: other head and data seeds, the same projection."""
+    seeds = trial.seeds
+    return replace(trial, seeds=replace(seeds, head=seeds.head + FRESH, data=seeds.data + FRESH))
+
+
+def confirmed_by(trial: Trial) -> Trial | None:
+    """Return the trial that this one confirms, None if it confirms none."""
+    seeds = trial.seeds
+    if seeds.head < FRESH or seeds.data < FRESH:
+        return None
+    return replace(trial, seeds=replace(seeds, head=seeds.head - FRESH, data=seeds.data - FRESH))
 
 
 def lineage(trial: Trial) -> Lineage:
@@ -33,6 +50,8 @@ class Search:
         baseline: The full fine-tunings that set the threshold, every learning rate times every seed.
         fraction: Share of the baseline's score to reach; 0.9 makes it d90.
         revision: Hub revision of the model, or None.
+        confirm: Whether the winner of several etas or learning rates is trained again under fresh seeds before it is
+            believed (see `distsub.search.confirm`); with one of them nothing was chosen and nothing is confirmed.
 
     Raises:
         ConfigError: The record describes no search.
@@ -49,6 +68,7 @@ class Search:
     baseline: tuple[Trial, ...]
     fraction: float = 0.9
     revision: str | None = None
+    confirm: bool = later(False)
 
     def __post_init__(self) -> None:
         """Refuse what would search in silence for nothing."""
@@ -64,6 +84,11 @@ class Search:
             raise ConfigError("a search without baseline has no threshold: give at least one full fine-tuning")
         if len(self.baseline_ids) < len(self.baseline):
             raise ConfigError("a baseline trial is given twice: give each full fine-tuning once")
+        seeds = (self.seeds, *(trial.seeds for trial in self.baseline))
+        if self.confirm and max(max(each.head, each.data) for each in seeds) >= FRESH:
+            raise ConfigError(
+                f"head and data seeds from {FRESH} on are those of confirmations: give smaller ones, or confirm = false"
+            )
         for trial in self.baseline:
             if not trial.is_baseline or (trial.model, trial.revision, trial.task) != (
                 self.model,
@@ -112,10 +137,40 @@ class Search:
         return self._made[d]
 
     def owns(self, trial: Trial) -> bool:
-        """Return whether this search asks for the trial, as baseline or at one of its d."""
+        """Return whether this search asks for the trial, as baseline or at one of its d, or may to confirm one."""
+        original = confirmed_by(trial) if self.confirm else None
+        if original is None:
+            return self._tries(trial)
+        if original.is_baseline:
+            return self._tries(original) and len(self.baseline_groups[original.seeds]) > 1
+        return self._tries(original) and len(self.etas) > 1
+
+    def _tries(self, trial: Trial) -> bool:
         if trial.is_baseline:
             return trial.id in self.baseline_ids
         return trial.d in self.positions and trial.eta in self.etas and lineage(trial) == self.lineage
+
+    def confirmation(self, trial: Trial) -> Trial:
+        """Return the trial that confirms one of this search's, the same object every time."""
+        if trial.id not in self._confirmations:
+            self._confirmations[trial.id] = fresh(trial)
+        return self._confirmations[trial.id]
+
+    @cached_property
+    def baseline_groups(self) -> dict[Seeds, tuple[Trial, ...]]:
+        """The baseline by its seeds: the learning rates of which one is the best."""
+        groups: dict[Seeds, tuple[Trial, ...]] = {}
+        for trial in self.baseline:
+            groups[trial.seeds] = (*groups.get(trial.seeds, ()), trial)
+        return groups
+
+    @cached_property
+    def baseline_runs(self) -> frozenset[frozenset[str]]:
+        """What full fine-tuning takes, an entry per training: each trial, and one of each group to confirm its best."""
+        singles = {frozenset({trial.id}) for trial in self.baseline}
+        if self.confirm:
+            singles |= {frozenset(trial.id for trial in group) for group in self.baseline_groups.values()}
+        return frozenset(singles)
 
     @cached_property
     def baseline_ids(self) -> frozenset[str]:
@@ -130,6 +185,10 @@ class Search:
     # A trial's id costs tens of microseconds; one set of trial objects per d, made when first asked for, pays it once.
     @cached_property
     def _made(self) -> dict[int, tuple[Trial, ...]]:
+        return {}
+
+    @cached_property
+    def _confirmations(self) -> dict[str, Trial]:
         return {}
 
 
