@@ -5,6 +5,7 @@ import platform
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from distsub.config import Sweep
 from distsub.errors import ConfigError, UnavailableError
 from distsub.results import Store
 from distsub.search import Board, make_policy
-from distsub.trial import Method
+from distsub.trial import Method, Observation
 
 RESUMABLE = frozenset({"finished", "diverged", "stopped"})
 """Rows that count on resuming; a trial that ended in an error is tried again."""
@@ -23,10 +24,18 @@ RESUMABLE = frozenset({"finished", "diverged", "stopped"})
 
 def board_of(sweep: Sweep, store: Store | None = None) -> Board:
     """Set up a sweep's searches with what its table knows."""
+    return _board(sweep, known_rows(store) if store else ())
+
+
+def known_rows(store: Store) -> list[Observation]:
+    """Read the rows of trials that need not run again."""
+    return [row for row in store.read() if row.status in RESUMABLE]
+
+
+def _board(sweep: Sweep, rows: Iterable[Observation]) -> Board:
     board = Board(sweep.searches(), make_policy(sweep.policy))
-    for observation in store.read() if store else ():
-        if observation.status in RESUMABLE:
-            board.observe(observation)
+    for row in rows:
+        board.observe(row)
     return board
 
 
@@ -46,8 +55,8 @@ def run(
     from distsub.runtime.progress import reporter_for
     from distsub.runtime.worker import Place
 
-    board = board_of(sweep, store)
-    known = sum(1 for _ in store.trial_ids(RESUMABLE))
+    rows = known_rows(store)
+    board = _board(sweep, rows)
     resources = sweep.resources
     place = Place(
         out=out or (store.uri if "://" in store.uri else os.path.abspath(store.uri)),
@@ -55,11 +64,11 @@ def run(
         threads=max(1, int(resources.cpus_per_trial)),
         adapters=adapters,
     )
-    reporter = reporter_for(board, plain)
+    reporter = reporter_for(board, plain, rows)
     for line in store.damaged:
         reporter.line(f"skipped  {line}")
     reporter.line(
-        f"sweep    {sweep.name}: {len(board.searches)} searches, at most {board.max_trials()} trials, {known} known"
+        f"sweep    {sweep.name}: {len(board.searches)} searches, at most {board.max_trials()} trials, {len(rows)} known"
     )
     with reporter:
         if backend == "inline":

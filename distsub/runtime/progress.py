@@ -3,13 +3,17 @@
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
+from distsub.runtime.intervals import Intervals
 from distsub.search import Board, Finding, Outcome
 from distsub.trial import Observation, Trial
 
 SHOWN = 24
 """Searches in the live table at once."""
+
+NUMBERS = ("bracket", "trials", "best", "threshold", "elapsed")
 
 
 def bracket_text(finding: Finding) -> str:
@@ -34,9 +38,15 @@ def trial_text(trial: Trial) -> str:
 class Reporter:
     """Prints one flushed line per event; also counts what a final summary needs."""
 
-    def __init__(self, board: Board) -> None:
-        """Report on a board's searches."""
+    def __init__(self, board: Board, rows: Iterable[Observation] = ()) -> None:
+        """Report on a board's searches.
+
+        Args:
+            board: The searches.
+            rows: What is known already, for the intervals.
+        """
         self.board = board
+        self.intervals = Intervals(board.searches, rows)
         self.counts: Counter[str] = Counter()
         self.began = time.monotonic()
         self._told: list[Finding] = list(board.findings())
@@ -60,6 +70,7 @@ class Reporter:
     def ended(self, observation: Observation) -> None:
         """Say what a trial gave, and what that changed in the searches."""
         self.counts[observation.status] += 1
+        self.intervals.add(observation)
         score = "-" if observation.score is None else f"{observation.score:.4f}"
         said = f"{observation.status:<8} {trial_text(observation.trial)}: {observation.trial.task.metric} {score}"
         if observation.error:
@@ -83,6 +94,8 @@ class Reporter:
                 result = f"d90 = {after.d}" if after.outcome is Outcome.found else after.outcome.name
                 self.line(f"search   {search.name}: {bracket_text(after)} {result}")
         self._told = now
+        for name, text in self.intervals.refresh(fresh):
+            self.line(f"estimate {name}: {text}")
 
     def line(self, text: str) -> None:
         """Print one line at once: logs of jobs are read while they run."""
@@ -100,9 +113,9 @@ class Reporter:
 class LiveReporter(Reporter):
     """Shows one line per search, refreshed in place, and the trials that run below."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, rows: Iterable[Observation] = ()) -> None:
         """Prepare the live table."""
-        super().__init__(board)
+        super().__init__(board, rows)
         from rich.console import Console
         from rich.live import Live
 
@@ -118,6 +131,7 @@ class LiveReporter(Reporter):
     def __exit__(self, *exception: object) -> None:
         """Leave the last table standing."""
         self.findings(fresh=True)
+        self.intervals.refresh(fresh=True)
         self._live.__exit__(None, None, None)
 
     def started(self, trial: Trial) -> None:
@@ -137,6 +151,8 @@ class LiveReporter(Reporter):
         """Count a result; the table shows what it changed."""
         self._running.pop(observation.trial.id, None)
         self.counts[observation.status] += 1
+        self.intervals.add(observation)
+        self.intervals.refresh()  # here and not in the table, which another thread draws
         if observation.error:
             self.line(f"{observation.status} {trial_text(observation.trial)}: {observation.error}")
 
@@ -149,8 +165,8 @@ class LiveReporter(Reporter):
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("search", "bracket", "trials", "best", "threshold", "elapsed", "outcome"):
-            table.add_column(title, justify="left" if title in ("search", "outcome") else "right")
+        for title in ("search", "bracket", "trials", "best", "threshold", "elapsed", "outcome", "over all seeds"):
+            table.add_column(title, justify="right" if title in NUMBERS else "left")
         elapsed = time.monotonic() - self.began
         known = list(enumerate(zip(self.board.searches, self.findings(), strict=True)))
         # Open searches first: a long list must not push what moves off the screen.
@@ -166,6 +182,7 @@ class LiveReporter(Reporter):
                 "-" if thresholds is None else f"{thresholds.relative:.4f}",
                 f"{spent:.0f} s",
                 f"d90 = {finding.d}" if finding.outcome is Outcome.found else finding.outcome.name,
+                self.intervals.text(search),
             )
         lines = [f"{trial_text(trial)}  step {step}/{steps}" for trial, step, steps in list(self._running.values())[:8]]
         counts = "".join(f", {number} {status}" for status, number in sorted(self.counts.items()))
@@ -173,6 +190,6 @@ class LiveReporter(Reporter):
         return Group(table, *lines, f"{elapsed:.0f} s{counts}{more}")
 
 
-def reporter_for(board: Board, plain: bool = False) -> Reporter:
+def reporter_for(board: Board, plain: bool = False, rows: Iterable[Observation] = ()) -> Reporter:
     """Choose the live table on a terminal, lines otherwise or when asked."""
-    return Reporter(board) if plain or not sys.stdout.isatty() else LiveReporter(board)
+    return Reporter(board, rows) if plain or not sys.stdout.isatty() else LiveReporter(board, rows)

@@ -3,6 +3,7 @@ import io
 from rich.console import Console
 
 from distsub.config import load_sweep
+from distsub.runtime.intervals import Intervals
 from distsub.runtime.progress import LiveReporter, Reporter, bracket_text, reporter_for, trial_text
 from distsub.search import Board, make_policy
 from distsub.trial import Observation
@@ -66,3 +67,26 @@ def test_words(tiny_sweep, monkeypatch):
     assert bracket_text(board.findings()[0]) == "(-, -]"
     assert trial_text(board.searches[0].trials_at(8)[0]) == "tiny said d=8 eta=1 s0"
     assert type(reporter_for(board, plain=True)) is Reporter
+
+
+def test_the_interval_is_told_while_it_shrinks(tiny_sweep, capsys):
+    board = board_of(tiny_sweep)
+    reporter = Reporter(board)
+    reporter.intervals.refresh = lambda fresh=False, real=reporter.intervals.refresh: real(True)  # whatever the time
+    play(board, reporter, 64)
+    told = [line for line in capsys.readouterr().out.splitlines() if "estimate" in line]
+    assert len(told) > 1 and "95%:" in told[-1] and told[-1] != told[0]
+    assert all(reporter.intervals.text(search) in "".join(told) for search in board.searches)
+
+
+def test_fits_are_as_seldom_as_their_cost_asks(tiny_sweep, monkeypatch):
+    board = board_of(tiny_sweep)
+    clock, fits = [0.0], []
+    monkeypatch.setattr("distsub.runtime.intervals.time.monotonic", lambda: clock[0])
+    intervals = Intervals(board.searches)
+    monkeypatch.setattr(intervals, "_fit", lambda key: fits.append(clock.__setitem__(0, clock[0] + 1.0)) or "")
+    for d in board.searches[0].dims:
+        intervals.add(Observation(board.searches[0].trials_at(d)[0], "finished", score=0.7, chance=0.5))
+        intervals.refresh()
+        clock[0] += 5.0
+    assert len(fits) <= 1 + len(board.searches[0].dims) * 5 / 20

@@ -1,0 +1,83 @@
+"""The interval of every d90 while a sweep runs, from the rows that are in so far.
+
+A fit takes a few hundredths of a second and a cluster ends many trials a second, so a fit is made again only when a
+twentieth of the time allows it: what is shown may lag, and never slows the sweep down.
+"""
+
+import time
+from collections.abc import Hashable, Iterable, Sequence
+
+from distsub.errors import DistsubError
+from distsub.search import Search
+from distsub.search.estimate import estimate
+from distsub.trial import Observation, Trial
+
+SHARE = 20
+"""A fit may follow another after this many times what that one took."""
+
+
+class Intervals:
+    """Keeps the rows of searches that differ in seeds only together, and says what they estimate."""
+
+    def __init__(self, searches: Sequence[Search], rows: Iterable[Observation] = ()) -> None:
+        """Start with the rows that are known."""
+        self._members: dict[Hashable, list[Search]] = {}
+        self._baseline: dict[str, list[Hashable]] = {}
+        for search in searches:
+            key = _kind(search.trials_at(search.dims[0])[0])
+            self._members.setdefault(key, []).append(search)
+            for trial_id in search.baseline_ids:
+                users = self._baseline.setdefault(trial_id, [])
+                if key not in users:
+                    users.append(key)
+        self._rows: dict[Hashable, dict[str, Observation]] = {key: {} for key in self._members}
+        self._stale: dict[Hashable, None] = {}
+        self._texts: dict[Hashable, str] = {}
+        self._again = 0.0
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Observation) -> None:
+        """Note a result; an error is none."""
+        keys = self._baseline.get(row.trial.id, ()) if row.trial.is_baseline else (_kind(row.trial),)
+        for key in keys:
+            if row.status != "error" and key in self._members:
+                self._rows[key][row.trial.id] = row
+                self._stale[key] = None
+
+    def refresh(self, fresh: bool = False) -> list[tuple[str, str]]:
+        """Fit again what has new rows, as far as the time allows.
+
+        Args:
+            fresh: Whether all of it is wanted, however long it takes.
+
+        Returns:
+            What changed: a name without seeds, and the estimate in words.
+        """
+        changed = []
+        while self._stale and (fresh or time.monotonic() >= self._again):
+            key = next(iter(self._stale))
+            del self._stale[key]
+            began = time.monotonic()
+            text = self._fit(key)
+            self._again = time.monotonic() + SHARE * (time.monotonic() - began)
+            if text != self._texts.get(key, ""):
+                self._texts[key] = text
+                changed.append((self._members[key][0].name.rpartition("/")[0], text))
+        return changed
+
+    def text(self, search: Search) -> str:
+        """Return the estimate that a search has part in, in words; empty while nothing can be said."""
+        return self._texts.get(_kind(search.trials_at(search.dims[0])[0]), "")
+
+    def _fit(self, key: Hashable) -> str:
+        try:
+            found = estimate(self._members[key], list(self._rows[key].values()))
+        except DistsubError:
+            return ""  # rows that allow no fit are told of at the end, where a person can act on it
+        return found.text if found.width != float("inf") else ""
+
+
+def _kind(trial: Trial) -> Hashable:
+    """Return all of a subspace trial but d, eta and seeds: its rows are fitted together."""
+    return (trial.model, trial.revision, trial.task, trial.method, trial.learning_rate, trial.budget)
