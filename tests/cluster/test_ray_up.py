@@ -1,4 +1,4 @@
-"""aws.yaml and gcp.yaml: accepted by Ray's own validators, no key misspelt, spot before on-demand in Ray's scheduler."""
+"""aws.yaml and gcp.yaml: taken by Ray's own validators, no key misspelt, spot before on-demand in Ray's scheduler."""
 
 import copy
 import re
