@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -105,6 +106,11 @@ def prepare(model: str, revision: str | None = None) -> Prepared:
             _convert(source, files, target)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise UnavailableError(f"model {model!r} cannot be read: {str(error).splitlines()[0]}") from None
+        except UnpicklingError:  # its own message advises to load the file with its code
+            raise UnavailableError(
+                f"model {model!r}: {', '.join(file.name for file in files)} is damaged or holds more than tensors, "
+                "which could run code when loaded; give the model as safetensors"
+            ) from None
     saved = json.loads(record.read_text())
     return Prepared(Path(saved["path"]) if saved["path"] else target, saved["sha256"])
 
@@ -177,6 +183,8 @@ def build(prepared: Prepared, num_labels: int, head_seed: int, private: bool = F
             )
         except (ValueError, KeyError, OSError) as error:
             reason = str(error).splitlines()[0]
+            if "custom code" in reason:
+                reason = "it needs code of its own (auto_map in config.json), which is never run; use another model"
             raise UnavailableError(f"no sequence classifier can be made of {prepared.path.name}: {reason}") from None
     fresh = set(info["missing_keys"]) | {
         item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]

@@ -50,10 +50,14 @@ class Files:
             if not root.strip("/"):
                 raise ValueError("it names no directory")
         except (pa.ArrowException, OSError, ValueError) as error:
+            shown = _public(text)
+            if "@" in shown:  # a secret with a slash in it is what could not be read
+                shown = _public(f"{text.partition('://')[0]}://{text.rpartition('@')[2]}")
+            reason = first_line(error).replace(text, shown)
             raise OutputError(
-                f"cannot use {_public(text)!r} as a results directory ({first_line(error)}); "
+                f"cannot use {shown!r} as a results directory ({reason}); "
                 "give a local path, or a URI with s3://, gs://, abfs://, hdfs:// or file://"
-            ) from error
+            ) from None
         return cls(_public(text), filesystem, root.rstrip("/"))
 
     @property

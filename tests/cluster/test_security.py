@@ -1,0 +1,279 @@
+"""What docs/security.md promises of the code: nothing loaded runs, SQL stays inside, secrets stay outside."""
+
+import ast
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distsub.errors import QueryError, UnavailableError
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = sorted((ROOT / "distsub").rglob("*.py"))
+LOADERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "yaml"}
+SECRET = "planted-secret-7f3a9c"
+
+
+def calls(source: str) -> list[tuple[str, dict[str, ast.expr]]]:
+    """List the calls in a module: the dotted name as it is written, and the keyword arguments."""
+    return [
+        (ast.unparse(node.func), {word.arg: word.value for word in node.keywords if word.arg})
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+    ]
+
+
+def unsafe(source: str) -> list[str]:
+    """List what in a module could run code that comes out of a file."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in LOADERS]
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LOADERS:
+            found += [alias.name for alias in node.names if alias.name != "UnpicklingError"]
+    for name, words in calls(source):
+        if name == "torch.load" and ast.unparse(words.get("weights_only", ast.Constant(None))) != "True":
+            found.append("torch.load without weights_only=True")
+        if "allow_pickle" in words and ast.unparse(words["allow_pickle"]) != "False":
+            found.append("allow_pickle")
+        if "trust_remote_code" in words and ast.unparse(words["trust_remote_code"]) != "False":
+            found.append("trust_remote_code")
+        if name in ("eval", "exec", "read_pickle", "Tuner.restore", "tune.Tuner.restore", "os.system"):
+            found.append(name)
+        if ast.unparse(words.get("shell", ast.Constant(False))) != "False":
+            found.append("shell")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_module_runs_code_out_of_a_file(path):
+    assert unsafe(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import load",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "np.load(f, allow_pickle=True)",
+        "AutoModel.from_pretrained(p, trust_remote_code=True)",
+        "AutoModel.from_pretrained(p, trust_remote_code=flag)",
+        "eval(text)",
+        "tune.Tuner.restore(path, T)",
+        "subprocess.run(c, shell=True)",
+    ],
+)
+def test_the_search_finds_what_is_planted(source):
+    assert unsafe(source)
+
+
+def test_transformers_is_told_not_to_run_code():
+    """The default may change, so every class that looks at a model's own files is told."""
+    told = [
+        words
+        for path in MODULES
+        for name, words in calls(path.read_text())
+        if re.fullmatch(r"Auto\w+\.from_pretrained", name)
+    ]
+    assert len(told) >= 2
+    text = (ROOT / "distsub/finetune/pretrained.py").read_text()
+    assert text.count("trust_remote_code") == len(told)
+
+
+class Evil:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("how", ["zip", "plain"])
+def test_a_checkpoint_that_is_a_program_is_refused_in_one_line(tmp_path, how):
+    import torch
+
+    from distsub.finetune import pretrained
+
+    model, mark = tmp_path / "model", tmp_path / "ran"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "bert"}')
+    weights = {"a": Evil(mark)}
+    if how == "zip":
+        torch.save(weights, model / "pytorch_model.bin")
+    else:
+        (model / "pytorch_model.bin").write_bytes(pickle.dumps(weights))
+    with pytest.raises(UnavailableError) as caught:
+        pretrained.prepare(str(model))
+    assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(weights))
+    assert mark.exists(), "the planted program does nothing, so the test shows nothing"
+
+
+def test_a_model_that_brings_its_own_code_is_refused_in_one_line(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    from distsub.finetune import pretrained
+
+    mark = tmp_path / "ran"
+    model = tmp_path / "model"
+    model.mkdir()
+    classes = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
+    (model / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": classes}))
+    (model / "own.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    save_file({"a": torch.zeros(2)}, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnavailableError, match=r"code of its own.*never run; use another model") as caught:
+        pretrained.build(pretrained.prepare(str(model)), 2, head_seed=0)
+    assert "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select getenv('PLANTED')",
+        "select * from read_text('/proc/self/environ')",
+        "from '/proc/self/environ'",
+        "select * from read_csv_auto('/etc/passwd')",
+        "select * from sniff_csv('/etc/passwd')",
+        "select * from parquet_metadata('{file}')",
+        "select * from read_ndjson('/etc/passwd')",
+        "select * from glob('/etc/*')",
+        "with x as (select * from read_blob('/etc/passwd')) select * from x",
+        "select (select content from read_text('/etc/passwd'))",
+        "select * from query_table('/etc/passwd')",
+        "select * from query('from read_text(''/etc/passwd'')')",
+        "describe select * from '/etc/passwd'",
+        "summarize select * from '/etc/passwd'",
+        "explain analyze select * from read_text('/etc/passwd')",
+        "copy (select 1) to '{file}'",
+        "copy (select 1) to '/dev/stdout'",
+        "attach '{file}'",
+        "attach ':memory:' as other",
+        "install httpfs",
+        "load httpfs",
+        "pragma database_list",
+        "pragma threads=1",
+        "set file_search_path = '/'",
+        "set enable_external_access = true",
+        "set home_directory = '/'",
+        "create secret s (type s3, key_id 'a', secret 'b')",
+        "create macro m() as table select * from read_text('/etc/passwd')",
+        "create function m() as 1",
+        "select 1; select 2",
+        "select 1; attach '{file}'",
+        "select * from 'https://127.0.0.1:1/x.parquet'",
+        "select * from 's3://bucket/x.parquet'",
+        "export database '{file}'",
+    ],
+)
+def test_sql_reaches_no_file_no_network_and_no_environment(sql, tmp_path, monkeypatch):
+    import pyarrow as pa
+
+    from distsub.results.sql import query
+
+    monkeypatch.setenv("PLANTED", SECRET)
+    file = tmp_path / "file"
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(QueryError) as caught:
+        query({"observations": pa.table({"d": [1]})}, sql.format(file=file))
+    assert "\n" not in str(caught.value) and SECRET not in str(caught.value) and "root:" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_sql_can_ask_of_the_database_itself_holds_no_secret(monkeypatch):
+    import pyarrow as pa
+
+    from distsub.results.sql import query
+
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, SECRET)
+    for function in ("duckdb_settings()", "duckdb_secrets()", "duckdb_variables()", "duckdb_databases()"):
+        try:
+            told = query({"observations": pa.table({"d": [1]})}, f"select * from {function}").to_pylist()
+        except QueryError as error:
+            told = str(error)
+        assert SECRET not in str(told)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An object store on loopback."""
+    server = pytest.importorskip("moto.server")
+    import boto3
+
+    one = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    one.start()
+    port = one._server.socket.getsockname()[1]
+    keys = {"aws_access_key_id": "planted-key", "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **keys)
+    client.create_bucket(Bucket="bucket")
+    yield f"bucket/sweep?scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1", client
+    one.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("where", ["environment", "address"])
+def test_secrets_are_in_no_row_no_log_and_no_copy(tmp_path, tiny_text, bucket, where):
+    rest, client = bucket
+    small = tiny_text.replace("seeds = 2", "seeds = 1").replace('["said", "did"]', '["did"]')
+    (tmp_path / "tiny.toml").write_text(small.replace("dims = [8, 16, 64, 256]", "dims = [8, 16]"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_TOKEN": SECRET, "RAY_AUTH_TOKEN": SECRET}
+    uri = f"s3://{rest}"
+    if where == "environment":
+        environment |= {"AWS_ACCESS_KEY_ID": "planted-key", "AWS_SECRET_ACCESS_KEY": SECRET}
+    else:
+        uri = f"s3://planted-key:{SECRET}@{rest}"
+
+    def distsub(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "distsub.cli", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    runs = [
+        distsub("run", "tiny.toml", "--out", uri, "--backend", "inline"),
+        distsub("status", uri),
+        distsub("query", uri, "select * from observations", "--format", "json"),
+        distsub("query", uri, "select nothing from observations"),
+    ]
+    assert [run.returncode for run in runs] == [0, 0, 0, 2], runs[0].stderr
+    for run in runs:
+        assert SECRET not in run.stdout + run.stderr and "planted-key" not in run.stdout + run.stderr
+    listed = client.list_objects_v2(Bucket="bucket").get("Contents", [])
+    names = [entry["Key"] for entry in listed]
+    assert any("observations/" in name for name in names) and any("adapters/" in name for name in names)
+    for name in names:
+        content = client.get_object(Bucket="bucket", Key=name)["Body"].read()
+        assert SECRET.encode() not in content and b"planted-key" not in content, name
+
+
+def test_a_refused_address_does_not_show_its_credentials():
+    from distsub.errors import OutputError
+    from distsub.results.files import Files
+
+    for address in (
+        f"nosuch://key:{SECRET}@bucket/x",
+        f"s3://key:{SECRET}@?region=x",
+        f"s3://key:{SECRET}@",
+        f"s3://key:a/{SECRET}@bucket/x",  # as Amazon hands them out; to be written %2F
+        f"s3://key:{SECRET}/a@bucket/x",
+        f"s3://bucket/x?secret={SECRET}",
+    ):
+        with pytest.raises(OutputError) as caught:
+            Files.at(address)
+        assert SECRET not in str(caught.value)
