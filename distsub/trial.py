@@ -14,6 +14,7 @@ from typing import Any, Literal
 IDENTITY_VERSION = 1
 """Raised when the same record would train to another result; old rows are then not mistaken for new ones."""
 
+Ablation = Literal["zero", "reset"]
 Head = Literal["in_subspace", "trained", "frozen"]
 Status = Literal["finished", "diverged", "stopped", "error"]
 
@@ -94,6 +95,9 @@ class Method:
         step: Learning rate of the coordinates at eta = 1; None derives it (see finetune.step_size).
         span: What a learned subspace, or `match_norms`, is made of.
         match_norms: Scale a random P, tensor by tensor, to the norms of the span's last update.
+        ablation: Of full fine-tuning with some weights disabled: "zero" (theta_0 is zero there, then fine-tuned in
+            full) or "reset" (fine-tuned in full, then put back to theta_0 there).
+        mask: Content hash of the positions that are disabled, masks/<mask>.safetensors in the results.
     """
 
     name: str
@@ -107,8 +111,10 @@ class Method:
     ensemble: int = later(1)
     start: Literal["zero", "random"] = later("zero")
     step: float | None = later(None)
-    span: "Span | None" = later(None)  # noqa: RUF009 (later gives a field, and a Span is frozen)
+    span: "Span | None" = later(None)
     match_norms: bool = later(False)
+    ablation: Ablation | None = later(None)
+    mask: str | None = later(None)
 
     @property
     def variant(self) -> str | None:
@@ -116,8 +122,8 @@ class Method:
 
         Ways that differ in more (their step, their policies outside the layers) share a name.
         """
-        if self.name == "freeze":
-            return "freeze"
+        if self.ablation or self.name == "freeze":
+            return self.ablation or self.name
         if self.span is None:
             return None if self.scope == "model" else "random"
         if self.match_norms:
@@ -273,8 +279,8 @@ class Trial:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is full fine-tuning."""
-        return self.d is None
+        """Whether this is full fine-tuning, of all weights."""
+        return self.d is None and self.method.ablation is None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from distsub.errors import DistsubError
-from distsub.finetune import data, memory, metrics, pretrained
+from distsub.finetune import ablate, data, memory, metrics, pretrained
 from distsub.finetune.step_size import SCALE_STEP, step_size
 from distsub.subspace.model import SubspaceModel
 from distsub.trial import Observation, Trial
@@ -45,6 +45,7 @@ def train(
     device: str = "cpu",
     on_trained: Callable[[nn.Module], None] | None = None,
     on_step: Callable[[int, nn.Module], None] | None = None,
+    disabled: ablate.Positions | None = None,
 ) -> Generator[Progress, None, Observation]:
     """Train one trial, yielding after every step, and return its observation.
 
@@ -56,6 +57,7 @@ def train(
         device: "cpu" or "cuda".
         on_trained: Given the model when it is trained, before the observation is returned; not when it diverged.
         on_step: Given the number of steps taken and the model after each step.
+        disabled: The mask that an ablated trial names.
 
     Yields:
         Progress after each step.
@@ -74,6 +76,9 @@ def train(
     examples = data.tokenize(tokenizer, splits.train, budget.max_length)
     evaluation = Evaluation(trial, tokenizer, splits.validation, device)
     model, record = build_model(trial, prepared, device)
+    theta_0 = ablate.take(model, disabled or {})
+    if trial.method.ablation == "zero":
+        ablate.put(model, disabled or {})
     optimizer = build_optimizer(trial, model, record["step_size"])
     schedule = _schedule(optimizer, budget.steps, budget.warmup)
     precision, autocast = autocast_for(budget.precision, device)
@@ -103,6 +108,8 @@ def train(
         if on_step is not None:
             on_step(step, model)
         score = None
+        if step == budget.steps and trial.method.ablation == "reset":
+            ablate.put(model, disabled or {}, theta_0)
         if step == budget.steps or (budget.eval_every and step % budget.eval_every == 0):
             score = evaluation.run(model, autocast)
             curve.append((step, score))

@@ -21,7 +21,7 @@ UPDATE_FIELDS = (
     pa.field("kind", _NAME, nullable=False),
     ("task", _NAME),
     ("model", _NAME),
-    ("method", _NAME),
+    ("variant", _NAME),
     ("projection", _NAME),
     ("d", _INT),
     ("projection_seed", _INT),
@@ -31,7 +31,8 @@ UPDATE_FIELDS = (
 """Which learned update a row is of.
 
 `update` is the trial whose adapter moved the weights, or the trajectory whose last checkpoint did; `kind` says which:
-"adapter" (P theta) or "trajectory" (theta_T - theta_0).
+"adapter" (P theta) or "trajectory" (theta_T - theta_0). `variant` is the way of training, as in the observations, or
+the method's name where that has none.
 """
 
 OUTLIERS = pa.schema(
@@ -89,7 +90,7 @@ RECURRENCE = pa.schema(
         ("across", _NAME),
         ("kind", _NAME),
         ("model", _NAME),
-        ("method", _NAME),
+        ("variant", _NAME),
         ("projection", _NAME),
         ("d", _INT),
         ("task", _NAME),
@@ -178,11 +179,11 @@ MASKS = pa.schema(
         pa.field("mask", _TEXT, nullable=False),
         ("kind", _TEXT),
         ("update", _TEXT),
+        ("update_kind", _TEXT),
         ("task", _TEXT),
         ("model", _TEXT),
         ("head_seed", _INT),
         ("data_seed", _INT),
-        ("draw", _INT),
         ("scope", _TEXT),
         ("k", _FLOAT),
         ("positions", _INT),
@@ -201,6 +202,7 @@ ABLATIONS = pa.schema(
     [
         ("task", _TEXT),
         ("model", _TEXT),
+        ("update_kind", _TEXT),
         ("edit", _TEXT),
         ("mask", _TEXT),
         ("seeds", _INT),
@@ -221,11 +223,12 @@ ABLATIONS = pa.schema(
         ("mcnemar_p", pa.list_(_FLOAT)),
     ]
 )
-"""One row per task, edit, kind of mask and kind it is compared with, paired by seed.
+"""One row per task, update that outliers were looked for in, edit, kind of mask and kind it is compared with.
 
-`difference` is score minus that of `versus`, over the seeds that have both; difference_low and _high are its 95% t
-interval over seeds and t_p the paired t test's, null with fewer than two seeds; examples_low and _high the 95%
-bootstrap interval over examples with the seeds as they are; mcnemar_p the exact test of each seed, null for regression.
+Scores are paired by seed: `difference` is score minus that of `versus`, over the seeds that have both; its low and
+high are the 95% t interval over seeds and t_p the paired t test's, null with fewer than two seeds; examples_low and
+_high the 95% bootstrap interval over examples with the seeds as they are; mcnemar_p the exact test of each seed, null
+for regression.
 """
 
 TABLES: dict[str, pa.Schema] = {

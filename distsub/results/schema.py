@@ -43,6 +43,7 @@ OBSERVATIONS = pa.schema(
         ("step", _FLOAT),
         ("match_norms", pa.bool_()),
         ("trajectories", pa.list_(_TEXT)),
+        ("mask", _TEXT),
         ("d", _INT),
         ("eta", _FLOAT),
         ("learning_rate", _FLOAT),
@@ -178,7 +179,7 @@ METHOD_COLUMNS = ("method", "projection", "normalization", "groups", "head")
 """The columns that name a method in all three tables."""
 
 
-_LEARNED_COLUMNS = ("variant", "scope", "embeddings", "ensemble", "start", "step", "match_norms")
+_LEARNED_COLUMNS = ("variant", "scope", "embeddings", "ensemble", "start", "step", "match_norms", "mask")
 
 
 def censored_median(outcomes: Sequence[tuple[str, float | None]]) -> tuple[float | None, str]:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from distsub.finetune import train
+from distsub.errors import OutputError
+from distsub.finetune import ablate, train
 from distsub.results import Store
+from distsub.results.files import first_line
 from distsub.subspace.model import SubspaceModel
 from distsub.trial import Observation, Trial
 
@@ -46,9 +48,28 @@ def perform(trial: Trial, place: Place) -> Generator[train.Progress, None, Obser
         if place.adapters and isinstance(model, SubspaceModel):
             save_adapter(store, trial, model)
 
-    observation = yield from train.train(trial, place.device, on_trained=keep)
+    observation = yield from train.train(trial, place.device, on_trained=keep, disabled=mask_of(store, trial))
     store.write(observation)
     return observation
+
+
+def mask_of(store: Store, trial: Trial) -> ablate.Positions | None:
+    """Read the mask that an ablated trial names, None for every other trial.
+
+    Raises:
+        OutputError: It is not among the results.
+        DataError: It is damaged.
+    """
+    mask = trial.method.mask
+    if mask is None:
+        return None
+    try:
+        data = store.files.read(f"masks/{mask}.safetensors")
+    except OSError as error:
+        raise OutputError(
+            f"{store.uri} has no mask {mask} ({first_line(error)}); run `distsub outliers` on it first"
+        ) from None
+    return ablate.from_bytes(data, mask)
 
 
 def save_adapter(store: Store, trial: Trial, model: SubspaceModel) -> None:

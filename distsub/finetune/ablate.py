@@ -1,0 +1,92 @@
+"""Disable weights by position: the masks of an ablation, their files, and the edit of a model.
+
+A mask is named by a hash of its positions, and the name is part of the trial that uses it, so that a row can never be
+of another mask than it says. What the two edits mean is in `trial.Method`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distsub.errors import DataError
+
+Positions = Mapping[str, np.ndarray]
+"""Positions in each flattened parameter, int64 and rising, by the parameter's name."""
+
+
+def mask_id(positions: Positions) -> str:
+    """Give the sixteen hex digits that name a mask: a hash of its parameters' names and positions."""
+    digest = hashlib.sha256()
+    for name in sorted(positions):
+        digest.update(f"{name} {positions[name].size} ".encode())
+        digest.update(np.ascontiguousarray(positions[name], dtype="<i8").data)
+    return digest.hexdigest()[:16]
+
+
+def to_bytes(positions: Positions) -> bytes:
+    """Write a mask as safetensors."""
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(at, dtype=np.int64) for name, at in positions.items()})
+
+
+def from_bytes(data: bytes, mask: str) -> dict[str, np.ndarray]:
+    """Read a mask.
+
+    Args:
+        data: What `to_bytes` wrote.
+        mask: The name that the mask must have.
+
+    Raises:
+        DataError: It is no mask, or another one.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        positions = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DataError(f"mask {mask} cannot be read ({error}); delete it and run `distsub outliers` again") from None
+    if (found := mask_id(positions)) != mask:
+        raise DataError(f"mask {mask} holds the positions of {found}; delete it and run `distsub outliers` again")
+    return positions
+
+
+@torch.no_grad()
+def take(model: nn.Module, positions: Positions) -> dict[str, Tensor]:
+    """Copy the weights at a mask's positions.
+
+    Raises:
+        DataError: The mask is of another model.
+    """
+    parameters = dict(model.named_parameters())
+    out = {}
+    for name, at in positions.items():
+        parameter = parameters.get(name)
+        if parameter is None or (at.size and not 0 <= at.min() <= at.max() < parameter.numel()):
+            given = "no such parameter" if parameter is None else f"{parameter.numel()} weights, not {at.max() + 1}"
+            raise DataError(f"the mask disables weights of {name}, of which this model has {given}; make it anew")
+        out[name] = parameter.reshape(-1)[torch.from_numpy(at).to(parameter.device)].clone()
+    return out
+
+
+@torch.no_grad()
+def put(model: nn.Module, positions: Positions, values: Mapping[str, Tensor] | None = None) -> None:
+    """Set the weights at a mask's positions, in place.
+
+    Args:
+        model: Its parameters are contiguous and may be written.
+        positions: The mask.
+        values: From `take`; None sets zeros.
+
+    Raises:
+        DataError: The mask is of another model.
+    """
+    take(model, positions)  # nothing is written if anything does not fit
+    parameters = dict(model.named_parameters())
+    for name, at in positions.items():
+        flat = parameters[name].view(-1)
+        flat[torch.from_numpy(at).to(flat.device)] = 0.0 if values is None else values[name]
