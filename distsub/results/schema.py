@@ -43,6 +43,7 @@ OBSERVATIONS = pa.schema(
         ("step", _FLOAT),
         ("match_norms", pa.bool_()),
         ("trajectories", pa.list_(_TEXT)),
+        ("ablation", _TEXT),
         ("mask", _TEXT),
         ("d", _INT),
         ("eta", _FLOAT),
@@ -179,7 +180,8 @@ METHOD_COLUMNS = ("method", "projection", "normalization", "groups", "head")
 """The columns that name a method in all three tables."""
 
 
-_LEARNED_COLUMNS = ("variant", "scope", "embeddings", "ensemble", "start", "step", "match_norms", "mask")
+_ABLATION_COLUMNS = ("ablation", "mask")
+_LEARNED_COLUMNS = ("variant", "scope", "embeddings", "ensemble", "start", "step", "match_norms")
 
 
 def censored_median(outcomes: Sequence[tuple[str, float | None]]) -> tuple[float | None, str]:
@@ -296,7 +298,7 @@ def to_table(observation: Observation) -> pa.Table:
     }
     row["task_where"] = [{"column": column, "value": value} for column, value in task.where]
     row |= {"method": method.name, "block_length": method.block_length}
-    row |= {name: getattr(method, name) for name in (*METHOD_COLUMNS[1:], *_LEARNED_COLUMNS)}
+    row |= {name: getattr(method, name) for name in (*METHOD_COLUMNS[1:], *_LEARNED_COLUMNS, *_ABLATION_COLUMNS)}
     row["trajectories"] = [recording.id for recording in trial.recordings]
     row |= {name if name != "steps" else "budget_steps": value for name, value in dataclasses.asdict(budget).items()}
     columns = [_column(row[field.name], field.type) for field in OBSERVATIONS]
