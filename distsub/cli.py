@@ -23,7 +23,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="How few numbers does it take to fine-tune this pretrained model on this task?",
-    epilog="Exit codes: 0 done, 1 crash, 2 bad input, 3 some trial ended in an error, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 crash, 2 bad input, 3 some trial ended in an error, 4 the limit ended the sweep, "
+    "130 interrupted.",
 )
 
 
@@ -239,7 +240,7 @@ def _searches(sweep: "Sweep", store: "Store") -> "tuple[pa.Table, pa.Table]":
     for line in store.damaged:
         print(f"distsub: skipped {line}", file=sys.stderr)
     searches = sweep.searches()
-    table = searches_table(searches, sweep.policy, observations)
+    table = searches_table(searches, sweep.policy, observations, sweep.limit)
     return table, d90_table(searches, table, observations)
 
 

@@ -30,6 +30,7 @@ from distsub.complaints import complaint
 from distsub.errors import ConfigError
 from distsub.finetune import tasks
 from distsub.search import FRESH, PUBLISHED_RATIO, Search, log_grid
+from distsub.search.stopping import Limit
 from distsub.trial import IDENTITY_VERSION, Budget, Head, Method, Seeds, Task, Trial, canonical, later
 
 Policy = Literal["adaptive", "bisection", "grid"]
@@ -89,6 +90,7 @@ class Sweep:
         resources: What a trial may occupy.
         confirm: Whether the winner of several etas or learning rates is trained again before it is believed.
         text: The file as it was read.
+        limit: What the whole sweep may spend; None is no limit.
     """
 
     name: str
@@ -106,12 +108,13 @@ class Sweep:
     resources: Resources = Resources()
     confirm: bool = later(False)
     text: str = ""
+    limit: Limit | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits over everything that decides the results: not the name, comments or resources."""
+        """Sixteen hex digits over everything that decides the results: not the name, limit, resources or comments."""
         record = canonical(self)
-        for key in ("name", "text", "resources"):
+        for key in ("name", "text", "resources", "limit"):
             del record[key]
         text = json.dumps({"version": IDENTITY_VERSION, **record}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -372,6 +375,17 @@ class _Resources(_Table):
     retries: NonNegativeInt = Resources.retries
 
 
+class _Limit(_Table):
+    hours: PositiveFloat | None = None
+    trials: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "_Limit":
+        if self.hours is None and self.trials is None:
+            raise ValueError("give hours (of all slots together), trials or both; leave the table out for no limit")
+        return self
+
+
 class _File(_Table):
     name: Annotated[str, Field(min_length=1)]
     models: Annotated[list[Annotated[_Model, BeforeValidator(_shorthand("name"))]], Field(min_length=1)]
@@ -385,6 +399,7 @@ class _File(_Table):
     policy: Policy = Sweep.policy
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Sweep.fraction
     resources: _Resources = _Resources()
+    limit: _Limit | None = None
 
     def sweep(self, directory: Path, text: str) -> Sweep:
         dims = self.dims.record()
@@ -414,6 +429,7 @@ class _File(_Table):
             resources=Resources(**self.resources.model_dump()),
             confirm=confirm,
             text=text,
+            limit=Limit(**self.limit.model_dump()) if self.limit else None,
         )
 
 

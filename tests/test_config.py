@@ -8,6 +8,7 @@ import pytest
 from distsub import config
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError
+from distsub.search.stopping import Limit
 from distsub.trial import Budget, Method, Seeds
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
@@ -81,6 +82,14 @@ def test_winners_are_confirmed_unless_published_tables_are_wanted(policy, given,
     sweep = parse_sweep(text)
     assert sweep.confirm is confirm
     assert {search.confirm for search in sweep.searches()} == {confirm}
+
+
+def test_a_limit_is_no_part_of_the_identity(sweep):
+    limited = parse_sweep(TEXT + "\n[limit]\nhours = 2.5\n", "/somewhere/sweeps")
+    assert limited.limit == Limit(hours=2.5)
+    assert limited.fingerprint == sweep.fingerprint and sweep.limit is None
+    with pytest.raises(ConfigError, match=r"limit: give hours .*, trials or both"):
+        parse_sweep(TEXT + "\n[limit]\n")
 
 
 def test_with_one_eta_and_one_rate_nothing_is_confirmed():
@@ -185,7 +194,18 @@ def test_unreadable_files(tmp_path):
 def test_the_documented_file_loads_and_every_key_is_documented():
     page = (SWEEPS.parent / "docs" / "sweep-file.md").read_text()
     parse_sweep(page.split("```toml\n")[1].split("```")[0])
-    for table in ("_File", "_Model", "_Task", "_Method", "_Seeds", "_Budget", "_Resources", "_Search", "_Baseline"):
+    for table in (
+        "_File",
+        "_Model",
+        "_Task",
+        "_Method",
+        "_Seeds",
+        "_Budget",
+        "_Resources",
+        "_Search",
+        "_Baseline",
+        "_Limit",
+    ):
         for key in getattr(config, table).model_fields:
             assert f"`{key}`" in page or f"{key} =" in page or f"[{key}]" in page or f"] {key}`" in page, key
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 from distsub.results import D90, METHOD_COLUMNS, SEARCHES, censored_median
 from distsub.search import Finding, Search, make_policy
 from distsub.search.estimate import fit
+from distsub.search.stopping import Limit
 from distsub.trial import Observation
 
 SEARCH_COLUMNS = (
@@ -33,21 +34,26 @@ _SHARED = ("baseline_score", "chance", "threshold", "threshold_chance_corrected"
 """What the searches of one task, model and method have in common."""
 
 
-def findings(searches: Sequence[Search], policy: str, observations: Iterable[Observation]) -> list[Finding]:
+def findings(
+    searches: Sequence[Search], policy: str, observations: Iterable[Observation], limit: Limit | None = None
+) -> list[Finding]:
     """Fold the rows into what each search knows, in the order of the searches."""
     from distsub.search import Board
 
-    board = Board(searches, make_policy(policy))
+    board = Board(searches, make_policy(policy), limit)
     for observation in observations:
         board.observe(observation)
+    board.next(frozenset(), 1)  # what the limit does not allow any more is open no longer
     return list(board.findings())
 
 
-def searches_table(searches: Sequence[Search], policy: str, observations: Sequence[Observation]) -> pa.Table:
+def searches_table(
+    searches: Sequence[Search], policy: str, observations: Sequence[Observation], limit: Limit | None = None
+) -> pa.Table:
     """Compute one row per search in the schema SEARCHES."""
     rows = []
     by_owner = _rows_of(searches, observations)
-    for search, finding in zip(searches, findings(searches, policy, observations), strict=True):
+    for search, finding in zip(searches, findings(searches, policy, observations, limit), strict=True):
         own = by_owner[search.id]
         thresholds = finding.thresholds
         subspace = [row for row in own if not row.trial.is_baseline]

@@ -24,25 +24,26 @@ RESUMABLE = frozenset({"finished", "diverged", "stopped"})
 
 def board_of(sweep: Sweep, store: Store | None = None) -> Board:
     """Set up a sweep's searches with what its table knows."""
-    return _board(sweep, known_rows(store) if store else ())
-
-
-def known_rows(store: Store) -> list[Observation]:
-    """Read the rows of trials that need not run again."""
-    return [row for row in store.read() if row.status in RESUMABLE]
+    return _board(sweep, store.read() if store else ())
 
 
 def _board(sweep: Sweep, rows: Iterable[Observation]) -> Board:
-    board = Board(sweep.searches(), make_policy(sweep.policy))
+    """Tell a board what the table knows; an error has cost something and decides nothing, for it is tried again."""
+    board = Board(sweep.searches(), make_policy(sweep.policy), sweep.limit)
     for row in rows:
-        board.observe(row)
+        if row.status in RESUMABLE:
+            board.observe(row)
+        else:
+            board.spend(row)
     return board
 
 
 def run(
     sweep: Sweep, store: Store, backend: str, plain: bool = False, adapters: bool = True, out: str | None = None
 ) -> int:
-    """Run a sweep to its end and give the exit code: 0, 3 when some trial ended in an error, 130 when interrupted.
+    """Run a sweep to its end and give the exit code.
+
+    0; 3 when some trial ended in an error; 4 when the limit ended it; 130 when interrupted.
 
     Args:
         sweep: What to measure.
@@ -55,8 +56,8 @@ def run(
     from distsub.runtime.progress import reporter_for
     from distsub.runtime.worker import Place
 
-    rows = known_rows(store)
-    board = _board(sweep, rows)
+    table = store.read()
+    board, rows = _board(sweep, table), [row for row in table if row.status in RESUMABLE]
     resources = sweep.resources
     place = Place(
         out=out or (store.uri if "://" in store.uri else os.path.abspath(store.uri)),
@@ -85,7 +86,11 @@ def run(
         return 130
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
     reporter.line(f"done     {told}")
-    return 3 if counts["error"] or "error" in {row.status for row in store.read()} else 0
+    if board.is_spent:
+        reporter.line("limit    reached: what is open is told as budget_spent; raise [limit] and run the same command")
+    if counts["error"] or "error" in {row.status for row in store.read()}:
+        return 3
+    return 4 if board.is_spent else 0
 
 
 def check(sweep: Sweep) -> None:

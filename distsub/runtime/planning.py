@@ -67,6 +67,9 @@ def plan(
         _total("at most", made.most, slots, len(made.first_batch)),
         _total("expected", made.expected, slots, len(made.first_batch)),
     ]
+    if sweep.limit:
+        given = {"total": "limit", "trials": sweep.limit.trials, "slot_hours": sweep.limit.hours}
+        totals.append(dict.fromkeys(totals[0]) | given)
     return pa.Table.from_pylist(rows), pa.Table.from_pylist(totals)
 
 

@@ -15,6 +15,8 @@ from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding, Outcome
 from distsub.search.policies import Policy
 from distsub.search.spec import Lineage, Search, confirmed_by, lineage
+from distsub.search.spending import Spending
+from distsub.search.stopping import Limit
 from distsub.trial import Observation, Trial
 
 ELDERS = 8
@@ -22,6 +24,8 @@ ELDERS = 8
 
 PATIENCE = 2
 """By how many ranks a search stands back for each of them that is still open."""
+
+_NOTHING: dict[str, dict[int, None]] = {}
 
 
 class Board:
@@ -39,16 +43,24 @@ class Board:
     it in the sweep, as soon as each of them is over. Until then it stands back, so that with few slots one seed is
     done after the other and each begins where the last one ended. What was found depends on the rows alone, so
     whoever reads the rows back has learned the same.
+
+    A limit ends the sweep: no trial is offered that it cannot afford, and once its hours are gone nothing is wanted.
     """
 
-    def __init__(self, searches: Iterable[Search], policy: Policy) -> None:
+    def __init__(self, searches: Iterable[Search], policy: Policy, limit: Limit | None = None) -> None:
         """Set up the searches with nothing observed.
+
+        Args:
+            searches: What is to be measured.
+            policy: How each is searched.
+            limit: What all trials together may spend; None is no limit.
 
         Raises:
             ConfigError: The same search is given twice.
         """
         self.searches = tuple(searches)
         self.policy = policy
+        self._spending, self._blocked = Spending(limit), False
         seen: set[Search] = set()
         for search in self.searches:
             if search in seen:
@@ -90,6 +102,7 @@ class Board:
 
         A trial stopped because it is no longer wanted has no observation: do not report it.
         """
+        self._spending.ended(observation)
         trial = confirmed_by(observation.trial) or observation.trial
         for index in self._interested.get(trial.id if trial.is_baseline else lineage(trial), ()):
             state = self.policy.observe(self._states[index], observation)
@@ -97,8 +110,12 @@ class Board:
                 self._states[index] = state
                 self._stale[index] = None
 
+    def spend(self, observation: Observation) -> None:
+        """Count what a row cost that nobody is to be told of, as an error that is tried again."""
+        self._spending.ended(observation)
+
     def next(self, running: Set[str], slots: int) -> Trial | None:
-        """Return the trial to start now, None if there is none or no slot is free.
+        """Return the trial to start now, None if there is none, no slot is free or the limit does not allow it.
 
         Answers the same until the trial appears in `running` or is observed; one that leaves `running` without an
         observation is offered again.
@@ -108,6 +125,7 @@ class Board:
             slots: How many trials may be in flight in all.
         """
         self._refresh()
+        self._spending.saw(running)
         for lost in self._taken - running:
             self._taken.discard(lost)
             for index in self._claims.get(lost, ()):
@@ -118,7 +136,8 @@ class Board:
         while trial is None and self._width < slots:
             self._widen()
             trial = self._first(running)
-        return trial
+        self._blocked = trial is not None and not self._spending.allows(trial)
+        return None if self._blocked else trial
 
     def wanted(self) -> KeysView[str]:
         """Return a view of the ids worth running as of now; what runs and is not in it may be cancelled.
@@ -126,7 +145,7 @@ class Board:
         Ask with `in`, once per running trial: subtracting the view from a set walks over all of it.
         """
         self._refresh()
-        return self._claims.keys()
+        return _NOTHING.keys() if self._spending.is_spent else self._claims.keys()
 
     def goals(self, trial_id: str) -> tuple[float, ...]:
         """Return the thresholds that decide the searches which want a trial; none while any of them has none.
@@ -139,15 +158,21 @@ class Board:
 
     @property
     def finished(self) -> bool:
-        """Whether no search wants another trial."""
-        return not self.wanted()
+        """Whether no search wants another trial, or the limit allows none; of which `next` has the last word."""
+        return not self.wanted() or (self._blocked and not self._spending.running)
 
-    def findings(self, *, spent: bool = False) -> tuple[Finding, ...]:
+    @property
+    def is_spent(self) -> bool:
+        """Whether it was the limit that ended the sweep, as far as `next` was asked."""
+        return bool(self._claims) and self.finished
+
+    def findings(self, *, spent: bool | None = None) -> tuple[Finding, ...]:
         """Return what each search knows, in the order of `searches`.
 
         Args:
-            spent: Whether the budget is gone: what still runs is then told as "budget spent".
+            spent: Whether the budget is gone: what still runs is then told as "budget spent". None asks the limit.
         """
+        spent = self.is_spent if spent is None else spent
         found = (self.policy.outcome(state) for state in self._states)
         if not spent:
             return tuple(found)
