@@ -29,7 +29,7 @@ def test_lines_tell_every_trial_and_every_bracket(tiny_sweep, capsys):
     board = board_of(tiny_sweep)
     play(board, Reporter(board), 64)
     out = capsys.readouterr().out
-    assert out.count("finished") == board.findings()[0].num_trials + sum(f.num_trials - 4 for f in board.findings()[1:])
+    assert out.count("finished") == board.findings()[0].num_trials + sum(f.num_trials - 6 for f in board.findings()[1:])
     assert all(f"{search.name}: (16, 64] d90 = 64" in out for search in board.searches)
 
 
