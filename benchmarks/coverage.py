@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 
 from distsub.runtime.replay import play
-from distsub.runtime.simulated import Stopping
 from distsub.search import Board, Search, log_grid, make_policy
 from distsub.search.answers import influences
 from distsub.search.estimate import fit
@@ -61,7 +60,7 @@ def searches(num_seeds: int, etas=ETAS, rates=RATES, dims=DIMS, fraction: float 
 def run(curve: Curve, these: list[Search], policy: str):
     """Run all searches, one trial at a time; return findings and rows."""
     if policy == "adaptive, early stops":
-        board, ledger = play(these, "adaptive", curve.observe, stopping=Stopping(futility=True))
+        board, ledger = play(these, "adaptive", curve.observe, stopping="futility")
         return board.findings(), ledger.rows
     board, rows = Board(these, make_policy(policy)), []
     while (trial := board.next(frozenset(), 1)) is not None:

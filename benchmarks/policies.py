@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from distsub.runtime.replay import play, replay
-from distsub.runtime.simulated import Machines, Stopping
+from distsub.runtime.simulated import Machines
 from distsub.search import Outcome, Search, log_grid, make_policy
+from distsub.search.stopping import Mode
 from distsub.search.synthetic import Curve
 from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
@@ -97,7 +98,7 @@ def true_position(curve: Curve, search: Search) -> int:
     return len(search.dims)
 
 
-def measure(drawn, truth: Truth, positions: list[int], policy: str, slots: int, stopping: Stopping | None, fits: int):
+def measure(drawn, truth: Truth, positions: list[int], policy: str, slots: int, stopping: Mode, fits: int):
     """Run one policy over all searches and judge it."""
     searches = [search for _, each in drawn for search in each]
     began = time.process_time()
@@ -220,13 +221,13 @@ def main() -> None:
         "policies": {},
     }
     cases = [
-        ("grid", "grid", 1, None, 0),
-        ("bisection", "bisection", 1, None, options.fits),
-        ("adaptive", "adaptive", 1, None, options.fits),
-        ("adaptive, early passes", "adaptive", 1, Stopping(), options.fits),
-        ("adaptive, futility", "adaptive", 1, Stopping(futility=True), options.fits),
+        ("grid", "grid", 1, "none", 0),
+        ("bisection", "bisection", 1, "none", options.fits),
+        ("adaptive", "adaptive", 1, "none", options.fits),
+        ("adaptive, early passes", "adaptive", 1, "pass", options.fits),
+        ("adaptive, futility", "adaptive", 1, "futility", options.fits),
         *(
-            (f"{name}, {slots} slots", name, slots, None, 0)
+            (f"{name}, {slots} slots", name, slots, "none", 0)
             for slots in (16, 256)
             for name in ("bisection", "adaptive")
         ),

@@ -177,12 +177,15 @@ def report(
     """Draw the curves and write the tables and a page that shows both."""
     from distsub.analysis.summary import D90_COLUMNS
     from distsub.results import write_report
+    from distsub.runtime import launch
 
     sweep, store = _open_results(out)
     searches, d90 = _searches(sweep, store)
     directory = to or f"{out.rstrip('/')}/report"
     page = write_report(store.read(), searches, directory, d90=d90, title=sweep.name, fraction=sweep.fraction)
     _print(d90.select(list(D90_COLUMNS)), Format.table)
+    if said := launch.stopped_text(store.read()):
+        print(f"stopping: {said}")
     print(f"report: {page}")
     for picture in sorted(Path(directory).expanduser().glob("*.png")) if "://" not in directory else []:
         print(f"curve:  {picture}")

@@ -30,12 +30,15 @@ from distsub.complaints import complaint
 from distsub.errors import ConfigError
 from distsub.finetune import tasks
 from distsub.search import FRESH, PUBLISHED_RATIO, Search, log_grid
-from distsub.search.stopping import Limit
+from distsub.search.stopping import Limit, Mode
 from distsub.trial import IDENTITY_VERSION, Budget, Head, Method, Seeds, Task, Trial, canonical, later
 
 Policy = Literal["adaptive", "bisection", "grid"]
 
 MOST_SEEDS = FRESH
+
+NESTED = ("dense", "sparse", "fastfood", "fastfood_per_tensor")
+"""Projections of which a smaller d has the first columns of a larger one."""
 
 # Whole numbers end up in 64-bit columns.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
@@ -91,6 +94,7 @@ class Sweep:
         confirm: Whether the winner of several etas or learning rates is trained again before it is believed.
         text: The file as it was read.
         limit: What the whole sweep may spend; None is no limit.
+        stopping: Which trainings may end early; None leaves it to the policy.
     """
 
     name: str
@@ -109,6 +113,12 @@ class Sweep:
     confirm: bool = later(False)
     text: str = ""
     limit: Limit | None = None
+    stopping: Mode | None = later(None)
+
+    @property
+    def stops(self) -> Mode:
+        """Which trainings may end early: as the file says, else what passed, but nothing of a published grid."""
+        return self.stopping or ("none" if self.policy == "grid" else "pass")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -154,8 +164,9 @@ class Sweep:
             Every learning rate under every head and data seed. There is no projection: its seed is 0.
         """
         seeds = dict.fromkeys(dataclasses.replace(seeds, projection=0) for seeds in self.seeds)
+        budget = dataclasses.replace(self.budget, warm_start=False)  # nothing is smaller: the same trial either way
         return tuple(
-            Trial(model.name, task, Method("full"), None, rate, None, each, self.budget, model.revision)
+            Trial(model.name, task, Method("full"), None, rate, None, each, budget, model.revision)
             for each in seeds
             for rate in self.baseline_learning_rates
         )
@@ -349,6 +360,8 @@ class _Search(_Table):
     etas: Annotated[list[PositiveFloat], Field(min_length=1)]
     learning_rate: PositiveFloat
     confirm: bool | None = None
+    stopping: Mode | None = None
+    warm_start: bool = Budget.warm_start
 
 
 class _Baseline(_Table):
@@ -403,6 +416,11 @@ class _File(_Table):
 
     def sweep(self, directory: Path, text: str) -> Sweep:
         dims = self.dims.record()
+        if self.search.warm_start and (apart := [m.projection for m in self.methods if m.projection not in NESTED]):
+            raise ConfigError(
+                f"[search] warm_start = true needs projections whose first columns are those of any larger d; "
+                f'"{apart[0]}" is none, use one of {", ".join(NESTED)}'
+            )
         found = [each.record(directory) for each in self.tasks]
         _distinct([task.name for task in found], "tasks")
         # The published procedure confirms nothing; and where nothing is chosen there is nothing to confirm.
@@ -423,13 +441,14 @@ class _File(_Table):
             etas=_rising(self.search.etas, "[search] etas"),
             learning_rate=self.search.learning_rate,
             baseline_learning_rates=_rising(self.baseline.learning_rates, "[baseline] learning_rates"),
-            budget=Budget(**self.budget.model_dump()),
+            budget=Budget(**self.budget.model_dump(), warm_start=self.search.warm_start),
             policy=self.policy,
             fraction=self.fraction,
             resources=Resources(**self.resources.model_dump()),
             confirm=confirm,
             text=text,
             limit=Limit(**self.limit.model_dump()) if self.limit else None,
+            stopping=self.search.stopping,
         )
 
 

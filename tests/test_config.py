@@ -117,12 +117,38 @@ def test_the_tables_cover_their_records():
         ("_Method", Method),
         ("_Seeds", Seeds),
     ):
-        assert set(getattr(config, table).model_fields) == {field.name for field in dataclasses.fields(record)}
+        given = {field.name for field in dataclasses.fields(record)} - {"warm_start"}  # which [search] has
+        assert set(getattr(config, table).model_fields) == given
+
+
+def test_what_may_end_early_follows_the_policy_unless_said():
+    sweep = parse_sweep(TEXT, "/somewhere/sweeps")
+    grid = parse_sweep('policy = "grid"\n' + TEXT, "/somewhere/sweeps")
+    asked = parse_sweep(TEXT.replace("[search]", '[search]\nstopping = "futility"'), "/somewhere/sweeps")
+    assert (sweep.stops, grid.stops, asked.stops) == ("pass", "none", "futility")
+    assert sweep.fingerprint != asked.fingerprint
+
+
+def test_a_warm_start_is_part_of_subspace_trials_only():
+    nested = TEXT.replace('projection = "partition"', 'projection = "dense"')
+    sweep = parse_sweep(nested, "/somewhere/sweeps")
+    warm = parse_sweep(nested.replace("[search]", "[search]\nwarm_start = true"), "/somewhere/sweeps")
+    [cold_search, *_], [warm_search, *_] = sweep.searches(), warm.searches()
+    assert warm_search.baseline == cold_search.baseline
+    d = warm_search.dims[0]
+    assert warm_search.trials_at(d)[0].budget.warm_start and not cold_search.trials_at(d)[0].budget.warm_start
+    assert warm_search.trials_at(d)[0].id != cold_search.trials_at(d)[0].id
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        (
+            "[search]",
+            "[search]\nwarm_start = true",
+            "[search] warm_start = true needs projections whose first columns are those of any larger d; "
+            '"partition" is none, use one of dense, sparse, fastfood, fastfood_per_tensor',
+        ),
         ("steps = 10", "steps = 10\nstepz = 10", '[budget]: unknown key "stepz"; did you mean "steps"? known: steps, '),
         ("steps = 10", "", '[budget]: key "steps" is missing'),
         ("steps = 10", 'steps = "10"', '[budget] steps: should be a valid integer, got "10"'),

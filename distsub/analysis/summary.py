@@ -9,7 +9,7 @@ import pyarrow as pa
 from distsub.results import D90, METHOD_COLUMNS, SEARCHES, censored_median
 from distsub.search import Finding, Search, make_policy
 from distsub.search.estimate import fit
-from distsub.search.stopping import Limit
+from distsub.search.stopping import Limit, audit_of
 from distsub.trial import Observation
 
 SEARCH_COLUMNS = (
@@ -135,7 +135,8 @@ def d90_table(searches: Sequence[Search], table: pa.Table, observations: Sequenc
 
 def _estimate(searches: list[Search], observations: Sequence[Observation]) -> dict[str, Any]:
     """Estimate d90 with its interval from all rows of searches that differ in seeds only."""
-    fitted = fit(searches, [row for row in observations if any(search.owns(row.trial) for search in searches)])
+    own = [row for row in observations if any(search.owns(row.trial) for search in searches)]
+    fitted, checked = fit(searches, own), audit_of(own)
     d90 = fitted.d_at()
     smallest, largest = fitted.range
     dims = [smallest * (largest / smallest) ** (i / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
@@ -148,6 +149,9 @@ def _estimate(searches: list[Search], observations: Sequence[Observation]) -> di
         "estimate_text": d90.text,
         "estimate_chance_corrected_text": fitted.d_at(chance_corrected=True).text,
         "warnings": list(d90.warnings),
+        "num_stopped": sum(row.status == "stopped" for row in own),
+        "audited_stops": checked.stops,
+        "false_stops": checked.false,
         "fit": [
             {"d": d, "low": low, "middle": middle, "high": high}
             for d, (low, middle, high) in zip(dims, band, strict=bool(band))

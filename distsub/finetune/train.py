@@ -4,7 +4,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from torch import nn
 from distsub.errors import DistsubError
 from distsub.finetune import ablate, data, memory, metrics, pretrained
 from distsub.finetune.step_size import SCALE_STEP, step_size
+from distsub.subspace import adapter
 from distsub.subspace.model import SubspaceModel
 from distsub.trial import Observation, Trial
 
@@ -32,12 +33,18 @@ class Progress:
         steps: Steps in the budget.
         loss: Training loss of the step.
         score: The task's metric, if it was evaluated after this step.
+        curve: (step, score) of all evaluations so far.
+        num_eval: Evaluated examples.
+        chance: The metric of always predicting the majority class.
     """
 
     step: int
     steps: int
     loss: float
     score: float | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+    num_eval: int = 0
+    chance: float | None = None
 
 
 def train(
@@ -46,11 +53,13 @@ def train(
     on_trained: Callable[[nn.Module], None] | None = None,
     on_step: Callable[[int, nn.Module], None] | None = None,
     disabled: ablate.Positions | None = None,
-) -> Generator[Progress, None, Observation]:
+    start: Mapping[str, torch.Tensor] | None = None,
+) -> Generator[Progress, bool | None, Observation]:
     """Train one trial, yielding after every step, and return its observation.
 
     The same trial on the same machine with the same number of threads gives the same observation, times aside.
     A loss that is not finite ends the training with status "diverged"; closing the generator ends it with no row.
+    Sending True after an evaluation ends it there, with that evaluation's score and status "stopped".
 
     Args:
         trial: What to train.
@@ -58,12 +67,13 @@ def train(
         on_trained: Given the model when it is trained, before the observation is returned; not when it diverged.
         on_step: Given the number of steps taken and the model after each step.
         disabled: The mask that an ablated trial names.
+        start: Trained numbers of the same subspace at a smaller d, by name, to start from instead of theta_0.
 
     Yields:
         Progress after each step.
 
     Returns:
-        The observation; its score is the metric after the last step.
+        The observation; its score is the metric after the last step that was made.
 
     Raises:
         DistsubError: The model, the data or d cannot be used.
@@ -79,6 +89,8 @@ def train(
     theta_0 = ablate.take(model, disabled or {})
     if trial.method.ablation == "zero":
         ablate.put(model, disabled or {})
+    if start is not None and isinstance(model, SubspaceModel):
+        adapter.start_from(model, start)
     optimizer = build_optimizer(trial, model, record["step_size"])
     schedule = _schedule(optimizer, budget.steps, budget.warmup)
     precision, autocast = autocast_for(budget.precision, device)
@@ -87,6 +99,7 @@ def train(
     model.train()
     lengths = [len(example["input_ids"]) for example in examples]
     curve: list[tuple[int, float]] = []
+    num_eval, chance = len(splits.validation.labels), metrics.chance(task, splits.validation.labels)
     num_tokens, status, error, step = 0, "finished", None, 0
     for step, indices in enumerate(data.batches(lengths, budget.batch_size, budget.steps, trial.seeds.data), 1):
         batch = data.collate(tokenizer, examples, indices)
@@ -116,18 +129,21 @@ def train(
             if not math.isfinite(score):
                 status, error = "diverged", f"score was {score} after step {step}"
                 break
-        yield Progress(step, budget.steps, value, score)
-    finished = status == "finished"
-    if finished and on_trained is not None:
+        stop = yield Progress(step, budget.steps, value, score, tuple(curve), num_eval, chance)
+        if stop and score is not None and step < budget.steps:
+            status = "stopped"
+            break
+    scored = status != "diverged"
+    if scored and on_trained is not None:
         on_trained(model)
     return Observation(
         trial=trial,
         status=status,  # type: ignore[arg-type]
-        score=curve[-1][1] if finished else None,
-        chance=metrics.chance(task, splits.validation.labels),
-        metrics=tuple(sorted(evaluation.metrics.items())) if finished else (),
-        curve=tuple(curve) if finished else (),
-        predicted=tuple(evaluation.predicted) if finished else (),
+        score=curve[-1][1] if scored else None,
+        chance=chance,
+        metrics=tuple(sorted(evaluation.metrics.items())) if scored else (),
+        curve=tuple(curve) if scored else (),
+        predicted=tuple(evaluation.predicted) if scored else (),
         target=tuple(float(label) for label in splits.validation.labels),
         steps=step,
         num_tokens=num_tokens,

@@ -86,7 +86,12 @@ OBSERVATIONS = pa.schema(
         ("weight_decay", _FLOAT),
         ("max_grad_norm", _FLOAT),
         ("precision", _TEXT),
+        ("warm_start", pa.bool_()),
         ("error", _TEXT),
+        ("stop", _TEXT),
+        ("goal", _FLOAT),
+        ("stop_limit", _FLOAT),
+        ("warm_from", _TEXT),
         ("correct", pa.list_(pa.bool_())),
         ("predicted", pa.list_(pa.float32())),
         ("target", pa.list_(pa.float32())),
@@ -155,6 +160,9 @@ D90 = pa.schema(
         ("estimate_text", _TEXT),
         ("estimate_chance_corrected_text", _TEXT),
         ("warnings", pa.list_(_TEXT)),
+        ("num_stopped", _INT),
+        ("audited_stops", _INT),
+        ("false_stops", _INT),
         ("fit", pa.list_(pa.struct([("d", _FLOAT), ("low", _FLOAT), ("middle", _FLOAT), ("high", _FLOAT)]))),
         ("searches", _INT),
         ("outcomes", pa.map_(_TEXT, _INT)),
@@ -174,6 +182,8 @@ d90 is the median of the seeds as `censored_median` defines it, null unless d90_
 d90_per_seed lists every seed (null where none was found), in the order of the searches' seeds. estimate is the median
 and estimate_low and estimate_high the 95% interval of the d at which the expected score crosses the threshold, from all
 rows of all seeds; an end is null where it lies beyond the range. fit is the expected score with its 95% band.
+num_stopped counts the trials that ended early with a verdict, audited_stops those that would have and ran to their end
+to check the rule, false_stops those of them that ended otherwise.
 """
 
 METHOD_COLUMNS = ("method", "projection", "normalization", "groups", "head")
@@ -277,6 +287,7 @@ def to_table(observation: Observation) -> pa.Table:
     )
     same = ("status", "score", "chance", "steps", "num_tokens", "wall_s", "eval_s", "peak_bytes")
     same += ("num_params", "num_trained", "num_trained_head", "num_scales", "step_size", "error")
+    same += ("stop", "goal", "stop_limit", "warm_from")
     row: dict[str, Any] = {name: getattr(observation, name) for name in same}
     row |= {
         "schema_version": SCHEMA_VERSION,

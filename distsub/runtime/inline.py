@@ -8,6 +8,7 @@ from distsub.results import Store
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place, perform
 from distsub.search import Board
+from distsub.search.stopping import Rule, Rules
 from distsub.trial import Observation, Trial
 
 
@@ -16,6 +17,7 @@ def run(
     store: Store,
     place: Place,
     reporter: Reporter,
+    rules: Rules,
     retries: int = 0,
     perform_one: Callable[[Trial], Observation] | None = None,
 ) -> None:
@@ -26,22 +28,27 @@ def run(
         store: Where errors are recorded; results are written by the trial itself.
         place: Where trials run.
         reporter: Told of every step and result.
+        rules: Which trials end early.
         retries: Further attempts after a crash.
         perform_one: Replaces the training; for tests of the loop.
     """
     while (trial := board.next(set(), 1)) is not None:
         reporter.started(trial)
-        observation = perform_one(trial) if perform_one else _attempts(trial, store, place, reporter, retries)
+        rule = rules.rule(trial)
+        observation = perform_one(trial) if perform_one else _attempts(trial, rule, store, place, reporter, retries)
+        rules.observe(observation)
         board.observe(observation)
         reporter.ended(observation)
 
 
-def _attempts(trial: Trial, store: Store, place: Place, reporter: Reporter, retries: int) -> Observation:
+def _attempts(
+    trial: Trial, rule: Rule | None, store: Store, place: Place, reporter: Reporter, retries: int
+) -> Observation:
     """Train a trial, again after a crash; then record the error."""
     attempt = 0
     while True:
         try:
-            steps = perform(trial, place)
+            steps = perform(trial, place, rule)
             while True:
                 try:
                     progress: Progress = next(steps)

@@ -16,6 +16,7 @@ from distsub.config import Sweep
 from distsub.errors import ConfigError, UnavailableError
 from distsub.results import Store
 from distsub.search import Board, make_policy
+from distsub.search.stopping import Rules, audit_of
 from distsub.trial import Method, Observation
 
 RESUMABLE = frozenset({"finished", "diverged", "stopped"})
@@ -56,14 +57,20 @@ def run(
     from distsub.runtime.progress import reporter_for
     from distsub.runtime.worker import Place
 
+    if sweep.budget.warm_start and not adapters:
+        raise ConfigError("[search] warm_start = true starts from saved adapters: leave out --no-adapters")
     table = store.read()
     board, rows = _board(sweep, table), [row for row in table if row.status in RESUMABLE]
+    rules = Rules(sweep.stops, board.goals)
+    for row in rows:
+        rules.observe(row)
     resources = sweep.resources
     place = Place(
         out=out or (store.uri if "://" in store.uri else os.path.abspath(store.uri)),
         device="cuda" if resources.gpus_per_trial else "cpu",
         threads=max(1, int(resources.cpus_per_trial)),
         adapters=adapters,
+        dims=sweep.dims if sweep.budget.warm_start else (),
     )
     reporter = reporter_for(board, plain, rows)
     for line in store.damaged:
@@ -71,26 +78,41 @@ def run(
     reporter.line(
         f"sweep    {sweep.name}: {len(board.searches)} searches, at most {board.max_trials()} trials, {len(rows)} known"
     )
+    if sweep.stops != "none" and not sweep.budget.eval_every:
+        reporter.line("stopping nothing can end early: [budget] eval_every is not set")
     with reporter:
         if backend == "inline":
             from distsub.runtime import inline
 
-            inline.run(board, store, place, reporter, resources.retries)
+            inline.run(board, store, place, reporter, rules, resources.retries)
         else:
             from distsub.runtime import tune
 
-            tune.run(board, store, place, reporter, resources)
+            tune.run(board, store, place, reporter, rules, resources)
     counts = Counter(reporter.counts)
     if not board.finished:  # Tune takes an interrupt for a wish to end early and returns as if all were done
         reporter.line("stopped  before the end; finished trials are kept, the same command resumes")
         return 130
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
+    rows = store.read()
+    if said := stopped_text(rows):
+        reporter.line(f"stopping {said}")
     reporter.line(f"done     {told}")
     if board.is_spent:
         reporter.line("limit    reached: what is open is told as budget_spent; raise [limit] and run the same command")
-    if counts["error"] or "error" in {row.status for row in store.read()}:
+    if counts["error"] or "error" in {row.status for row in rows}:
         return 3
     return 4 if board.is_spent else 0
+
+
+def stopped_text(rows: Iterable[Observation]) -> str:
+    """Say how many trials ended early, and how often that was or would have been false; nothing if none did."""
+    rows = list(rows)
+    stopped, checked = sum(row.status == "stopped" for row in rows), audit_of(rows)
+    if not stopped and not checked.stops:
+        return ""
+    found = f"{checked.false} of them falsely" if checked.stops else "so the share of false stops is not known yet"
+    return f"{stopped} trials ended early, {checked.stops} more ran on to check that: {found}"
 
 
 def check(sweep: Sweep) -> None:

@@ -73,8 +73,8 @@ class Reporter:
         self.intervals.add(observation)
         score = "-" if observation.score is None else f"{observation.score:.4f}"
         said = f"{observation.status:<8} {trial_text(observation.trial)}: {observation.trial.task.metric} {score}"
-        if observation.error:
-            said += f" ({observation.error})"
+        if observation.error or observation.status == "stopped":
+            said += f" ({observation.error or observation.stop})"
         self.line(f"{said}  {observation.wall_s:.1f} s")
         self.changes()
 

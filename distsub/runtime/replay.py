@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 
 from distsub.errors import ConfigError
-from distsub.runtime.simulated import ONE_SLOT, Ledger, Machines, Recorded, Source, Stopping, simulate
+from distsub.runtime.simulated import ONE_SLOT, Ledger, Machines, Recorded, Source, simulate
 from distsub.search import Board, Finding, Search, make_policy
+from distsub.search.stopping import Mode
 from distsub.trial import Observation
 
 REPLAY = pa.schema(
@@ -37,7 +38,7 @@ def replay(
     observations: Iterable[Observation],
     policies: Sequence[str] = ("adaptive", "bisection", "grid"),
     machines: Machines = ONE_SLOT,
-    stopping: Stopping | None = None,
+    stopping: Mode = "none",
 ) -> pa.Table:
     """Run policies on recorded trials, on a virtual clock.
 
@@ -46,7 +47,7 @@ def replay(
         observations: Rows of a results directory; best those of a grid, which has every trial.
         policies: Names as in a sweep file.
         machines: Slots, start-up cost, crashes and preemptions.
-        stopping: Whether trials end early on the curves that were recorded; None is never.
+        stopping: What may end early, by the curves that were recorded.
 
     Returns:
         A table as `REPLAY` describes.
@@ -70,7 +71,7 @@ def play(
     policy: str,
     source: Source,
     machines: Machines = ONE_SLOT,
-    stopping: Stopping | None = None,
+    stopping: Mode = "none",
 ) -> tuple[Board, Ledger]:
     """Run one policy to its end; return what it found and what that took."""
     board = Board(searches, make_policy(policy))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from distsub.search import Board
-from distsub.search.stopping import CALIBRATING, Calibration, audited, verdict_now
+from distsub.search.stopping import Mode, Rule, Rules, Stop, audited
 from distsub.trial import Observation, Trial
 
 Source = Callable[[Trial], Observation]
@@ -41,17 +41,6 @@ class Machines:
 
 ONE_SLOT = Machines()
 """One trial after the other, and nothing goes wrong."""
-
-
-@dataclass(frozen=True)
-class Stopping:
-    """Which trials end early.
-
-    Attributes:
-        futility: Whether hopeless trials are stopped, by those that passed of their model, method and budget.
-    """
-
-    futility: bool = False
 
 
 @dataclass
@@ -94,7 +83,9 @@ class _Attempt:
     began: float
     ends: float
     fate: str  # what the end of its time is: done, crash, preempt
+    rule: Rule | None
     evaluations: int = 0
+    stop: Stop | None = None
 
 
 class Recorded:
@@ -121,7 +112,7 @@ def simulate(
     board: Board,
     source: Source,
     machines: Machines = ONE_SLOT,
-    stopping: Stopping | None = None,
+    stopping: Mode = "none",
 ) -> Ledger:
     """Run until no search wants another trial.
 
@@ -129,7 +120,7 @@ def simulate(
         board: The searches, with what is known already.
         source: What a trial gives.
         machines: What it runs on.
-        stopping: Which trials end early; None runs all to their end.
+        stopping: What may end early.
     """
     return _Clock(board, source, machines, stopping).run()
 
@@ -137,15 +128,14 @@ def simulate(
 class _Clock:
     """The events of a simulated sweep in the order of time."""
 
-    def __init__(self, board: Board, source: Source, machines: Machines, stopping: Stopping | None) -> None:
-        self.board, self.source, self.machines, self.stopping = board, source, machines, stopping
+    def __init__(self, board: Board, source: Source, machines: Machines, stopping: Mode) -> None:
+        self.board, self.source, self.machines = board, source, machines
+        self.rules = Rules(stopping, board.goals)
         self.ledger, self.now = Ledger(), 0.0
         self.running: dict[str, _Attempt] = {}
         self.events: list[tuple[float, int, str, _Attempt]] = []
         self.attempts: dict[str, int] = {}
         self.crashes: dict[str, int] = {}
-        self.passed: dict[tuple, list[tuple[Observation, float]]] = {}
-        self.calibrations: dict[tuple, Calibration] = {}
         self.sequence = 0
 
     def run(self) -> Ledger:
@@ -184,7 +174,8 @@ class _Clock:
             lost = -math.log(1 - preempt) * 3600 / self.machines.preempted_per_hour - self.machines.startup_s
             if lost < lasts:
                 fate, lasts = "preempt", lost
-        attempt = _Attempt(trial, row, self.now, self.now + self.machines.startup_s + lasts, fate)
+        ends = self.now + self.machines.startup_s + lasts
+        attempt = _Attempt(trial, row, self.now, ends, fate, self.rules.rule(trial))
         self.running[trial.id] = attempt
         self.ledger.started += 1
         self.schedule(attempt)
@@ -192,7 +183,7 @@ class _Clock:
     def schedule(self, attempt: _Attempt) -> None:
         """Enter the attempt's next event: its next evaluation, if that could stop it, or its end."""
         at, curve = attempt.ends, attempt.row.curve
-        if self.stopping and not attempt.trial.is_baseline and attempt.evaluations < len(curve) - 1:
+        if attempt.rule and not attempt.stop and attempt.evaluations < len(curve) - 1:
             share = curve[attempt.evaluations][0] / max(curve[-1][0], 1)
             at = min(at, attempt.began + self.machines.startup_s + share * attempt.row.wall_s)
         self.sequence += 1
@@ -200,24 +191,14 @@ class _Clock:
 
     def evaluate(self, attempt: _Attempt) -> bool:
         """Look at the curve so far; return whether the trial was stopped."""
-        assert self.stopping is not None
+        assert attempt.rule is not None
         attempt.evaluations += 1
         trial, row = attempt.trial, attempt.row
-        goals = self.board.goals(trial.id)
         curve = row.curve[: attempt.evaluations]
-        verdicts = {
-            verdict_now(
-                curve,
-                goal,
-                len(row.target) or trial.budget.eval_examples or 0,
-                row.curve[-1][0] - curve[-1][0],
-                self.calibration(trial) if self.stopping.futility else None,
-                chance=row.chance,
-                metric=trial.task.metric,
-            )
-            for goal in goals
-        }
-        if len(verdicts) != 1 or None in verdicts or audited(trial.id):
+        num_eval = len(row.target) or trial.budget.eval_examples or 0
+        # The last point alone: had an earlier one been certain, this one would not have been asked for.
+        attempt.stop = attempt.rule.first(curve[-1:], row.curve[-1][0], num_eval, row.chance, trial.task.metric)
+        if attempt.stop is None or audited(trial.id):
             self.schedule(attempt)
             return False
         step, score = curve[-1]
@@ -227,7 +208,7 @@ class _Clock:
         stopped = replace(
             row, status="stopped", score=score, metrics=(), curve=curve, predicted=(), target=(), steps=step
         )
-        self.tell(replace(stopped, wall_s=seconds))
+        self.tell(attempt.rule.mark(replace(stopped, wall_s=seconds), attempt.stop))
         return True
 
     def end(self, attempt: _Attempt) -> None:
@@ -240,14 +221,14 @@ class _Clock:
             self.crashes[trial_id] = self.crashes.get(trial_id, 0) + 1
             if self.crashes[trial_id] > self.machines.retries:
                 self.tell(Observation(attempt.trial, "error", error="crashed at every attempt"))
+        elif attempt.rule and attempt.row.status == "finished":
+            self.tell(attempt.rule.mark(attempt.row, attempt.stop))
         else:
             self.tell(attempt.row)
 
     def tell(self, row: Observation) -> None:
         self.ledger.rows.append(row)
-        goals = self.board.goals(row.trial.id) if self.stopping and self.stopping.futility else ()
-        if goals and row.status == "finished" and row.score is not None and row.score >= max(goals):
-            self.passed.setdefault(_kind(row.trial), []).append((row, max(goals)))
+        self.rules.observe(row)
         self.board.observe(row)
 
     def cancel(self) -> None:
@@ -268,18 +249,6 @@ class _Clock:
         if attempt.trial.is_baseline:
             self.ledger.baseline_steps += steps
         return steps
-
-    def calibration(self, trial: Trial) -> Calibration | None:
-        """Return the calibration of this kind once there is one; it then stays as it is."""
-        kind = _kind(trial)
-        rows = self.passed.get(kind, [])
-        if kind not in self.calibrations and len(rows) >= CALIBRATING:
-            self.calibrations[kind] = Calibration.of(rows)
-        return self.calibrations.get(kind)
-
-
-def _kind(trial: Trial) -> tuple:
-    return (trial.model, trial.revision, trial.method, trial.budget)
 
 
 def _chances(seed: int, trial_id: str, attempt: int) -> tuple[float, float, float]:

@@ -37,10 +37,14 @@ from distsub.results.schema import trial_from_json, trial_to_json
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place, perform
 from distsub.search import Board
+from distsub.search.stopping import Rule, Rules
 from distsub.trial import Observation, Trial
 
 STEP_S = 2.0
 """Seconds of training per Tune step: how long a cancelled trial may still run."""
+
+TOLD = ("status", "score", "chance", "error", "wall_s", "curve", "stop", "goal", "stop_limit")
+"""What the driver hears of a row; the rest it can read."""
 
 
 class TrainTrial(tune.Trainable):
@@ -57,8 +61,10 @@ class TrainTrial(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        trial = trial_from_json(config["trial"])
-        self._steps = perform(trial, Place(**config["place"]))
+        trial, rule = trial_from_json(config["trial"]), config["rule"]
+        self._steps = perform(
+            trial, Place(**config["place"]), Rule(tuple(rule["goals"]), rule["limit"]) if rule else None
+        )
 
     def step(self) -> dict[str, Any]:
         """Train for a moment; the last result carries the verdict and is flagged final."""
@@ -68,15 +74,7 @@ class TrainTrial(tune.Trainable):
                 progress = next(self._steps)
             except StopIteration as end:
                 observation: Observation = end.value
-                return {
-                    "done": True,
-                    "final": True,
-                    "status": observation.status,
-                    "score": observation.score,
-                    "chance": observation.chance,
-                    "error": observation.error,
-                    "wall_s": observation.wall_s,
-                }
+                return {"done": True, "final": True, **{name: getattr(observation, name) for name in TOLD}}
         assert progress is not None
         return {"final": False, "at_step": progress.step, "of_steps": progress.steps}
 
@@ -94,10 +92,12 @@ class TrainTrial(tune.Trainable):
 class BoardSearcher(Searcher):
     """Translates between Tune and the board."""
 
-    def __init__(self, board: Board, store: Store, place: Place, reporter: Reporter, crashes: "CrashLog") -> None:
+    def __init__(
+        self, board: Board, store: Store, place: Place, reporter: Reporter, rules: Rules, crashes: "CrashLog"
+    ) -> None:
         """Serve a board's trials."""
         super().__init__(metric="score", mode="max")
-        self._board, self._store, self._place, self._reporter = board, store, place, reporter
+        self._board, self._store, self._place, self._reporter, self._rules = board, store, place, reporter, rules
         self._crashes = crashes
         self.slots = 1
         crashes.told = self._crashed
@@ -110,7 +110,8 @@ class BoardSearcher(Searcher):
             return Searcher.FINISHED if not self.running and self._board.finished else None
         self.running[trial_id] = trial
         self._reporter.started(trial)
-        return {"trial": trial_to_json(trial), "place": vars(self._place)}
+        rule = self._rules.rule(trial)
+        return {"trial": trial_to_json(trial), "place": vars(self._place), "rule": rule and vars(rule)}
 
     def is_wanted(self, trial_id: str) -> bool:
         """Tell whether some search still wants a running trial's result."""
@@ -132,11 +133,11 @@ class BoardSearcher(Searcher):
             self._fail(trial, self._crashes.reasons.get(trial_id) or "the trial's process died")
             return
         if result and result.get("final"):
-            given = {key: result.get(key) for key in ("status", "score", "chance", "error")}
-            observation = Observation(trial, wall_s=result.get("wall_s", 0.0), **given)  # type: ignore[arg-type]
+            observation = Observation(trial, **{key: result[key] for key in TOLD})
         else:
             self._reporter.cancelled(trial)
             return
+        self._rules.observe(observation)
         self._board.observe(observation)
         self._reporter.ended(observation)
 
@@ -247,7 +248,7 @@ def slots(resources: Resources) -> int:
     return min(fits)
 
 
-def run(board: Board, store: Store, place: Place, reporter: Reporter, resources: Resources) -> None:
+def run(board: Board, store: Store, place: Place, reporter: Reporter, rules: Rules, resources: Resources) -> None:
     """Run until no search wants another trial, or until interrupted.
 
     Ray ends a whole run when its memory monitor kills an actor (RuntimeError, "Caught unexpected exception"). The
@@ -259,6 +260,7 @@ def run(board: Board, store: Store, place: Place, reporter: Reporter, resources:
         store: Where errors are recorded; results are written by the trials themselves.
         place: Where trials run.
         reporter: Told of every step and result.
+        rules: Which trials end early.
         resources: What a trial occupies and how many run at once.
 
     Raises:
@@ -267,7 +269,7 @@ def run(board: Board, store: Store, place: Place, reporter: Reporter, resources:
     losses: Counter[str] = Counter()
     while True:
         crashes = CrashLog()
-        searcher = BoardSearcher(board, store, place, reporter, crashes)
+        searcher = BoardSearcher(board, store, place, reporter, rules, crashes)
         reporter.line("ray      connecting")
         try:
             with cluster(), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:

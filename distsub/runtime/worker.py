@@ -4,16 +4,19 @@ Every backend ends here, so that a trial leaves the same row wherever it ran. Th
 told of it: whoever hears of a result can count on finding it in the table.
 """
 
+import contextlib
+import json
 import tempfile
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 
-from distsub.errors import OutputError
+from distsub.errors import AdapterError, OutputError
 from distsub.finetune import ablate, train
 from distsub.results import Store
 from distsub.results.files import first_line
+from distsub.search.stopping import Rule, audited
 from distsub.subspace.model import SubspaceModel
 from distsub.trial import Observation, Trial
 
@@ -26,17 +29,24 @@ class Place:
         out: Results directory, an absolute path or a URI.
         device: "cpu" or "cuda".
         threads: CPU threads of the training; part of what makes it repeatable to the last bit.
-        adapters: Whether finished subspace trials leave their adapter in adapters/<trial id>/.
+        adapters: Whether subspace trials that have a score leave their adapter in adapters/<trial id>/.
+        dims: The d of trials that one with a warm start may start from, where they have left an adapter.
     """
 
     out: str
     device: str = "cpu"
     threads: int = 1
     adapters: bool = True
+    dims: tuple[int, ...] = ()
 
 
-def perform(trial: Trial, place: Place) -> Generator[train.Progress, None, Observation]:
+def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[train.Progress, None, Observation]:
     """Train a trial and write its row; closing the generator leaves none.
+
+    Args:
+        trial: What to train.
+        place: Where.
+        rule: When it ends early; None lets it run to its end.
 
     Raises:
         DistsubError: The trial cannot be run, or its row not written.
@@ -48,7 +58,9 @@ def perform(trial: Trial, place: Place) -> Generator[train.Progress, None, Obser
         if place.adapters and isinstance(model, SubspaceModel):
             save_adapter(store, trial, model)
 
-    observation = yield from train.train(trial, place.device, on_trained=keep, disabled=mask_of(store, trial))
+    warm_from, start = _start(store, trial, place.dims)
+    training = train.train(trial, place.device, on_trained=keep, disabled=mask_of(store, trial), start=start)
+    observation = replace((yield from _judged(training, trial, rule)), warm_from=warm_from)
     store.write(observation)
     return observation
 
@@ -70,6 +82,50 @@ def mask_of(store: Store, trial: Trial) -> ablate.Positions | None:
             f"{store.uri} has no mask {mask} ({first_line(error)}); run `distsub outliers` on it first"
         ) from None
     return ablate.from_bytes(data, mask)
+
+
+def _start(store: Store, trial: Trial, dims: Iterable[int]) -> tuple[str | None, dict[str, torch.Tensor] | None]:
+    """Find what a warm start begins with: the adapter at the next smaller d, of which trial, and its numbers."""
+    if not trial.budget.warm_start or trial.d is None:
+        return None, None
+    for d in sorted((d for d in dims if d < trial.d), reverse=True):
+        smaller = replace(trial, d=d).id
+        with contextlib.suppress(OSError, ValueError, KeyError, AdapterError):  # none there, or damaged: the next one
+            return smaller, load_adapter(store, smaller)
+    return None, None
+
+
+def load_adapter(store: Store, trial_id: str) -> dict[str, torch.Tensor]:
+    """Read the trained numbers that a trial has left.
+
+    Raises:
+        OSError: There are none.
+        AdapterError: They are damaged.
+    """
+    from distsub.subspace import adapter
+
+    config = json.loads(store.files.read(f"adapters/{trial_id}/{adapter.CONFIG}"))
+    weights = store.files.read(f"adapters/{trial_id}/{adapter.WEIGHTS}")
+    return adapter.trained_from(weights, config["weights_sha256"], f"adapters/{trial_id}/{adapter.WEIGHTS}")
+
+
+def _judged(
+    training: Generator[train.Progress, bool | None, Observation], trial: Trial, rule: Rule | None
+) -> Generator[train.Progress, None, Observation]:
+    """Train until the rule's verdict or the end; an audited trial goes on to show whether the verdict was true."""
+    stop = None
+    try:
+        progress = next(training)
+        while True:
+            if rule is not None and progress.score is not None:
+                stop = rule.first(progress.curve, progress.steps, progress.num_eval, progress.chance, trial.task.metric)
+            yield progress
+            progress = training.send(stop is not None and not audited(trial.id))
+    except StopIteration as end:
+        row: Observation = end.value
+        return rule.mark(row, stop) if rule is not None and row.score is not None else row
+    finally:
+        training.close()
 
 
 def save_adapter(store: Store, trial: Trial, model: SubspaceModel) -> None:

@@ -6,12 +6,15 @@ end all the same, chosen by the trial's id, and tells how often a stop was false
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from distsub.search.evidence import SLACK, reaches
-from distsub.trial import Observation
+from distsub.trial import Observation, Trial
+
+Mode = Literal["none", "pass", "futility"]
+"""What may end early: nothing; what has passed; that and, once enough have passed, what cannot pass any more."""
 
 Stop = Literal["pass", "hopeless"]
 History = Sequence[tuple[int, float]]
@@ -79,7 +82,7 @@ def verdict_now(
     threshold: float,
     num_eval: int,
     steps_left: int,
-    calibration: Calibration | None = None,
+    limit: float | None = None,
     *,
     chance: float | None = None,
     metric: str = "accuracy",
@@ -92,8 +95,8 @@ def verdict_now(
         threshold: The score that the last step has to reach.
         num_eval: Evaluated examples.
         steps_left: Steps that are still to come; at 0 there is nothing to stop.
-        calibration: Trainings of the same kind; without, nothing is called hopeless.
-        chance: Chance level of the task, for the calibration's units.
+        limit: `Calibration.limit` of trainings of the same kind; without, nothing is called hopeless.
+        chance: Chance level of the task, for the limit's units.
         metric: What the score is, for its standard error.
         margin: Standard errors by which a pass must be over the threshold.
     """
@@ -102,11 +105,90 @@ def verdict_now(
     step, score = curve[-1]
     if score >= threshold + margin * standard_error(score, num_eval, metric):
         return "pass"
-    if calibration is not None:
-        limit = calibration.limit()
-        if limit is not None and _lag(score, threshold, chance, step / (step + steps_left)) > limit + SLACK:
-            return "hopeless"
+    if limit is not None and _lag(score, threshold, chance, step / (step + steps_left)) > limit + SLACK:
+        return "hopeless"
     return None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When one trial ends early: made once, when it starts, so that its row does not depend on what else goes on.
+
+    Attributes:
+        goals: Thresholds of all searches that want the trial; only a verdict that is the same for all of them counts.
+        limit: Lag beyond which it is hopeless; None calls nothing hopeless.
+    """
+
+    goals: tuple[float, ...]
+    limit: float | None = None
+
+    def first(
+        self, curve: History, steps: int, num_eval: int, chance: float | None = None, metric: str = "accuracy"
+    ) -> Stop | None:
+        """Return the first verdict along a curve, None while there is none.
+
+        Args:
+            curve: (step, score) of the evaluations so far; one after the last step says nothing more.
+            steps: Steps of the whole training.
+            num_eval: Evaluated examples.
+            chance: Chance level of the task.
+            metric: What the score is.
+        """
+        for count in range(1, len(curve) + 1):
+            seen, left = curve[:count], steps - curve[count - 1][0]
+            verdicts = {
+                verdict_now(seen, goal, num_eval, left, self.limit, chance=chance, metric=metric) for goal in self.goals
+            }
+            if len(verdicts) == 1 and None not in verdicts:
+                return verdicts.pop()
+        return None
+
+    def mark(self, row: Observation, stop: Stop | None) -> Observation:
+        """Write into a row by what it was judged, and the verdict that ended it, or would have if it is audited."""
+        goal = min(self.goals) if stop == "hopeless" else max(self.goals)
+        return replace(row, stop=stop, goal=goal, stop_limit=self.limit)
+
+
+class Rules:
+    """Gives every trial that starts its rule, and learns from what passed when the rest is hopeless.
+
+    The calibration of a kind of trial (model, method and budget) comes from the first `CALIBRATING` that passed
+    without a limit of their own, and then stays as it is.
+    """
+
+    def __init__(self, mode: Mode, goals: Callable[[str], tuple[float, ...]]) -> None:
+        """Start with nothing known.
+
+        Args:
+            mode: What may end early.
+            goals: The thresholds that decide a trial by its id, none where they are not known: `Board.goals`.
+        """
+        self.mode, self._goals = mode, goals
+        self._passed: dict[Hashable, list[tuple[Observation, float]]] = {}
+        self._limits: dict[Hashable, float | None] = {}
+
+    def rule(self, trial: Trial) -> Rule | None:
+        """Return the rule for a trial that starts now; None lets it run to its end, as every baseline does."""
+        late = trial.method.ablation == "reset"  # what its score is about happens after the last step
+        if self.mode not in ("pass", "futility") or trial.is_baseline or late:
+            return None
+        goals = self._goals(trial.id)
+        return Rule(goals, self._limits.get(_kind(trial))) if goals else None
+
+    def observe(self, row: Observation) -> None:
+        """Learn from a row, of this run or an earlier one."""
+        kind = _kind(row.trial)
+        if self.mode != "futility" or row.goal is None or row.stop_limit is not None or kind in self._limits:
+            return
+        if row.status == "finished" and row.score is not None and reaches(row.score, row.goal):
+            passed = self._passed.setdefault(kind, [])
+            passed.append((row, row.goal))
+            if len(passed) >= CALIBRATING:
+                self._limits[kind] = Calibration.of(passed).limit()
+
+
+def _kind(trial: Trial) -> Hashable:
+    return (trial.model, trial.revision, trial.method, trial.budget)
 
 
 def standard_error(score: float, num_eval: int, metric: str = "accuracy") -> float:
@@ -140,24 +222,33 @@ class Audit:
     false_hopeless: int = 0
 
     @property
+    def stops(self) -> int:
+        """Audited trials that would have been stopped."""
+        return self.passes + self.hopeless
+
+    @property
+    def false(self) -> int:
+        """Of those, how many ended otherwise."""
+        return self.false_passes + self.false_hopeless
+
+    @property
     def rate(self) -> float | None:
         """Share of false stops; None without a stop."""
-        stops = self.passes + self.hopeless
-        return (self.false_passes + self.false_hopeless) / stops if stops else None
+        return self.false / self.stops if self.stops else None
 
 
 def audit(
     rows: Iterable[tuple[Observation, float]],
-    calibration: Calibration | None = None,
+    limit: float | None = None,
     *,
     only_audited: bool = True,
     margin: float = MARGIN,
 ) -> Audit:
-    """Replay the stopping rule on trials that ran to their end.
+    """Replay the stopping rule on trials that ran to their end, whether there was a rule or not.
 
     Args:
-        rows: Observations, each with the threshold that it was judged by.
-        calibration: As it was, or is now.
+        rows: Observations, each with the threshold to judge it by.
+        limit: As in `verdict_now`.
         only_audited: Leave out trials that ran on because nothing stopped them, which would flatter the rule.
         margin: As in `verdict_now`.
     """
@@ -165,15 +256,25 @@ def audit(
     for row, threshold in rows:
         if row.status != "finished" or row.score is None or (only_audited and not audited(row.trial.id)):
             continue
-        stop = first_stop(row, threshold, calibration, margin)
+        stop = first_stop(row, threshold, limit, margin)
         if stop is not None:
             counts[stop[0]][0] += 1
             counts[stop[0]][1] += (stop[0] == "pass") != reaches(row.score, threshold)
     return Audit(*counts["pass"], *counts["hopeless"])
 
 
+def audit_of(rows: Iterable[Observation]) -> Audit:
+    """Count the false stops among the audited trials of a table, by the verdicts that their rows carry."""
+    counts = {"pass": [0, 0], "hopeless": [0, 0]}
+    for row in rows:
+        if row.status == "finished" and row.stop in counts and row.goal is not None and row.score is not None:
+            counts[row.stop][0] += 1
+            counts[row.stop][1] += (row.stop == "pass") != reaches(row.score, row.goal)
+    return Audit(*counts["pass"], *counts["hopeless"])
+
+
 def first_stop(
-    row: Observation, threshold: float, calibration: Calibration | None = None, margin: float = MARGIN
+    row: Observation, threshold: float, limit: float | None = None, margin: float = MARGIN
 ) -> tuple[Stop, int] | None:
     """Return the verdict that would have stopped a recorded training, and how many evaluations it had by then."""
     num_eval = len(row.target) or row.trial.budget.eval_examples or 0
@@ -184,7 +285,7 @@ def first_stop(
             threshold,
             num_eval,
             left,
-            calibration,
+            limit,
             chance=row.chance,
             metric=row.trial.task.metric,
             margin=margin,

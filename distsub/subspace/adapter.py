@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distsub.errors import AdapterError, DistsubError, OutputError
+from distsub.errors import AdapterError, DimensionError, DistsubError, OutputError
 from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
 from distsub.trial import Task
@@ -180,17 +180,55 @@ def from_pretrained(directory: str | os.PathLike[str], base: nn.Module) -> Subsp
     return model.eval()
 
 
+@torch.no_grad()
+def start_from(model: SubspaceModel, trained: Mapping[str, Tensor]) -> None:
+    """Start a model from what the same subspace has learned at a smaller d: those coordinates, then zeros.
+
+    With a family that is nested by prefix and one block length this is the very model that was trained there.
+
+    Args:
+        model: The model at the larger d.
+        trained: Tensors by the names of `trained()`; coordinates of shape [at most d - num_scales].
+
+    Raises:
+        DimensionError: They are of another subspace, or of a larger d.
+    """
+    mine = model.trained()
+    for name, parameter in mine.items():
+        given = trained.get(name)
+        short = name == "coordinates" and given is not None and 0 < given.numel() <= parameter.numel()
+        if given is None or (given.shape != parameter.shape and not short):
+            shape = "none" if given is None else str(list(given.shape))
+            raise DimensionError(f"cannot start from {name} of shape {shape}, this model has {list(parameter.shape)}")
+        parameter.view(-1)[: given.numel()].copy_(given.view(-1))
+        parameter.view(-1)[given.numel() :].zero_()
+
+
 def _load(path: Path, expected: str) -> dict[str, Tensor]:
     """Read the trained numbers, whole or not at all."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
         content = path.read_bytes()
     except OSError as error:
         raise AdapterError(
             f"{path} cannot be read ({error.strerror}); the adapter is incomplete, copy or save it again"
         ) from None
+    return trained_from(content, expected, path)
+
+
+def trained_from(content: bytes, expected: str, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the trained numbers from an adapter's weights file.
+
+    Args:
+        content: The file's bytes.
+        expected: Its sha256, as the adapter's JSON has it.
+        path: Where it lies, for messages.
+
+    Raises:
+        AdapterError: It is damaged, or another file than the JSON was written for.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError) as error:

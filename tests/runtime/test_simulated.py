@@ -9,7 +9,7 @@ import pytest
 
 from distsub.errors import ConfigError
 from distsub.runtime.replay import REPLAY, play, replay
-from distsub.runtime.simulated import Machines, Recorded, Stopping, simulate
+from distsub.runtime.simulated import Machines, Recorded, simulate
 from distsub.search import Adaptive, Bisection, Board, Grid, Outcome, Search, log_grid
 from distsub.search.synthetic import Curve
 from distsub.trial import Budget, Method, Seeds, Task, Trial
@@ -103,7 +103,7 @@ def test_stopping_saves_steps_and_says_so_in_the_rows():
     searches = make(6, 2)
     plain = simulate(Board(searches, Grid()), source)
     board = Board(searches, Grid())
-    ledger = simulate(board, source, stopping=Stopping(futility=True))
+    ledger = simulate(board, source, stopping="futility")
     stopped = [row for row in ledger.rows if row.status == "stopped"]
     assert ledger.stopped == len(stopped) > 100
     assert ledger.steps < 0.9 * plain.steps
@@ -119,7 +119,7 @@ def test_stopping_saves_steps_and_says_so_in_the_rows():
 def test_passes_alone_are_stopped_without_futility():
     """And only well above the threshold."""
     board = Board(make(3, 1), Grid())
-    ledger = simulate(board, source, stopping=Stopping())
+    ledger = simulate(board, source, stopping="pass")
     bars = {s.task: f.thresholds.relative for s, f in zip(board.searches, board.findings(), strict=True)}
     stopped = [row for row in ledger.rows if row.status == "stopped"]
     assert stopped
@@ -165,7 +165,7 @@ def test_a_hundred_searches_on_sixty_four_slots_are_quick():
     """A tenth of the promise of 1,000 x 256 in a minute, with room for a busy machine."""
     searches = make(50, 2, dims=log_grid(100, 1_000_000))
     began = time.perf_counter()
-    board, ledger = play(searches, "adaptive", source, Machines(64), Stopping())
+    board, ledger = play(searches, "adaptive", source, Machines(64), "pass")
     assert time.perf_counter() - began < 20.0
     assert board.finished
     assert ledger.steps / 100 / 100 < 16

@@ -6,7 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from distsub.search.stopping import Audit, Calibration, Limit, audit, audited, first_stop, standard_error, verdict_now
+from distsub.search.stopping import (
+    CALIBRATING,
+    Audit,
+    Calibration,
+    Limit,
+    Rule,
+    Rules,
+    audit,
+    audit_of,
+    audited,
+    first_stop,
+    standard_error,
+    verdict_now,
+)
 from distsub.trial import Budget
 
 
@@ -57,10 +70,9 @@ def test_hopeless_is_further_below_than_those_were_that_passed(bench):
     enough, few = Calibration.of(curves(bench, 19)), Calibration.of(curves(bench, 18))
     assert few.limit() is None
     assert enough.limit() == pytest.approx(0.1 / 0.25 / 0.7, abs=0.02)
-    assert verdict_now(((5, 0.64),), 0.75, 408, 5, enough, chance=0.5) == "hopeless"
-    assert verdict_now(((5, 0.66),), 0.75, 408, 5, enough, chance=0.5) is None
-    assert verdict_now(((5, 0.64),), 0.75, 408, 5, few, chance=0.5) is None
-    assert verdict_now(((2, 0.64),), 0.75, 408, 8, enough, chance=0.5) is None
+    assert verdict_now(((5, 0.64),), 0.75, 408, 5, enough.limit(), chance=0.5) == "hopeless"
+    assert verdict_now(((5, 0.66),), 0.75, 408, 5, enough.limit(), chance=0.5) is None
+    assert verdict_now(((2, 0.64),), 0.75, 408, 8, enough.limit(), chance=0.5) is None
     assert verdict_now(((5, 0.64),), 0.75, 408, 5, chance=0.5) is None
 
 
@@ -98,7 +110,7 @@ def test_audit_counts_false_stops(bench):
     true_pass = replace(row, score=0.9, curve=((5, 0.9), (10, 0.9)), target=(0.0,) * 400)
     late = replace(row, score=0.8, curve=((5, 0.5), (10, 0.8)))
     rows = [(each, 0.75) for each in (false_pass, true_pass, late, replace(late, status="stopped"))]
-    found = audit(rows, calibration, only_audited=False)
+    found = audit(rows, calibration.limit(), only_audited=False)
     assert found == Audit(passes=2, false_passes=1, hopeless=1, false_hopeless=1)
     assert found.rate == pytest.approx(2 / 3)
     assert audit([]).rate is None
@@ -112,6 +124,77 @@ def test_num_eval_comes_from_the_budget_where_answers_are_not_stored(bench):
     assert first_stop(row, 0.75) is None
     trial = replace(row.trial, budget=Budget(steps=10, eval_examples=400))
     assert first_stop(replace(row, trial=trial), 0.75) == ("pass", 1)
+
+
+def test_a_rule_wants_the_same_verdict_for_all_goals():
+    """The first along the curve counts, whatever came after it; the last step is no early stop."""
+    curve = ((5, 0.9), (10, 0.7), (15, 0.9))
+    assert Rule((0.75,)).first(curve, 20, 400) == "pass"
+    assert Rule((0.75, 0.85)).first(curve[:1], 20, 400) == "pass"
+    assert Rule((0.75, 0.95)).first(curve, 20, 400) is None
+    assert Rule((0.75,)).first(((20, 0.9),), 20, 400) is None
+    assert Rule((0.75, 0.85), 0.0).first(((5, 0.6),), 20, 400, 0.5) == "hopeless"
+    assert Rule((0.75,)).first((), 20, 400) is None
+
+
+def test_a_row_says_by_what_it_was_judged(bench):
+    row = bench.see(bench.search(1).trials_at(10)[0], 0.9)
+    passed = Rule((0.75, 0.8), 0.3).mark(row, "pass")
+    assert (passed.stop, passed.goal, passed.stop_limit) == ("pass", 0.8, 0.3)
+    assert Rule((0.75, 0.8)).mark(row, "hopeless").goal == 0.75
+    open_ended = Rule((0.75,)).mark(row, None)
+    assert (open_ended.stop, open_ended.goal, open_ended.stop_limit) == (None, 0.75, None)
+
+
+def test_rules_are_for_subspace_trials_whose_threshold_is_known(bench):
+    search = bench.search(2)
+    trial, other = search.trials_at(10)[0], search.trials_at(20)[0]
+    goals = {trial.id: (0.75,), search.baseline[0].id: (0.75,)}
+    rules = Rules("pass", lambda trial_id: goals.get(trial_id, ()))
+    assert rules.rule(trial) == Rule((0.75,))
+    assert rules.rule(other) is None
+    assert rules.rule(search.baseline[0]) is None
+    assert Rules("none", lambda trial_id: (0.75,)).rule(trial) is None
+
+
+def test_what_passed_without_a_limit_calibrates_once_there_are_enough(bench):
+    """In any order, from rows read back too; rows that had a limit, and those of other methods, do not count."""
+    rows = [replace(row, goal=goal) for row, goal in curves(bench, CALIBRATING)]
+    rules = Rules("futility", lambda trial_id: (0.75,))
+    for row in rows[1:]:
+        rules.observe(row)
+        rules.observe(replace(row, stop_limit=0.1))
+        rules.observe(replace(row, goal=None))
+        rules.observe(replace(row, status="stopped"))
+    trial = rows[0].trial
+    assert rules.rule(trial) == Rule((0.75,), None)
+    rules.observe(rows[0])
+    limit = Calibration.of([(row, 0.75) for row in rows]).limit()
+    assert limit is not None
+    assert rules.rule(trial) == Rule((0.75,), limit)
+    rules.observe(replace(rows[0], curve=((5, 0.0), (10, 0.8))))  # too late to change anything
+    assert rules.rule(trial) == Rule((0.75,), limit)
+    assert rules.rule(replace(trial, method=replace(trial.method, name="did"))) == Rule((0.75,), None)
+    calm = Rules("pass", lambda trial_id: (0.75,))
+    for row in rows:
+        calm.observe(row)
+    assert calm.rule(trial) == Rule((0.75,), None)
+
+
+def test_false_stops_are_counted_from_the_rows(bench):
+    row = bench.see(bench.search(1).trials_at(10)[0], 0.8)
+    rows = [
+        replace(row, stop="pass", goal=0.75),
+        replace(row, stop="pass", goal=0.85),
+        replace(row, stop="hopeless", goal=0.85),
+        replace(row, stop="hopeless", goal=0.75),
+        replace(row, goal=0.75),
+        replace(row, stop="pass", goal=0.9, status="stopped"),
+        row,
+    ]
+    found = audit_of(rows)
+    assert found == Audit(passes=2, false_passes=1, hopeless=2, false_hopeless=1)
+    assert (found.stops, found.false, found.rate) == (4, 2, 0.5)
 
 
 def test_a_limit():

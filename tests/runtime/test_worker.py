@@ -1,0 +1,86 @@
+"""One trial where it runs: what ends it early, where it starts, and what its row says of that."""
+
+import dataclasses
+
+import pytest
+
+from distsub.config import parse_sweep
+from distsub.errors import ConfigError
+from distsub.results import Store
+from distsub.runtime import launch, worker
+from distsub.runtime.worker import Place, perform
+from distsub.search.stopping import Rule, audit_of, audited
+
+
+@pytest.fixture
+def sweep(tiny_text):
+    return parse_sweep(tiny_text)
+
+
+@pytest.fixture
+def store(sweep, tmp_path):
+    return Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
+
+
+def finish(steps):
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def trial_where(search, is_audited):
+    """Return a trial at d = 64 which the rule's audit takes or leaves; the learning rate tells ids apart."""
+    trial = search.trials_at(64)[0]
+    near = (dataclasses.replace(trial, learning_rate=1e-3 * (1 + 1e-6 * k)) for k in range(1000))
+    return next(each for each in near if audited(each.id) == is_audited)
+
+
+LOW = Rule((0.1,))
+
+
+def test_a_certain_pass_ends_at_once_with_the_row_of_that_moment(sweep, store):
+    trial = trial_where(sweep.searches()[0], is_audited=False)
+    row = finish(perform(trial, Place(store.uri), LOW))
+    assert (row.status, row.stop, row.goal, row.steps) == ("stopped", "pass", 0.1, 10)
+    [read] = store.read()
+    assert read == dataclasses.replace(row, target=read.target, predicted=read.predicted)
+    assert worker.load_adapter(store, trial.id)["coordinates"].shape == (60,)
+
+
+def test_an_audited_trial_runs_on_and_tells_what_would_have_been(sweep, store):
+    trial = trial_where(sweep.searches()[0], is_audited=True)
+    row = finish(perform(trial, Place(store.uri), LOW))
+    assert (row.status, row.stop, row.goal, row.steps) == ("finished", "pass", 0.1, 40)
+    assert (audit_of([row]).stops, audit_of([row]).false) == (1, 0)
+
+
+def test_without_a_rule_or_a_verdict_a_trial_runs_to_its_end(sweep, store):
+    trial = trial_where(sweep.searches()[0], is_audited=False)
+    free = finish(perform(trial, Place(store.uri)))
+    assert (free.status, free.stop, free.goal) == ("finished", None, None)
+    judged = finish(perform(trial, Place(store.uri), Rule((1.5,))))
+    assert (judged.status, judged.stop, judged.goal) == ("finished", None, 1.5)
+    assert judged.predicted == free.predicted
+
+
+def test_a_warm_start_takes_the_next_smaller_trial_that_left_its_numbers(tiny_text, tmp_path):
+    sweep = parse_sweep(tiny_text.replace("[search]", "[search]\nwarm_start = true"))
+    store = Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
+    place, search = Place(store.uri, dims=sweep.dims), sweep.searches()[0]
+    at = {d: search.trials_at(d)[0] for d in sweep.dims}
+    assert finish(perform(at[8], place)).warm_from is None
+    assert finish(perform(at[64], place)).warm_from == at[8].id
+    assert finish(perform(at[256], place)).warm_from == at[64].id
+    (tmp_path / "out" / "adapters" / at[64].id / "adapter_model.safetensors").write_bytes(b"damaged")
+    assert finish(perform(dataclasses.replace(at[256]), place)).warm_from == at[8].id
+    assert finish(perform(search.baseline[0], place)).warm_from is None
+    assert {row.trial.d: row.warm_from for row in store.read()}[64] == at[8].id
+
+
+def test_a_warm_start_without_adapters_is_refused(tiny_text, tmp_path):
+    sweep = parse_sweep(tiny_text.replace("[search]", "[search]\nwarm_start = true"))
+    store = Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
+    with pytest.raises(ConfigError, match="no-adapters"):
+        launch.run(sweep, store, "inline", adapters=False)
