@@ -136,7 +136,7 @@ class Rule:
         """
         for count in range(1, len(curve) + 1):
             seen, left = curve[:count], steps - curve[count - 1][0]
-            verdicts = {
+            verdicts: set[Stop | None] = {
                 verdict_now(seen, goal, num_eval, left, self.limit, chance=chance, metric=metric) for goal in self.goals
             }
             if len(verdicts) == 1 and None not in verdicts:
