@@ -62,7 +62,8 @@ unset RAY_ADDRESS RAY_API_SERVER_ADDRESS RAY_AUTH_TOKEN RAY_TMPDIR
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token RAY_USAGE_STATS_ENABLED=0
 # Ray takes 127.0.0.1 for a wish to be reached and listens everywhere, except where clusters are switched off.
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
-export RAY_JOB_STOP_WAIT_TIME_S=90 # a stopped sweep finishes its rows; Ray would kill it after 3 s
+export RAY_JOB_STOP_WAIT_TIME_S=90              # a stopped sweep finishes its rows; Ray would kill it after 3 s
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # Ctrl-C means now
 
 pids=()
 # shellcheck disable=SC2317,SC2329
@@ -84,21 +85,20 @@ trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-launch() { # a log's name, then a command, in a process group of its own
+launch() { # a node's name, then the command that starts it, in a process group of its own; until it runs
     local log=$dir/$1.log
-    shift
-    setsid "$@" </dev/null >"$log" 2>&1 9>&- &
-    pids+=($!)
-}
-
-await() { # a log's name: until Ray says there that it runs
-    for _ in $(seq 600); do
-        grep -qs "Ray runtime started" "$dir/$1.log" && return
-        kill -0 "${pids[-1]}" 2>/dev/null || break
-        sleep 0.2
+    for _ in 1 2 3; do # on a busy machine Ray gives up on itself after 30 s
+        setsid "${@:2}" </dev/null >"$log" 2>&1 9>&- &
+        pids+=($!)
+        while kill -0 "${pids[-1]}" 2>/dev/null; do
+            ! grep -qs "Ray runtime started" "$log" || return 0
+            sleep 0.2
+        done
+        kill -KILL -- "-${pids[-1]}" 2>/dev/null || true
+        unset "pids[-1]"
     done
-    tail -n 5 "$dir/$1.log" >&2
-    echo "local.sh: $1 did not start; all it said is in $dir/$1.log" >&2
+    tail -n 5 "$log" >&2
+    echo "local.sh: $1 did not start; all it said is in $log" >&2
     exit 1
 }
 
@@ -115,12 +115,10 @@ common=(--node-ip-address=127.0.0.1 --disable-usage-stats --dashboard-agent-list
     --min-worker-port=0 --max-worker-port=0 --block)
 launch head ray start --head --port="$port" --ray-client-server-port="$client_port" --temp-dir="$dir/node-0" \
     --dashboard-host="$dashboard_host" --dashboard-port="$dashboard_port" --num-cpus=0 --num-gpus=0 "${common[@]}"
-await head
 for number in $(seq "$workers"); do
     # A directory each: nodes that share one take a running job's files away from each other.
     launch "worker-$number" "$(dirname "$(command -v ray)")/python" -c "$worker" start --address="127.0.0.1:$port" \
         --temp-dir="$dir/node-$number" --num-cpus="$cpus" --num-gpus="$gpus" "${common[@]}"
-    await "worker-$number"
 done
 
 cat >"$dir/env.sh" <<END

@@ -8,6 +8,7 @@ would end the whole run.
 import contextlib
 import logging
 import os
+import secrets
 import tempfile
 import time
 from collections import Counter
@@ -21,11 +22,13 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-if "RAY_ADDRESS" not in os.environ:  # a cluster of our own, on loopback; a given one says itself how it authenticates
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+if "RAY_ADDRESS" not in os.environ:  # a cluster of our own, for this run alone; a given one has a token of its own
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import ray
 from ray import tune
+from ray._private import ray_constants
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -218,13 +221,26 @@ def cluster() -> Iterator[None]:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     logging.getLogger("ray.air").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
-    if "RAY_ADDRESS" not in os.environ:
+    own = "RAY_ADDRESS" not in os.environ
+    if own:
         options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    ray.init(**options)
+    with _loopback() if own else contextlib.nullcontext():
+        ray.init(**options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Let Ray start on 127.0.0.1: it takes that for a wish to be reached and listens everywhere, unless told so."""
+    known = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = known
 
 
 def slots(resources: Resources) -> int:

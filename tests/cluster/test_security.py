@@ -1,12 +1,14 @@
 """What docs/security.md promises of the code: nothing loaded runs, SQL stays inside, secrets stay outside."""
 
 import ast
+import contextlib
 import json
 import os
 import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -277,3 +279,43 @@ def test_a_refused_address_does_not_show_its_credentials():
         with pytest.raises(OutputError) as caught:
             Files.at(address)
         assert SECRET not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_without_a_cluster_listens_on_loopback_and_asks_for_a_token(tmp_path, tiny_text, processes, addresses):
+    small = tiny_text.replace("seeds = 2", "seeds = 1").replace('["said", "did"]', '["did"]')
+    small = small.replace("[8, 16, 64, 256]", "[8]").replace("[1.0, 3.0]", "[1.0]").replace("[1e-3, 3e-3]", "[1e-3]")
+    (tmp_path / "tiny.toml").write_text(small)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    mark = f"PLANTED_MARK={tmp_path}"
+    run = subprocess.Popen(
+        [sys.executable, "-m", "distsub.cli", "run", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "out")],
+        env={**kept, "PYTHONPATH": str(ROOT), "PLANTED_MARK": str(tmp_path), "HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seen, tokens = [], set()
+    try:
+        while run.poll() is None:
+            pids = processes(mark.encode())
+            seen += addresses(pids)
+            for pid in pids:
+                with contextlib.suppress(OSError):
+                    given = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                    name = Path(f"/proc/{pid}/comm").read_text()
+                    if name.startswith("raylet"):
+                        assert b"RAY_AUTH_MODE=token" in given
+                        tokens |= {line.partition(b"=")[2] for line in given if line.startswith(b"RAY_AUTH_TOKEN=")}
+            time.sleep(1)
+    finally:
+        run.kill()
+        output = run.communicate()[0]
+    assert run.returncode == 0, output
+    assert len(seen) > 5 and set(seen) == {"loopback"}
+    [token] = tokens
+    assert len(token) == 64 and token.decode() not in output
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) >= 4 and not any(token in path.read_bytes() for path in files)
+    assert not (tmp_path / ".ray/auth_token").exists()
