@@ -249,18 +249,32 @@ def tokenizer(prepared: Prepared) -> Any:
     return loaded
 
 
-def load_adapter(directory: str | os.PathLike[str]) -> SubspaceModel:
-    """Rebuild a saved model from its directory alone: the base by its address, the head by its seed.
+def load_adapter(directory: str | os.PathLike[str], results: str | os.PathLike[str] | None = None) -> SubspaceModel:
+    """Rebuild a saved model from its directory: the base by its address, the head by its seed.
+
+    Args:
+        directory: An adapter.
+        results: Results directory with the trajectories that a learned subspace is made of; None takes the one that
+            holds the adapter as adapters/ID.
 
     Raises:
         AdapterError: The adapter is damaged, foreign, or made for other weights.
+        TrajectoryError: A trajectory that it needs is missing or damaged.
         UnavailableError: The base model is not here.
     """
+    from distsub.finetune import trajectory
+
     config = adapter.load_config(directory)
     if config["base_model"] is None or config["num_labels"] is None:
         raise AdapterError(f"{directory} does not say its base model; build it yourself and use from_pretrained")
-    base = build(prepare(config["base_model"], config["revision"]), config["num_labels"], config["head_seed"] or 0)
-    return adapter.from_pretrained(directory, base)
+    prepared = prepare(config["base_model"], config["revision"])
+    base = build(prepared, config["num_labels"], config["head_seed"] or 0)
+    made_of, snapshots = config["settings"].get("snapshots"), None
+    if made_of is not None:
+        root = Path(directory).resolve().parents[1] if results is None else Path(results)
+        paths = [root / trajectory.FOLDER / name for name in made_of["recordings"]]
+        snapshots = trajectory.collect(paths, prepared.sha256, made_of["mode"], made_of["first"], made_of["last"])
+    return adapter.from_pretrained(directory, base, snapshots)
 
 
 class _quiet:

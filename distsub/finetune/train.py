@@ -15,9 +15,10 @@ from torch import nn
 
 from distsub.errors import DistsubError
 from distsub.finetune import ablate, data, memory, metrics, pretrained
-from distsub.finetune.step_size import SCALE_STEP, step_size
-from distsub.subspace import adapter
+from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size
+from distsub.subspace import adapter, layout
 from distsub.subspace.model import SubspaceModel
+from distsub.subspace.trajectory import Snapshots
 from distsub.trial import Observation, Trial
 
 EVAL_BATCH = 128
@@ -54,6 +55,7 @@ def train(
     on_step: Callable[[int, nn.Module], None] | None = None,
     disabled: ablate.Positions | None = None,
     start: Mapping[str, torch.Tensor] | None = None,
+    snapshots: Snapshots | None = None,
 ) -> Generator[Progress, bool | None, Observation]:
     """Train one trial, yielding after every step, and return its observation.
 
@@ -68,6 +70,7 @@ def train(
         on_step: Given the number of steps taken and the model after each step.
         disabled: The mask that an ablated trial names.
         start: Trained numbers of the same subspace at a smaller d, by name, to start from instead of theta_0.
+        snapshots: What the trial's learned subspace is made of, where it has one (`trajectory.snapshots`).
 
     Yields:
         Progress after each step.
@@ -85,7 +88,7 @@ def train(
     splits = data.load(task, budget)
     examples = data.tokenize(tokenizer, splits.train, budget.max_length)
     evaluation = Evaluation(trial, tokenizer, splits.validation, device)
-    model, record = build_model(trial, prepared, device)
+    model, record = build_model(trial, prepared, device, snapshots)
     theta_0 = ablate.take(model, disabled or {})
     if trial.method.ablation == "zero":
         ablate.put(model, disabled or {})
@@ -190,19 +193,26 @@ class Evaluation:
         return self.metrics[self._task.metric]
 
 
-def build_model(trial: Trial, prepared: pretrained.Prepared, device: str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+def build_model(
+    trial: Trial, prepared: pretrained.Prepared, device: str = "cpu", snapshots: Snapshots | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """Build the model that a trial trains, and the counts that its row reports.
 
     Raises:
         DimensionError: d does not fit the model.
+        ConfigError: The method is inconsistent, or needs snapshots.
+        TrajectoryError: The snapshots are of another layout.
     """
-    full = trial.method.name == "full"
+    full, method = trial.method.name == "full", trial.method
     base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head, private=full).to(device)
     if full:
         size = sum(parameter.numel() for parameter in base.parameters())
         return base, {"num_params": size, "num_trained": size, "step_size": trial.learning_rate}
-    method = trial.method
     assert trial.d is not None and trial.eta is not None, "a subspace trial has d and eta"
+    if method.name == "freeze":
+        apart = layout.outside(base.requires_grad_(False), method.head, method.embeddings)
+        beside = layout.free(base, {name for name, policy in apart.items() if policy == "trained"})
+        return base, {"num_trained_head": sum(p.numel() for p in beside.values()), "step_size": 0.0}
     model = SubspaceModel(
         base,
         trial.d,
@@ -213,15 +223,20 @@ def build_model(trial: Trial, prepared: pretrained.Prepared, device: str = "cpu"
         head=method.head,
         projection_seed=trial.seeds.projection,
         block_length=method.block_length,
+        scope=method.scope,
+        embeddings=method.embeddings,
+        ensemble=method.ensemble,
+        start=method.start,
+        snapshots=snapshots,
+        match_norms=method.match_norms,
     )
-    step = step_size(
-        trial.eta,
-        trial.learning_rate,
-        model.num_params,
-        model.coordinates.numel(),
-        method.normalization,
-        len(model.entries),
-    )
+    size, d = model.num_params, model.projection.d
+    if method.step is not None:
+        step = trial.eta * method.step
+    elif method.projection == "trajectory":
+        step = learned_step_size(trial.eta, trial.learning_rate, size, d)
+    else:
+        step = step_size(trial.eta, trial.learning_rate, size, d, method.normalization, len(model.entries))
     return model, {
         "num_params": model.num_params,
         "num_trained": model.num_trained,
@@ -235,7 +250,8 @@ def build_optimizer(trial: Trial, model: nn.Module, step: float) -> torch.optim.
     """Build AdamW over the trained numbers, each kind with its own step."""
     decay = trial.budget.weight_decay
     if not isinstance(model, SubspaceModel):
-        return torch.optim.AdamW(model.parameters(), lr=step, weight_decay=decay)
+        rate = trial.learning_rate if trial.method.name == "freeze" else step
+        return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=decay)
     assert trial.eta is not None, "a subspace trial has an eta"
     groups: list[dict[str, Any]] = [{"params": [model.coordinates], "lr": step, "weight_decay": 0.0}]
     if model.scales.numel():

@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ FORMAT, FORMAT_VERSION = "distsub-trajectory", 1
 """The version is raised when older programs would read other numbers from the same files."""
 
 META = "trajectory.json"
+FOLDER = "trajectories"
+"""Where a results directory keeps them, by id."""
+
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -65,7 +68,7 @@ class Trajectory:
 
 def directory(root: str | os.PathLike[str], recording: Recording) -> Path:
     """Give the place of a recording under a results directory."""
-    return Path(root) / "trajectories" / recording.id
+    return Path(root) / FOLDER / recording.id
 
 
 def marks(recording: Recording, num_rows: int) -> list[int]:
@@ -242,33 +245,50 @@ def snapshots(trial: Trial, root: str | os.PathLike[str]) -> Snapshots:
     """
     span = trial.method.span
     assert span is not None, "a trial in a learned subspace has a span"
-    prepared = pretrained.prepare(trial.model, trial.revision)
+    for recording in trial.recordings:
+        if not (path := directory(root, recording)).is_dir():
+            seeds = recording.trial.seeds
+            raise TrajectoryError(
+                f"the trajectory of task {recording.trial.task.name!r} (head and data seed {seeds.head}, {seeds.data}) "
+                f"is not in {path}; record it first: distsub trajectory SWEEP --out {root}"
+            )
+    paths = [directory(root, recording) for recording in trial.recordings]
+    weights = pretrained.prepare(trial.model, trial.revision).sha256
+    return collect(paths, weights, span.mode, span.first, span.last)
+
+
+def collect(
+    paths: Sequence[Path], weights_sha256: str, mode: str, first: int | None = None, last: bool = False
+) -> Snapshots:
+    """Map the checkpoints of some trajectories as the rows of W.
+
+    Args:
+        paths: Directories, in the order of the rows.
+        weights_sha256: Of the pretrained model that they must be of.
+        mode: "difference", "centered" or "raw".
+        first: Take only the first so many of each.
+        last: Take only the last of each (of the first, where both are given).
+
+    Raises:
+        TrajectoryError: One is missing, damaged, of another model, or shorter than asked for.
+    """
     rows: list[Mapping[str, Tensor]] = []
     hashes: list[str] = []
-    for recording in trial.recordings:
-        path = directory(root, recording)
-        if not path.is_dir():
-            raise TrajectoryError(
-                f"the trajectory of task {recording.trial.task.name!r} (head and data seed "
-                f"{recording.trial.seeds.head}, {recording.trial.seeds.data}) is not in {path}; "
-                f"record it first: distsub trajectory SWEEP --out {root}"
-            )
+    for path in paths:
         found = load(path)
-        if found.meta["weights_sha256"] != prepared.sha256:
+        if found.meta["weights_sha256"] != weights_sha256:
             raise TrajectoryError(
                 f"trajectory {path} is of other weights: sha256 {found.meta['weights_sha256'][:12]} "
-                f"({found.meta['model']}, revision {found.meta['revision']}), this model has {prepared.sha256[:12]}"
+                f"({found.meta['model']}, revision {found.meta['revision']}), this model has {weights_sha256[:12]}"
             )
-        if span.first is not None and span.first > len(found.updates):
+        if first is not None and first > len(found.updates):
             raise TrajectoryError(
-                f"the first {span.first} checkpoints are asked for, trajectory {path} has {len(found.updates)}"
+                f"the first {first} checkpoints are asked for, trajectory {path} has {len(found.updates)}"
             )
-        chosen = slice(0, span.first)
-        rows += found.updates[chosen][-1:] if span.last else found.updates[chosen]
-        hashes += found.hashes[chosen][-1:] if span.last else found.hashes[chosen]
-    fingerprint = hashlib.sha256("\n".join([span.mode, *hashes]).encode()).hexdigest()
-    names = tuple(recording.id for recording in trial.recordings)
-    return Snapshots(tuple(rows), span.mode, fingerprint, names, span.first, span.last)
+        rows += found.updates[:first][-1:] if last else found.updates[:first]
+        hashes += found.hashes[:first][-1:] if last else found.hashes[:first]
+    fingerprint = hashlib.sha256("\n".join([mode, *hashes]).encode()).hexdigest()
+    return Snapshots(tuple(rows), mode, fingerprint, tuple(path.name for path in paths), first, last)
 
 
 def num_bytes(recording: Recording, num_params: int, num_rows: int) -> int:

@@ -165,13 +165,12 @@ def _check_length(model: Any, tokenizer: Any, max_length: int, name: str) -> Non
 def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:
     """Build the projections at both ends of the grid: whatever refuses a d does so now."""
     from distsub.subspace import families, layout
-    from distsub.subspace.model import check_dimension
 
     entries = layout.entries(model, method.head)
     groups = layout.scale_groups(entries, method.groups)
     sizes = [entry.stop - entry.start for entry in entries]
     for d in {dims[0], dims[-1]}:
-        scales = check_dimension(d, entries, groups, method.name)
+        scales = layout.check_dimension(d, entries, groups, method.name)
         families.build(
             method.projection or "fastfood", sizes, d - scales, 0, method.normalization or "global", method.block_length
         )

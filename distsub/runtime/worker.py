@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from distsub.errors import AdapterError, OutputError
-from distsub.finetune import ablate, train
+from distsub.finetune import ablate, train, trajectory
 from distsub.results import Store
 from distsub.results.files import first_line
 from distsub.search.stopping import Rule, audited
@@ -59,7 +59,14 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
             save_adapter(store, trial, model)
 
     warm_from, start = _start(store, trial, place.dims)
-    training = train.train(trial, place.device, on_trained=keep, disabled=mask_of(store, trial), start=start)
+    training = train.train(
+        trial,
+        place.device,
+        on_trained=keep,
+        disabled=mask_of(store, trial),
+        start=start,
+        snapshots=trajectory.snapshots(trial, place.out) if trial.method.span else None,
+    )
     observation = replace((yield from _judged(training, trial, rule)), warm_from=warm_from)
     store.write(observation)
     return observation

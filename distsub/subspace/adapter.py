@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from distsub.errors import AdapterError, DimensionError, DistsubError, OutputError
 from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
+from distsub.subspace.trajectory import Snapshots
 from distsub.trial import Task
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -75,6 +76,7 @@ def save_pretrained(
     weights = save({name: p.detach().cpu().contiguous() for name, p in model.trained().items()}, {"format": "pt"})
     heads = layout.head_names(model.model)
     theta_0 = dict(model.model.named_parameters())
+    trained_head = heads & model.head.keys()
     labels = getattr(model.config, "num_labels", None) if num_labels is None else num_labels
     config = {
         "format": FORMAT,
@@ -89,9 +91,9 @@ def save_pretrained(
         "num_scales": model.scales.numel(),
         "num_trained": model.num_trained,
         "num_trained_head": model.num_trained_head,
-        "base_sha256": _hash(theta_0, theta_0.keys() - heads),
+        "base_sha256": _hash(theta_0, theta_0.keys() - heads - model.head.keys()),
         "base_dtype": _dtype(theta_0),
-        "head_sha256": None if model.head else _hash(theta_0, heads),
+        "head_sha256": None if trained_head else _hash(theta_0, heads),
         "fingerprint": model.projection.fingerprint(),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "versions": {name: _version(name) for name in ("distsub", "torch", "transformers")},
@@ -141,12 +143,15 @@ def load_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
-def from_pretrained(directory: str | os.PathLike[str], base: nn.Module) -> SubspaceModel:
+def from_pretrained(
+    directory: str | os.PathLike[str], base: nn.Module, snapshots: Snapshots | None = None
+) -> SubspaceModel:
     """Load an adapter onto its base model, after checking that it is the right one.
 
     Args:
         directory: What `save_pretrained` wrote.
         base: A transformers model with the adapter's theta_0, its head included.
+        snapshots: The checkpoints that a learned subspace is made of; see `finetune.trajectory`.
 
     Returns:
         The held model at the saved coordinates, in evaluation mode; on the machine that saved it, its logits are the
@@ -154,14 +159,16 @@ def from_pretrained(directory: str | os.PathLike[str], base: nn.Module) -> Subsp
 
     Raises:
         AdapterError: A file is missing or corrupt, or the adapter was made for other weights, another head or
-            another projection; the message says which.
+            another projection, or from other checkpoints; the message says which.
     """
     path = Path(directory)
     config = load_config(path)
     tensors = _load(path / WEIGHTS, config["weights_sha256"])
     _check_base(path, config, base)
+    settings = dict(config["settings"])
+    _check_snapshots(path, settings.pop("snapshots", None), snapshots)
     try:
-        model = SubspaceModel(base, **config["settings"])
+        model = SubspaceModel(base, **settings, snapshots=snapshots)
     except (DistsubError, TypeError, AttributeError) as error:
         raise AdapterError(f"the settings in {path / CONFIG} do not fit this model: {error}") from error
     _check_projection(path, config, model)
@@ -248,6 +255,11 @@ def _check_base(path: Path, config: dict[str, Any], base: nn.Module) -> None:
         AdapterError: It is not.
     """
     theta_0, heads = dict(base.named_parameters()), layout.head_names(base)
+    try:
+        policies = layout.outside(base, config["settings"]["head"], config["settings"].get("embeddings", "in_subspace"))
+    except (DistsubError, KeyError) as error:
+        raise AdapterError(f"the settings in {path / CONFIG} do not fit this model: {error}") from error
+    apart = heads | {name for name, policy in policies.items() if policy == "trained"}
     if (found := _dtype(theta_0)) != config["base_dtype"]:
         raise AdapterError(
             f"the adapter in {path} was made for weights in {config['base_dtype']}, this model's are in {found}; "
@@ -255,7 +267,7 @@ def _check_base(path: Path, config: dict[str, Any], base: nn.Module) -> None:
         )
     name = config["base_model"] or "no named base model"
     at = f" at revision {config['revision']}" if config["revision"] else ""
-    if (found := _hash(theta_0, theta_0.keys() - heads)) != config["base_sha256"]:
+    if (found := _hash(theta_0, theta_0.keys() - apart)) != config["base_sha256"]:
         raise AdapterError(
             f"the adapter in {path} was made for other weights: sha256 {_short(config['base_sha256'])} ({name}{at}), "
             f"this model has {_short(found)}; give the base model that it was trained on, untouched"
@@ -267,6 +279,27 @@ def _check_base(path: Path, config: dict[str, Any], base: nn.Module) -> None:
         raise AdapterError(
             f"the adapter in {path} was made for another head: sha256 {_short(expected)}, this model has "
             f"{_short(found)}, probably from another head_seed; it needs the head {known} with num_labels = {labels}"
+        )
+
+
+def _check_snapshots(path: Path, saved: dict[str, Any] | None, given: Snapshots | None) -> None:
+    """Check that the checkpoints are those that the subspace was made of.
+
+    Raises:
+        AdapterError: They are not there, or others.
+    """
+    if saved is None:
+        return
+    what = f"{', '.join(saved['recordings']) or 'no named trajectory'} (sha256 {_short(saved['fingerprint'])})"
+    if given is None:
+        raise AdapterError(
+            f"the adapter in {path} lives in a learned subspace, made of {what}: give it as snapshots "
+            "(distsub.finetune.trajectory reads it where `distsub trajectory` recorded it)"
+        )
+    if given.fingerprint != saved["fingerprint"]:
+        raise AdapterError(
+            f"the adapter in {path} lives in a learned subspace, made of {what}; the checkpoints given are others "
+            f"(sha256 {_short(given.fingerprint)})"
         )
 
 

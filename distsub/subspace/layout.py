@@ -6,10 +6,11 @@ table (whose rows are made as the batch needs them), or a single module outside 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 from torch import Tensor, nn
 
-from distsub.errors import ConfigError
+from distsub.errors import ConfigError, DimensionError
 
 HEADS = ("in_subspace", "trained", "frozen")
 GROUPS = ("layer", "tensor")
@@ -77,27 +78,66 @@ def _layer_of(name: str, block_names: list[str], head: set[str]) -> str:
     return "output" if name in head or "pooler" in name else "embeddings"
 
 
-def entries(model: nn.Module, head: str = "in_subspace") -> list[Entry]:
-    """Lay out the parameters that the subspace spans, tied ones once, in the model's own order.
+def outside(model: nn.Module, head: str = "in_subspace", embeddings: str = "in_subspace") -> dict[str, str]:
+    """Name the parameters that the subspace does not span, each with its policy, "trained" or "frozen".
+
+    Args:
+        model: The model.
+        head: Policy of the head's parameters (see `head_names`).
+        embeddings: Policy of the base model's parameters outside its blocks: embeddings, pooler.
 
     Raises:
-        ConfigError: The head policy is unknown, or the model has no head for it to keep apart.
+        ConfigError: A policy is unknown, or the model has no such parameters for it to keep apart.
     """
-    if head not in HEADS:
-        raise ConfigError(f"head = {head!r} is unknown; use one of {', '.join(HEADS)}")
-    apart = head_names(model)
-    if head != "in_subspace" and not apart:
+    for key, policy in (("head", head), ("embeddings", embeddings)):
+        if policy not in HEADS:
+            raise ConfigError(f"{key} = {policy!r} is unknown; use one of {', '.join(HEADS)}")
+    heads, inside = head_names(model), tuple(f"{name}." for name in blocks(model))
+    if head != "in_subspace" and not heads:
         raise ConfigError(
             f"head = {head!r} needs a model with a head outside its base model; {type(model).__name__} has none"
         )
+    if embeddings != "in_subspace" and not inside:
+        raise ConfigError(f"embeddings = {embeddings!r} needs a model with blocks; {type(model).__name__} has none")
+    found = {}
+    for name, _ in model.named_parameters():
+        policy = head if name in heads else "in_subspace" if name.startswith(inside) and inside else embeddings
+        if policy != "in_subspace":
+            found[name] = policy
+    return found
+
+
+def entries(model: nn.Module, head: str = "in_subspace", embeddings: str = "in_subspace") -> list[Entry]:
+    """Lay out the parameters that the subspace spans, tied ones once, in the model's own order.
+
+    Raises:
+        ConfigError: A policy does not fit (see `outside`).
+    """
+    apart, heads = outside(model, head, embeddings), head_names(model)
     names, position, out = list(blocks(model)), 0, []
     for name, parameter in model.named_parameters():
-        if head != "in_subspace" and name in apart:
+        if name in apart:
             continue
         size = parameter.numel()
-        out.append(Entry(name, parameter.detach(), position, position + size, _layer_of(name, names, apart)))
+        out.append(Entry(name, parameter.detach(), position, position + size, _layer_of(name, names, heads)))
         position += size
     return out
+
+
+def layers(layout: list[Entry]) -> list[list[Entry]]:
+    """Cut entries into the transformer blocks, for one subspace each.
+
+    Raises:
+        ConfigError: Some entry lies in no block.
+    """
+    found = [list(group) for _, group in groupby(layout, key=lambda entry: entry.layer)]
+    rest = next((entry.name for entry in layout if entry.layer in ("embeddings", "output")), None)
+    if rest is not None:
+        raise ConfigError(
+            f'scope = "layer" spans the transformer blocks only, {rest} lies in none: give head and embeddings each '
+            '"trained" or "frozen"'
+        )
+    return found
 
 
 def scale_groups(layout: list[Entry], groups: str | None) -> list[tuple[int, int, int]]:
@@ -155,3 +195,41 @@ def _runs(used: list[Entry]) -> tuple[tuple[int, int], ...]:
         else:
             runs.append((start, stop))
     return tuple(runs)
+
+
+def check_dimension(d: int, entries: list[Entry], groups: list[tuple[int, int, int]], method: str) -> int:
+    """Check that d fits the model and the method, and give the number of scales.
+
+    Raises:
+        DimensionError: d <= m, or d > D.
+    """
+    num_scales = len({group for _, _, group in groups}) if method == "said" else 0
+    num_params = entries[-1].stop
+    if d <= num_scales:
+        raise DimensionError(
+            f"d = {d} leaves no coordinate: SAID pays for its {num_scales} scales out of d; "
+            f"take d > {num_scales}, groups = 'layer', or method 'did'"
+        )
+    if d - num_scales > num_params:
+        raise DimensionError(f"d = {d} exceeds the D = {num_params} parameters that the subspace spans; lower d")
+    return num_scales
+
+
+def offsets(runs: tuple[tuple[int, int], ...], used: list[Entry]) -> Iterator[tuple[Entry, int]]:
+    """Give each use's place in a buffer that holds the runs end to end."""
+    starts, total = [], 0
+    for start, stop in runs:
+        starts.append((start, stop, total))
+        total += stop - start
+    for entry in used:
+        yield entry, next(offset + entry.start - start for start, stop, offset in starts if start <= entry.start < stop)
+
+
+def free(model: nn.Module, names: set[str]) -> dict[str, nn.Parameter]:
+    """Replace parameters by trainable copies, tied ones wherever they are used."""
+    found = {id(p): (name, nn.Parameter(p.detach().clone())) for name, p in model.named_parameters() if name in names}
+    for owner in model.modules():
+        for key, parameter in owner._parameters.items():
+            if id(parameter) in found:
+                owner._parameters[key] = found[id(parameter)][1]
+    return dict(found.values())

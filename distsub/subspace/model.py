@@ -17,10 +17,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from distsub.errors import ConfigError, DimensionError
+from distsub.errors import ConfigError
+from distsub.subspace import bits
 from distsub.subspace import layout as layouts
-from distsub.subspace.families import build
+from distsub.subspace.families import Kind, assemble
 from distsub.subspace.fastfood import next_power_of_two
+from distsub.subspace.trajectory import Snapshots
 
 METHODS = ("did", "said")
 
@@ -47,18 +49,25 @@ class SubspaceModel(nn.Module):
         model: Any transformers model; its parameters are frozen in place and never written.
         d: Numbers to train, scales included.
         method: "did" or "said".
-        projection: Family of P: dense, sparse, fastfood, fastfood_per_tensor or partition.
+        projection: Family of P: dense, sparse, fastfood, fastfood_per_tensor, partition or trajectory.
         normalization: "global" or "per_tensor".
         groups: What one scale covers, "layer" or "tensor"; read by SAID only.
         head: "in_subspace", "trained" or "frozen".
         projection_seed: Seed of P.
         block_length: Fastfood block length; None takes the smallest that holds d.
+        scope: "model", or "layer": one theta of d numbers for each transformer block, and nothing else in the subspace.
+        embeddings: Policy of the base model's parameters outside its blocks; as `head`.
+        ensemble: Coordinate vectors whose mean is theta; `coordinates` is then [ensemble, d].
+        start: "zero", or "random" for coordinates from N(0, 1/d).
+        snapshots: Checkpoints that projection "trajectory", or `match_norms`, is made of.
+        match_norms: Give each tensor's rows of a random P the size of the last snapshot's update there.
         recompute: Share of the blocks, from the first on, whose activations are computed again in the backward pass
             instead of kept; the same gradient to the bit, for less memory and more time.
 
     Raises:
         DimensionError: d does not exceed the number of scales, or exceeds D.
         ConfigError: An option is unknown.
+        TrajectoryError: The snapshots are of another layout.
     """
 
     def __init__(
@@ -72,21 +81,29 @@ class SubspaceModel(nn.Module):
         head: str = "in_subspace",
         projection_seed: int = 0,
         block_length: int | None = None,
+        scope: str = "model",
+        embeddings: str = "in_subspace",
+        ensemble: int = 1,
+        start: str = "zero",
+        snapshots: Snapshots | None = None,
+        match_norms: bool = False,
         recompute: float = 1 / 6,
     ) -> None:
         """Lay the model out, draw P and hook the units."""
         super().__init__()
         if method not in METHODS:
             raise ConfigError(f"method = {method!r} is unknown; use one of {', '.join(METHODS)}")
+        if scope == "layer" and method == "said":
+            raise ConfigError('scope = "layer" has a theta for each layer and no scales; take method "did"')
         if getattr(model, "_held", False):
             raise ConfigError("this model is held in a subspace already and would move twice; build a fresh one")
         model.requires_grad_(False)
-        self.entries = layouts.entries(model, head)
+        self.entries = layouts.entries(model, head, embeddings)
         self.groups = layouts.scale_groups(self.entries, groups if method == "said" else None)
-        num_scales = check_dimension(d, self.entries, self.groups, method)
+        num_scales = layouts.check_dimension(d, self.entries, self.groups, method)
         block_length = block_length or next_power_of_two(max(d, 4))
-        sizes = [entry.stop - entry.start for entry in self.entries]
-        self.projection = build(projection, sizes, d - num_scales, projection_seed, normalization, block_length)
+        kind = Kind(projection, normalization, projection_seed, block_length, scope, match_norms)
+        self.projection = assemble(self.entries, d - num_scales, kind, snapshots)
         self.settings: dict[str, Any] = {
             "d": d,
             "method": method,
@@ -97,12 +114,22 @@ class SubspaceModel(nn.Module):
             "projection_seed": projection_seed,
             "block_length": block_length,
         }
+        later = {"scope": scope, "embeddings": embeddings, "ensemble": ensemble, "match_norms": match_norms}
+        usual = {"scope": "model", "embeddings": "in_subspace", "ensemble": 1, "match_norms": False}
+        self.settings |= {key: value for key, value in later.items() if value != usual[key]}
+        if snapshots is not None:
+            self.settings["snapshots"] = snapshots.describe()
         some = next(model.parameters())
         dtype = torch.float64 if some.dtype == torch.float64 else torch.float32
-        self.coordinates = nn.Parameter(torch.zeros(d - num_scales, dtype=dtype, device=some.device))
+        shape = (self.projection.d,) if ensemble == 1 else (ensemble, self.projection.d)
+        coordinates = torch.zeros(shape, dtype=dtype)
+        if start == "random":
+            coordinates = bits.normals(projection_seed, "start", 0, coordinates.numel()).view(shape) / d**0.5
+        self.coordinates = nn.Parameter(coordinates.to(some.device, dtype))
         self.scales = nn.Parameter(torch.ones(num_scales, dtype=dtype, device=some.device))
         self.units = list(layouts.units(model, self.entries))
-        self.head = _free_head(model) if head == "trained" else {}
+        apart = layouts.outside(model, head, embeddings)
+        self.head = layouts.free(model, {name for name, policy in apart.items() if policy == "trained"})
         self.model = model
         self._live: dict[int, tuple[int, torch.dtype]] = {}
         self._frozen = {
@@ -124,18 +151,23 @@ class SubspaceModel(nn.Module):
         return self.model.config
 
     @property
+    def theta(self) -> Tensor:
+        """The coordinates that count, shape [projection.d]: the mean of the ensemble."""
+        return self.coordinates if self.coordinates.dim() == 1 else self.coordinates.mean(0)
+
+    @property
     def num_params(self) -> int:
         """D: the parameters that the subspace spans."""
         return self.projection.num_params
 
     @property
     def num_trained(self) -> int:
-        """Numbers trained in the subspace, scales included; always d."""
+        """Numbers trained in the subspace, scales included: d, times layers and ensemble where there are such."""
         return self.coordinates.numel() + self.scales.numel()
 
     @property
     def num_trained_head(self) -> int:
-        """Numbers trained beside the subspace, in the head."""
+        """Numbers trained in full beside the subspace, in the head and the embeddings."""
         return sum(parameter.numel() for parameter in self.head.values())
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -167,11 +199,13 @@ class SubspaceModel(nn.Module):
         adapter.save_pretrained(self, directory, **identity)
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike[str], base: nn.Module) -> "SubspaceModel":
+    def from_pretrained(
+        cls, directory: str | os.PathLike[str], base: nn.Module, snapshots: Snapshots | None = None
+    ) -> "SubspaceModel":
         """Rebuild a saved model around its base; see `adapter.from_pretrained`."""
         from distsub.subspace import adapter
 
-        return adapter.from_pretrained(directory, base)
+        return adapter.from_pretrained(directory, base, snapshots)
 
     # Making weights
 
@@ -190,11 +224,11 @@ class SubspaceModel(nn.Module):
 
     def _weights(self, runs: tuple[tuple[int, int], ...], used: list[layouts.Entry]) -> Tensor:
         """Compute theta_0 + lambda * P theta over runs of positions, laid end to end."""
-        theta = self.coordinates.detach()
+        theta = self.theta.detach()
         pieces = [self._scaled(self.projection.apply(theta, start, stop), start) for start, stop in runs]
         flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         once = {entry.start: entry for entry in used}  # tied weights are several uses of one entry
-        for entry, offset in _offsets(runs, list(once.values())):
+        for entry, offset in layouts.offsets(runs, list(once.values())):
             flat[offset : offset + entry.stop - entry.start].view(entry.frozen.shape).add_(entry.frozen)
         return flat
 
@@ -211,7 +245,9 @@ class SubspaceModel(nn.Module):
         buffers = {dtype: flat.to(dtype) for dtype in {*wanted, flat.dtype}}
         return tuple(
             buffers[dtype][offset : offset + entry.stop - entry.start].view(entry.frozen.shape)
-            for dtype, (entry, offset) in zip(wanted, _offsets(unit.runs, [e for _, _, e in unit.uses]), strict=True)
+            for dtype, (entry, offset) in zip(
+                wanted, layouts.offsets(unit.runs, [e for _, _, e in unit.uses]), strict=True
+            )
         )
 
     def _run_dtype(self, frozen: Tensor) -> torch.dtype:
@@ -226,10 +262,10 @@ class SubspaceModel(nn.Module):
         unit = self.units[number]
         size = sum(stop - start for start, stop in unit.runs)
         flat = self.coordinates.new_zeros(size)
-        for (entry, offset), grad in zip(_offsets(unit.runs, [e for _, _, e in unit.uses]), grads, strict=True):
+        for (entry, offset), grad in zip(layouts.offsets(unit.runs, [e for _, _, e in unit.uses]), grads, strict=True):
             if grad is not None:
                 flat[offset : offset + entry.stop - entry.start].view(grad.shape).add_(grad)
-        theta, done = self.coordinates.new_zeros(self.coordinates.shape), 0
+        theta, done = self.coordinates.new_zeros(self.projection.d), 0
         scales = torch.zeros_like(self.scales) if self.scales.numel() else None
         for start, stop in unit.runs:
             grad = flat[done : done + stop - start]
@@ -247,9 +283,9 @@ class SubspaceModel(nn.Module):
             reduced = self.projection.adjoint(grad, start)
             group = runs[0][2]
             theta.add_(reduced * self.scales.detach()[group])
-            scales[group] += torch.dot(reduced, self.coordinates.detach())
+            scales[group] += torch.dot(reduced, self.theta.detach())
         else:
-            update = self.projection.apply(self.coordinates.detach(), start, start + grad.numel())
+            update = self.projection.apply(self.theta.detach(), start, start + grad.numel())
             for low, high, group in runs:
                 scales[group] += torch.dot(grad[low - start : high - start], update[low - start : high - start])
             theta.add_(self.projection.adjoint(self._scaled(grad, start), start))
@@ -312,7 +348,7 @@ class SubspaceModel(nn.Module):
 
     def _lend(self, number: int) -> tuple[Tensor, ...]:
         """Make a unit's weights and note whose they are, for as long as the caller keeps them."""
-        weights: tuple[Tensor, ...] = _Weights.apply(self.coordinates, self.scales, self, number)  # type: ignore[assignment]
+        weights: tuple[Tensor, ...] = _Weights.apply(self.theta, self.scales, self, number)  # type: ignore[assignment]
         self._live |= {weight.untyped_storage().data_ptr(): (number, weight.dtype) for weight in weights}
         return weights
 
@@ -324,7 +360,7 @@ class SubspaceModel(nn.Module):
         """Add the update to rows that were looked up in theta_0's table; of the table, only these rows are made."""
         rows, place = torch.unique(index, return_inverse=True)
         entry = self.units[number].uses[0][2]
-        update: Tensor = _Rows.apply(self.coordinates, self.scales, self, entry, rows)  # type: ignore[assignment]
+        update: Tensor = _Rows.apply(self.theta, self.scales, self, entry, rows)  # type: ignore[assignment]
         return output + update[place].to(output.dtype)
 
     def _pack(self, tensor: Tensor) -> Tensor | SavedWeight:
@@ -425,44 +461,5 @@ class _Rows(torch.autograd.Function):
             return reduced, None, None, None, None
         [(_, _, group)] = model._group_runs(ctx.entry.start, ctx.entry.stop)
         scales = torch.zeros_like(model.scales)
-        scales[group] = torch.dot(reduced, model.coordinates.detach())
+        scales[group] = torch.dot(reduced, model.theta.detach())
         return reduced * model.scales.detach()[group], scales, None, None, None
-
-
-def check_dimension(d: int, entries: list[layouts.Entry], groups: list[tuple[int, int, int]], method: str) -> int:
-    """Check that d fits the model and the method, and give the number of scales.
-
-    Raises:
-        DimensionError: d <= m, or d > D.
-    """
-    num_scales = len({group for _, _, group in groups}) if method == "said" else 0
-    num_params = entries[-1].stop
-    if d <= num_scales:
-        raise DimensionError(
-            f"d = {d} leaves no coordinate: SAID pays for its {num_scales} scales out of d; "
-            f"take d > {num_scales}, groups = 'layer', or method 'did'"
-        )
-    if d - num_scales > num_params:
-        raise DimensionError(f"d = {d} exceeds the D = {num_params} parameters that the subspace spans; lower d")
-    return num_scales
-
-
-def _offsets(runs: tuple[tuple[int, int], ...], used: list[layouts.Entry]) -> Iterator[tuple[layouts.Entry, int]]:
-    """Give each use's place in a buffer that holds the runs end to end."""
-    starts, total = [], 0
-    for start, stop in runs:
-        starts.append((start, stop, total))
-        total += stop - start
-    for entry in used:
-        yield entry, next(offset + entry.start - start for start, stop, offset in starts if start <= entry.start < stop)
-
-
-def _free_head(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Replace the head's parameters by trainable copies, tied ones wherever they are used."""
-    names = layouts.head_names(model)
-    head = {id(p): (name, nn.Parameter(p.detach().clone())) for name, p in model.named_parameters() if name in names}
-    for owner in model.modules():
-        for key, parameter in owner._parameters.items():
-            if id(parameter) in head:
-                owner._parameters[key] = head[id(parameter)][1]
-    return dict(head.values())

@@ -70,6 +70,10 @@ class Projection(ABC):
         self.d = d
         self.seed = seed
         self.normalization = normalization
+        self.factors: tuple[float, ...] | None = None
+        """What each tensor's rows are multiplied with; None for 1 everywhere."""
+        if normalization == "per_tensor":
+            self.factors = tuple((self.num_params / max(size, 1)) ** 0.5 for size in self.sizes)
 
     @abstractmethod
     def apply(self, theta: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
@@ -208,7 +212,7 @@ class Blockwise(Projection):
         """Implement `Projection.adjoint`, block by block."""
         stop = start + grad.numel()
         self._check(None, start, stop)
-        if self.normalization == "per_tensor":
+        if self.factors is not None:
             grad = self._normalize(grad.clone(), start)
         code = grad.new_zeros(self._code_length)
         for low, high, state in self._chunks(start, stop, grad.device):
@@ -231,14 +235,14 @@ class Blockwise(Projection):
             for _, blocks, index in self._row_chunks(start, width, rows)
         ]
         out = torch.cat(pieces) if pieces else theta.new_empty(0, width)
-        return out.mul_(self._factor(start)) if self.normalization == "per_tensor" else out
+        return out.mul_(self._factor(start)) if self.factors is not None else out
 
     @exact
     def adjoint_rows(self, grad: Tensor, start: int, rows: Tensor) -> Tensor:
         """Implement `Projection.adjoint_rows`, block by block."""
         width = grad.shape[1]
         self._check(None, start, start + width)
-        if self.normalization == "per_tensor":
+        if self.factors is not None:
             grad = grad * self._factor(start)
         code = grad.new_zeros(self._code_length)
         for span, blocks, index in self._row_chunks(start, width, rows):
@@ -282,14 +286,23 @@ class Blockwise(Projection):
             place = torch.searchsorted(blocks, position // length) * length + position % length
             yield group, blocks, place
 
+    def match(self, norms: Sequence[float]) -> None:
+        """Give every tensor's rows the size of another update's: in expectation |P_i z| / |P z| is norms_i / |norms|.
+
+        Args:
+            norms: |u_i| of that update in each tensor, not all 0.
+        """
+        whole = sum(norm * norm for norm in norms) / self.num_params
+        self.factors = tuple(norm / (max(size, 1) * whole) ** 0.5 for norm, size in zip(norms, self.sizes, strict=True))
+
     def _factor(self, position: int) -> float:
-        """Give sqrt(D / D_i) of the tensor at a position."""
-        size = next(n for n, end in zip(self.sizes, self.offsets[1:], strict=True) if position < end)
-        return (self.num_params / size) ** 0.5
+        """Give the factor of the tensor at a position."""
+        assert self.factors is not None, "asked for only where there are factors"
+        return next(f for f, end in zip(self.factors, self.offsets[1:], strict=True) if position < end)
 
     def _normalize(self, values: Tensor, start: int) -> Tensor:
         """Scale a slice, in place, by its rows' factors."""
-        if self.normalization == "per_tensor":
+        if self.factors is not None:
             stop = start + values.numel()
             for low, high in zip(self.offsets, self.offsets[1:], strict=False):
                 first, last = max(low, start), min(high, stop)

@@ -14,6 +14,7 @@ R = [D; theta_0] (raw); then G = B (R R^T) B^T.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,11 @@ class Snapshots:
     recordings: tuple[str, ...] = ()
     first: int | None = None
     last: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """Say, for an adapter's configuration, which checkpoints these are; all but the numbers."""
+        kept = ("mode", "fingerprint", "first", "last")
+        return {"recordings": list(self.recordings)} | {key: getattr(self, key) for key in kept}
 
     def rows(self, names: Sequence[str], theta_0: Sequence[Tensor]) -> list[list[Tensor]]:
         """Lay out R over some parameters.
