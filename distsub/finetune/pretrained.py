@@ -17,6 +17,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from torch import nn
 
@@ -88,8 +89,9 @@ def locate(model: str, revision: str | None = None) -> Path:
 def prepare(model: str, revision: str | None = None) -> Prepared:
     """Convert a checkpoint to float32 safetensors, once per machine, and hash it.
 
-    A checkpoint that is float32 safetensors already is used where it lies. Several processes may prepare the same
-    model at once: each writes a directory of its own and the first rename wins.
+    A checkpoint that is float32 safetensors already is used where it lies. Of several processes that prepare the same
+    model at once, one converts and the others wait for it; where the lock does not work, as on some network file
+    systems, each writes a directory of its own and the first rename wins.
 
     Raises:
         UnavailableError: The model cannot be found or read.
@@ -103,7 +105,10 @@ def prepare(model: str, revision: str | None = None) -> Prepared:
     record = target / "distsub.json"
     if not record.is_file():
         try:
-            _convert(source, files, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{target}.lock"):  # the system lets go of it when its process dies
+                if not record.is_file():
+                    _convert(source, files, target)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise UnavailableError(f"model {model!r} cannot be read: {str(error).splitlines()[0]}") from None
         except UnpicklingError:  # its own message advises to load the file with its code
@@ -119,7 +124,6 @@ def _convert(source: Path, files: list[Path], target: Path) -> None:
     """Write the hash, and the float32 copy where one is needed, in one rename."""
     from safetensors.torch import load_file, save_file
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".convert-", dir=target.parent))
     try:
         state: dict[str, torch.Tensor] = {}

@@ -6,37 +6,25 @@ would end the whole run.
 """
 
 import contextlib
-import logging
-import os
-import secrets
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-# Ray reads these when it is imported; whoever has set them keeps what was set.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-if "RAY_ADDRESS" not in os.environ:  # a cluster of our own, for this run alone; a given one has a token of its own
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+from distsub.runtime import cluster  # isort: skip  # sets Ray's environment before Ray is imported
 
 import ray
 from ray import tune
-from ray._private import ray_constants
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from distsub.config import Resources
-from distsub.errors import ConfigError, DistsubError
+from distsub.errors import DistsubError
 from distsub.finetune.train import failed
 from distsub.results import Store
 from distsub.results.schema import trial_from_json, trial_to_json
+from distsub.runtime.metrics import Gauges
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place, perform
 from distsub.search import Board
@@ -46,7 +34,7 @@ from distsub.trial import Observation, Trial
 STEP_S = 2.0
 """Seconds of training per Tune step: how long a cancelled trial may still run."""
 
-TOLD = ("status", "score", "chance", "error", "wall_s", "curve", "stop", "goal", "stop_limit")
+TOLD = ("status", "score", "chance", "error", "wall_s", "num_tokens", "curve", "stop", "goal", "stop_limit")
 """What the driver hears of a row; the rest it can read."""
 
 
@@ -64,6 +52,7 @@ class TrainTrial(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
+        self._fresh = True
         trial, rule = trial_from_json(config["trial"]), config["rule"]
         self._steps = perform(
             trial, Place(**config["place"]), Rule(tuple(rule["goals"]), rule["limit"]) if rule else None
@@ -71,6 +60,11 @@ class TrainTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train for a moment; the last result carries the verdict and is flagged final."""
+        if (
+            self._fresh and cluster.drains()
+        ):  # nothing is lost yet: end the process, and Tune starts the trial elsewhere
+            ray.actor.exit_actor()
+        self._fresh = False
         began, progress = time.monotonic(), None
         while time.monotonic() - began < STEP_S:
             try:
@@ -181,6 +175,18 @@ class CancelUnwanted(FIFOScheduler):
         """Ask the searcher's board."""
         super().__init__()
         self._searcher = searcher
+        self._busy_at = time.monotonic()
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Choose in order; when there is long nothing to start, let go of the process that waits for a next trial."""
+        chosen = super().choose_trial_to_run(tune_controller)
+        now = time.monotonic()
+        if chosen is not None:
+            self._busy_at = now
+        elif now - self._busy_at > cluster.IDLE_S:
+            self._busy_at = now
+            cluster.release_idle(tune_controller)
+        return chosen
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop or go on."""
@@ -207,61 +213,11 @@ class CrashLog(tune.Callback):
 
     def _note(self, trial: Any) -> None:
         with contextlib.suppress(Exception):  # an exception in a callback would end the whole run
+            if getattr(trial.get_pickled_error(), "preempted", False):
+                self.reasons[trial.trial_id] = "its node is about to go, or has gone; it starts again elsewhere"
+                return
             lines = [line for line in str(trial.get_error() or "").splitlines() if line and not line.startswith(" ")]
             self.reasons[trial.trial_id] = lines[-1] if lines else ""
-
-
-@contextlib.contextmanager
-def cluster() -> Iterator[None]:
-    """Connect to RAY_ADDRESS or the job's cluster, else start one on this machine's loopback and end it."""
-    if ray.is_initialized():
-        yield
-        return
-    # What goes wrong in a trial is told once, in one line; Tune would print each traceback twice.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.air").setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
-    own = "RAY_ADDRESS" not in os.environ
-    if own:
-        options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    with _loopback() if own else contextlib.nullcontext():
-        ray.init(**options)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _loopback() -> Iterator[None]:
-    """Let Ray start on 127.0.0.1: it takes that for a wish to be reached and listens everywhere, unless told so."""
-    known = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = known
-
-
-def slots(resources: Resources) -> int:
-    """Count how many trials the cluster can run at once now.
-
-    Raises:
-        ConfigError: It cannot run one, and will not grow.
-    """
-    if resources.max_concurrent_trials is not None:
-        return resources.max_concurrent_trials
-    have = ray.cluster_resources()
-    fits = [int(have.get("CPU", 0) // resources.cpus_per_trial)] if resources.cpus_per_trial else []
-    if resources.gpus_per_trial:
-        fits.append(int(have.get("GPU", 0) // resources.gpus_per_trial))
-    if min(fits) < 1:
-        raise ConfigError(
-            f"a trial asks for {resources.cpus_per_trial:g} CPUs and {resources.gpus_per_trial:g} GPUs; the cluster "
-            f"has {have.get('CPU', 0):g} and {have.get('GPU', 0):g}; lower [resources], or give max_concurrent_trials "
-            f"for a cluster that grows"
-        )
-    return min(fits)
 
 
 def run(board: Board, store: Store, place: Place, reporter: Reporter, rules: Rules, resources: Resources) -> None:
@@ -288,8 +244,9 @@ def run(board: Board, store: Store, place: Place, reporter: Reporter, rules: Rul
         searcher = BoardSearcher(board, store, place, reporter, rules, crashes)
         reporter.line("ray      connecting")
         try:
-            with cluster(), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:
-                _fit(searcher, crashes, resources, folder)
+            with cluster.connect(), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:
+                watchers = [crashes, cluster.Watch(resources, reporter.line), Gauges(reporter, store.uri)]
+                _fit(searcher, watchers, resources, folder)
             return
         except RuntimeError as error:
             if "Caught unexpected exception" not in str(error) or ray.is_initialized():
@@ -298,9 +255,9 @@ def run(board: Board, store: Store, place: Place, reporter: Reporter, rules: Rul
             searcher.lose_all(losses, resources.retries, reason)
 
 
-def _fit(searcher: "BoardSearcher", crashes: CrashLog, resources: Resources, folder: str) -> None:
+def _fit(searcher: "BoardSearcher", watchers: list[tune.Callback], resources: Resources, folder: str) -> None:
     """Run one Tuner to its end."""
-    searcher.slots = slots(resources)
+    searcher.slots = cluster.slots(resources)
     needs = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
     tuner = tune.Tuner(
         tune.with_resources(TrainTrial, needs),
@@ -315,7 +272,7 @@ def _fit(searcher: "BoardSearcher", crashes: CrashLog, resources: Resources, fol
             storage_path=folder,
             name="sweep",
             verbose=0,
-            callbacks=[crashes],
+            callbacks=watchers,
             failure_config=tune.FailureConfig(max_failures=resources.retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),

@@ -1,0 +1,198 @@
+"""The Ray cluster under a sweep: find it, count what it runs at once, say what it will never run, leave it in time.
+
+Ray's settings for this process are made here, before Ray is imported: every module that uses Ray imports this one.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+# Ray reads these when it is imported; whoever has set them keeps what was set.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+if "RAY_ADDRESS" not in os.environ:  # a cluster of our own, for this run alone; a given one has a token of its own
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+import ray
+from ray import tune
+from ray._private import ray_constants
+
+from distsub.config import Resources
+from distsub.errors import ConfigError
+
+PATIENCE_S = 30.0
+"""Seconds without a node that fits a trial before it is said; nodes that are on their way are waited for in silence."""
+
+IDLE_S = 15.0
+"""Seconds that a process without a trial may hold its node while there is nothing to start."""
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[None]:
+    """Connect to RAY_ADDRESS or the job's cluster, else start one on this machine's loopback and end it."""
+    if ray.is_initialized():
+        yield
+        return
+    # What goes wrong in a trial is told once, in one line; Tune would print each traceback twice.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.air").setLevel(logging.CRITICAL)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
+    own = "RAY_ADDRESS" not in os.environ
+    if own:
+        options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    with _loopback() if own else contextlib.nullcontext():
+        ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Let Ray start on 127.0.0.1: it takes that for a wish to be reached and listens everywhere, unless told so."""
+    known = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = known
+
+
+def fits(node: Mapping[str, float], resources: Resources) -> int:
+    """Count the trials that a node with these resources runs at once.
+
+    Args:
+        node: What the node has, as Ray names it: "CPU", "GPU".
+        resources: What one trial asks for.
+    """
+    asked = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
+    return min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in asked.items() if amount)
+
+
+def nodes() -> list[dict[str, float]]:
+    """List what each live node has, leaving out those that are about to go."""
+    leaving = ray._private.state.state.get_draining_nodes()
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+
+
+def grows() -> bool:
+    """Tell whether an autoscaler with node types of its own looks after this cluster.
+
+    Autoscaler v2 reports a state to the head; v1 names each node's type, which is "node_<id>" where a cluster was
+    merely started by hand and nothing can be added.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if _status().autoscaling_state.autoscaler_state_version:
+        return True
+    report = json.loads(_internal_kv_get(b"__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+    return any(not name.startswith("node_") for name in (report.get("node_type_mapping") or {}).values())
+
+
+def _status() -> Any:
+    """Read what Ray and autoscaler v2 know of the cluster; the latter's part is empty where there is none."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    reply = GetClusterStatusReply()
+    address = ray.get_runtime_context().gcs_address
+    reply.ParseFromString(GcsClient(address).get_cluster_status(timeout_s=10))
+    return reply
+
+
+def slots(resources: Resources) -> int:
+    """Count how many trials are to be in flight: what the sweep says, else what the cluster runs at once now.
+
+    As many trials are handed to Ray at once, each with its request, so an autoscaler sees the whole demand from the
+    first second.
+
+    Raises:
+        ConfigError: No node can run one, and none will come.
+    """
+    have = nodes()
+    now = sum(fits(node, resources) for node in have)
+    if now == 0:
+        may_come = "RAY_ADDRESS" in os.environ or grows()  # a cluster of our own has all it will ever have
+        if resources.max_concurrent_trials is None or not may_come:
+            hint = ", or give max_concurrent_trials for a cluster that grows" if may_come else ""
+            raise ConfigError(f"{_unmet(have, resources)}; lower [resources]{hint}")
+    return resources.max_concurrent_trials or now
+
+
+def _unmet(have: list[dict[str, float]], resources: Resources) -> str:
+    most = {name: max((node.get(name, 0.0) for node in have), default=0.0) for name in ("CPU", "GPU")}
+    return (
+        f"a trial asks for {resources.cpus_per_trial:g} CPUs and {resources.gpus_per_trial:g} GPUs on one node; of "
+        f"{len(have)} nodes here none has more than {most['CPU']:g} and {most['GPU']:g}"
+    )
+
+
+def drains() -> bool:
+    """Tell, in a process of the cluster, whether its node is about to go (a spot notice, or scaling down)."""
+    with contextlib.suppress(Exception):  # a head that does not answer must not end a trial
+        return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
+    return False
+
+
+def release_idle(controller: Any) -> None:
+    """End the process that Tune keeps warm for a next trial, so that its node can go."""
+    controller._cleanup_cached_actors(force_all=True)
+
+
+class Watch(tune.Callback):
+    """Says, once and within a minute, that no node fits a trial and none is on its way."""
+
+    def __init__(self, resources: Resources, say: Callable[[str], None]) -> None:
+        """Watch for trials of one shape.
+
+        Args:
+            resources: What each trial asks for.
+            say: Prints a line.
+        """
+        self._resources, self._say = resources, say
+        self._since = time.monotonic()
+        self._again = 0.0
+        self._told = False
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Look every five seconds until it was said or a node fits."""
+        now = time.monotonic()
+        if self._told or now < self._again:
+            return
+        self._again = now + 5.0
+        with contextlib.suppress(Exception):  # an exception in a callback would end the whole run
+            have = nodes()
+            if any(fits(node, self._resources) for node in have):
+                self._since = now
+            elif now - self._since >= PATIENCE_S and not _coming(self._resources):
+                self._told = True
+                self._say(f"waiting  {_unmet(have, self._resources)}, and none is on its way; {_ADVICE}")
+
+
+_ADVICE = "lower [resources] or add such a node; the sweep goes on when one joins"
+
+
+def _coming(resources: Resources) -> bool:
+    """Tell whether autoscaler v2 means to meet at least one of the requests like ours; False without one."""
+    status = _status()
+    if not status.autoscaling_state.autoscaler_state_version:
+        return False
+    asked = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
+    wanted = {name: amount for name, amount in asked.items() if amount}
+
+    def count(gangs: Any) -> int:
+        return sum(dict(request.resources_bundle) == wanted for gang in gangs for request in gang.requests)
+
+    refused = count(status.autoscaling_state.infeasible_gang_resource_requests)
+    return refused == 0 or refused < count(status.cluster_resource_state.pending_gang_resource_requests)

@@ -1,0 +1,220 @@
+"""Ray clusters of several nodes on this machine, and sweeps run on them by the command line as a user would."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+from distsub.config import load_sweep
+from distsub.results import Store
+from distsub.runtime import launch
+
+TIMES = {"wall_s", "eval_s", "peak_bytes", "provenance"}
+
+
+def table_of(out):
+    """Every row by trial, without what depends on the clock."""
+    rows = Store.open(str(out)).table().to_pylist()
+    return {row["trial_id"]: {key: value for key, value in row.items() if key not in TIMES} for row in rows}
+
+
+class Run(subprocess.Popen):
+    """`distsub run` in a process group of its own, its lines in a file."""
+
+    def __init__(self, sweep, out, environment, *more):
+        self.out, self._lines = out, f"{out}-{time.monotonic_ns()}.log"
+        with open(self._lines, "w") as sink:
+            super().__init__(
+                [sys.executable, "-m", "distsub.cli", "run", str(sweep), "--out", str(out), "--no-adapters", *more],
+                env=environment,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def log(self):
+        with open(self._lines) as file:
+            return file.read()
+
+    def rows(self):
+        """Count finished rows."""
+        folder = os.path.join(self.out, "observations")
+        return len([name for name in os.listdir(folder) if name.endswith(".parquet")]) if os.path.isdir(folder) else 0
+
+    def until(self, condition, what, seconds=240):
+        """Wait for a condition while the run lasts; give the seconds it took."""
+        began = time.monotonic()
+        while not condition():
+            assert self.poll() is None, f"ended before {what}:\n{self.log()}"
+            assert time.monotonic() - began < seconds, f"no {what} in {seconds} s:\n{self.log()}"
+            time.sleep(0.1)
+        return time.monotonic() - began
+
+    def finish(self, truth=None, seconds=400):
+        """Wait for the end, which must be a good one; with `truth`, the table must be that of the undisturbed run."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(seconds)
+        assert self.returncode == 0, f"{self.returncode} after at most {seconds} s:\n{self.log()}"
+        if truth is not None:
+            ours = table_of(self.out)
+            # Tune starts the first d before the threshold is known, so it may hold a trial that inline never needed.
+            assert {trial: ours.get(trial) for trial in truth} == truth
+            assert not Store.open(str(self.out)).damaged
+
+    def end(self):
+        """End the group this process leads."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+
+
+@pytest.fixture
+def folder():
+    made = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # Ray's sockets need a short path
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def environment(folder):
+    given = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return given | {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+
+
+@pytest.fixture
+def distsub_run():
+    """Start `distsub run`; whatever still runs at the end of the test is ended."""
+    runs = []
+
+    def start(sweep, out, environment, *more):
+        runs.append(Run(sweep, out, environment, *more))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.end()
+
+
+@pytest.fixture
+def small_sweep(tiny_text, tmp_path):
+    """Two searches of a third of the tiny sweep's trials: two at once, and more to come."""
+    path = tmp_path / "small.toml"
+    path.write_text(tiny_text.replace('["said", "did"]', '["did"]').replace("etas = [1.0, 3.0]", "etas = [3.0]"))
+    return path
+
+
+@pytest.fixture
+def truth(small_sweep, tmp_path):
+    """The rows of the undisturbed small sweep, run in this process."""
+    sweep = load_sweep(small_sweep)
+    store = Store.create(str(tmp_path / "inline"), sweep.text, sweep.fingerprint, str(tmp_path))
+    assert launch.run(sweep, store, "inline") == 0
+    return table_of(tmp_path / "inline")
+
+
+SITE = """\
+import importlib.util, os, sys, time
+def patch(module):
+    real = module.build_model
+    def build(trial, *args, **more):
+        import ray
+        with open({file!r}, "a") as sink:
+            sink.write(f"{{time.time()}} {{ray.get_runtime_context().get_node_id()}} {{os.getpid()}} {{trial.id}}\\n")
+        time.sleep({delay})
+        {more}
+        return real(trial, *args, **more)
+    module.build_model = build
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "distsub.finetune.train":
+            sys.meta_path.remove(self)
+            spec = importlib.util.find_spec(name)
+            real = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (real(module), patch(module))
+            return spec
+sys.meta_path.insert(0, Finder())
+"""
+
+
+class Starts:
+    """What worker processes note when they begin a training; `delay` seconds make it last."""
+
+    def __init__(self, folder):
+        self.site, self._file = folder / "site", folder / "starts"
+        self.site.mkdir()
+        self._file.touch()
+        self.patch()
+
+    def patch(self, delay=0.0, more="pass"):
+        """Say what else happens at the start of a training; `trial` is its record."""
+        code = SITE.format(file=str(self._file), delay=delay, more=more)
+        (self.site / "sitecustomize.py").write_text(code)
+
+    def read(self):
+        """List (time, node, pid, trial id) of every start so far."""
+        lines = [line.split() for line in self._file.read_text().splitlines()]
+        return [(float(when), node, int(pid), trial) for when, node, pid, trial in lines]
+
+
+@pytest.fixture
+def starts(tmp_path):
+    return Starts(tmp_path)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _small():
+    """Keep a node small, and give its agents their ports: a node dies when one has not chosen its own in 15 s."""
+    ports = ("metrics_agent_port", "runtime_env_agent_port", "metrics_export_port")
+    return {"object_store_memory": 80_000_000} | {name: free_port() for name in ports}
+
+
+class Rig:
+    """A head without CPUs and nodes of one CPU, each a set of real Ray processes on this machine."""
+
+    def __init__(self, environment):
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, **_small()})
+        self.environment = environment | {"RAY_ADDRESS": self.cluster.address}
+
+    def add(self, **resources):
+        """Start a node; its processes inherit this process's environment."""
+        return self.cluster.add_node(**{"num_cpus": 1, **resources}, **_small())
+
+    def drain(self, node, seconds):
+        """Give notice, as a spot market does, that a node will go in so many seconds."""
+        from ray._raylet import GcsClient
+        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+        accepted, why = GcsClient(self.cluster.address).drain_node(
+            node.node_id,
+            DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+            "spot notice",
+            int((time.time() + seconds) * 1e3),
+        )
+        assert accepted, why
+
+
+@pytest.fixture
+def rig(environment, starts, folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(starts.site), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")
+    # Agents without the dashboard start in a third of the time, and these tests start many.
+    monkeypatch.setattr("ray._private.utils.get_dashboard_dependency_error", lambda: ImportError("not wanted"))
+    os.makedirs("/tmp/ray", exist_ok=True)  # Ray notes its last cluster there
+    rig = Rig(environment)
+    yield rig
+    rig.cluster.shutdown()
