@@ -1,20 +1,43 @@
 """What a sweep will take: counts from the search room, seconds from a probe of real steps."""
 
 import os
+import statistics
 import time
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 
 from distsub.config import Sweep
-from distsub.finetune import train
+from distsub.finetune import data, memory, train
 from distsub.runtime.launch import board_of, check, model_facts
 from distsub.search import make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
 from distsub.trial import Method, Trial
 
 PROBE_STEPS = 6
-"""Real steps timed per model, task and method; the first, which warms up, does not count."""
+"""Real steps timed per model, task and method; the first, which loads and warms up, is the start-up."""
+
+ROW_BYTES, EXAMPLE_BYTES = 8_200, 9.1
+"""Size of a row file: its record, and prediction, target and correctness of each evaluated example; as seen on disk."""
+ADAPTER_BYTES, NUMBER_BYTES = 2_000, 4
+"""Size of an adapter: its configuration, and each trained number."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a few real steps of one model, task and method took.
+
+    Attributes:
+        step_s: Median seconds of a step.
+        startup_s: Seconds until the first step was done: weights, data, tokens.
+        peak_bytes: Peak memory of the process, the shared weights included.
+    """
+
+    step_s: float
+    startup_s: float
+    peak_bytes: int
 
 
 def plan(
@@ -36,36 +59,51 @@ def plan(
     """
     check(sweep)
     board = board_of(sweep)
-    cores = int((os.cpu_count() or 1) / max(sweep.resources.cpus_per_trial, 1e-9))
-    slots = slots or sweep.resources.max_concurrent_trials or max(1, cores)
-    times = _probe(sweep, board) if probe else {}
-    seconds = seconds_per_trial(lambda trial: times.get(_kind(trial), (None, 0.0))[0]) if probe else None
-    rows = []
+    slots = slots or _slots(sweep)
+    probes = _probe(sweep, board) if probe else {}
+    evaluated = {task.name: len(data.load(task, sweep.budget).validation) for task in sweep.tasks}
+    facts = lru_cache(maxsize=None)(model_facts)  # a model is built once, however many seeds and tasks it has
+
+    def row_bytes(task: str) -> float:
+        return ROW_BYTES + EXAMPLE_BYTES * evaluated[task]
+
+    def seconds(trial: Trial) -> float:
+        found = probes[_kind(trial)]
+        # Going forward only is about a third of a step's work.
+        eval_s = evaluated[trial.task.name] / trial.budget.batch_size * found.step_s / 3
+        return seconds_per_trial(lambda _: found.step_s, found.startup_s, eval_s)(trial) or 0.0
+
+    baselines = {(run, search.task.name) for search in board.searches for run in search.baseline_runs}
+    rows, result_bytes = [], sum(row_bytes(task) for _, task in baselines)
     for search in board.searches:
-        facts = model_facts(
-            search.model, search.revision, search.task.num_labels, search.method.head, search.method.groups
-        )
-        step = times.get((search.task.name, search.model, search.method))
+        method = search.method
+        about = facts(search.model, search.revision, search.task.num_labels, method.head, method.groups)
+        found = probes.get((search.task.name, search.model, method))
+        most = board.policy.max_trials(search) - len(search.baseline_runs)
+        result_bytes += most * (row_bytes(search.task.name) + ADAPTER_BYTES + NUMBER_BYTES * search.dims[-1])
         rows.append(
             {
                 "search": search.name,
-                "projection": search.method.projection,
-                "head": search.method.head,
-                "D": facts["num_params"],
-                "scales": facts["groups"] if search.method.name == "said" else 0,
+                "projection": method.projection,
+                "head": method.head,
+                "D": about["num_params"],
+                "scales": about["groups"] if method.name == "said" else 0,
                 "dims": f"{search.dims[0]}..{search.dims[-1]} ({len(search.dims)})",
                 "etas": len(search.etas),
-                "max_trials": board.policy.max_trials(search) - len(search.baseline_runs),
+                "max_trials": most,
                 "baseline_trials": len(search.baseline_runs),
                 "steps_per_trial": search.budget.steps,
-                "s_per_step": None if step is None else round(step[0], 3),
-                "model_bytes": facts["num_params"] * 4,
+                "s_per_step": found and round(found.step_s, 3),
+                "startup_s": found and round(found.startup_s, 1),
+                "shared_weights_bytes": about["num_params"] * 4,
+                "actor_peak_bytes": found and found.peak_bytes,
             }
         )
-    made = make_plan(board.searches, make_policy(sweep.policy), slots, seconds, price_per_hour)
+    made = make_plan(board.searches, make_policy(sweep.policy), slots, seconds if probe else None, price_per_hour)
     totals = [
-        _total("at most", made.most, slots, len(made.first_batch)),
-        _total("expected", made.expected, slots, len(made.first_batch)),
+        _total("at most", made.most, slots, len(made.first_batch)) | {"result_bytes": round(result_bytes)},
+        _total("expected", made.expected, slots, len(made.first_batch))
+        | {"result_bytes": round(result_bytes * made.expected.trials / made.most.trials)},
     ]
     if sweep.limit:
         given = {"total": "limit", "trials": sweep.limit.trials, "slot_hours": sweep.limit.hours}
@@ -93,25 +131,35 @@ def _kind(trial: Trial) -> tuple[str, str, Method]:
     return trial.task.name, trial.model, trial.method
 
 
-def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, str, Method], tuple[float, float]]:
-    """Time real steps of each model, task and method at the middle of the grid; give median seconds per step."""
-    import statistics
+def _slots(sweep: Sweep) -> int:
+    """Count the trials at once: as the sweep says, else on the cluster of RAY_ADDRESS, else on this machine."""
+    if sweep.resources.max_concurrent_trials:
+        return sweep.resources.max_concurrent_trials
+    if "RAY_ADDRESS" in os.environ:
+        from distsub.runtime import cluster
 
+        with cluster.connect():
+            return cluster.slots(sweep.resources)
+    return max(1, int((os.cpu_count() or 1) / max(sweep.resources.cpus_per_trial, 1e-9)))
+
+
+def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, str, Method], Probe]:
+    """Time real steps of each model, task and method at the middle of the grid."""
     import torch
 
     torch.set_num_threads(max(1, int(sweep.resources.cpus_per_trial)))
     device = "cuda" if sweep.resources.gpus_per_trial else "cpu"
-    found: dict[tuple[str, str, Method], tuple[float, float]] = {}
+    found: dict[tuple[str, str, Method], Probe] = {}
     for search in board.searches:
         for trial in (search.baseline[0], search.trials_at(search.dims[len(search.dims) // 2])[0]):
             if _kind(trial) in found:
                 continue
-            steps, times = train.train(trial, device), []
+            meter, steps, times = memory.Meter(device), train.train(trial, device), []
             last = time.perf_counter()
             for _ in range(min(PROBE_STEPS, trial.budget.steps - 1) or 1):
                 next(steps)
                 times.append(time.perf_counter() - last)
                 last = time.perf_counter()
+            found[_kind(trial)] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
             steps.close()
-            found[_kind(trial)] = (statistics.median(times[1:] or times), times[0])
     return found
