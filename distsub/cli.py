@@ -14,6 +14,7 @@ from distsub.errors import ConfigError, DistsubError, OutputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from distsub.analysis.summary import Summary
     from distsub.config import Sweep
     from distsub.results import Store
 
@@ -44,6 +45,9 @@ class Backend(StrEnum):
 
 
 INTERRUPTED = 130
+
+MANY = 5000
+"""Row files from which reading them one by one is felt."""
 
 SweepFile = Annotated[Path, typer.Argument(help="Sweep file (TOML); docs/sweep-file.md describes it.")]
 Out = Annotated[str, typer.Argument(help="Results directory: a path, or s3://, gs://, hdfs://.")]
@@ -87,11 +91,11 @@ def run(
     Example: distsub run sweeps/quickstart.toml --out results/quickstart
     """
     sweep, store = _open_sweep(sweep_file, out)
-    from distsub.analysis.summary import D90_COLUMNS
+    from distsub.analysis.summary import D90_COLUMNS, Summary
     from distsub.runtime import launch
 
     code = launch.run(sweep, store, backend.value, plain, adapters, out if "://" in out else None)
-    _print(_searches(sweep, store)[1].select(list(D90_COLUMNS)), Format.table)
+    _print(_told(store, Summary(sweep.searches(), sweep.policy, store, sweep.limit).d90).select(list(D90_COLUMNS)), Format.table)
     print(f"results: {store.uri}")
     raise typer.Exit(code)
 
@@ -134,8 +138,8 @@ def replay(
     from distsub.runtime.simulated import Machines
     from distsub.search import POLICIES
 
-    sweep, store = _open_results(out)
-    _print(play(sweep.searches(), store.read(), policy or list(POLICIES), Machines(slots=slots)), format)
+    store = _open_results(out)
+    _print(play(_sweep(store).searches(), store.read(), policy or list(POLICIES), Machines(slots=slots)), format)
 
 
 @app.command()
@@ -146,8 +150,9 @@ def status(out: Out, format: As = Format.table) -> None:
     """
     from distsub.analysis.summary import SEARCH_COLUMNS
 
-    sweep, store = _open_results(out)
-    _print(_searches(sweep, store)[0].select(list(SEARCH_COLUMNS)), format)
+    store = _open_results(out)
+    summary, _ = _summary(store)
+    _print(_told(store, summary.searches).select(list(SEARCH_COLUMNS)), format)
 
 
 @app.command()
@@ -160,13 +165,16 @@ def query(
 
     Example: distsub query results/quickstart "select d, max(score) from observations group by d"
     """
-    from distsub.results import published_tables
+    from distsub.results import D90, OBSERVATIONS, SEARCHES, View, published_tables
     from distsub.results import query as run_query
 
-    sweep, store = _open_results(out)
-    searches, d90 = _searches(sweep, store)
-    tables = {"observations": store.table(), "searches": searches, "d90": d90, **published_tables()}
-    _print(run_query(tables, sql), format)
+    store = _open_results(out)
+    views = {
+        "observations": View(OBSERVATIONS, store.table),
+        "searches": View(SEARCHES, lambda _: _summary(store)[0].searches),
+        "d90": View(D90, lambda _: _summary(store)[0].d90),
+    }
+    _print(_told(store, run_query({**views, **published_tables()}, sql)), format)
 
 
 @app.command()
@@ -179,10 +187,11 @@ def report(
     from distsub.results import write_report
     from distsub.runtime import launch
 
-    sweep, store = _open_results(out)
-    searches, d90 = _searches(sweep, store)
+    store = _open_results(out)
+    summary, sweep = _summary(store)
+    d90 = _told(store, summary.d90)
     directory = to or f"{out.rstrip('/')}/report"
-    page = write_report(store.read(), searches, directory, d90=d90, title=sweep.name, fraction=sweep.fraction)
+    page = write_report(store.read(), summary.searches, directory, d90=d90, title=sweep.name, fraction=sweep.fraction)
     _print(d90.select(list(D90_COLUMNS)), Format.table)
     if said := launch.stopped_text(store.read()):
         print(f"stopping: {said}")
@@ -228,23 +237,34 @@ def _open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     return sweep, Store.create(out, sweep.text, sweep.fingerprint, str(sweep_file.resolve().parent))
 
 
-def _open_results(out: str) -> "tuple[Sweep, Store]":
-    from distsub.config import parse_sweep
+def _open_results(out: str) -> "Store":
     from distsub.results import Store
 
-    store = Store.open(out)
-    return parse_sweep(store.sweep_text, store.directory, f"{store.uri}/sweep.toml"), store
+    return Store.open(out)
 
 
-def _searches(sweep: "Sweep", store: "Store") -> "tuple[pa.Table, pa.Table]":
-    from distsub.analysis.summary import d90_table, searches_table
+def _sweep(store: "Store") -> "Sweep":
+    from distsub.config import parse_sweep
 
-    observations = store.read()
+    return parse_sweep(store.sweep_text, store.directory, f"{store.uri}/sweep.toml")
+
+
+def _summary(store: "Store") -> "tuple[Summary, Sweep]":
+    from distsub.analysis.summary import Summary
+
+    sweep = _sweep(store)
+    return Summary(sweep.searches(), sweep.policy, store, sweep.limit), sweep
+
+
+def _told(store: "Store", table: "pa.Table") -> "pa.Table":
+    """Pass a table on, having said what the store skipped to make it."""
     for line in store.damaged:
         print(f"distsub: skipped {line}", file=sys.stderr)
-    searches = sweep.searches()
-    table = searches_table(searches, sweep.policy, observations, sweep.limit)
-    return table, d90_table(searches, table, observations)
+    if store.loose > MANY:
+        print(
+            f"distsub: {store.loose} rows lie in files of their own; `distsub compact` makes this fast", file=sys.stderr
+        )
+    return table
 
 
 def _print(table: "pa.Table", format: Format) -> None:

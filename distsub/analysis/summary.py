@@ -1,15 +1,15 @@
 """The two tables that are computed from the rows: one row per search, and d90 per task, model and method."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import compute as pc
 
-from distsub.results import D90, METHOD_COLUMNS, SEARCHES, censored_median
-from distsub.search import Finding, Search, make_policy
-from distsub.search.estimate import fit
-from distsub.search.stopping import Limit, audit_of
+from distsub.results import D90, METHOD_COLUMNS, SEARCHES, Store, censored_median, from_row
+from distsub.search import Brief, Search, evidence, make_policy, shares
 from distsub.trial import Observation
 
 SEARCH_COLUMNS = (
@@ -34,29 +34,44 @@ _SHARED = ("baseline_score", "chance", "threshold", "threshold_chance_corrected"
 """What the searches of one task, model and method have in common."""
 
 
-def findings(
-    searches: Sequence[Search], policy: str, observations: Iterable[Observation], limit: Limit | None = None
-) -> list[Finding]:
-    """Fold the rows into what each search knows, in the order of the searches."""
-    from distsub.search import Board
+class Summary:
+    """A results directory's computed tables, each made when it is first asked for."""
 
-    board = Board(searches, make_policy(policy), limit)
-    for observation in observations:
-        board.observe(observation)
-    board.next(frozenset(), 1)  # what the limit does not allow any more is open no longer
-    return list(board.findings())
+    def __init__(self, searches: Sequence[Search], policy: str, store: Store) -> None:
+        """Sum up what a store knows of searches under a policy."""
+        self._parts = (searches, policy, store)
+
+    @cached_property
+    def _shares(self) -> list[list[Brief]]:
+        searches, _, store = self._parts
+        return shares(searches, store.series(Brief._fields))
+
+    @cached_property
+    def searches(self) -> pa.Table:
+        """One row per search, in the schema SEARCHES; reads a few columns only."""
+        searches, policy, _ = self._parts
+        return searches_table(searches, policy, self._shares)
+
+    @cached_property
+    def d90(self) -> pa.Table:
+        """One row per task, model and method, in the schema D90; reads all rows whole, for the estimates."""
+        searches, _, store = self._parts
+        return d90_table(searches, self.searches, self._shares, store.table())
 
 
-def searches_table(
-    searches: Sequence[Search], policy: str, observations: Sequence[Observation], limit: Limit | None = None
-) -> pa.Table:
-    """Compute one row per search in the schema SEARCHES."""
-    rows = []
-    by_owner = _rows_of(searches, observations)
-    for search, finding in zip(searches, findings(searches, policy, observations, limit), strict=True):
-        own = by_owner[search.id]
+def searches_table(searches: Sequence[Search], policy: str, shared: Sequence[Sequence[Brief]]) -> pa.Table:
+    """Compute one row per search in the schema SEARCHES.
+
+    Args:
+        searches: The searches.
+        policy: Which says whether a search is over.
+        shared: The rows of each, from `shares`.
+    """
+    rows, decide = [], make_policy(policy)
+    for search, own in zip(searches, shared, strict=True):
+        finding = decide.outcome(evidence(search, own))
         thresholds = finding.thresholds
-        subspace = [row for row in own if not row.trial.is_baseline]
+        subspace = [row for row in own if row.d is not None]
         rows.append(
             {
                 "search": search.name,
@@ -90,25 +105,24 @@ def searches_table(
     return pa.Table.from_pylist(rows, schema=SEARCHES)
 
 
-def _rows_of(searches: Sequence[Search], observations: Sequence[Observation]) -> dict[str, list[Observation]]:
-    """Give each search its rows: its own trials and the baseline's."""
-    return {search.id: [row for row in observations if search.owns(row.trial)] for search in searches}
-
-
-def d90_table(searches: Sequence[Search], table: pa.Table, observations: Sequence[Observation]) -> pa.Table:
+def d90_table(
+    searches: Sequence[Search], table: pa.Table, shared: Sequence[Sequence[Brief]], observations: pa.Table
+) -> pa.Table:
     """Compute one row per task, model and method over its seeds, in the schema D90.
 
     Args:
         searches: The searches.
         table: Their rows from `searches_table`, in the same order.
-        observations: All rows.
+        shared: The rows of each search, from `shares`, in the same order.
+        observations: All rows, all columns.
     """
-    groups: dict[tuple[object, ...], list[tuple[Search, dict[str, Any]]]] = {}
-    for search, row in zip(searches, table.to_pylist(), strict=True):
-        groups.setdefault(tuple(row[key] for key in _KEYS), []).append((search, row))
+    groups: dict[tuple[object, ...], list[tuple[Search, dict[str, Any], Sequence[Brief]]]] = {}
+    for search, row, own in zip(searches, table.to_pylist(), shared, strict=True):
+        groups.setdefault(tuple(row[key] for key in _KEYS), []).append((search, row, own))
     rows = []
     for key, members in groups.items():
-        found = [row for _, row in members]
+        found = [row for _, row, _ in members]
+        ids = dict.fromkeys(row.trial_id for _, _, own in members for row in own)
         d90, outcome = censored_median([(m["outcome"], m["d90"]) for m in found])
         corrected, corrected_outcome = censored_median(
             [(m["outcome_chance_corrected"], m["d90_chance_corrected"]) for m in found]
@@ -128,15 +142,22 @@ def d90_table(searches: Sequence[Search], table: pa.Table, observations: Sequenc
                 "wall_s": sum(m["wall_s"] for m in found),
             }
             | {name: found[0][name] for name in _SHARED}
-            | _estimate([search for search, _ in members], observations)
+            | _estimate([search for search, _, _ in members], _observations(observations, list(ids)))
         )
     return pa.Table.from_pylist(rows, schema=D90)
 
 
+def _observations(table: pa.Table, ids: list[str]) -> list[Observation]:
+    """Rebuild the observations of some trials, those of one estimate at a time: their arrays are large."""
+    own = table.filter(pc.is_in(table["trial_id"], value_set=pa.array(ids, pa.string())))
+    return [from_row(row) for row in own.to_pylist()]
+
+
 def _estimate(searches: list[Search], observations: Sequence[Observation]) -> dict[str, Any]:
     """Estimate d90 with its interval from all rows of searches that differ in seeds only."""
-    own = [row for row in observations if any(search.owns(row.trial) for search in searches)]
-    fitted, checked = fit(searches, own), audit_of(own)
+    from distsub.search.estimate import fit  # brings SciPy
+
+    fitted, checked = fit(searches, observations), audit_of(observations)
     d90 = fitted.d_at()
     smallest, largest = fitted.range
     dims = [smallest * (largest / smallest) ** (i / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]

@@ -15,7 +15,7 @@ from distsub.results.schema import (
     from_row,
     to_table,
 )
-from distsub.results.sql import query
+from distsub.results.sql import View, query
 from distsub.results.store import Store
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "SEARCHES",
     "Files",
     "Store",
+    "View",
     "censored_median",
     "curve_figure",
     "from_row",

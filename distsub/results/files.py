@@ -7,10 +7,13 @@ an object visible only once it is complete, so there the bytes go straight to th
 import contextlib
 import errno
 import os
+import random
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -19,6 +22,24 @@ from distsub.errors import OutputError
 
 _PUT_IS_ATOMIC = ("s3", "gcs", "abfs")
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+
+ATTEMPTS = 8
+"""How often an operation is tried on a storage that fails: one that fails one in five is given up once in 400,000."""
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+
+_PASSING = {
+    getattr(errno, name)
+    for name in ("EAGAIN", "EBUSY", "EINTR", "EIO", "ESTALE", "ETIMEDOUT", "ENETDOWN", "ENETUNREACH", "EHOSTUNREACH",
+                 "ENETRESET", "ECONNABORTED", "ECONNRESET", "ECONNREFUSED", "EPIPE", "EREMOTEIO", "ENOLCK")
+    if hasattr(errno, name)
+}  # fmt: skip
+_FINAL_ANSWERS = (
+    "ACCESS_DENIED", "NO_SUCH_BUCKET", "NO_SUCH_KEY", "RESOURCE_NOT_FOUND", "INVALID_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH", "Unauthorized", "Forbidden",
+)  # fmt: skip
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -71,7 +92,15 @@ class Files:
 
     def exists(self, name: str) -> bool:
         """Tell whether a file of that name is there."""
-        return self.filesystem.get_file_info(self.path(name)).type == pafs.FileType.File
+        return patiently(lambda: self.filesystem.get_file_info(self.path(name))).type == pafs.FileType.File
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Open a file for reading parts of it.
+
+        Raises:
+            OSError: It is not there or cannot be read.
+        """
+        return patiently(lambda: self.filesystem.open_input_file(self.path(name)))
 
     def read(self, name: str) -> bytes:
         """Read a whole file.
@@ -79,21 +108,31 @@ class Files:
         Raises:
             OSError: It is not there or cannot be read.
         """
-        with self.filesystem.open_input_file(self.path(name)) as stream:
-            return stream.readall()
+
+        def whole() -> bytes:
+            with self.filesystem.open_input_file(self.path(name)) as stream:
+                return stream.readall()
+
+        return patiently(whole)
 
     def names(self, folder: str) -> list[str]:
         """List the files directly in a folder, sorted; none when there is no such folder."""
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.is_file)
+        found = patiently(lambda: self.filesystem.get_file_info(selector))
+        return sorted(info.base_name for info in found if info.is_file)
 
     def make(self, folder: str) -> None:
         """Create a folder where folders exist; object stores have none."""
         if self.filesystem.type_name not in _PUT_IS_ATOMIC:
-            self.filesystem.create_dir(self.path(folder), recursive=True)
+            patiently(lambda: self.filesystem.create_dir(self.path(folder), recursive=True))
+
+    def delete(self, name: str) -> None:
+        """Remove a file; one that is gone already is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            patiently(lambda: self.filesystem.delete_file(self.path(name)))
 
     def put(self, name: str, data: bytes, *, replace: bool = True) -> bool:
-        """Write a whole file so that no reader ever sees a part of it.
+        """Write a whole file so that no reader ever sees a part of it; tried again where a failure may pass.
 
         Args:
             name: Path below the root; its folder exists.
@@ -102,8 +141,14 @@ class Files:
                 an object store is asked first, which two writers can both do at once.
 
         Returns:
-            Whether it was written.
+            Whether it was written. False also when a first attempt was reported as failed and had not.
+
+        Raises:
+            OSError: It cannot be written: the disk is full or read-only, or a failure did not pass.
         """
+        return patiently(lambda: self._put(name, data, replace))
+
+    def _put(self, name: str, data: bytes, replace: bool) -> bool:
         if not replace and self.exists(name):
             return False
         if self.is_local:
@@ -135,6 +180,32 @@ class Files:
     def _stream(self, path: str, data: bytes) -> None:
         with self.filesystem.open_output_stream(path) as stream:
             stream.write(data)
+
+
+def patiently(action: Callable[[], _T]) -> _T:
+    """Do something, again after growing waits of random length while it fails in a way that may pass.
+
+    Raises:
+        OSError: It failed for good, or `ATTEMPTS` times.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except OSError as error:
+            if attempt == ATTEMPTS or not _may_pass(error):
+                raise
+            wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1))
+            time.sleep(wait * random.uniform(0.5, 1.5))  # many writers that failed together do not return together
+    raise AssertionError("unreachable")
+
+
+def _may_pass(error: OSError) -> bool:
+    """Tell a busy server, a lost connection or a disk's hiccup from what will fail the same way again."""
+    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError | NotADirectoryError):
+        return False
+    if error.errno is not None:
+        return error.errno in _PASSING
+    return not any(answer in str(error) for answer in _FINAL_ANSWERS)  # an object store's error has no number
 
 
 def first_line(error: BaseException) -> str:

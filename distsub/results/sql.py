@@ -5,8 +5,10 @@ and the configuration is locked, before the first character of the query is look
 """
 
 import difflib
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -30,7 +32,20 @@ _UNKNOWN = re.compile(
 )
 
 
-def query(tables: "Mapping[str, pa.Table | pads.Dataset]", sql: str) -> pa.Table:
+@dataclass(frozen=True)
+class View:
+    """A table that is made only when a query reads it, and of it no more than the query needs.
+
+    Attributes:
+        schema: Its columns.
+        load: Gives it with these columns; it may give more of them.
+    """
+
+    schema: pa.Schema
+    load: Callable[[Sequence[str]], pa.Table]
+
+
+def query(tables: "Mapping[str, pa.Table | pads.Dataset | View]", sql: str) -> pa.Table:
     """Run one read-only statement over tables and give its result.
 
     SELECT, WITH, FROM, VALUES, PIVOT, DESCRIBE, SHOW, SUMMARIZE and EXPLAIN are read-only.
@@ -44,18 +59,89 @@ def query(tables: "Mapping[str, pa.Table | pads.Dataset]", sql: str) -> pa.Table
     """
     import duckdb
 
+    empty = {name: each.schema.empty_table() if isinstance(each, View) else each for name, each in tables.items()}
+    lazy = {name: each for name, each in tables.items() if isinstance(each, View)}
+
+    def plan(connection: Any) -> dict[str, list[str]]:
+        _refuse_writing(connection, sql, empty)
+        return _needs(connection, sql, {name: empty[name] for name in lazy})
+
+    needed = _run(empty, sql, plan, empty)
+    # What is not needed is not there at all, so that a mistake in this is an error and no empty answer.
+    given = {name: table for name, table in empty.items() if name not in lazy}
+    given |= {name: lazy[name].load(columns) if columns else empty[name] for name, columns in needed.items()}
+
+    def fetch(connection: Any) -> pa.Table:
+        return connection.sql(sql).to_arrow_table()
+
+    try:
+        return _execute(given, fetch)
+    except (duckdb.BinderException, duckdb.CatalogException):  # something that was left out is missed
+        given |= {name: lazy[name].load(lazy[name].schema.names) for name in needed}
+        return _run(given, sql, fetch, empty)
+    except duckdb.Error as error:
+        raise QueryError(_explain(error, sql, empty)) from error
+
+
+def _run(given: Mapping[str, Any], sql: str, action: Callable[[Any], Any], tables: Mapping[str, Any]) -> Any:
+    """Do something with tables in a closed database; its errors become one line."""
+    import duckdb
+
+    try:
+        return _execute(given, action)
+    except duckdb.Error as error:
+        raise QueryError(_explain(error, sql, tables)) from error
+
+
+def _execute(given: Mapping[str, Any], action: Callable[[Any], Any]) -> Any:
+    import duckdb
+
     connection = duckdb.connect(":memory:", config=dict(_CONFIG))
     try:
-        for name, table in tables.items():
+        for name, table in given.items():
             connection.register(name, table)
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
-        _refuse_writing(connection, sql, tables)
-        return connection.sql(sql).to_arrow_table()
-    except duckdb.Error as error:
-        raise QueryError(_explain(error, sql, tables)) from error
+        return action(connection)
     finally:
         connection.close()
+
+
+def _needs(connection: Any, sql: str, views: Mapping[str, pa.Table]) -> dict[str, list[str]]:
+    """Say which views a statement reads and which of their columns, by DuckDB's own plans over empty tables."""
+    import duckdb
+
+    words = {word.lower() for word in re.findall(r"\w+", sql)}
+    mentioned = {name: table.schema.names for name, table in views.items() if name in words}
+    if connection.extract_statements(sql)[0].type.name != "SELECT":
+        return mentioned
+    try:
+        plan = _plan(connection, sql)
+    except (duckdb.ParserException, ValueError):  # what cannot be explained, such as PIVOT, may read all
+        return mentioned
+    # A scan does not say which view it is of: what any of them reads is taken from each.
+    read = set(re.findall(r"\w+", " ".join(_scans(plan))))
+    needed = {}
+    for name, table in views.items():
+        connection.unregister(name)
+        try:
+            _plan(connection, sql)
+        except duckdb.Error:
+            needed[name] = [column for column in table.schema.names if column in read]
+        connection.register(name, table)
+    return needed
+
+
+def _plan(connection: Any, sql: str) -> list[dict[str, Any]]:
+    return json.loads(connection.execute(f"EXPLAIN (FORMAT JSON) {sql}").fetchall()[0][1])
+
+
+def _scans(plan: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield what a plan says of each table that it reads: columns and filters."""
+    for node in plan:
+        if "SCAN" in node["name"]:
+            yield json.dumps(node["extra_info"])
+        yield from _scans(node["children"])
 
 
 def _refuse_writing(connection: Any, sql: str, tables: Mapping[str, Any]) -> None:

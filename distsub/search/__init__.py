@@ -9,6 +9,7 @@ from distsub.search.evidence import Evidence, Result, reaches, thresholds
 from distsub.search.grid import PUBLISHED_RATIO, log_grid
 from distsub.search.outcome import Finding, Outcome, Thresholds, Verdict
 from distsub.search.policies import POLICIES, Bisection, Grid, Policy, make_policy
+from distsub.search.recall import Brief, brief, evidence, shares
 from distsub.search.spec import FRESH, Search
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Adaptive",
     "Bisection",
     "Board",
+    "Brief",
     "Evidence",
     "Finding",
     "Grid",
@@ -27,8 +29,11 @@ __all__ = [
     "Search",
     "Thresholds",
     "Verdict",
+    "brief",
+    "evidence",
     "log_grid",
     "make_policy",
     "reaches",
+    "shares",
     "thresholds",
 ]

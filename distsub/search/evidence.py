@@ -43,12 +43,16 @@ class Result:
     @classmethod
     def of(cls, observation: Observation) -> "Result":
         """Reduce an observation to its result."""
-        chance = observation.chance if _is_finite(observation.chance) else None
-        if observation.status in ("finished", "stopped") and _is_finite(observation.score):
-            return cls(observation.status, observation.score, chance)
+        return cls.reduce(observation.status, observation.score, observation.chance)
+
+    @classmethod
+    def reduce(cls, status: Status, score: float | None, chance: float | None) -> "Result":
+        """Reduce what was observed to a result: no score that is not finite, none that nobody can check."""
+        chance = chance if _is_finite(chance) else None
+        if status in ("finished", "stopped") and _is_finite(score):
+            return cls(status, score, chance)
         # Stopped without a score is a verdict that nobody can check: no result.
-        status: Status = "diverged" if observation.status in ("finished", "diverged") else "error"
-        return cls(status, None, chance)
+        return cls("diverged" if status in ("finished", "diverged") else "error", None, chance)
 
     def merge(self, other: "Result") -> "Result":
         """Return the more trustworthy of two results for the same trial, whichever came first.

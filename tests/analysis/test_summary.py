@@ -1,7 +1,7 @@
 import pytest
 
-from distsub.analysis.summary import D90_COLUMNS, SEARCH_COLUMNS, d90_table, searches_table
-from distsub.results import D90, SEARCHES
+from distsub.analysis.summary import D90_COLUMNS, SEARCH_COLUMNS, Summary
+from distsub.results import D90, SEARCHES, Store
 from distsub.search import Search
 from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
@@ -25,33 +25,45 @@ def rows(searches, crossing):
             yield Observation(trial, "finished", score=score, chance=0.5, num_params=1000, num_trained=d, wall_s=1.0)
 
 
-def test_tables_follow_from_the_rows():
+@pytest.fixture
+def summary(tmp_path):
+    """Write rows to a store and sum them up."""
+
+    def of(searches, policy, observations):
+        store = Store.create(tmp_path / "out", "", "f00d")
+        for each in observations:
+            store.write(each)
+        return Summary(searches, policy, store)
+
+    return of
+
+
+def test_tables_follow_from_the_rows(summary):
     searches = (search(0), search(1))
-    observations = list(rows(searches, {0: 200, 1: 400}))
-    table = searches_table(searches, "grid", observations)
+    found = summary(searches, "grid", rows(searches, {0: 200, 1: 400}))
+    table = found.searches
     assert table.schema == SEARCHES and set(SEARCH_COLUMNS) <= set(table.column_names)
     first, second = table.to_pylist()
     assert (first["d90"], first["bracket_low"], second["d90"]) == (200, 100, 400)
     assert first["threshold"] == pytest.approx(0.72) and first["threshold_chance_corrected"] == pytest.approx(0.77)
     assert first["wall_s"] == 3 * 1.0 + 2 * 2.0 and first["trials"] == 5 and first["num_params"] == 1000
-    [summary] = d90_table(searches, table, observations).to_pylist()
-    assert d90_table(searches, table, observations).schema == D90 and set(D90_COLUMNS) <= set(D90.names)
-    assert summary["d90"] == 300 and summary["d90_per_seed"] == [200, 400] and summary["outcomes"] == [("found", 2)]
-    assert 100 < summary["estimate"] < 600 and summary["estimate_low"] < summary["estimate"]
-    assert [point["d"] for point in summary["fit"]][::40] == pytest.approx([100, 400])
-    assert all(point["low"] <= point["middle"] <= point["high"] for point in summary["fit"])
+    [row] = found.d90.to_pylist()
+    assert found.d90.schema == D90 and set(D90_COLUMNS) <= set(D90.names)
+    assert row["d90"] == 300 and row["d90_per_seed"] == [200, 400] and row["outcomes"] == [("found", 2)]
+    assert 100 < row["estimate"] < 600 and row["estimate_low"] < row["estimate"]
+    assert [point["d"] for point in row["fit"]][::40] == pytest.approx([100, 400])
+    assert all(point["low"] <= point["middle"] <= point["high"] for point in row["fit"])
 
 
-def test_a_censored_seed_is_no_number():
+def test_a_censored_seed_is_no_number(summary):
     searches = (search(0), search(1))
-    observations = list(rows(searches, {0: 200, 1: 9999}))
-    table = searches_table(searches, "grid", observations)
-    assert [row["outcome"] for row in table.to_pylist()] == ["found", "above_range"]
-    [summary] = d90_table(searches, table, observations).to_pylist()
-    assert summary["d90"] is None and summary["d90_per_seed"] == [200, None]
+    found = summary(searches, "grid", rows(searches, {0: 200, 1: 9999}))
+    assert [row["outcome"] for row in found.searches.to_pylist()] == ["found", "above_range"]
+    [row] = found.d90.to_pylist()
+    assert row["d90"] is None and row["d90_per_seed"] == [200, None]
 
 
-def test_no_rows_is_a_table_too():
-    table = searches_table((search(0),), "bisection", [])
-    [summary] = d90_table((search(0),), table, []).to_pylist()
-    assert table.to_pylist()[0]["outcome"] == "running" and summary["estimate"] is None and summary["fit"] == []
+def test_no_rows_is_a_table_too(summary):
+    found = summary((search(0),), "bisection", [])
+    [row] = found.d90.to_pylist()
+    assert found.searches.to_pylist()[0]["outcome"] == "running" and row["estimate"] is None and row["fit"] == []

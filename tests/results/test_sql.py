@@ -7,8 +7,8 @@ import pytest
 from pyarrow import dataset as pads
 
 from distsub.errors import QueryError
-from distsub.results.schema import D90, SEARCHES, to_table
-from distsub.results.sql import query
+from distsub.results.schema import D90, OBSERVATIONS, SEARCHES, to_table
+from distsub.results.sql import View, query
 
 not_a_view = pa.table({"a": [1]})
 
@@ -152,3 +152,58 @@ def test_the_tables_are_as_before_after_any_query(views):
     with pytest.raises(QueryError):
         query(views, "drop view observations")
     assert views == before
+
+
+LAZY = [
+    (
+        "select d, max(score) s from observations where status = 'finished' group by d order by d",
+        ["d", "score", "status"],
+    ),
+    ("select count(*) from observations", ["schema_version"]),
+    ("select count(*) from observations where eta > 0.1", ["eta"]),
+    ("with x as (select * from observations) select d from x order by score limit 2", ["d", "score"]),
+    ("select o from observations o order by d", None),
+    ("select * exclude (correct) from observations order by d", None),
+    ("select columns('s[ct].*') from observations order by all", None),
+    ("from observations select len(correct) n order by d", ["correct", "d"]),
+    ("select o.d from observations o natural join searches", None),
+    ("pivot observations on status using max(score) group by d order by d", None),
+    ("describe observations", None),
+    ("select d from observations where task in (select task from searches where d90 > 3)", ["d", "task"]),
+    ("select curve[1].step from observations order by d", ["curve", "d"]),
+    ("select d from observations union all by name select d90 d from searches order by d", ["d"]),
+    (
+        "select (select max(d90) from searches where searches.task = o.task), score from observations o",
+        ["score", "task"],
+    ),
+    ("select 'observations' word", []),
+    ("with d90 as (select d d90 from observations) select max(d90) from d90", ["d"]),
+]
+
+
+@pytest.mark.parametrize(("sql", "columns"), LAZY)
+def test_a_view_loads_what_a_query_reads_and_gives_the_same(views, sql, columns):
+    asked = []
+
+    def load(names):
+        asked.append(list(names))
+        return views["observations"].select(names)
+
+    def forbidden(names):
+        raise AssertionError("d90 is not read")
+
+    lazy = {**views, "observations": View(OBSERVATIONS, load), "d90": View(D90, forbidden)}
+    assert query(lazy, sql).to_pylist() == query(views, sql).to_pylist()
+    if columns is not None:
+        assert [sorted(names) for names in asked] == ([sorted(columns)] if columns else [])
+
+
+def test_a_view_that_is_spelled_at_run_time_is_told_not_empty(views):
+    lazy = {**views, "observations": View(OBSERVATIONS, views["observations"].select)}
+    assert query(lazy, "select count(*) n from query('from obser' || 'vations')").to_pylist() == [{"n": 4}]
+
+
+def test_an_error_in_the_values_is_told_once(views):
+    lazy = {**views, "observations": View(OBSERVATIONS, views["observations"].select)}
+    with pytest.raises(QueryError, match="Conversion Error"):
+        query(lazy, "select cast(task as int) from observations")

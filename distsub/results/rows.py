@@ -1,0 +1,135 @@
+"""Row files and parts: what a Parquet file in a results directory may hold, and how rows come out of it.
+
+A row file holds the one row of a trial and is named after it; every reading checks that its trial is the one that
+its name says. A part holds many rows that were checked when they were merged; page checksums tell later damage.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import compute as pc
+from pyarrow import parquet as pq
+
+from distsub.results.files import first_line
+from distsub.results.schema import OBSERVATIONS, SCHEMA_VERSION, trial_from_json
+from distsub.trial import Trial
+
+NAME = re.compile(r"[0-9a-f]{16}\.parquet")
+"""Of a row file (the trial's id) and of a part (a hash of its bytes)."""
+
+RANK = {"error": 0, "stopped": 1, "diverged": 2, "finished": 2}
+"""A row is replaced only by one of higher rank: an error says least, a finished training everything."""
+
+FINAL = max(RANK.values())
+"""Nothing replaces a row of this rank."""
+
+_KEYS = ("schema_version", "trial_id", "status", "trial")
+_VERSION = b"distsub_schema_version"
+_UNREADABLE = (OSError, ValueError, TypeError, pa.ArrowException)
+
+_ROW: dict[str, Any] = {"compression": "snappy", "use_dictionary": False, "write_statistics": False}
+# A quarter of the time of the defaults for one row of many columns.
+_PART: dict[str, Any] = {"compression": "zstd", "data_page_size": 256 * 1024}
+
+
+def encode(table: pa.Table) -> bytes:
+    """Write rows as the bytes of a Parquet file in which damage is seen."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, write_page_checksum=True, **(_ROW if table.num_rows == 1 else _PART))
+    return sink.getvalue()
+
+
+def parse_row(data: bytes, name: str, columns: Sequence[str]) -> pa.Table | str:
+    """Read one row file in the canonical schema, or say in a few words why it is none."""
+    if not data:
+        return "empty file"
+    wanted = list(dict.fromkeys([*columns, *_KEYS]))
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            present = file.schema_arrow.names
+            if file.metadata.num_rows != 1 or not set(_KEYS).issubset(present):
+                return "foreign, not the one row of a trial"
+            table = _conform(file.read([column for column in wanted if column in present], use_threads=False), wanted)
+        key = {column: table[column][0].as_py() for column in _KEYS}
+        if key["schema_version"] > SCHEMA_VERSION:
+            return _newer(key["schema_version"])
+        if key["status"] not in RANK:
+            return f"foreign, status {key['status']!r}"
+        trial_id = trial_from_json(key["trial"]).id
+    except _UNREADABLE as error:
+        return f"not readable ({first_line(error)})"
+    if not trial_id == key["trial_id"] == name.removesuffix(".parquet"):
+        return f"holds trial {trial_id}, which belongs in another file"
+    return table.select(list(columns))
+
+
+def parse_part(source: pa.NativeFile, columns: Sequence[str]) -> pa.Table | str:
+    """Read columns of a part in the canonical schema, or say in a few words why it is none."""
+    try:
+        with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file:
+            present = file.schema_arrow.names
+            version = int((file.schema_arrow.metadata or {}).get(_VERSION, b"0"))
+            if not set(_KEYS).issubset(present) or not version:
+                return "foreign, no rows of trials"
+            if version > SCHEMA_VERSION:
+                return _newer(version)
+            table = _conform(file.read([column for column in columns if column in present]), columns)
+        if "status" in columns and not set(table["status"].unique().to_pylist()) <= RANK.keys():
+            return "foreign, unknown status"
+    except _UNREADABLE as error:
+        return f"not readable ({first_line(error)})"
+    return table
+
+
+def distinct(table: pa.Table) -> pa.Table:
+    """Keep each trial once: of several rows the one of highest rank, of equal ones the first."""
+    if pc.count_distinct(table["trial_id"]).as_py() == table.num_rows:
+        return table
+    best: dict[str, tuple[int, int]] = {}
+    for position, (trial_id, rank) in enumerate(ranks(table)):
+        if trial_id not in best or rank > best[trial_id][0]:
+            best[trial_id] = (rank, position)
+    return table.take(pa.array(sorted(position for _, position in best.values()), pa.int64()))
+
+
+def ranks(table: pa.Table) -> list[tuple[str, int]]:
+    """Give (trial id, rank) of each row."""
+    statuses = table["status"].to_pylist()
+    return [(trial_id, RANK[status]) for trial_id, status in zip(table["trial_id"].to_pylist(), statuses, strict=True)]
+
+
+def series(table: pa.Table, columns: Sequence[str]) -> list[tuple[Trial, list[tuple[Any, ...]]]]:
+    """Group rows by everything of their trial but d and eta, so that each such trial is rebuilt once.
+
+    Args:
+        table: Rows with the columns and "trial".
+        columns: What to give of each row.
+
+    Returns:
+        One of the trials, and the values of the columns for each row, per group.
+    """
+    rest = pc.replace_substring_regex(table["trial"], r'"d": [^,{}"]+, "eta": [^,{}"]+, ', "", max_replacements=1)
+    groups = rest.combine_chunks().dictionary_encode() if table.num_rows else pa.array([]).dictionary_encode()
+    members: list[list[tuple[Any, ...]]] = [[] for _ in range(len(groups.dictionary))]
+    first: dict[int, int] = {}
+    values = zip(*(table[column].to_pylist() for column in columns), strict=True)
+    for position, (group, row) in enumerate(zip(groups.indices.to_pylist(), values, strict=True)):
+        first.setdefault(group, position)
+        members[group].append(row)
+    return [(trial_from_json(table["trial"][at].as_py()), members[group]) for group, at in first.items()]
+
+
+def _conform(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Bring a file's columns into the canonical schema; those that it lacks are null."""
+    for column in columns:
+        if column not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, OBSERVATIONS.field(column).type))
+    schema = pa.schema([OBSERVATIONS.field(column) for column in columns], metadata=OBSERVATIONS.metadata)
+    return table if table.schema.equals(schema) else table.select(list(columns)).cast(schema)
+
+
+def _newer(version: int) -> str:
+    return f"schema version {version}, this distsub reads up to {SCHEMA_VERSION}"

@@ -1,0 +1,52 @@
+"""Many rows at once give the same evidence as one by one."""
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distsub.search import Board, Evidence, Grid, brief, evidence, shares
+from distsub.search.spec import lineage
+
+SEEN = st.tuples(
+    st.integers(0, 999),
+    st.sampled_from(["finished", "diverged", "stopped", "error"]),
+    st.sampled_from([None, 0.1, 0.8, math.nan]),
+    st.sampled_from([None, 0.5]),
+)
+
+
+def grouped(observations):
+    """Put the rows of one lineage into one series, as a store does."""
+    series = {}
+    for trial, rows in map(brief, observations):
+        series.setdefault(lineage(trial), (trial, []))[1].extend(rows)
+    return list(series.values())
+
+
+@given(st.lists(SEEN, max_size=30))
+def test_any_rows_in_any_order_fold_to_the_same(bench, seen):
+    baseline = bench.baselines(rates=(1e-5, 3e-5))
+    # Two seeds, a search that shares a lineage on another grid, and one of a task that nobody asks for.
+    searches = [bench.search(3, 2, seed, baseline=baseline) for seed in (0, 1)] + [bench.search(5, 1)]
+    foreign = bench.search(9, 3, seed=7)
+    trials = [*baseline, *(trial for each in (*searches, foreign) for d in each.dims for trial in each.trials_at(d))]
+    rows = [bench.see(trials[number % len(trials)], score, status, chance) for number, status, score, chance in seen]
+    shared = shares(searches, grouped(rows))
+    for search, own in zip(searches, shared, strict=True):
+        expected = Evidence(search)
+        for row in rows:
+            expected = expected.add(row)
+        assert evidence(search, own) == expected
+        assert sorted(row.trial_id for row in own) == sorted(row.trial.id for row in rows if search.owns(row.trial))
+
+
+def test_a_board_goes_on_from_what_is_known(bench):
+    search = bench.search(4, 1)
+    train, told = bench.truth(search, 2), Board([search], Grid())
+    rows = [train(trial) for trial in (*search.baseline, *search.trials_at(10))]
+    for row in rows:
+        told.observe(row)
+    known = [evidence(search, own) for own in shares([search], grouped(rows))]
+    knows = Board([search], Grid(), known)
+    assert knows.findings() == told.findings() and knows.next(set(), 1) == told.next(set(), 1)
