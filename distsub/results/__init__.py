@@ -1,5 +1,6 @@
 """What is known: one row per trial in Arrow, the store that keeps the rows, SQL over them, and the report."""
 
+from distsub.results.compact import compact
 from distsub.results.curves import curve_figure
 from distsub.results.files import Files
 from distsub.results.listing import render
@@ -28,6 +29,7 @@ __all__ = [
     "Store",
     "View",
     "censored_median",
+    "compact",
     "curve_figure",
     "from_row",
     "published_tables",

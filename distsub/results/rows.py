@@ -35,10 +35,10 @@ _ROW: dict[str, Any] = {"compression": "snappy", "use_dictionary": False, "write
 _PART: dict[str, Any] = {"compression": "zstd", "data_page_size": 256 * 1024}
 
 
-def encode(table: pa.Table) -> bytes:
-    """Write rows as the bytes of a Parquet file in which damage is seen."""
+def encode(table: pa.Table, part: bool = False) -> bytes:
+    """Write a row, or a part's rows, as the bytes of a Parquet file in which damage is seen."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, write_page_checksum=True, **(_ROW if table.num_rows == 1 else _PART))
+    pq.write_table(table, sink, write_page_checksum=True, **(_PART if part else _ROW))
     return sink.getvalue()
 
 

@@ -7,6 +7,7 @@ then not among the rows, the trial runs again and its file is replaced.
 Row files may be merged into parts, which hold many rows each. A row that is in several files counts once.
 """
 
+import hashlib
 import json
 import os
 import tomllib
@@ -212,7 +213,7 @@ class Store:
         try:
             loose = [table.select(wanted) for table in self.read_rows(self.row_files(), columns).values()]
             self.loose = len(loose)
-            parts = [table.select(wanted) for table in self.read_parts(columns).values()]
+            parts = self.read_parts(wanted, whole=whole).values()
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"cannot read the observations in {self.uri} ({first_line(error)})") from error
         # Parts first: of equal rows the one that was there first stays.
@@ -224,21 +225,39 @@ class Store:
         self.damaged += [f"{ROWS}/{name}: not a trial's file" for name in names if not NAME.fullmatch(name)]
         return [name for name in names if NAME.fullmatch(name)]
 
-    def read_rows(self, names: Sequence[str], columns: Sequence[str]) -> dict[str, pa.Table]:
-        """Read row files one by one: what one lacks or adds never touches the others, nor the schema."""
+    def read_rows(
+        self, names: Sequence[str], columns: Sequence[str], digests: dict[str, bytes] | None = None
+    ) -> dict[str, pa.Table]:
+        """Read row files one by one: what one lacks or adds never touches the others, nor the schema.
+
+        Args:
+            names: The files.
+            columns: The columns wanted.
+            digests: Filled with what each file's bytes were.
+        """
         tables = {}
         for name, data in zip(names, self._fetch(names), strict=True):
             if data is None:
                 continue  # merged into a part since it was listed
             parsed = parse_row(data, name, columns)
+            if digests is not None:
+                digests[name] = digest(data)
             if isinstance(parsed, str):
                 self.damaged.append(f"{ROWS}/{name}: {parsed}")
             else:
                 tables[name] = parsed
         return tables
 
-    def read_parts(self, columns: Sequence[str]) -> dict[str, pa.Table]:
-        """Read all parts; again from the start when some are merged meanwhile."""
+    def read_parts(
+        self, columns: Sequence[str], *, whole: bool = False, only: Container[str] | None = None
+    ) -> dict[str, pa.Table]:
+        """Read parts; again from the start when some are merged meanwhile.
+
+        Args:
+            columns: The columns wanted.
+            whole: Whether a part that is damaged in any other column counts as damaged too.
+            only: The names of those wanted, None for all.
+        """
         for _ in range(_LISTINGS):
             # A listing is no snapshot: a part may come and the ones that it replaces go while it is made.
             names = self.files.names(PARTS)
@@ -247,13 +266,17 @@ class Store:
             tables, damaged = {}, []
             try:
                 for name in names:
-                    if name.startswith((".", "_")):
+                    if name.startswith((".", "_")) or (only is not None and name not in only):
                         continue
-                    parsed = self._part(name, columns) if NAME.fullmatch(name) else "not a part's file"
+                    parsed = (
+                        self._part(name, OBSERVATIONS.names if whole else columns)
+                        if NAME.fullmatch(name)
+                        else "not a part's file"
+                    )
                     if isinstance(parsed, str):
                         damaged.append(f"{PARTS}/{name}: {parsed}")
                     else:
-                        tables[name] = parsed
+                        tables[name] = parsed.select(list(columns))
             except FileNotFoundError:
                 continue
             self.damaged += damaged
@@ -281,6 +304,11 @@ class Store:
             return self.files.read(f"{ROWS}/{name}")
         except FileNotFoundError:
             return None
+
+
+def digest(data: bytes) -> bytes:
+    """Name the bytes of a file, to tell later whether it still is the same."""
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _is_toml(data: bytes) -> bool:

@@ -1,0 +1,118 @@
+"""Merge row files into parts: thousands of files of one row become a few that are read at once.
+
+Safe at any moment, whatever else runs. A part is written whole before anything that it replaces is removed, so that a
+kill leaves rows twice at worst, and readers take each trial once. A row file is removed only if it still is what was
+merged; where that cannot be made sure in one step, on an object store, rows that a better one could replace stay.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import pyarrow as pa
+from pyarrow import compute as pc
+
+from distsub.errors import OutputError
+from distsub.results.files import first_line
+from distsub.results.rows import FINAL, distinct, encode, ranks
+from distsub.results.schema import OBSERVATIONS
+from distsub.results.store import LOCK, PARTS, ROWS, Store, digest
+
+ROWS_PER_PART = 20_000
+
+COMPACTED = pa.schema(
+    [
+        ("rows", pa.int64()),
+        ("parts", pa.int64()),
+        ("merged", pa.int64()),
+        ("loose", pa.int64()),
+        ("damaged", pa.int64()),
+    ]
+)
+"""Of a directory: distinct trials; parts they lie in; row files merged now; those left; files that hold no row."""
+
+
+def compact(store: Store, rows_per_part: int = ROWS_PER_PART) -> pa.Table:
+    """Merge a directory's row files into parts, and parts that are not full into fuller ones.
+
+    Doing it again changes nothing; several at once, and any writers and readers meanwhile, do no harm. Files that are
+    damaged are left where they are and named in `store.damaged`.
+
+    Args:
+        store: The results directory.
+        rows_per_part: How many rows a full part has.
+
+    Returns:
+        One row in the schema `COMPACTED`.
+
+    Raises:
+        OutputError: The directory cannot be read or written.
+    """
+    merged = 0
+    try:
+        names = store.row_files()
+        for first in range(0, len(names), rows_per_part) or (0,):
+            merged += _merge(store, names[first : first + rows_per_part], rows_per_part)
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(
+            f"cannot merge the rows in {store.uri} ({first_line(error)}); no row is lost, mend that and compact again"
+        ) from error
+    rows = len(store.trial_ids())
+    parts = len(store.read_parts(["trial_id"]))
+    values = [rows, parts, merged, store.loose, len(store.damaged)]
+    return pa.Table.from_pylist([dict(zip(COMPACTED.names, values, strict=True))], schema=COMPACTED)
+
+
+def _merge(store: Store, names: list[str], rows_per_part: int) -> int:
+    """Merge some row files with the parts that have room; give how many files were removed."""
+    digests: dict[str, bytes] = {}
+    loose = store.read_rows(names, OBSERVATIONS.names, digests)
+    if not store.files.is_local:
+        loose = {name: table for name, table in loose.items() if ranks(table)[0][1] == FINAL}
+    keys = store.read_parts(["trial_id", "status"], whole=True)
+    full = {name: table for name, table in keys.items() if table.num_rows >= rows_per_part}
+    room = keys.keys() - full.keys()
+    parts = store.read_parts(OBSERVATIONS.names, only=room) if loose or len(room) > 1 else {}
+    if not loose and len(parts) < 2:
+        return 0
+    table = distinct(pa.concat_tables([*parts.values(), *loose.values()]))
+    table = _without(table, full.values())
+    kept = _write(store, table.take(pc.sort_indices(table["trial_id"])), rows_per_part)
+    for name in parts.keys() - kept:
+        store.files.delete(f"{PARTS}/{name}")
+    return _remove(store, {name: digests[name] for name in loose})
+
+
+def _without(table: pa.Table, full: Iterable[pa.Table]) -> pa.Table:
+    """Leave out rows that full parts have, of the same rank or a higher one."""
+    known: dict[str, int] = {}
+    for part in full:
+        for trial_id, rank in ranks(part):
+            known[trial_id] = max(rank, known.get(trial_id, -1))
+    return table.filter(pa.array([rank > known.get(trial_id, -1) for trial_id, rank in ranks(table)], pa.bool_()))
+
+
+def _write(store: Store, table: pa.Table, rows_per_part: int) -> set[str]:
+    """Write rows as parts named after their bytes; give the names."""
+    store.files.make(PARTS)
+    names = set()
+    for first in range(0, table.num_rows, rows_per_part):
+        data = encode(table.slice(first, rows_per_part), part=True)
+        name = f"{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+        store.files.put(f"{PARTS}/{name}", data)
+        names.add(name)
+    return names
+
+
+def _remove(store: Store, digests: Mapping[str, bytes]) -> int:
+    """Remove row files that are still what was merged; no writer replaces one meanwhile."""
+    removed = 0
+    with store.files.locked(LOCK):
+        for name, merged in digests.items():
+            try:
+                if digest(store.files.read(f"{ROWS}/{name}")) != merged:
+                    continue
+            except FileNotFoundError:
+                continue
+            store.files.delete(f"{ROWS}/{name}")
+            removed += 1
+    return removed
