@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import compute as pc
 
 from distsub.results import D90, METHOD_COLUMNS, SEARCHES, Store, censored_median, from_row
-from distsub.search import Brief, Search, evidence, make_policy, shares
+from distsub.search import COLUMNS, Brief, Search, evidence, make_policy, shares
 from distsub.trial import Observation
 
 SEARCH_COLUMNS = (
@@ -44,7 +44,7 @@ class Summary:
     @cached_property
     def _shares(self) -> list[list[Brief]]:
         searches, _, store = self._parts
-        return shares(searches, store.series(Brief._fields))
+        return shares(searches, store.series(COLUMNS))
 
     @cached_property
     def searches(self) -> pa.Table:

@@ -9,10 +9,11 @@ from distsub.search.evidence import Evidence, Result, reaches, thresholds
 from distsub.search.grid import PUBLISHED_RATIO, log_grid
 from distsub.search.outcome import Finding, Outcome, Thresholds, Verdict
 from distsub.search.policies import POLICIES, Bisection, Grid, Policy, make_policy
-from distsub.search.recall import Brief, brief, evidence, shares
+from distsub.search.recall import COLUMNS, Brief, brief, evidence, shares
 from distsub.search.spec import FRESH, Search
 
 __all__ = [
+    "COLUMNS",
     "FRESH",
     "POLICIES",
     "PUBLISHED_RATIO",

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from distsub.search.evidence import Evidence, Result
-from distsub.search.spec import Lineage, Search, lineage
+from distsub.search.spec import Lineage, Search, confirmed_by, lineage
 from distsub.trial import Observation, Status, Trial
 
 
@@ -21,6 +21,8 @@ class Brief(NamedTuple):
         d: Its subspace dimension, None for full fine-tuning.
         eta: Its relative step, None for full fine-tuning.
         status: As in the row, and so are the others.
+        confirms: Of a confirmation the full fine-tuning that it confirms, "" when it confirms a subspace trial; None
+            of any other trial. No column of a row.
     """
 
     trial_id: str
@@ -32,10 +34,14 @@ class Brief(NamedTuple):
     wall_s: float
     num_params: int
     num_scales: int
+    confirms: str | None = None
 
+
+COLUMNS = Brief._fields[:-1]
+"""Those of Brief that a row has."""
 
 Series = tuple[Trial, Sequence[tuple]]
-"""One of the trials that differ in d and eta only, and their rows in the order of Brief's fields."""
+"""One of the trials that differ in d and eta only, and their rows in the order of COLUMNS."""
 
 
 def brief(observation: Observation) -> Series:
@@ -46,36 +52,47 @@ def brief(observation: Observation) -> Series:
 
 
 def shares(searches: Sequence[Search], series: Iterable[Series]) -> list[list[Brief]]:
-    """Give each search its rows: its own trials' and the baseline's, in the order of the searches."""
+    """Give each search the rows that it owns: its own trials' and the baseline's, in the order of the searches."""
     found: list[list[Brief]] = [[] for _ in searches]
     interested: dict[str | Lineage, list[int]] = {}
     for index, search in enumerate(searches):
         for key in (*search.baseline_ids, search.lineage):
             interested.setdefault(key, []).append(index)
     for trial, rows in series:
-        kin = interested.get(lineage(trial), ())
-        for row in map(Brief._make, rows):
-            if row.d is None:
-                for index in interested.get(row.trial_id, ()):
-                    found[index].append(row)
-                continue
-            for index in kin:
-                if row.d in searches[index].positions and row.eta in searches[index].etas:
-                    found[index].append(row)
+        original = confirmed_by(trial)  # follows from the seeds, which all rows of a series share
+        for kin in filter(None, (trial, original)):
+            again = kin is original
+            alike = interested.get(lineage(kin), [])
+            for values in rows:
+                row = Brief(*values)
+                name = "" if row.d is not None else replace(kin, eta=row.eta).id if again else row.trial_id
+                row = row._replace(confirms=name) if again else row
+                for index in interested.get(name, []) if name else alike:
+                    search = searches[index]
+                    # One that confirms takes fresh seeds for a confirmation and for nothing else.
+                    if (original is None or search.confirm == again) and _asks(search, kin, row):
+                        found[index].append(row)
     return found
+
+
+def _asks(search: Search, kin: Trial, row: Brief) -> bool:
+    """Tell whether a search of the row's lineage or baseline asks for it, as `Search.owns` does."""
+    if row.d is None:
+        return row.confirms is None or len(search.baseline_groups[kin.seeds]) > 1
+    return row.d in search.positions and row.eta in search.etas and (row.confirms is None or len(search.etas) > 1)
 
 
 def evidence(search: Search, rows: Iterable[Brief]) -> Evidence:
     """Fold a search's share of the rows into what it knows."""
-    baseline: dict[str, Result] = {}
-    probes: dict[int, dict[float, Result]] = {}
+    baselines: tuple[dict[str, Result], dict[str, Result]] = ({}, {})
+    probes: tuple[dict[int, dict[float, Result]], dict[int, dict[float, Result]]] = ({}, {})
     for row in rows:
+        again = row.confirms is not None
         result = Result.reduce(row.status, row.score, row.chance)
         if row.d is None or row.eta is None:
-            known = baseline.get(row.trial_id)
-            baseline[row.trial_id] = known.merge(result) if known else result
+            known: dict = baselines[again]
+            key: object = row.confirms or row.trial_id
         else:
-            at_d = probes.setdefault(row.d, {})
-            known = at_d.get(row.eta)
-            at_d[row.eta] = known.merge(result) if known else result
-    return replace(Evidence(search), baseline=baseline, probes=probes)
+            known, key = probes[again].setdefault(row.d, {}), row.eta
+        known[key] = known[key].merge(result) if key in known else result
+    return Evidence(search, baselines[0], probes[0], (), baselines[1], probes[1])
