@@ -95,7 +95,10 @@ def run(
     from distsub.runtime import launch
 
     code = launch.run(sweep, store, backend.value, plain, adapters, out if "://" in out else None)
-    _print(_told(store, Summary(sweep.searches(), sweep.policy, store, sweep.limit).d90).select(list(D90_COLUMNS)), Format.table)
+    _print(
+        _told(store, Summary(sweep.searches(), sweep.policy, store, sweep.limit).d90).select(list(D90_COLUMNS)),
+        Format.table,
+    )
     print(f"results: {store.uri}")
     raise typer.Exit(code)
 

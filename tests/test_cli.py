@@ -9,7 +9,7 @@ import pytest
 from distsub import cli
 from distsub.config import load_sweep
 
-COMMANDS = ("init", "run", "plan", "status", "query", "report", "inspect", "doctor")
+COMMANDS = ("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor")
 
 
 def call(capsys, *arguments):
@@ -185,6 +185,19 @@ def test_damaged_rows_are_named_and_skipped(finished, tmp_path, capsys):
     victim.write_bytes(victim.read_bytes()[:100])
     code, _, err = call(capsys, "status", copy)
     assert code == 0 and victim.name in err
+
+
+def test_compact_changes_no_answer(finished, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished / "out", copy)
+    before = [call(capsys, *arguments)[:2] for arguments in (("status", copy), ("query", copy, "from d90"))]
+    code, out, _ = call(capsys, "compact", copy, "--format", "json")
+    [row] = json.loads(out)
+    assert code == 0 and row["parts"] == 1 and row["merged"] == row["rows"] > 2 and row["loose"] == 0
+    assert [call(capsys, *arguments)[:2] for arguments in (("status", copy), ("query", copy, "from d90"))] == before
+    assert not list((copy / "observations").glob("*.parquet"))
 
 
 def test_interrupted_is_130_and_says_how_to_go_on(finished, tmp_path):

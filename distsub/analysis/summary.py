@@ -1,7 +1,7 @@
 """The two tables that are computed from the rows: one row per search, and d90 per task, model and method."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +9,8 @@ import pyarrow as pa
 from pyarrow import compute as pc
 
 from distsub.results import D90, METHOD_COLUMNS, SEARCHES, Store, censored_median, from_row
-from distsub.search import COLUMNS, Brief, Search, evidence, make_policy, shares
+from distsub.search import COLUMNS, Brief, Finding, Search, evidence, make_policy, shares
+from distsub.search.stopping import Limit
 from distsub.trial import Observation
 
 SEARCH_COLUMNS = (
@@ -37,39 +38,55 @@ _SHARED = ("baseline_score", "chance", "threshold", "threshold_chance_corrected"
 class Summary:
     """A results directory's computed tables, each made when it is first asked for."""
 
-    def __init__(self, searches: Sequence[Search], policy: str, store: Store) -> None:
-        """Sum up what a store knows of searches under a policy."""
-        self._parts = (searches, policy, store)
+    def __init__(self, searches: Sequence[Search], policy: str, store: Store, limit: Limit | None = None) -> None:
+        """Sum up what a store knows of searches under a policy, which a limit may have ended."""
+        self._given = (searches, policy, limit)
+        self._store = store
 
     @cached_property
     def _shares(self) -> list[list[Brief]]:
-        searches, _, store = self._parts
-        return shares(searches, store.series(COLUMNS))
+        return shares(self._given[0], self._store.series(COLUMNS))
 
     @cached_property
     def searches(self) -> pa.Table:
         """One row per search, in the schema SEARCHES; reads a few columns only."""
-        searches, policy, _ = self._parts
-        return searches_table(searches, policy, self._shares)
+        searches, policy, limit = self._given
+        if limit is None:
+            decide = make_policy(policy)
+            found = [decide.outcome(evidence(*each)) for each in zip(searches, self._shares, strict=True)]
+        else:  # whether it ended a sweep is told by a board that has been told everything
+            found = findings(searches, policy, self._store.read(), limit)
+        return searches_table(searches, found, self._shares)
 
     @cached_property
     def d90(self) -> pa.Table:
         """One row per task, model and method, in the schema D90; reads all rows whole, for the estimates."""
-        searches, _, store = self._parts
-        return d90_table(searches, self.searches, self._shares, store.table())
+        return d90_table(self._given[0], self.searches, self._shares, self._store.table())
 
 
-def searches_table(searches: Sequence[Search], policy: str, shared: Sequence[Sequence[Brief]]) -> pa.Table:
+def findings(
+    searches: Sequence[Search], policy: str, observations: Iterable[Observation], limit: Limit | None = None
+) -> list[Finding]:
+    """Fold the rows into what each search knows, in the order of the searches."""
+    from distsub.search import Board
+
+    board = Board(searches, make_policy(policy), limit)
+    for observation in observations:
+        board.observe(observation)
+    board.next(frozenset(), 1)  # what the limit does not allow any more is open no longer
+    return list(board.findings())
+
+
+def searches_table(searches: Sequence[Search], found: Sequence[Finding], shared: Sequence[Sequence[Brief]]) -> pa.Table:
     """Compute one row per search in the schema SEARCHES.
 
     Args:
         searches: The searches.
-        policy: Which says whether a search is over.
+        found: What each knows.
         shared: The rows of each, from `shares`.
     """
-    rows, decide = [], make_policy(policy)
-    for search, own in zip(searches, shared, strict=True):
-        finding = decide.outcome(evidence(search, own))
+    rows = []
+    for search, finding, own in zip(searches, found, shared, strict=True):
         thresholds = finding.thresholds
         subspace = [row for row in own if row.d is not None]
         rows.append(

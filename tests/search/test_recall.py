@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsub.search import Board, Evidence, Grid, brief, evidence, shares
+from distsub.search import Evidence, brief, evidence, shares
 from distsub.search.spec import fresh, lineage
 
 SEEN = st.tuples(
@@ -41,14 +41,3 @@ def test_any_rows_in_any_order_fold_to_the_same(bench, seen):
             expected = expected.add(row)
         assert evidence(search, own) == expected
         assert sorted(row.trial_id for row in own) == sorted(row.trial.id for row in rows if search.owns(row.trial))
-
-
-def test_a_board_goes_on_from_what_is_known(bench):
-    search = bench.search(4, 1)
-    train, told = bench.truth(search, 2), Board([search], Grid())
-    rows = [train(trial) for trial in (*search.baseline, *search.trials_at(10))]
-    for row in rows:
-        told.observe(row)
-    known = [evidence(search, own) for own in shares([search], grouped(rows))]
-    knows = Board([search], Grid(), known)
-    assert knows.findings() == told.findings() and knows.next(set(), 1) == told.next(set(), 1)
