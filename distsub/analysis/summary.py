@@ -1,7 +1,7 @@
 """The two tables that are computed from the rows: one row per search, and d90 per task, model and method."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -159,14 +159,15 @@ def d90_table(
                 "wall_s": sum(m["wall_s"] for m in found),
             }
             | {name: found[0][name] for name in _SHARED}
-            | _estimate([search for search, _, _ in members], _observations(observations, list(ids)))
+            | _estimate([search for search, _, _ in members], _observations(observations, ids))
         )
     return pa.Table.from_pylist(rows, schema=D90)
 
 
-def _observations(table: pa.Table, ids: list[str]) -> list[Observation]:
+def _observations(table: pa.Table, ids: Collection[str]) -> list[Observation]:
     """Rebuild the observations of some trials, those of one estimate at a time: their arrays are large."""
-    own = table.filter(pc.is_in(table["trial_id"], value_set=pa.array(ids, pa.string())))
+    mask = pc.call_function("is_in", [table["trial_id"]], pc.SetLookupOptions(pa.array(ids, pa.string())))
+    own = table.filter(mask)
     return [from_row(row) for row in own.to_pylist()]
 
 

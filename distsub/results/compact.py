@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
-from pyarrow import compute as pc
 
 from distsub.errors import OutputError
 from distsub.results.files import first_line
@@ -76,7 +75,7 @@ def _merge(store: Store, names: list[str], rows_per_part: int) -> int:
         return 0
     table = distinct(pa.concat_tables([*parts.values(), *loose.values()]))
     table = _without(table, full.values())
-    kept = _write(store, table.take(pc.sort_indices(table["trial_id"])), rows_per_part)
+    kept = _write(store, table.sort_by("trial_id"), rows_per_part)
     for name in parts.keys() - kept:
         store.files.delete(f"{PARTS}/{name}")
     return _remove(store, {name: digests[name] for name in loose})

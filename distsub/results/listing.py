@@ -6,7 +6,6 @@ import decimal
 import io
 import json
 import math
-import shutil
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
@@ -41,8 +40,11 @@ def render(table: pa.Table, format: str = "table") -> str:
 
 def _rows(table: pa.Table) -> list[list[Any]]:
     """Give the values by row; by position, since a query may name two columns alike."""
-    columns = [[_plain(value, column.type) for value in column.to_pylist()] for column in table.columns]
-    return [list(row) for row in zip(*columns, strict=True)]
+    return [list(row) for row in zip(*_columns(table), strict=True)]
+
+
+def _columns(table: pa.Table) -> list[list[Any]]:
+    return [[_plain(value, column.type) for value in column.to_pylist()] for column in table.columns]
 
 
 def _json(table: pa.Table) -> str:
@@ -63,23 +65,23 @@ def _csv(table: pa.Table) -> str:
 
 
 def _table(table: pa.Table) -> str:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from rich.cells import cell_len
 
-    listing = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for field in table.schema:
+    # Written by hand: a layout engine takes seconds for a thousand rows. As wide as the cells are: a listing that is
+    # cut is a wrong listing, and terminals wrap or scroll.
+    shown = []
+    for field, values in zip(table.schema, _columns(table), strict=True):
+        cells = [field.name, *map(_cell, values)]
+        lengths = [cell_len(cell) for cell in cells]
+        pads = [" " * (max(lengths) - length) for length in lengths]
         right = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
-        listing.add_column(Text(field.name), justify="right" if right else "left", no_wrap=True)
-    for row in _rows(table):
-        listing.add_row(*(Text(_cell(value)) for value in row))
-    sink = io.StringIO()
-    # Wide enough for every cell: a listing that is cut is a wrong listing. Terminals wrap or scroll.
-    natural = Console(file=io.StringIO(), width=1_000_000).measure(listing).maximum
-    width = max(natural, shutil.get_terminal_size().columns)
-    Console(file=sink, width=width, color_system=None).print(listing)
-    return "\n".join(line.rstrip() for line in sink.getvalue().splitlines())
+        aligned = [pad + cell if right else cell + pad for cell, pad in zip(cells, pads, strict=True)]
+        shown.append([aligned[0], "\u2500" * max(lengths), *aligned[1:]])
+    # The rule under the header is one line; what is between the columns elsewhere is part of it.
+    return "\n".join(
+        ("\u2500\u2500" if index == 1 else "  ").join(row).rstrip()
+        for index, row in enumerate(zip(*shown, strict=True))
+    )
 
 
 def _cell(value: Any) -> str:

@@ -86,7 +86,7 @@ def parse_part(source: pa.NativeFile, columns: Sequence[str]) -> pa.Table | str:
 
 def distinct(table: pa.Table) -> pa.Table:
     """Keep each trial once: of several rows the one of highest rank, of equal ones the first."""
-    if pc.count_distinct(table["trial_id"]).as_py() == table.num_rows:
+    if len(table["trial_id"].unique()) == table.num_rows:
         return table
     best: dict[str, tuple[int, int]] = {}
     for position, (trial_id, rank) in enumerate(ranks(table)):
@@ -111,7 +111,8 @@ def series(table: pa.Table, columns: Sequence[str]) -> list[tuple[Trial, list[tu
     Returns:
         One of the trials, and the values of the columns for each row, per group.
     """
-    rest = pc.replace_substring_regex(table["trial"], r'"d": [^,{}"]+, "eta": [^,{}"]+, ', "", max_replacements=1)
+    d_and_eta = pc.ReplaceSubstringOptions(r'"d": [^,{}"]+, "eta": [^,{}"]+, ', "", max_replacements=1)
+    rest = pc.call_function("replace_substring_regex", [table["trial"]], d_and_eta)
     groups = rest.combine_chunks().dictionary_encode() if table.num_rows else pa.array([]).dictionary_encode()
     members: list[list[tuple[Any, ...]]] = [[] for _ in range(len(groups.dictionary))]
     first: dict[int, int] = {}

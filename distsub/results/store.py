@@ -17,7 +17,6 @@ from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import compute as pc
 
 from distsub.errors import OutputError
 from distsub.results.files import Files, first_line
@@ -175,7 +174,7 @@ class Store:
         """
         wanted = OBSERVATIONS.names if columns is None else list(columns)
         table = self._read(wanted)
-        return table.take(pc.sort_indices(table["trial_id"])).select(wanted)
+        return table.sort_by("trial_id").select(wanted)
 
     def read(self) -> list[Observation]:
         """Read all rows as observations, ordered by trial id."""

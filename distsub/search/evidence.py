@@ -200,6 +200,8 @@ class Evidence:
     def missing_at(self, d: int) -> Iterator[Trial]:
         """Yield the trials at d that have no result yet, not even an error."""
         known = self.results.get(d, {})
+        if len(known) == len(self.search.etas):
+            return iter(())  # without making the trials
         return (trial for trial in self.search.trials_at(d) if trial.eta not in known)
 
     def passed(self, d: int, threshold: float) -> bool | None:
