@@ -10,7 +10,7 @@ from pyarrow import compute as pc
 
 from distsub.results import D90, METHOD_COLUMNS, SEARCHES, Store, censored_median, from_row
 from distsub.search import COLUMNS, Brief, Finding, Search, evidence, make_policy, shares
-from distsub.search.stopping import Limit
+from distsub.search.stopping import Limit, audit_of
 from distsub.trial import Observation
 
 SEARCH_COLUMNS = (
@@ -166,7 +166,7 @@ def d90_table(
 
 def _observations(table: pa.Table, ids: Collection[str]) -> list[Observation]:
     """Rebuild the observations of some trials, those of one estimate at a time: their arrays are large."""
-    mask = pc.call_function("is_in", [table["trial_id"]], pc.SetLookupOptions(pa.array(ids, pa.string())))
+    mask = pc.call_function("is_in", [table["trial_id"]], pc.SetLookupOptions(pa.array(list(ids), pa.string())))
     own = table.filter(mask)
     return [from_row(row) for row in own.to_pylist()]
 
@@ -188,7 +188,7 @@ def _estimate(searches: list[Search], observations: Sequence[Observation]) -> di
         "estimate_text": d90.text,
         "estimate_chance_corrected_text": fitted.d_at(chance_corrected=True).text,
         "warnings": list(d90.warnings),
-        "num_stopped": sum(row.status == "stopped" for row in own),
+        "num_stopped": sum(row.status == "stopped" for row in observations),
         "audited_stops": checked.stops,
         "false_stops": checked.false,
         "fit": [
