@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="How few numbers does it take to fine-tune this pretrained model on this task?",
     epilog="Exit codes: 0 done, 1 crash, 2 bad input, 3 some trial ended in an error, 4 the limit ended the sweep, "
-    "130 interrupted.",
+    "130 interrupted, 143 ended by SIGTERM.",
 )
 
 

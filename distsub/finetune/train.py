@@ -1,5 +1,6 @@
 """Train one trial, from its record to its observation."""
 
+import json
 import math
 import platform
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import nn
 
 from distsub.errors import DistsubError
 from distsub.finetune import ablate, data, memory, metrics, pretrained
+from distsub.finetune.checkpoint import Checkpoint, restore, resume_schedule, tensors_of
 from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size
 from distsub.subspace import adapter, layout
 from distsub.subspace.model import SubspaceModel
@@ -37,6 +40,7 @@ class Progress:
         curve: (step, score) of all evaluations so far.
         num_eval: Evaluated examples.
         chance: The metric of always predicting the majority class.
+        checkpoint: Gives what the rest of the training depends on, until the training goes on.
     """
 
     step: int
@@ -46,6 +50,7 @@ class Progress:
     curve: tuple[tuple[int, float], ...] = ()
     num_eval: int = 0
     chance: float | None = None
+    checkpoint: Callable[[], Checkpoint] | None = None
 
 
 def train(
@@ -55,6 +60,7 @@ def train(
     on_step: Callable[[int, nn.Module], None] | None = None,
     disabled: ablate.Positions | None = None,
     start: Mapping[str, torch.Tensor] | None = None,
+    resume: Checkpoint | None = None,
     snapshots: Snapshots | None = None,
 ) -> Generator[Progress, bool | None, Observation]:
     """Train one trial, yielding after every step, and return its observation.
@@ -70,6 +76,7 @@ def train(
         on_step: Given the number of steps taken and the model after each step.
         disabled: The mask that an ablated trial names.
         start: Trained numbers of the same subspace at a smaller d, by name, to start from instead of theta_0.
+        resume: Where an earlier attempt at this trial stood; one of other weights or data is not used.
         snapshots: What the trial's learned subspace is made of, where it has one (`trajectory.snapshots`).
 
     Yields:
@@ -103,8 +110,21 @@ def train(
     lengths = [len(example["input_ids"]) for example in examples]
     curve: list[tuple[int, float]] = []
     num_eval, chance = len(splits.validation.labels), metrics.chance(task, splits.validation.labels)
-    num_tokens, status, error, step = 0, "finished", None, 0
-    for step, indices in enumerate(data.batches(lengths, budget.batch_size, budget.steps, trial.seeds.data), 1):
+    num_tokens, status, error, step, done = 0, "finished", None, 0, 0
+    provenance = _provenance(device, precision, prepared.sha256, splits.dataset_hash)
+    inputs = json.dumps([(key, value) for key, value in provenance if key in _DECISIVE])
+    if resume is not None and (resume.trial_id, resume.inputs) == (trial.id, inputs):
+        restore(resume.tensors, trained, optimizer, device)
+        resume_schedule(schedule, resume.step)
+        done, num_tokens, curve = resume.step, resume.num_tokens, list(resume.curve)
+        began, evaluation.wall_s = began - resume.wall_s, resume.eval_s
+
+    def checkpoint() -> Checkpoint:
+        spent, tensors = time.perf_counter() - began, tensors_of(trained, optimizer, device)
+        return Checkpoint(trial.id, inputs, step, num_tokens, spent, evaluation.wall_s, tuple(curve), tensors)
+
+    order = data.batches(lengths, budget.batch_size, budget.steps, trial.seeds.data)
+    for step, indices in enumerate(islice(order, done, None), done + 1):
         batch = data.collate(tokenizer, examples, indices)
         labels = torch.tensor([splits.train.labels[i] for i in indices])
         labels = labels.float() if task.num_labels == 1 else labels.long()
@@ -132,7 +152,7 @@ def train(
             if not math.isfinite(score):
                 status, error = "diverged", f"score was {score} after step {step}"
                 break
-        stop = yield Progress(step, budget.steps, value, score, tuple(curve), num_eval, chance)
+        stop = yield Progress(step, budget.steps, value, score, tuple(curve), num_eval, chance, checkpoint)
         if stop and score is not None and step < budget.steps:
             status = "stopped"
             break
@@ -154,9 +174,13 @@ def train(
         eval_s=evaluation.wall_s,
         peak_bytes=memory_meter.peak_bytes(),
         error=error,
-        provenance=_provenance(device, precision, prepared.sha256, splits.dataset_hash),
+        provenance=provenance,
         **record,
     )
+
+
+_DECISIVE = ("weights_sha256", "dataset_sha256", "precision", "distsub", "torch", "transformers")
+"""Of the provenance, what must be the same for a training to go on from a checkpoint."""
 
 
 class Evaluation:

@@ -164,6 +164,11 @@ class Files:
         self.filesystem.move(temporary, self.path(name))
         return True
 
+    def remove(self, name: str) -> None:
+        """Delete a file if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_file(self.path(name))
+
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:
         """Hold a lock file while something is read and then replaced; does nothing off this machine."""

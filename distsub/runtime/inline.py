@@ -1,14 +1,16 @@
 """Run a sweep in this process, one trial after the other: a debugger works, and an error has its real stack."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from functools import partial
 
 from distsub.errors import OutputError
 from distsub.finetune.train import Progress, failed
 from distsub.results import Store
+from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place, perform
 from distsub.search import Board
-from distsub.search.stopping import Rule, Rules
+from distsub.search.stopping import Rules
 from distsub.trial import Observation, Trial
 
 
@@ -18,10 +20,11 @@ def run(
     place: Place,
     reporter: Reporter,
     rules: Rules,
+    drain: Drain,
     retries: int = 0,
     perform_one: Callable[[Trial], Observation] | None = None,
 ) -> None:
-    """Run until no search wants another trial.
+    """Run until no search wants another trial, or until asked to end.
 
     Args:
         board: The searches, with what is known already.
@@ -29,32 +32,44 @@ def run(
         place: Where trials run.
         reporter: Told of every step and result.
         rules: Which trials end early.
+        drain: Whether to end before that.
         retries: Further attempts after a crash.
         perform_one: Replaces the training; for tests of the loop.
     """
-    while (trial := board.next(set(), 1)) is not None:
+    while not drain.asked and (trial := board.next(set(), 1)) is not None:
         reporter.started(trial)
         rule = rules.rule(trial)
-        observation = perform_one(trial) if perform_one else _attempts(trial, rule, store, place, reporter, retries)
+        training = partial(perform, trial, place, rule)
+        observation = perform_one(trial) if perform_one else _attempts(trial, training, store, reporter, drain, retries)
+        if observation is None:
+            return
         rules.observe(observation)
         board.observe(observation)
         reporter.ended(observation)
 
 
 def _attempts(
-    trial: Trial, rule: Rule | None, store: Store, place: Place, reporter: Reporter, retries: int
-) -> Observation:
-    """Train a trial, again after a crash; then record the error."""
+    trial: Trial,
+    training: Callable[[], Generator[Progress, None, Observation]],
+    store: Store,
+    reporter: Reporter,
+    drain: Drain,
+    retries: int,
+) -> Observation | None:
+    """Train a trial, again after a crash; then record the error. None when asked to end before its end."""
     attempt = 0
     while True:
         try:
-            steps = perform(trial, place, rule)
+            steps = training()
             while True:
                 try:
                     progress: Progress = next(steps)
                 except StopIteration as end:
                     return end.value
                 reporter.stepped(trial, progress.step, progress.steps)
+                if drain.asked:
+                    steps.close()
+                    return None
         except OutputError:
             raise  # no other trial could be recorded either
         except Exception as error:

@@ -1,11 +1,12 @@
 """From a checked sweep to a finished table: what every command needs around the backends."""
 
+import contextlib
 import os
 import platform
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 from distsub.config import Sweep
 from distsub.errors import ConfigError, UnavailableError
 from distsub.results import Store
+from distsub.runtime.drain import TERMINATED, Drain
 from distsub.search import Board, make_policy
 from distsub.search.stopping import Rules, audit_of
 from distsub.trial import Method, Observation
@@ -44,7 +46,7 @@ def run(
 ) -> int:
     """Run a sweep to its end and give the exit code.
 
-    0; 3 when some trial ended in an error; 4 when the limit ended it; 130 when interrupted.
+    0; 3 when some trial ended in an error; 4 when the limit ended it; 130 when interrupted; 143 by SIGTERM.
 
     Args:
         sweep: What to measure.
@@ -54,6 +56,7 @@ def run(
         adapters: Whether trials leave their adapters.
         out: The store's address with its credentials, where it has any; the store itself keeps none.
     """
+    from distsub.runtime.checkpoints import clear
     from distsub.runtime.progress import reporter_for
     from distsub.runtime.worker import Place
 
@@ -80,19 +83,20 @@ def run(
     )
     if sweep.stops != "none" and not sweep.budget.eval_every:
         reporter.line("stopping nothing can end early: [budget] eval_every is not set")
-    with reporter:
+    with reporter, Drain() as drain, _ended_by(drain):
         if backend == "inline":
             from distsub.runtime import inline
 
-            inline.run(board, store, place, reporter, rules, resources.retries)
+            inline.run(board, store, place, reporter, rules, drain, resources.retries)
         else:
             from distsub.runtime import tune
 
-            tune.run(board, store, place, reporter, rules, resources)
+            tune.run(board, store, place, reporter, rules, drain, resources)
     counts = Counter(reporter.counts)
     if not board.finished:  # Tune takes an interrupt for a wish to end early and returns as if all were done
         reporter.line("stopped  before the end; finished trials are kept, the same command resumes")
-        return 130
+        return TERMINATED if drain.asked else 130
+    clear(store)
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
     rows = store.read()
     if said := stopped_text(rows):
@@ -103,6 +107,16 @@ def run(
     if counts["error"] or "error" in {row.status for row in rows}:
         return 3
     return 4 if board.is_spent else 0
+
+
+@contextlib.contextmanager
+def _ended_by(drain: Drain) -> Iterator[None]:
+    """Take an interrupt that stands for SIGTERM for the orderly end that was asked for."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not drain.asked:
+            raise
 
 
 def stopped_text(rows: Iterable[Observation]) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from distsub.runtime import cluster  # isort: skip  # sets Ray's environment before Ray is imported
@@ -24,6 +24,7 @@ from distsub.errors import DistsubError
 from distsub.finetune.train import failed
 from distsub.results import Store
 from distsub.results.schema import trial_from_json, trial_to_json
+from distsub.runtime.drain import Drain
 from distsub.runtime.metrics import Gauges
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place, perform
@@ -99,30 +100,52 @@ class BoardSearcher(Searcher):
         self.slots = 1
         crashes.told = self._crashed
         self.running: dict[str, Trial] = {}
+        self.broken: Exception | None = None
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Keep what goes wrong for after the run: Tune would leave actors and trials behind."""
+        try:
+            yield
+        except Exception as error:
+            self.broken = self.broken or error
 
     def suggest(self, trial_id: str) -> Any:
         """Give Tune the next trial, nothing for now, or the end."""
+        with self._guarded():
+            if self.broken is None:
+                return self._suggest(trial_id)
+        return Searcher.FINISHED
+
+    def _suggest(self, trial_id: str) -> Any:
         trial = self._board.next({trial.id for trial in self.running.values()}, self.slots)
         if trial is None:
             return Searcher.FINISHED if not self.running and self._board.finished else None
-        self.running[trial_id] = trial
-        self._reporter.started(trial)
         rule = self._rules.rule(trial)
+        self._reporter.started(trial)
+        self.running[trial_id] = trial
         return {"trial": trial_to_json(trial), "place": vars(self._place), "rule": rule and vars(rule)}
 
     def is_wanted(self, trial_id: str) -> bool:
         """Tell whether some search still wants a running trial's result."""
         trial = self.running.get(trial_id)
-        return trial is None or trial.id in self._board.wanted()
+        with self._guarded():
+            return self.broken is None and (trial is None or trial.id in self._board.wanted())
+        return False
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Show how far a trial is."""
         trial = self.running.get(trial_id)
         if trial is not None and not result.get("final"):
-            self._reporter.stepped(trial, result.get("at_step", 0), result.get("of_steps", trial.budget.steps))
+            with self._guarded():
+                self._reporter.stepped(trial, result.get("at_step", 0), result.get("of_steps", trial.budget.steps))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the board of a verdict; a trial that was stopped has none."""
+        with self._guarded():
+            self._complete(trial_id, result, error)
+
+    def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         trial = self.running.pop(trial_id, None)
         if trial is None:
             return
@@ -220,8 +243,10 @@ class CrashLog(tune.Callback):
             self.reasons[trial.trial_id] = lines[-1] if lines else ""
 
 
-def run(board: Board, store: Store, place: Place, reporter: Reporter, rules: Rules, resources: Resources) -> None:
-    """Run until no search wants another trial, or until interrupted.
+def run(
+    board: Board, store: Store, place: Place, reporter: Reporter, rules: Rules, drain: Drain, resources: Resources
+) -> None:
+    """Run until no search wants another trial, or until interrupted or asked to end.
 
     Ray ends a whole run when its memory monitor kills an actor (RuntimeError, "Caught unexpected exception"). The
     board knows all results, so the run goes on with a fresh connection; a trial that was in flight too often when
@@ -233,20 +258,26 @@ def run(board: Board, store: Store, place: Place, reporter: Reporter, rules: Rul
         place: Where trials run.
         reporter: Told of every step and result.
         rules: Which trials end early.
+        drain: Whether to end before that.
         resources: What a trial occupies and how many run at once.
 
     Raises:
         ConfigError: The cluster can never run a trial.
+        Exception: What the board or the reporter raised, once the run is over.
     """
+    drain.interrupts = True
     losses: Counter[str] = Counter()
-    while True:
+    while not drain.asked:
         crashes = CrashLog()
         searcher = BoardSearcher(board, store, place, reporter, rules, crashes)
         reporter.line("ray      connecting")
         try:
             with cluster.connect(), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:
+                drain.listen()
                 watchers = [crashes, cluster.Watch(resources, reporter.line), Gauges(reporter, store.uri)]
                 _fit(searcher, watchers, resources, folder)
+            if searcher.broken is not None:
+                raise searcher.broken
             return
         except RuntimeError as error:
             if "Caught unexpected exception" not in str(error) or ray.is_initialized():

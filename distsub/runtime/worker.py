@@ -16,6 +16,7 @@ from distsub.errors import AdapterError, OutputError
 from distsub.finetune import ablate, train, trajectory
 from distsub.results import Store
 from distsub.results.files import first_line
+from distsub.runtime.checkpoints import Kept
 from distsub.search.stopping import Rule, audited
 from distsub.subspace.model import SubspaceModel
 from distsub.trial import Observation, Trial
@@ -31,6 +32,7 @@ class Place:
         threads: CPU threads of the training; part of what makes it repeatable to the last bit.
         adapters: Whether subspace trials that have a score leave their adapter in adapters/<trial id>/.
         dims: The d of trials that one with a warm start may start from, where they have left an adapter.
+        checkpoint_s: Seconds between checkpoints of a training; None keeps none.
     """
 
     out: str
@@ -38,15 +40,16 @@ class Place:
     threads: int = 1
     adapters: bool = True
     dims: tuple[int, ...] = ()
+    checkpoint_s: float | None = 10.0
 
 
 def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[train.Progress, None, Observation]:
-    """Train a trial and write its row; closing the generator leaves none.
+    """Train a trial and write its row; closing the generator leaves none, but a checkpoint to go on from.
 
     Args:
         trial: What to train.
         place: Where.
-        rule: When it ends early; None lets it run to its end.
+        rule: When it ends early; None lets it run to its end. One that goes on keeps the rule that it began with.
 
     Raises:
         DistsubError: The trial cannot be run, or its row not written.
@@ -58,17 +61,25 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
         if place.adapters and isinstance(model, SubspaceModel):
             save_adapter(store, trial, model)
 
-    warm_from, start = _start(store, trial, place.dims)
+    kept = Kept(store, trial, place.checkpoint_s)
+    known = kept.read()
+    if known is None:
+        warm_from, start = _start(store, trial, place.dims)
+    else:
+        rule, warm_from, start = known.rule, known.warm_from, None
+    kept.notes = {"rule": rule and vars(rule), "warm_from": warm_from}
     training = train.train(
         trial,
         place.device,
         on_trained=keep,
         disabled=mask_of(store, trial),
         start=start,
+        resume=known and known.checkpoint,
         snapshots=trajectory.snapshots(trial, place.out) if trial.method.span else None,
     )
-    observation = replace((yield from _judged(training, trial, rule)), warm_from=warm_from)
+    observation = replace((yield from _judged(training, trial, rule, kept)), warm_from=warm_from)
     store.write(observation)
+    kept.remove()
     return observation
 
 
@@ -117,7 +128,7 @@ def load_adapter(store: Store, trial_id: str) -> dict[str, torch.Tensor]:
 
 
 def _judged(
-    training: Generator[train.Progress, bool | None, Observation], trial: Trial, rule: Rule | None
+    training: Generator[train.Progress, bool | None, Observation], trial: Trial, rule: Rule | None, kept: Kept
 ) -> Generator[train.Progress, None, Observation]:
     """Train until the rule's verdict or the end; an audited trial goes on to show whether the verdict was true."""
     stop = None
@@ -126,8 +137,17 @@ def _judged(
         while True:
             if rule is not None and progress.score is not None:
                 stop = rule.first(progress.curve, progress.steps, progress.num_eval, progress.chance, trial.task.metric)
-            yield progress
-            progress = training.send(stop is not None and not audited(trial.id))
+            ends = stop is not None and not audited(trial.id)
+            goes_on = not ends and progress.step < progress.steps
+            if goes_on:
+                kept.offer(progress)
+            try:
+                yield progress
+            except GeneratorExit:
+                if goes_on:
+                    kept.offer(progress, now=True)
+                raise
+            progress = training.send(ends)
     except StopIteration as end:
         row: Observation = end.value
         return rule.mark(row, stop) if rule is not None and row.score is not None else row

@@ -1,0 +1,99 @@
+"""Checkpoints of running trials: checkpoints/<trial id>.safetensors of the results, gone once the row is written.
+
+A trial that is begun again, by whatever process on whatever node, goes on from there and leaves the row that it would
+have left uninterrupted. A checkpoint saves time and nothing else: one that is damaged or foreign is not used, and one
+that cannot be written is not missed.
+"""
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from distsub.finetune.checkpoint import Checkpoint
+from distsub.finetune.train import Progress
+from distsub.results import Store
+from distsub.search.stopping import Rule
+from distsub.trial import Trial
+
+FOLDER = "checkpoints"
+
+LARGEST = 64 * 2**20
+"""Bytes: larger ones, those of full fine-tuning, are not kept. They would be three times the model, over and over."""
+
+SHARE = 0.02
+"""Of the time, that writing checkpoints may take: on a slow storage they become rarer."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an earlier attempt has left.
+
+    Attributes:
+        checkpoint: Where it stood.
+        rule: The stopping rule that it began with.
+        warm_from: The trial that it started from.
+    """
+
+    checkpoint: Checkpoint
+    rule: Rule | None
+    warm_from: str | None
+
+
+class Kept:
+    """The checkpoint of one trial."""
+
+    def __init__(self, store: Store, trial: Trial, every_s: float | None) -> None:
+        """Address it.
+
+        Args:
+            store: The results.
+            trial: What is trained.
+            every_s: Seconds between two; None keeps none.
+        """
+        self._files, self._trial, self._every_s = store.files, trial, every_s
+        self._name = f"{FOLDER}/{trial.id}.safetensors"
+        self._due = time.monotonic() + (every_s or 0.0)
+        self._written = False
+        self.notes: dict[str, Any] = {}
+
+    def read(self) -> Known | None:
+        """Read what an earlier attempt has left, None if that is nothing that this trial can go on from."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+            checkpoint, notes = Checkpoint.from_bytes(self._files.read(self._name), self._trial)
+            rule = notes["rule"] and Rule(tuple(notes["rule"]["goals"]), notes["rule"]["limit"])
+            self._written = True
+            return Known(checkpoint, rule, notes["warm_from"])
+        return None
+
+    def offer(self, progress: Progress, *, now: bool = False) -> None:
+        """Write where the training stands, if that is due or asked for."""
+        began = time.monotonic()
+        if self._every_s is None or progress.checkpoint is None or (began < self._due and not now):
+            return
+        checkpoint = progress.checkpoint()
+        if checkpoint.num_bytes > LARGEST:
+            self._every_s = None
+            return
+        with contextlib.suppress(OSError, pa.ArrowException):
+            if not self._written:
+                self._files.make(FOLDER)
+            self._files.put(self._name, checkpoint.to_bytes(**self.notes))
+            self._written = True
+        took = time.monotonic() - began
+        self._due = began + took + max(self._every_s, took / SHARE)
+
+    def remove(self) -> None:
+        """Delete it, if there is one."""
+        if self._written:
+            with contextlib.suppress(OSError, pa.ArrowException):
+                self._files.remove(self._name)
+
+
+def clear(store: Store) -> None:
+    """Delete all checkpoints: those of cancelled trials, once nothing is left to run."""
+    with contextlib.suppress(OSError, pa.ArrowException):
+        for name in store.files.names(FOLDER):
+            store.files.remove(f"{FOLDER}/{name}")

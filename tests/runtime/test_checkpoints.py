@@ -1,0 +1,146 @@
+"""Checkpoints in the results: a killed trial goes on in another process and leaves the row of one that was not."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from distsub.config import parse_sweep
+from distsub.results import Store
+from distsub.runtime import checkpoints
+from distsub.runtime.worker import Place, perform
+from distsub.search.stopping import Rule
+
+PERFORM = """
+import sys
+from distsub.results.schema import trial_from_json
+from distsub.runtime.worker import Place, perform
+trial = trial_from_json(sys.argv[2])
+for progress in perform(trial, Place(sys.argv[1], checkpoint_s=0.0)):
+    print(progress.step, flush=True)
+"""
+
+
+@pytest.fixture
+def sweep(tiny_text):
+    return parse_sweep(tiny_text)
+
+
+def store_at(sweep, path):
+    return Store.create(str(path), sweep.text, sweep.fingerprint, str(path.parent))
+
+
+def row_of(store):
+    """The only row, without what depends on the clock."""
+    [row] = store.read()
+    return dataclasses.replace(row, wall_s=0.0, eval_s=0.0, peak_bytes=0)
+
+
+def finish(steps):
+    seen = []
+    while True:
+        try:
+            seen.append(next(steps).step)
+        except StopIteration as end:
+            return end.value, seen
+
+
+def begin(store, trial):
+    return subprocess.Popen(
+        [sys.executable, "-c", PERFORM, store.uri, trial.identity], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_a_killed_process_costs_nothing_but_time(sweep, tmp_path):
+    trial = sweep.searches()[0].trials_at(64)[1]
+    whole, broken = store_at(sweep, tmp_path / "whole"), store_at(sweep, tmp_path / "broken")
+    with begin(whole, trial) as process:
+        assert [int(line) for line in process.stdout] == list(range(1, 41))
+    with begin(broken, trial) as process:
+        while int(process.stdout.readline()) < 17:
+            pass
+        process.send_signal(signal.SIGKILL)
+    assert broken.read() == [] and broken.files.names("checkpoints") == [f"{trial.id}.safetensors"]
+    with begin(broken, trial) as process:
+        steps = [int(line) for line in process.stdout]
+    assert process.returncode == 0 and steps == list(range(steps[0], 41)) and steps[0] > 1
+    assert row_of(broken) == row_of(whole)
+    assert broken.files.names("checkpoints") == []
+    name = f"adapters/{trial.id}/adapter_model.safetensors"
+    assert broken.files.read(name) == whole.files.read(name)
+
+
+def test_it_goes_on_under_the_rule_that_it_began_with(sweep, tmp_path):
+    """One that began before its threshold was known is not stopped because it was cut in two."""
+    store = store_at(sweep, tmp_path / "out")
+    trial = sweep.searches()[0].trials_at(64)[0]
+    steps = perform(trial, Place(store.uri))
+    for _ in range(5):
+        next(steps)
+    steps.close()  # as in a drain: what runs keeps where it stands
+    row, seen = finish(perform(trial, Place(store.uri), Rule((0.1,))))
+    assert seen[0] == 6 and (row.status, row.stop, row.goal) == ("finished", None, None)
+
+
+@pytest.mark.parametrize("data", [b"", b"not a checkpoint", None])
+def test_what_cannot_be_used_is_not_missed(sweep, tmp_path, data):
+    store = store_at(sweep, tmp_path / "out")
+    trial, other = sweep.searches()[0].trials_at(64)
+    steps = perform(other, Place(store.uri))
+    next(steps)
+    steps.close()
+    foreign = store.files.read(f"checkpoints/{other.id}.safetensors")
+    store.files.put(f"checkpoints/{trial.id}.safetensors", foreign if data is None else data)
+    steps = perform(trial, Place(store.uri))
+    assert next(steps).step == 1
+    steps.close()
+
+
+def test_no_larger_ones_and_none_when_not_wanted(sweep, tmp_path, monkeypatch):
+    store = store_at(sweep, tmp_path / "out")
+    trial = sweep.searches()[0].trials_at(64)[0]
+
+    def begin_and_end(**options):
+        steps = perform(trial, Place(store.uri, **options))
+        next(steps)
+        steps.close()
+        return store.files.names("checkpoints")
+
+    assert begin_and_end(checkpoint_s=None) == []
+    monkeypatch.setattr(checkpoints, "LARGEST", 100)
+    assert begin_and_end() == []
+    monkeypatch.undo()
+    assert begin_and_end() == [f"{trial.id}.safetensors"]
+    checkpoints.clear(store)
+    assert store.files.names("checkpoints") == []
+
+
+def test_a_folder_that_cannot_be_written_does_not_end_a_trial(sweep, tmp_path):
+    store = store_at(sweep, tmp_path / "out")
+    (tmp_path / "out" / "checkpoints").write_text("a file where the folder should be")
+    steps = perform(sweep.searches()[0].trials_at(64)[0], Place(store.uri, checkpoint_s=0.0))
+    assert [next(steps).step for _ in range(3)] == [1, 2, 3]
+    steps.close()
+
+
+def test_they_become_rare_where_writing_is_slow(sweep, tmp_path, monkeypatch):
+    """At most one in fifty seconds goes into writing them."""
+    store = store_at(sweep, tmp_path / "out")
+    real, written = type(store.files).put, []
+
+    def slow(self, name, data, **options):
+        if name.startswith("checkpoints"):
+            written.append(name)
+            time.sleep(0.2)
+        return real(self, name, data, **options)
+
+    monkeypatch.setattr(type(store.files), "put", slow)
+    steps = perform(sweep.searches()[0].trials_at(64)[0], Place(store.uri, checkpoint_s=0.0))
+    began = time.monotonic()
+    for _ in range(20):
+        next(steps)
+    assert len(written) <= 1 + (time.monotonic() - began) / 10
+    steps.close()

@@ -1,0 +1,110 @@
+"""The searcher under Tune: what goes wrong in it is kept for after the run, since Tune would leave actors behind."""
+
+import contextlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distsub.config import Resources, parse_sweep
+from distsub.results.schema import trial_from_json
+from distsub.runtime import tune
+from distsub.runtime.drain import Drain
+from distsub.runtime.progress import Reporter
+from distsub.runtime.worker import Place
+from distsub.search import Board, make_policy
+from distsub.search.stopping import Rules
+from distsub.trial import Observation
+
+SWEEP = """
+name = "none"
+models = ["package:nobody"]
+tasks = ["sst2"]
+methods = ["said", "did"]
+seeds = 2
+dims = [100, 200, 400, 800]
+search = { etas = [0.3, 1.0], learning_rate = 1e-5 }
+baseline = { learning_rates = [1e-5] }
+budget = { steps = 10 }
+"""
+
+
+class Faulty:
+    """Stands before something and raises at the n-th call of any of its methods."""
+
+    def __init__(self, inner, fails_at):
+        self.inner, self.left = inner, fails_at
+
+    def __getattr__(self, name):
+        value = getattr(self.inner, name)
+        if not callable(value):
+            return value
+
+        def call(*args, **options):
+            self.left -= 1
+            if self.left == 0:
+                raise ValueError(f"{name} is broken")
+            return value(*args, **options)
+
+        return call
+
+
+def searcher_of(board_fails, reporter_fails):
+    board = Board(parse_sweep(SWEEP).searches(), make_policy("bisection"))
+    reporter = Faulty(Reporter(board), reporter_fails)
+    board = Faulty(board, board_fails)
+    return tune.BoardSearcher(board, None, Place("nowhere"), reporter, Rules("pass", board.goals), tune.CrashLog())
+
+
+def told(trial):
+    row = Observation(trial, "finished", score=0.9 if trial.d is None or trial.d >= 400 else 0.5, chance=0.5)
+    return {"final": True, **{name: getattr(row, name) for name in tune.TOLD}}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 120), st.integers(0, 60), st.integers(1, 4), st.data())
+def test_it_never_raises_and_ends(board_fails, reporter_fails, slots, data):
+    """0 never fails. Driven as Tune does: suggestions while slots are free, then results and ends in any order."""
+    searcher = searcher_of(board_fails, reporter_fails)
+    searcher.slots = slots
+    running, number = {}, 0
+    with contextlib.redirect_stdout(None):
+        for _ in range(500):
+            number += 1
+            given_config = searcher.suggest(str(number)) if len(running) < slots else None
+            if isinstance(given_config, dict):
+                running[str(number)] = trial_from_json(given_config["trial"])
+                continue
+            if not running:
+                break
+            name = data.draw(st.sampled_from(sorted(running)))
+            searcher.on_trial_result(name, {"final": False, "at_step": 5, "of_steps": 10})
+            wanted, trial = searcher.is_wanted(name), running.pop(name)
+            searcher.on_trial_complete(name, told(trial) if wanted else {"final": False})
+    assert not running and searcher.suggest("last") == tune.Searcher.FINISHED
+    if searcher.broken is None:
+        assert searcher._board.inner.finished
+    else:
+        assert "is broken" in str(searcher.broken)
+        assert searcher.suggest("another") == tune.Searcher.FINISHED and not searcher.is_wanted("another")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_broke_is_raised_after_the_run(tiny_text, tmp_path, monkeypatch):
+    """On a real cluster: the trial that runs is stopped, then the very error comes out."""
+    from distsub.results import Store
+
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    sweep = parse_sweep(tiny_text)
+    store = Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
+    board = Board(sweep.searches(), make_policy("bisection"))
+    reporter = Reporter(board)
+
+    def ended(observation):
+        raise ValueError("the reporter is broken")
+
+    monkeypatch.setattr(reporter, "ended", ended)
+    with Drain() as drain, pytest.raises(ValueError, match="the reporter is broken"):
+        tune.run(board, store, Place(store.uri), reporter, Rules("none", board.goals), drain, Resources())
+    assert store.read()
