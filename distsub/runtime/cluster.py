@@ -26,6 +26,7 @@ if "RAY_ADDRESS" not in os.environ:  # a cluster of our own, for this run alone;
 import ray
 from ray import tune
 from ray._private import ray_constants
+from ray._private.state import state
 
 from distsub.config import Resources
 from distsub.errors import ConfigError
@@ -82,7 +83,7 @@ def fits(node: Mapping[str, float], resources: Resources) -> int:
 
 def nodes() -> list[dict[str, float]]:
     """List what each live node has, leaving out those that are about to go."""
-    leaving = ray._private.state.state.get_draining_nodes()
+    leaving = state.get_draining_nodes()
     return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
 
 
@@ -102,8 +103,8 @@ def grows() -> bool:
 
 def _status() -> Any:
     """Read what Ray and autoscaler v2 know of the cluster; the latter's part is empty where there is none."""
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # generated
 
     reply = GetClusterStatusReply()
     address = ray.get_runtime_context().gcs_address
@@ -141,13 +142,14 @@ def _unmet(have: list[dict[str, float]], resources: Resources) -> str:
 def drains() -> bool:
     """Tell, in a process of the cluster, whether its node is about to go (a spot notice, or scaling down)."""
     with contextlib.suppress(Exception):  # a head that does not answer must not end a trial
-        return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
+        return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
     return False
 
 
 def release_idle(controller: Any) -> None:
-    """End the process that Tune keeps warm for a next trial, so that its node can go."""
-    controller._cleanup_cached_actors(force_all=True)
+    """End the processes that Tune keeps warm for a next trial, so that their nodes can go."""
+    with contextlib.suppress(AttributeError):  # not Tune's public interface: without it, a node is held a while longer
+        getattr(controller, "_tune_controller", controller)._cleanup_cached_actors(force_all=True)
 
 
 class Watch(tune.Callback):

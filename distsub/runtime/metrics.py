@@ -72,6 +72,7 @@ class Gauges(tune.Callback):
         """Count a trial that gave a row, or was stopped before it could."""
         result = trial.last_result or {}
         status = result.get("status", "finished") if result.get("final") else "cancelled"
+        status = "retried" if result.get("moved") else status
         self._ended(trial, status, result.get("num_tokens") or 0)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

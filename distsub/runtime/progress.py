@@ -35,6 +35,11 @@ def trial_text(trial: Trial) -> str:
     return f"{trial.task.name} {what} {label}"
 
 
+def short(trial: Trial) -> str:
+    """Give the first eight digits of a trial's id: enough to find its row, `trial_id like '3f9a2b1c%'`."""
+    return trial.id[:8]
+
+
 class Reporter:
     """Prints one flushed line per event; also counts what a final summary needs."""
 
@@ -60,12 +65,12 @@ class Reporter:
 
     def crashed(self, trial: Trial, reason: str) -> None:
         """Say that a trial crashed and is tried again."""
-        self.line(f"retry    {trial_text(trial)}: {reason}")
+        self.line(f"retry    {trial_text(trial)}: {reason}  [{short(trial)}]")
 
     def cancelled(self, trial: Trial) -> None:
         """Say that a trial was stopped because its result no longer matters."""
         self.counts["cancelled"] += 1
-        self.line(f"cancel   {trial_text(trial)}")
+        self.line(f"cancel   {trial_text(trial)}  [{short(trial)}]")
 
     def ended(self, observation: Observation) -> None:
         """Say what a trial gave, and what that changed in the searches."""
@@ -75,7 +80,7 @@ class Reporter:
         said = f"{observation.status:<8} {trial_text(observation.trial)}: {observation.trial.task.metric} {score}"
         if observation.error or observation.status == "stopped":
             said += f" ({observation.error or observation.stop})"
-        self.line(f"{said}  {observation.wall_s:.1f} s")
+        self.line(f"{said}  {observation.wall_s:.1f} s  [{short(observation.trial)}]")
         self.changes()
 
     def findings(self, fresh: bool = False) -> list[Finding]:
@@ -154,7 +159,8 @@ class LiveReporter(Reporter):
         self.intervals.add(observation)
         self.intervals.refresh()  # here and not in the table, which another thread draws
         if observation.error:
-            self.line(f"{observation.status} {trial_text(observation.trial)}: {observation.error}")
+            trial = observation.trial
+            self.line(f"{observation.status} {trial_text(trial)}: {observation.error}  [{short(trial)}]")
 
     def line(self, text: str) -> None:
         """Print above the table."""

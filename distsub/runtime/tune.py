@@ -61,10 +61,8 @@ class TrainTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train for a moment; the last result carries the verdict and is flagged final."""
-        if (
-            self._fresh and cluster.drains()
-        ):  # nothing is lost yet: end the process, and Tune starts the trial elsewhere
-            ray.actor.exit_actor()
+        if self._fresh and cluster.drains():  # nothing is lost yet: hand the trial back, to be started elsewhere
+            return {"done": True, "final": False, "moved": True}
         self._fresh = False
         began, progress = time.monotonic(), None
         while time.monotonic() - began < STEP_S:
@@ -91,13 +89,22 @@ class BoardSearcher(Searcher):
     """Translates between Tune and the board."""
 
     def __init__(
-        self, board: Board, store: Store, place: Place, reporter: Reporter, rules: Rules, crashes: "CrashLog"
+        self,
+        board: Board,
+        store: Store,
+        place: Place,
+        reporter: Reporter,
+        rules: Rules,
+        crashes: "CrashLog",
+        losses: Counter[str],
+        retries: int,
     ) -> None:
-        """Serve a board's trials."""
+        """Serve a board's trials; `losses` counts, by trial, those that Tune does not."""
         super().__init__(metric="score", mode="max")
         self._board, self._store, self._place, self._reporter, self._rules = board, store, place, reporter, rules
-        self._crashes = crashes
+        self._crashes, self._losses, self._retries = crashes, losses, retries
         self.slots = 1
+        self.moved = False
         crashes.told = self._crashed
         self.running: dict[str, Trial] = {}
         self.broken: Exception | None = None
@@ -150,7 +157,11 @@ class BoardSearcher(Searcher):
         if trial is None:
             return
         if error:
-            self._fail(trial, self._crashes.reasons.get(trial_id) or "the trial's process died")
+            self._lose(trial, self._crashes.reasons.get(trial_id), began=trial_id in self._crashes.began)
+            return
+        if result and result.get("moved"):
+            self.moved = True
+            self._reporter.crashed(trial, "its node is about to go; it starts on another")
             return
         if result and result.get("final"):
             observation = Observation(trial, **{key: result[key] for key in TOLD})
@@ -161,15 +172,24 @@ class BoardSearcher(Searcher):
         self._board.observe(observation)
         self._reporter.ended(observation)
 
-    def lose_all(self, losses: Counter[str], retries: int, reason: str) -> None:
+    def lose_all(self, reason: str) -> None:
         """Count a loss against every trial in flight; those lost too often end in an error."""
         for trial in self.running.values():
-            losses[trial.id] += 1
-            if losses[trial.id] > retries:
-                self._fail(trial, reason)
-            else:
+            if self._lose(trial, reason, began=False):
                 self._reporter.crashed(trial, reason)
         self.running.clear()
+
+    def _lose(self, trial: Trial, reason: str | None, began: bool) -> bool:
+        """Record the error of a trial that failed too often; else the board proposes it again, and True comes back.
+
+        Tune counts the failures of trials that ran. One whose process dies before it begins (a reused process that is
+        gone, with its node for instance) Tune gives up at once, so such losses are counted here.
+        """
+        self._losses[trial.id] += not began
+        if began or self._losses[trial.id] > self._retries:
+            self._fail(trial, reason or "the trial's process died")
+            return False
+        return True
 
     def _fail(self, trial: Trial, reason: str) -> None:
         observation = failed(trial, DistsubError(reason))
@@ -202,6 +222,9 @@ class CancelUnwanted(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Choose in order; when there is long nothing to start, let go of the process that waits for a next trial."""
+        if self._searcher.moved:  # before Tune gives the process on a node that goes another trial
+            self._searcher.moved = False
+            cluster.release_idle(tune_controller)
         chosen = super().choose_trial_to_run(tune_controller)
         now = time.monotonic()
         if chosen is not None:
@@ -223,11 +246,17 @@ class CrashLog(tune.Callback):
     def __init__(self) -> None:
         """Start with nothing known."""
         self.reasons: dict[str, str] = {}
+        self.began: set[str] = set()
         self.told: Callable[[str, str], None] = lambda trial_id, reason: None
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note that a process has taken a trial on."""
+        self.began.add(trial.trial_id)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note why a trial that will be tried again failed."""
         self._note(trial)
+        self.began.discard(trial.trial_id)
         self.told(trial.trial_id, self.reasons.get(trial.trial_id, ""))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -236,9 +265,6 @@ class CrashLog(tune.Callback):
 
     def _note(self, trial: Any) -> None:
         with contextlib.suppress(Exception):  # an exception in a callback would end the whole run
-            if getattr(trial.get_pickled_error(), "preempted", False):
-                self.reasons[trial.trial_id] = "its node is about to go, or has gone; it starts again elsewhere"
-                return
             lines = [line for line in str(trial.get_error() or "").splitlines() if line and not line.startswith(" ")]
             self.reasons[trial.trial_id] = lines[-1] if lines else ""
 
@@ -269,7 +295,7 @@ def run(
     losses: Counter[str] = Counter()
     while not drain.asked:
         crashes = CrashLog()
-        searcher = BoardSearcher(board, store, place, reporter, rules, crashes)
+        searcher = BoardSearcher(board, store, place, reporter, rules, crashes, losses, resources.retries)
         reporter.line("ray      connecting")
         try:
             with cluster.connect(), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:
@@ -283,7 +309,7 @@ def run(
             if "Caught unexpected exception" not in str(error) or ray.is_initialized():
                 raise
             reason = str(error).splitlines()[0].removeprefix("Caught unexpected exception: ")
-            searcher.lose_all(losses, resources.retries, reason)
+            searcher.lose_all(reason)
 
 
 def _fit(searcher: "BoardSearcher", watchers: list[tune.Callback], resources: Resources, folder: str) -> None:

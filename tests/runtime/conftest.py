@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -128,16 +130,20 @@ def patch(module):
         with open({file!r}, "a") as sink:
             sink.write(f"{{time.time()}} {{ray.get_runtime_context().get_node_id()}} {{os.getpid()}} {{trial.id}}\\n")
         time.sleep({delay})
-        {more}
+{more}
         return real(trial, *args, **more)
     module.build_model = build
+def lighten(module):  # agents without the dashboard start in a third of the time
+    if "LIGHT_AGENTS" in os.environ:
+        module.get_dashboard_dependency_error = lambda: ImportError("not wanted")
 class Finder:
+    patches = {{"distsub.finetune.train": patch, "ray._private.utils": lighten}}
     def find_spec(self, name, path=None, target=None):
-        if name == "distsub.finetune.train":
-            sys.meta_path.remove(self)
+        change = self.patches.pop(name, None)
+        if change is not None:
             spec = importlib.util.find_spec(name)
             real = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: (real(module), patch(module))
+            spec.loader.exec_module = lambda module: (real(module), change(module))
             return spec
 sys.meta_path.insert(0, Finder())
 """
@@ -152,9 +158,13 @@ class Starts:
         self._file.touch()
         self.patch()
 
-    def patch(self, delay=0.0, more="pass"):
-        """Say what else happens at the start of a training; `trial` is its record."""
-        code = SITE.format(file=str(self._file), delay=delay, more=more)
+    def patch(self, delay=0.0, more="pass", once=None):
+        """Say what else happens at the start of a training, whose record is `trial`; with `once`, the first time."""
+        if once is not None:
+            more = f"if not os.path.exists({str(once)!r}):\n    open({str(once)!r}, 'w').close()\n" + indent(
+                more, "    "
+            )
+        code = SITE.format(file=str(self._file), delay=delay, more=indent(more, " " * 8))
         (self.site / "sitecustomize.py").write_text(code)
 
     def read(self):
@@ -168,16 +178,43 @@ def starts(tmp_path):
     return Starts(tmp_path)
 
 
-def free_port():
+def _free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
+@pytest.fixture
+def free_port():
+    return _free_port
+
+
+@pytest.fixture
+def with_resources():
+    def write(sweep, **resources):
+        """Write other [resources] into a sweep file."""
+        text = sweep.read_text().split("[resources]")[0] + "[resources]\n"
+        sweep.write_text(text + "".join(f"{key} = {value}\n" for key, value in resources.items()))
+        return sweep
+
+    return write
+
+
 def _small():
     """Keep a node small, and give its agents their ports: a node dies when one has not chosen its own in 15 s."""
     ports = ("metrics_agent_port", "runtime_env_agent_port", "metrics_export_port")
-    return {"object_store_memory": 80_000_000} | {name: free_port() for name in ports}
+    return {"object_store_memory": 80_000_000} | {name: _free_port() for name in ports}
+
+
+def patiently(start, tries=4):
+    """Start a node again when it did not come up in Ray's 30 s, as happens on a machine that is busy."""
+    while True:
+        tries -= 1
+        try:
+            return start()
+        except Exception:
+            if not tries:
+                raise
 
 
 class Rig:
@@ -186,12 +223,14 @@ class Rig:
     def __init__(self, environment):
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, **_small()})
+        self.cluster = patiently(
+            lambda: Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, **_small()})
+        )
         self.environment = environment | {"RAY_ADDRESS": self.cluster.address}
 
     def add(self, **resources):
         """Start a node; its processes inherit this process's environment."""
-        return self.cluster.add_node(**{"num_cpus": 1, **resources}, **_small())
+        return patiently(lambda: self.cluster.add_node(**{"num_cpus": 1, **resources}, **_small()))
 
     def drain(self, node, seconds):
         """Give notice, as a spot market does, that a node will go in so many seconds."""
@@ -206,12 +245,26 @@ class Rig:
         )
         assert accepted, why
 
+    def processes(self, node):
+        """List a node's processes: those that this rig has started for it, and theirs."""
+        found = [info.process.pid for kind in node.all_processes.values() for info in kind]
+        for pid in found:  # which grows
+            for file in Path(f"/proc/{pid}/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    found += map(int, file.read_text().split())
+        return found
+
+    def signal(self, pid, number):
+        """Send a signal to a process of this rig, and to no other."""
+        assert any(pid in self.processes(node) for node in self.cluster.list_all_nodes())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
 
 @pytest.fixture
 def rig(environment, starts, folder, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(starts.site), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")
     # Agents without the dashboard start in a third of the time, and these tests start many.
     monkeypatch.setattr("ray._private.utils.get_dashboard_dependency_error", lambda: ImportError("not wanted"))
     os.makedirs("/tmp/ray", exist_ok=True)  # Ray notes its last cluster there

@@ -3,6 +3,7 @@ import io
 from rich.console import Console
 
 from distsub.config import load_sweep
+from distsub.finetune.train import failed
 from distsub.runtime.intervals import Intervals
 from distsub.runtime.progress import LiveReporter, Reporter, bracket_text, reporter_for, trial_text
 from distsub.search import Board, make_policy
@@ -31,6 +32,19 @@ def test_lines_tell_every_trial_and_every_bracket(tiny_sweep, capsys):
     out = capsys.readouterr().out
     assert out.count("finished") == board.findings()[0].num_trials + sum(f.num_trials - 6 for f in board.findings()[1:])
     assert all(f"{search.name}: (16, 64] d90 = 64" in out for search in board.searches)
+
+
+def test_lines_name_the_trial_by_the_start_of_its_id(tiny_sweep, capsys):
+    board = board_of(tiny_sweep)
+    reporter, trial = Reporter(board), board.searches[0].trials_at(16)[0]
+    for tell in (
+        reporter.cancelled,
+        lambda t: reporter.crashed(t, "gone"),
+        lambda t: reporter.ended(failed(t, OSError())),
+    ):
+        tell(trial)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(f"[{trial.id[:8]}]") for line in lines) == 3
 
 
 def test_the_live_table_has_one_line_per_search(tiny_sweep):
