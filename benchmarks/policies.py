@@ -3,11 +3,13 @@
     python benchmarks/policies.py                         # all of it, about a quarter of an hour on one core
     python benchmarks/policies.py --models 20 --out -     # a look
     python benchmarks/policies.py --recorded RESULTS      # adds a replay of a results directory
+    python benchmarks/policies.py --only adaptive         # measures this row again, on the same models; keeps the rest
 
 Every synthetic model has its own full score, chance level, curve shape, slope, best eta, evaluation size and d90, drawn
 over the whole published grid of 64 d; each is measured under 3 seed triples with 4 etas and 4 baseline rates, and all
 policies see the very same trials. `subspace` counts the steps of subspace trials per search in units of one training
-(cancelled ones included), `all` those of full fine-tuning too.
+(cancelled ones included), `all` those of full fine-tuning too. Winners are not confirmed under fresh seeds, except in
+the rows that say so.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import json
 import math
 import platform
 import random
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -37,6 +40,22 @@ SEEDS = 3
 POLICIES = ("bisection", "adaptive")
 DRAW = 2
 """The constants of `adaptive` were chosen on draw 1, so they are judged on another."""
+
+
+CASES: tuple[tuple[str, str, int, Mode, bool, bool], ...] = (
+    ("grid", "grid", 1, "none", False, False),
+    ("bisection", "bisection", 1, "none", True, False),
+    ("adaptive", "adaptive", 1, "none", True, False),
+    ("adaptive, early passes", "adaptive", 1, "pass", False, False),
+    ("adaptive, futility", "adaptive", 1, "futility", False, False),
+    ("bisection, confirmed", "bisection", 1, "none", False, True),
+    ("adaptive, confirmed", "adaptive", 1, "none", False, True),
+    ("bisection, 16 slots", "bisection", 16, "none", False, False),
+    ("adaptive, 16 slots", "adaptive", 16, "none", False, False),
+    ("bisection, 256 slots", "bisection", 256, "none", False, False),
+    ("adaptive, 256 slots", "adaptive", 256, "none", False, False),
+)
+"""Name of the row, policy, slots, stopping, whether the interval is fitted, whether winners are confirmed."""
 
 
 def models(count: int) -> list[tuple[Curve, list[Search]]]:
@@ -98,11 +117,14 @@ def true_position(curve: Curve, search: Search) -> int:
     return len(search.dims)
 
 
-def measure(drawn, truth: Truth, positions: list[int], policy: str, slots: int, stopping: Mode, fits: int):
+def measure(
+    drawn, truth: Truth, positions: list[int], policy: str, slots: int, stopping: Mode, fits: int, confirm: bool
+):
     """Run one policy over all searches and judge it."""
     searches = [search for _, each in drawn for search in each]
     began = time.process_time()
-    board, ledger = play(searches, policy, truth, Machines(slots), stopping)
+    asked = [replace(search, confirm=confirm) for search in searches]
+    board, ledger = play(asked, policy, truth, Machines(slots), stopping)
     took = time.process_time() - began
     findings = board.findings()
     ends = {Outcome.below_range: 0, Outcome.above_range: len(DIMS)}
@@ -138,9 +160,8 @@ def measure(drawn, truth: Truth, positions: list[int], policy: str, slots: int, 
         "cpu_seconds": round(took, 1),
     }
     if fits:
-        result["interval"], widths = intervals(drawn[:fits], truth, ledger.rows)
-        return result, widths
-    return result, None
+        result["interval"] = intervals(drawn[:fits], truth, ledger.rows)
+    return result
 
 
 def intervals(drawn, truth: Truth, rows):
@@ -159,17 +180,19 @@ def intervals(drawn, truth: Truth, rows):
         found = estimate(searches, whole)
         true = curve.crossing(ETAS, RATES)
         widths.append(found.width)
+        print(f"  {len(widths)}: {found.width:.2f}, mean {np.mean(widths):.3f}", file=sys.stderr, flush=True)
         covered.append((found.low or 0.0) <= true <= (found.high or math.inf))
     return {
         "models": len(drawn),
         "median_width_log": round(float(np.median(widths)), 3),
         "mean_width_log": round(float(np.mean(widths)), 3),
         "covers": round(float(np.mean(covered)), 3),
-    }, widths
+        "widths_log": [round(width, 3) for width in widths],
+    }
 
 
 def speed(count: int) -> dict:
-    """Time 1,000 searches on 256 slots, and single decisions with few and with many searches."""
+    """Time 3 searches per model (1,000 for 334) on 16 and 256 slots, and single decisions with few and with many."""
     result = {}
     for name, drawn, slots in (("small", models(10), 16), ("large", models(count), 16), ("wide", models(count), 256)):
         truth = Truth(drawn)
@@ -210,56 +233,51 @@ def main() -> None:
     parser.add_argument("--fits", type=int, default=100, help="models of which the interval is fitted, 0 for none")
     parser.add_argument("--recorded", help="a results directory to replay, with its sweep.toml")
     parser.add_argument("--out", default=str(Path(__file__).with_suffix(".json")))
+    parser.add_argument(
+        "--only", nargs="+", help="rows, or speed, to measure again; the rest stays as it is in the file"
+    )
     options = parser.parse_args()
     drawn = models(options.models)
     truth = Truth(drawn)
     positions = [true_position(curve, search) for curve, each in drawn for search in each]
+    command = f"python benchmarks/policies.py --models {options.models} --fits {options.fits}"
     report: dict = {
-        "command": f"python benchmarks/policies.py --models {options.models} --fits {options.fits}",
         "machine": f"{platform.machine()}, one core, Python {platform.python_version()}",
         "grid": {"dims": len(DIMS), "etas": len(ETAS), "rates": len(RATES), "seeds": SEEDS, "models": options.models},
         "policies": {},
     }
-    cases = [
-        ("grid", "grid", 1, "none", 0),
-        ("bisection", "bisection", 1, "none", options.fits),
-        ("adaptive", "adaptive", 1, "none", options.fits),
-        ("adaptive, early passes", "adaptive", 1, "pass", options.fits),
-        ("adaptive, futility", "adaptive", 1, "futility", options.fits),
-        *(
-            (f"{name}, {slots} slots", name, slots, "none", 0)
-            for slots in (16, 256)
-            for name in ("bisection", "adaptive")
-        ),
-    ]
-    widths = {}
-    for name, policy, slots, stopping, fits in cases:
-        result, widths[name] = measure(drawn, truth, positions, policy, slots, stopping, min(fits, len(drawn)))
-        report["policies"][name] = result
-        print(name, json.dumps(result), flush=True)
+    if options.only:
+        former = json.loads(Path(options.out).read_text())
+        if former["grid"] != report["grid"]:
+            raise SystemExit(f"{options.out} was measured on {former['grid']}: give the same with --only")
+        report = former
+    by = report["policies"]
+    for name, policy, slots, stopping, fits, confirm in CASES:
+        if options.only and name not in options.only:
+            continue
+        fits = min(options.fits, len(drawn)) if fits else 0
+        by[name] = {"command": command} | measure(drawn, truth, positions, policy, slots, stopping, fits, confirm)
+        print(name, json.dumps(by[name]), flush=True)
         if policy == "grid":
             truth.rows = {key: row for key, row in truth.rows.items() if row.trial.is_baseline}
-    by = report["policies"]
-    for name, result in by.items():
-        against = f"bisection, {name.split(', ')[1]}" if name.endswith("slots") else "bisection"
-        result["subspace_of_grid"] = round(result["subspace"] / by["grid"]["subspace"], 4)
-        result["subspace_of_bisection"] = round(result["subspace"] / by[against]["subspace"], 4)
-        result["all_of_bisection"] = round(result["all"] / by[against]["all"], 4)
-        if widths[name] and name != "bisection":
-            ratios = [
-                a / b for a, b in zip(widths[name], widths["bisection"], strict=True) if 0 < a < math.inf and b > 0
-            ]
-            result["interval"]["median_width_of_bisection"] = round(float(np.median(ratios)), 3)
-            result["interval"]["mean_log_width_of_bisection"] = round(float(np.mean(np.log(ratios))), 3)
-    report["speed"] = speed(334)
-    print(json.dumps(report["speed"]))
+        against = f"bisection, {name.split(', ')[1]}" if name.endswith(("slots", "confirmed")) else "bisection"
+        if against in by:
+            by[name]["subspace_of_grid"] = round(by[name]["subspace"] / by["grid"]["subspace"], 4)
+            by[name]["subspace_of_bisection"] = round(by[name]["subspace"] / by[against]["subspace"], 4)
+            by[name]["all_of_bisection"] = round(by[name]["all"] / by[against]["all"], 4)
+        write(report, options.out)
+    if not options.only or "speed" in options.only:
+        report["speed"] = speed(334)
+        print(json.dumps(report["speed"]))
     if options.recorded:
         report["recorded"] = recorded(options.recorded)
-    text = json.dumps(report, indent=2) + "\n"
-    if options.out == "-":
-        print(text)
-    else:
-        Path(options.out).write_text(text)
+    write(report, options.out)
+
+
+def write(report: dict, out: str) -> None:
+    """Write what is known so far; "-" writes nothing, since each row has been printed."""
+    if out != "-":
+        Path(out).write_text(json.dumps(report, indent=2) + "\n")
 
 
 def recorded(out: str) -> list[dict]:

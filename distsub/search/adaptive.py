@@ -27,6 +27,12 @@ With 64 d this keeps the worst case below a fifth of the grid; more would make s
 """
 LINGERING = 1
 """The same for trials that are no longer chosen but run on."""
+FAR = 4.0
+"""How far above the crossing, as a factor of d, a search looks for the height of the curve."""
+LOOKS = 2
+"""In how many searches that differ in their seeds only: one training may have been lucky."""
+NEARLY = 0.9
+"""Share of that distance from which on an elder's training does as well: crossings differ by some steps."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Adaptive:
     def _probes(self, state: Evidence) -> Iterator[Trial]:
         field = _open(state)
         if field is None:
+            yield from _look(state)
             return
         search, known = state.search, field.known
         best = best_etas(state)
@@ -209,12 +216,37 @@ def _open(state: Evidence) -> _Field | None:
     if not free:
         return None
     middle = free[len(free) // 2]
-    left = _allowance(search) - sum(len(etas) for etas in known.values())
+    left = _left(state)
     still = num_etas - len(known.get(middle, ())) + (len(free) // 2).bit_length() * num_etas
     if barred and still > left:
         return None
     spare = left - (len(free).bit_length() + LINGERING) * num_etas
     return _Field(low, high, known, barred, middle, spare)
+
+
+def _look(state: Evidence) -> Iterator[Trial]:
+    """Yield one training far above the crossing, at the best eta, where this search has none and elders have few.
+
+    Nothing else tells how high the curve rises: near the crossing a low plateau that is reached soon and a high one
+    that is reached late look the same, and the interval stays open upwards. It cannot change the verdict: at a d where
+    nothing was tried one of several etas may fail. It is left out where the promised maximum has no room for it.
+    """
+    search, marks = state.search, state.thresholds
+    if marks is None or len(search.etas) < 2 or _left(state) < 1:
+        return
+    low, high = state.span(marks.relative)
+    if not low + 1 == high < len(search.dims):
+        return
+    far = FAR * search.dims[high]
+    above = next((d for d in search.dims if d >= far), None)
+    own, *others = (any(d >= far * NEARLY for d in each.results) for each in (state, *state.elders))
+    if above is not None and not own and sum(others) < LOOKS:
+        yield search.trials_at(above)[int(best_etas(state).argmax())]
+
+
+def _left(state: Evidence) -> int:
+    """Return how many subspace trials a search may still take."""
+    return _allowance(state.search) - sum(len(etas) for etas in state.results.values())
 
 
 def _allowance(search: Search) -> int:

@@ -170,14 +170,17 @@ def test_takes_half_of_bisection(bench):
 
 def test_a_search_learns_from_the_seeds_before_it(bench):
     """The second seed begins where the first ended, and the first is done before the second begins."""
-    curve, searches = curve_searches(bench, 2)
-    board, rows = play(Adaptive(), curve, searches)
-    by_seed = [[row.trial.d for row in rows if row.trial.d and row.trial.seeds.data == seed] for seed in (0, 1)]
-    d90 = board.findings()[0].d
-    assert abs(math.log(by_seed[1][0] / d90)) < 0.5
-    assert len(by_seed[1]) < len(by_seed[0])
-    probes = [row.trial.seeds.data for row in rows if row.trial.d]
-    assert probes == sorted(probes)
+    spent = [0, 0]
+    for world in range(3):
+        curve, searches = curve_searches(bench, 2, seed=world)
+        board, rows = play(Adaptive(), curve, searches)
+        by_seed = [[row.trial.d for row in rows if row.trial.d and row.trial.seeds.data == seed] for seed in (0, 1)]
+        d90 = board.findings()[0].d
+        assert abs(math.log(by_seed[1][0] / d90)) < 0.5
+        probes = [row.trial.seeds.data for row in rows if row.trial.d]
+        assert probes == sorted(probes)
+        spent = [before + len(dims) for before, dims in zip(spent, by_seed, strict=True)]
+    assert spent[1] < spent[0]
 
 
 def test_what_a_board_has_learned_depends_on_the_rows_alone(bench):
@@ -228,6 +231,43 @@ def test_verifies_the_fail_below_a_sure_pass(bench):
         state = state.add(bench.see(trial, 0.66))
     assert policy.propose(state, 9) == ()
     assert answer(policy.outcome(state)) == (Outcome.found, 90, (80, 90))
+
+
+def closed(bench, search, bar=5, far=None):
+    """Return a search that has its bracket: all etas failed below position `bar`, the middle eta passed there."""
+    state = Evidence(search).add(bench.see(search.baseline[0], 0.8))
+    for trial in search.trials_at(search.dims[bar - 1]):
+        state = state.add(bench.see(trial, 0.6))
+    state = state.add(bench.see(search.trials_at(search.dims[bar])[1], 0.75))
+    return state if far is None else state.add(far)
+
+
+def test_looks_once_how_high_the_curve_rises(bench):
+    """One training at four times the crossing, in vain or not; the answer stays."""
+    search = bench.search(64, num_etas=3)
+    state = closed(bench, search)
+    assert POLICY.propose(state, 9) == (search.trials_at(240)[1],)
+    assert POLICY.outcome(state).outcome is Outcome.running
+    for status, score in (("finished", 0.8), ("finished", 0.55), ("diverged", None), ("error", None)):
+        done = state.add(bench.see(search.trials_at(240)[1], score, status))
+        assert POLICY.propose(done, 9) == ()
+        assert answer(POLICY.outcome(done)) == (Outcome.found, 60, (50, 60))
+
+
+def test_looks_only_where_nothing_is_known_of_the_height(bench):
+    """Not where this search or two elders have a row about as far up, where one eta could fail a d or the grid ends."""
+    search = bench.search(64, num_etas=3)
+    state = closed(bench, search)
+    assert POLICY.propose(closed(bench, search, far=bench.see(search.trials_at(220)[0], 0.8)), 9) == ()
+    for seed, asked in ((1, 1), (2, 0)):
+        other = replace(search, seeds=Seeds(seed, seed, seed))
+        assert len(POLICY.propose(state.learn(closed(bench, other)), 9)) == 1
+        state = state.learn(closed(bench, other, far=bench.see(other.trials_at(220)[1], 0.8)))
+        assert len(POLICY.propose(state, 9)) == asked
+    assert POLICY.propose(closed(bench, bench.search(23, num_etas=3)), 9) == ()
+    alone = bench.search(64, num_etas=1)
+    state = Evidence(alone).add(bench.see(alone.baseline[0], 0.8)).add(bench.see(alone.trials_at(50)[0], 0.6))
+    assert POLICY.propose(state.add(bench.see(alone.trials_at(60)[0], 0.75)), 9) == ()
 
 
 def test_walks_around_errors(bench):

@@ -47,8 +47,8 @@ def test_hours_and_price(searches):
     seconds = seconds_per_trial(lambda trial: 0.5, startup_s=3.0, eval_s=1.0)
     plan = make_plan(searches, Grid(), 2, seconds, price_per_hour=4.0)
     assert plan.most.hours == pytest.approx(9 * (6 + 216) / 3600)
-    assert plan.most.price == pytest.approx(4 * plan.most.hours)
-    assert plan.most.wall_hours == pytest.approx(plan.most.hours / 2)
+    assert plan.most.price == pytest.approx(4 * 9 * (6 + 216) / 3600)
+    assert plan.most.wall_hours == pytest.approx(9 * (6 + 216) / 3600 / 2)
     assert make_plan(searches, Grid(), 2, lambda trial: None).most.hours is None
 
 
@@ -56,6 +56,7 @@ def test_slots_shorten_only_down_to_the_chain(searches):
     """A verdict waits for the one before it, however many slots there are."""
     seconds = seconds_per_trial(lambda trial: 1.0)
     one, many = (make_plan(searches, Bisection(), slots, seconds) for slots in (1, 1000))
+    assert one.expected.wall_hours and many.expected.wall_hours and many.most.wall_hours
     assert many.expected.wall_hours < one.expected.wall_hours / 4
     assert many.expected.wall_hours >= (1 + math.log2(24)) * 10 / 3600
     assert many.most.wall_hours >= many.expected.wall_hours

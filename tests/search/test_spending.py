@@ -86,6 +86,7 @@ def test_what_was_lost_costs_a_whole_trial(bench):
     first = board.next(set(), 2)
     board.observe(replace(bench.see(first, 0.8), wall_s=HOUR))
     second = board.next(set(), 2)
+    assert first is not None and second is not None
     third = board.next({second.id}, 2)
     assert third is not None and third != second
     assert board.next({third.id}, 2) == second  # one hour gone, one lost, one runs: one is left
@@ -98,9 +99,10 @@ def test_hours_that_are_gone_end_what_runs(bench):
     """Longer than expected: nothing is wanted any more."""
     board = Board(searches(bench, 1), Grid(), Limit(hours=3.0))
     first = board.next(set(), 2)
+    assert first is not None
     second = board.next({first.id}, 2)
     board.observe(replace(bench.see(first, 0.8), wall_s=4 * HOUR))
-    assert second.id not in board.wanted()
+    assert second is not None and second.id not in board.wanted()
     assert board.next({second.id}, 2) is None
     assert board.finished and board.is_spent
     assert board.findings()[0].outcome is Outcome.budget_spent

@@ -32,7 +32,9 @@ def test_answers_make_the_score():
 def test_scores_have_the_expected_mean(d):
     """Over seeds and evaluation sets; 400 sets of 400 examples know it to 0.0012 at most, seeds to 0.002."""
     scores = [Curve(seed=i, num_examples=400).observe(trial(d, 0.1, i), arrays=False).score for i in range(400)]
-    assert np.mean(scores) == pytest.approx(Curve().expected(d, 0.1), abs=0.006)
+    assert np.mean([score for score in scores if score is not None]) == pytest.approx(
+        Curve().expected(d, 0.1), abs=0.006
+    )
 
 
 def test_towards_zero_the_majority_class_is_answered():
