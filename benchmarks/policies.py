@@ -133,17 +133,18 @@ def measure(
         at = ends.get(finding.outcome, search.positions[finding.d] if finding.d else None)
         off.append(None if at is None else at - position)
     for k, (curve, each) in enumerate(drawn):
-        values = [finding.d for finding in findings[k * per_model : (k + 1) * per_model]]
-        if all(values) and len(values) == len(each):
+        values = [finding.d for finding in findings[k * per_model : (k + 1) * per_model] if finding.d]
+        if len(values) == len(each):
             pooled.append(float(np.mean(np.log(values))) - math.log(curve.crossing(ETAS, RATES)))
     known = np.array([each for each in off if each is not None])
     trainings, baseline = ledger.steps / STEPS / len(searches), ledger.baseline_steps / STEPS / len(searches)
-    false = sum(
-        (row.score >= bar) != (truth(row.trial).score >= bar)
-        for row in ledger.rows
-        if row.status == "stopped"
-        for bar in [next(f.thresholds.relative for s, f in zip(searches, findings, strict=True) if s.owns(row.trial))]
-    )
+    false = 0
+    for row in ledger.rows:
+        if row.status == "stopped":
+            marks = next(f.thresholds for s, f in zip(asked, findings, strict=True) if s.owns(row.trial))
+            early, late = row.score, truth(row.trial).score
+            assert marks is not None and early is not None and late is not None
+            false += (early >= marks.relative) != (late >= marks.relative)
     result = {
         "subspace": round(trainings - baseline, 3),
         "all": round(trainings, 3),

@@ -81,6 +81,7 @@ def test_any_world_ends_within_the_bound_and_never_with_a_wrong_number(bench, se
     assert finding.outcome.is_over
     assert state.thresholds is not None
     if finding.outcome is Outcome.found:
+        assert finding.d is not None
         position = search.positions[finding.d]
         assert state.passed(finding.d, state.thresholds.relative)
         assert state.passed(search.dims[position - 1], state.thresholds.relative) is False
@@ -215,7 +216,8 @@ def test_speculates_on_what_comes_next_and_no_further(bench):
     assert len({trial.d for trial in many}) > 1
     assert len(Adaptive(speculation=0.5).propose(state, 99)) < len(many) < 16
     after = POLICY.observe(state, bench.see(first[0], 0.79))
-    assert all(trial.d < first[0].d for trial in POLICY.propose(after, 99))
+    limit = first[0].d or 0
+    assert all(trial.d is not None and trial.d < limit for trial in POLICY.propose(after, 99))
 
 
 def test_verifies_the_fail_below_a_sure_pass(bench):
