@@ -21,6 +21,7 @@ from pathlib import Path
 
 from distsub.config import Resources
 from distsub.results import Store
+from distsub.results.schema import trial_from_json
 from distsub.runtime import tune
 from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
@@ -45,7 +46,7 @@ def searches(trials: int) -> tuple[Search, ...]:
     )
 
 
-def made_up(trial: Trial, place: Place, rule=None):
+def made_up(trial: Trial, place: Place):
     """Write a row at once, in the place of `worker.perform`."""
     store = Store.open(place.out)
     score = 0.9 if trial.d is None else 0.5 + 0.4 / (1 + math.exp(-(math.log(trial.d) - 8)))
@@ -69,10 +70,8 @@ class NoTraining(tune.TrainTrial):
     """The real trainable, without the training."""
 
     def _begin(self, config):
-        from distsub.runtime import tune as module
-
-        module.perform = made_up
-        super()._begin(config)
+        self._fresh = True
+        self._steps = made_up(trial_from_json(config["trial"]), Place(**config["place"]))
 
 
 def resident_mb() -> float:
@@ -108,7 +107,7 @@ def main() -> None:
                 profile.enable()
             tune.run(board, store, place, told, Rules("none", board.goals), drain, resources)
             profile.disable()
-        assert board.finished and len(store.trial_ids()) == len(marks)
+        assert board.finished and {row.status for row in store.read()} == {"finished"}, store.read()[0].error
     if options.profile:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(60)
     skip = len(marks) // 10  # while processes start
