@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from distsub.analysis.summary import Summary
 from distsub.config import parse_sweep
 from distsub.errors import ConfigError
 from distsub.results import Store
@@ -84,3 +85,52 @@ def test_a_warm_start_without_adapters_is_refused(tiny_text, tmp_path):
     store = Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
     with pytest.raises(ConfigError, match="no-adapters"):
         launch.run(sweep, store, "inline", adapters=False)
+
+
+@pytest.fixture
+def early_text(tiny_text):
+    """A sweep whose threshold, 0.4 of the full score, is under the chance level: every subspace training passes."""
+    return (
+        tiny_text.replace('stopping = "none"', 'stopping = "pass"\nconfirm = false')
+        .replace("seeds = 2", "seeds = 1\nfraction = 0.4")
+        .replace("dims = [8, 16, 64, 256]", "dims = [8, 64]")
+    )
+
+
+def test_a_sweep_of_early_passes_has_its_verdicts_and_its_estimate(early_text, tmp_path, capsys):
+    """From real rows: what stopped counts as passed, the table says how many, the estimate takes them."""
+    sweep = parse_sweep(early_text)
+    store = Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
+    assert launch.run(sweep, store, "inline") == 0
+    rows = store.read()
+    probes = [row for row in rows if not row.trial.is_baseline]
+    assert probes and all(row.stop == "pass" and row.goal is not None for row in probes)
+    stopped = [row for row in probes if row.status == "stopped"]
+    assert len(stopped) == sum(not audited(row.trial.id) for row in probes) > 0
+    assert all(row.steps == 10 and row.score >= row.goal for row in stopped)
+    assert all(row.status == "finished" and row.goal is None for row in rows if row.trial.is_baseline)
+    assert f"stopping {len(stopped)} trials ended early" in capsys.readouterr().out
+    summary = Summary(sweep.searches(), sweep.policy, store)
+    assert set(summary.searches["outcome"].to_pylist()) == {"below_range"}
+    for row in summary.d90.to_pylist():
+        own = [each for each in stopped if each.trial.method.name == row["method"]]
+        assert (row["num_stopped"], row["false_stops"]) == (len(own), 0)
+        assert row["estimate_outcome"] == "below_range" and row["estimate_text"].startswith("d40 <= 8")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_tune_stops_where_inline_does(early_text, tmp_path):
+    """The same rows, but for a trial that began before its threshold was known: it ran to its end."""
+    sweep = parse_sweep(early_text)
+    tables = {}
+    for backend in ("inline", "tune"):
+        store = Store.create(str(tmp_path / backend), sweep.text, sweep.fingerprint, str(tmp_path))
+        assert launch.run(sweep, store, backend, plain=True) == 0
+        rows = [dataclasses.replace(row, wall_s=0, eval_s=0, peak_bytes=0, provenance=()) for row in store.read()]
+        tables[backend] = {row.trial.id: row for row in rows}
+    judged = {trial: row for trial, row in tables["tune"].items() if row.goal is not None or row.trial.is_baseline}
+    assert any(row.status == "stopped" for row in judged.values())
+    shared = judged.keys() & tables["inline"].keys()
+    assert {trial: judged[trial] for trial in shared} == {trial: tables["inline"][trial] for trial in shared}
+    assert all(row.status == "finished" for trial, row in tables["tune"].items() if trial not in judged)
