@@ -1,6 +1,7 @@
 """The searcher under Tune: what goes wrong in it is kept for after the run, since Tune would leave actors behind."""
 
 import contextlib
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -53,7 +54,9 @@ def searcher_of(board_fails, reporter_fails):
     board = Board(parse_sweep(SWEEP).searches(), make_policy("bisection"))
     reporter = Faulty(Reporter(board), reporter_fails)
     board = Faulty(board, board_fails)
-    return tune.BoardSearcher(board, None, Place("nowhere"), reporter, Rules("pass", board.goals), tune.CrashLog())
+    return tune.BoardSearcher(
+        board, None, Place("nowhere"), reporter, Rules("pass", board.goals), tune.CrashLog(), Counter(), 1
+    )
 
 
 def told(trial):
