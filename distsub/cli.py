@@ -299,10 +299,14 @@ def main(arguments: list[str] | None = None) -> Any:
         for line in str(error).splitlines() or [type(error).__name__]:
             print(f"distsub: {line}", file=sys.stderr)
         sys.exit(2)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # Typer has turned the interrupt into an exit
-            print("distsub: interrupted; finished trials are kept, the same command resumes", file=sys.stderr)
-        raise
+    except (SystemExit, KeyboardInterrupt) as end:  # Typer turns the first interrupt into an exit
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
+        import signal
+
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # who presses again while this ends means the same
+        print("distsub: interrupted; finished trials are kept, the same command resumes", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
