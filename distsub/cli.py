@@ -85,16 +85,19 @@ def run(
     backend: Annotated[Backend, typer.Option(help="Ray Tune, or one trial at a time in this process.")] = Backend.tune,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live table.")] = False,
     adapters: Annotated[bool, typer.Option(help="Keep every finished trial's adapter.")] = True,
+    shard: Annotated[str, typer.Option(help="i/n: of n drivers with one --out, the i-th from 0.")] = "0/1",
 ) -> None:
     """Run a sweep; the same command again resumes it.
 
     Example: distsub run sweeps/quickstart.toml --out results/quickstart
     """
-    sweep, store = _open_sweep(sweep_file, out)
-    from distsub.analysis.summary import D90_COLUMNS, Summary
     from distsub.runtime import launch
 
-    code = launch.run(sweep, store, backend.value, plain, adapters, out if "://" in out else None)
+    share = launch.parse_shard(shard)
+    sweep, store = _open_sweep(sweep_file, out)
+    from distsub.analysis.summary import D90_COLUMNS, Summary
+
+    code = launch.run(sweep, store, backend.value, plain, adapters, out if "://" in out else None, share)
     _print(
         _told(store, Summary(sweep.searches(), sweep.policy, store, sweep.limit).d90).select(list(D90_COLUMNS)),
         Format.table,

@@ -25,14 +25,41 @@ RESUMABLE = frozenset({"finished", "diverged", "stopped"})
 """Rows that count on resuming; a trial that ended in an error is tried again."""
 
 
-def board_of(sweep: Sweep, store: Store | None = None) -> Board:
-    """Set up a sweep's searches with what its table knows."""
-    return _board(sweep, store.read() if store else ())
+Shard = tuple[int, int]
+"""Which of how many drivers this one is, from 0; each takes every n-th search."""
+
+ALONE: Shard = (0, 1)
 
 
-def _board(sweep: Sweep, rows: Iterable[Observation]) -> Board:
+def parse_shard(text: str) -> Shard:
+    """Read which share of a sweep's searches a driver takes: "0/4" is the first of four.
+
+    Raises:
+        ConfigError: It is not i/n with 0 <= i < n.
+    """
+    index, _, count = text.partition("/")
+    if index.isdecimal() and count.isdecimal() and int(index) < int(count):
+        return int(index), int(count)
+    raise ConfigError(
+        f"--shard {text!r} is not i/n with i from 0 to n - 1; give 0/4, 1/4, 2/4 and 3/4 to four drivers with one --out"
+    )
+
+
+def board_of(sweep: Sweep, store: Store | None = None, shard: Shard = ALONE) -> Board:
+    """Set up a sweep's searches, or a shard of them, with what its table knows."""
+    return _board(sweep, store.read() if store else (), shard)
+
+
+def _board(sweep: Sweep, rows: Iterable[Observation], shard: Shard) -> Board:
     """Tell a board what the table knows; an error has cost something and decides nothing, for it is tried again."""
-    board = Board(sweep.searches(), make_policy(sweep.policy), sweep.limit)
+    index, count = shard
+    searches = sweep.searches()[index::count]
+    if not searches:
+        raise ConfigError(
+            f"--shard {index}/{count}: the sweep has {len(sweep.searches())} searches, so that none is left for this "
+            "driver; give as many drivers as searches at most"
+        )
+    board = Board(searches, make_policy(sweep.policy), sweep.limit)
     for row in rows:
         if row.status in RESUMABLE:
             board.observe(row)
@@ -42,7 +69,13 @@ def _board(sweep: Sweep, rows: Iterable[Observation]) -> Board:
 
 
 def run(
-    sweep: Sweep, store: Store, backend: str, plain: bool = False, adapters: bool = True, out: str | None = None
+    sweep: Sweep,
+    store: Store,
+    backend: str,
+    plain: bool = False,
+    adapters: bool = True,
+    out: str | None = None,
+    shard: Shard = ALONE,
 ) -> int:
     """Run a sweep to its end and give the exit code.
 
@@ -55,6 +88,8 @@ def run(
         plain: Lines instead of a live table.
         adapters: Whether trials leave their adapters.
         out: The store's address with its credentials, where it has any; the store itself keeps none.
+        shard: Which of the searches to run. Trials that searches of several shards share, such as baselines, are run
+            by whoever comes to them first, or at the same time by each, which gives the same row.
     """
     from distsub.runtime.checkpoints import clear
     from distsub.runtime.progress import reporter_for
@@ -63,7 +98,7 @@ def run(
     if sweep.budget.warm_start and not adapters:
         raise ConfigError("[search] warm_start = true starts from saved adapters: leave out --no-adapters")
     table = store.read()
-    board, rows = _board(sweep, table), [row for row in table if row.status in RESUMABLE]
+    board, rows = _board(sweep, table, shard), [row for row in table if row.status in RESUMABLE]
     rules = Rules(sweep.stops, board.goals)
     for row in rows:
         rules.observe(row)
@@ -78,8 +113,9 @@ def run(
     reporter = reporter_for(board, plain, rows)
     for line in store.damaged:
         reporter.line(f"skipped  {line}")
+    share = "" if shard == ALONE else f" (shard {shard[0]}/{shard[1]})"
     reporter.line(
-        f"sweep    {sweep.name}: {len(board.searches)} searches, at most {board.max_trials()} trials, {len(rows)} known"
+        f"sweep    {sweep.name}{share}: {len(board.searches)} searches, at most {board.max_trials()} trials, {len(rows)} known"
     )
     if sweep.stops != "none" and not sweep.budget.eval_every:
         reporter.line("stopping nothing can end early: [budget] eval_every is not set")
@@ -104,7 +140,7 @@ def run(
     reporter.line(f"done     {told}")
     if board.is_spent:
         reporter.line("limit    reached: what is open is told as budget_spent; raise [limit] and run the same command")
-    if counts["error"] or "error" in {row.status for row in rows}:
+    if any(row.status == "error" and any(each.owns(row.trial) for each in board.searches) for row in rows):
         return 3
     return 4 if board.is_spent else 0
 
