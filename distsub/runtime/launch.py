@@ -115,7 +115,8 @@ def run(
         reporter.line(f"skipped  {line}")
     share = "" if shard == ALONE else f" (shard {shard[0]}/{shard[1]})"
     reporter.line(
-        f"sweep    {sweep.name}{share}: {len(board.searches)} searches, at most {board.max_trials()} trials, {len(rows)} known"
+        f"sweep    {sweep.name}{share}: {len(board.searches)} searches, at most {board.max_trials()} trials, "
+        f"{len(rows)} known"
     )
     if sweep.stops != "none" and not sweep.budget.eval_every:
         reporter.line("stopping nothing can end early: [budget] eval_every is not set")

@@ -20,7 +20,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from distsub.config import Resources
-from distsub.errors import DistsubError
+from distsub.errors import DistsubError, OutputError
 from distsub.finetune.train import failed
 from distsub.results import Store
 from distsub.results.schema import trial_from_json, trial_to_json
@@ -192,12 +192,21 @@ class BoardSearcher(Searcher):
         return True
 
     def _fail(self, trial: Trial, reason: str) -> None:
+        self._refuse_to_go_on(reason)
         observation = failed(trial, DistsubError(reason))
         self._store.write(observation)
         self._board.observe(observation)
         self._reporter.ended(observation)
 
+    def _refuse_to_go_on(self, reason: str) -> None:
+        """Raise where a trial could not write its row: no other trial could either."""
+        _, name, message = reason.partition(f"{OutputError.__name__}: ")
+        if name:
+            raise OutputError(message)
+
     def _crashed(self, trial_id: str, reason: str) -> None:
+        with self._guarded():
+            self._refuse_to_go_on(reason)
         if trial_id in self.running:
             self._reporter.crashed(self.running[trial_id], reason or "the trial's process died")
 

@@ -169,6 +169,12 @@ def save_adapter(store: Store, trial: Trial, model: SubspaceModel) -> None:
             task=trial.task.name,
         )
         target = f"adapters/{trial.id}"
-        store.files.make(target)
-        for file in sorted(Path(folder).iterdir()):
-            store.files.put(f"{target}/{file.name}", file.read_bytes())
+        try:
+            store.files.make(target)
+            for file in sorted(Path(folder).iterdir()):
+                store.files.put(f"{target}/{file.name}", file.read_bytes())
+        except OSError as error:
+            raise OutputError(
+                f"cannot write the adapter of trial {trial.id} to {store.uri} ({first_line(error)}); "
+                "mend that and run the same command again, finished trials are kept"
+            ) from error
