@@ -29,7 +29,7 @@ from pydantic import (
 from distsub.complaints import complaint
 from distsub.errors import ConfigError
 from distsub.finetune import tasks
-from distsub.search import FRESH, PUBLISHED_RATIO, Search, log_grid
+from distsub.search import FRESH, PUBLISHED_RATIO, EtaChoice, Search, log_grid
 from distsub.search.stopping import Limit, Mode
 from distsub.trial import IDENTITY_VERSION, Budget, Head, Method, Seeds, Task, Trial, canonical, later
 
@@ -95,6 +95,7 @@ class Sweep:
         text: The file as it was read.
         limit: What the whole sweep may spend; None is no limit.
         stopping: Which trainings may end early; None leaves it to the policy.
+        tries, eta_choice: How many etas a d is given and which, as in `Search`.
     """
 
     name: str
@@ -114,6 +115,8 @@ class Sweep:
     text: str = ""
     limit: Limit | None = None
     stopping: Mode | None = later(None)
+    tries: int | None = later(None)
+    eta_choice: EtaChoice = later("belief")
 
     @property
     def stops(self) -> Mode:
@@ -145,6 +148,8 @@ class Sweep:
                 baseline=baseline,
                 fraction=self.fraction,
                 confirm=self.confirm,
+                tries=self.tries,
+                eta_choice=self.eta_choice,
             )
             for task in self.tasks
             for model in self.models
@@ -362,6 +367,8 @@ class _Search(_Table):
     confirm: bool | None = None
     stopping: Mode | None = None
     warm_start: bool = Budget.warm_start
+    tries: PositiveInt | None = None
+    eta_choice: EtaChoice = "belief"
 
 
 class _Baseline(_Table):
@@ -425,7 +432,10 @@ class _File(_Table):
         _distinct([task.name for task in found], "tasks")
         # The published procedure confirms nothing; and where nothing is chosen there is nothing to confirm.
         wanted = self.policy != "grid" if self.search.confirm is None else self.search.confirm
-        confirm = wanted and max(len(self.search.etas), len(self.baseline.learning_rates)) > 1
+        tries = self.search.tries or len(self.search.etas)
+        if tries > len(self.search.etas):
+            raise ConfigError(f"[search] tries = {tries}: give at most {len(self.search.etas)}, the number of etas")
+        confirm = wanted and max(tries, len(self.baseline.learning_rates)) > 1
         if confirm and max(max(each.head, each.data) for each in self.seeds) >= FRESH:
             raise ConfigError(
                 f"seeds: head and data seeds from {FRESH} on are those of confirmations; give smaller ones, or"
@@ -449,6 +459,8 @@ class _File(_Table):
             text=text,
             limit=Limit(**self.limit.model_dump()) if self.limit else None,
             stopping=self.search.stopping,
+            tries=tries if tries < len(self.search.etas) else None,
+            eta_choice=self.search.eta_choice,
         )
 
 

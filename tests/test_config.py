@@ -97,6 +97,10 @@ def test_with_one_eta_and_one_rate_nothing_is_confirmed():
     sweep = parse_sweep(text)
     assert not sweep.confirm
     assert sweep.fingerprint == parse_sweep(text.replace("[search]", "[search]\nconfirm = false")).fingerprint
+    one_try = TEXT.replace("learning_rates = [1e-4, 5e-5]", "learning_rates = [1e-4]").replace(
+        "[search]", "[search]\ntries = 1"
+    )
+    assert not parse_sweep(one_try).confirm
 
 
 def test_fingerprint_is_of_what_decides_the_results(sweep):
@@ -130,6 +134,22 @@ def test_what_may_end_early_follows_the_policy_unless_said():
     assert sweep.fingerprint != asked.fingerprint
 
 
+def test_tries_and_the_choice_of_etas_are_no_part_of_the_identity_until_given():
+    text = TEXT.replace("etas = [1, 0.1]", "etas = [1, 0.1, 0.3]")
+    sweep, every, fewer, asked = (
+        parse_sweep(text.replace("[search]", f"[search]\n{given}"), "/somewhere/sweeps")
+        for given in ("", 'tries = 3\neta_choice = "belief"', "tries = 2", 'eta_choice = "optuna"')
+    )
+    assert every == dataclasses.replace(sweep, text=every.text)
+    assert every.fingerprint == sweep.fingerprint
+    assert len({sweep.fingerprint, fewer.fingerprint, asked.fingerprint}) == 3
+    assert len({each.searches()[0].id for each in (sweep, every, fewer, asked)}) == 3
+    assert [(s.num_tries, s.eta_choice) for s in (fewer.searches()[0], asked.searches()[0])] == [
+        (2, "belief"),
+        (3, "optuna"),
+    ]
+
+
 def test_a_warm_start_is_part_of_subspace_trials_only():
     nested = TEXT.replace('projection = "partition"', 'projection = "dense"')
     sweep = parse_sweep(nested, "/somewhere/sweeps")
@@ -149,6 +169,13 @@ def test_a_warm_start_is_part_of_subspace_trials_only():
             "[search]\nwarm_start = true",
             "[search] warm_start = true needs projections whose first columns are those of any larger d; "
             '"partition" is none, use one of dense, sparse, fastfood, fastfood_per_tensor',
+        ),
+        ("[search]", "[search]\ntries = 3", "[search] tries = 3: give at most 2, the number of etas"),
+        ("[search]", "[search]\ntries = 0", "[search] tries: should be greater than 0, got 0"),
+        (
+            "[search]",
+            '[search]\neta_choice = "luck"',
+            "[search] eta_choice: should be 'belief' or 'optuna', got \"luck\"",
         ),
         ("steps = 10", "steps = 10\nstepz = 10", '[budget]: unknown key "stepz"; did you mean "steps"? known: steps, '),
         ("steps = 10", "", '[budget]: key "steps" is missing'),

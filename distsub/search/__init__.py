@@ -10,7 +10,7 @@ from distsub.search.grid import PUBLISHED_RATIO, log_grid
 from distsub.search.outcome import Finding, Outcome, Thresholds, Verdict
 from distsub.search.policies import POLICIES, Bisection, Grid, Policy, make_policy
 from distsub.search.recall import COLUMNS, Brief, brief, evidence, shares
-from distsub.search.spec import FRESH, Search
+from distsub.search.spec import FRESH, EtaChoice, Search
 
 __all__ = [
     "COLUMNS",
@@ -21,6 +21,7 @@ __all__ = [
     "Bisection",
     "Board",
     "Brief",
+    "EtaChoice",
     "Evidence",
     "Finding",
     "Grid",

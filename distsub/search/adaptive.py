@@ -1,8 +1,8 @@
-"""The policy that spends least: one eta at a d where that says most, all etas only where the answer rests on it.
+"""The policy that spends least: one eta at a d where that says most, all its tries only where the answer rests on it.
 
 A pass needs one eta and may end early; a fail needs all of them at full length. So the bracket is narrowed from
 above by passes, while below a single failing eta only makes a larger d more likely (see `belief`); the d just under
-the last pass is then tried at every eta, and that alone is the fail that the answer rests on.
+the last pass is then given all its tries, and that alone is the fail that the answer rests on.
 """
 
 import heapq
@@ -21,7 +21,7 @@ from distsub.search.spec import Search
 from distsub.trial import Observation, Trial
 
 EXTRA = 4
-"""Values of d, at all etas, that a search may take beyond bisection's worst case, for choices that do not pay.
+"""Values of d, at all their tries, that a search may take beyond bisection's worst case, for choices that do not pay.
 
 With 64 d this keeps the worst case below a fifth of the grid; more would make searches quicker on very many slots.
 """
@@ -40,12 +40,12 @@ class Adaptive:
     """Probe where a trial tells most per step; assumes, like bisection, that the score is monotone in d.
 
     The next trial is the one with the highest mutual information between its verdict and the crossing, per expected
-    cost. Once the smallest d that passed is the crossing with probability `sure`, the d below it is tried at every
-    eta. Trials that would be next if those before them passed or failed follow in the order of how probably they are
+    cost. Once the smallest d that passed is the crossing with probability `sure`, the d below it is given all its
+    tries. Trials that would be next if those before them passed or failed follow in the order of how probably they are
     needed, down to `speculation`: with idle slots this is (k+1)-section.
 
     Whatever the belief, a search never runs more than `max_trials`: as soon as a free choice could cost more than
-    bisection has left, the middle of the bracket is tried at every eta.
+    bisection has left, the middle of the bracket is given all its tries.
 
     Attributes:
         sure: Probability at which the d below the smallest pass is verified.
@@ -73,22 +73,25 @@ class Adaptive:
         return finding(state, ended=is_closed and not self.propose(state, 1))
 
     def max_trials(self, search: Search) -> int:
-        """Return the baseline's trials plus (ceil(log2(n + 1)) + 5) times etas, or dims times etas if fewer.
+        """Return the baseline's trials plus (ceil(log2(n + 1)) + 5) times tries, or dims times tries if fewer.
 
         And what confirming takes.
         """
-        return most(search, min(_allowance(search), len(search.dims) * len(search.etas)))
+        return most(search, min(_allowance(search), len(search.dims) * search.num_tries))
 
     def matters(self, state: Evidence, trial: Trial) -> bool:
         """Return whether a trial that was begun may still tell something: its d is within the bracket."""
-        if trial.d is None or state.thresholds is None or state.obstacle is not None or climbing(state):
+        if trial.d is None or state.thresholds is None or state.obstacle is not None:
             return False
+        at, known = state.search.positions[trial.d], state.results.get(trial.d, {})
         low, high = state.span(state.thresholds.relative)
-        return low < state.search.positions[trial.d] < high and trial.eta not in state.results.get(trial.d, {})
+        if climbing(state):
+            high = min(high, low + 2)
+        return low < at < high and trial.eta not in known and len(known) < state.search.num_tries
 
     def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
         """Return the open baseline, then the trials most probably needed, at most `slots` in all."""
-        return tuple(islice(worth(state, self._probes), slots))
+        return tuple(islice(worth(state, self._probes, _missing), slots))
 
     def _probes(self, state: Evidence) -> Iterator[Trial]:
         field = _open(state)
@@ -98,18 +101,19 @@ class Adaptive:
         search, known = state.search, field.known
         best = best_etas(state)
         if field.spare < 1:
-            trials = search.trials_at(search.dims[field.middle])
-            done = known.get(field.middle, frozenset())
-            yield from (trials[j] for j in np.argsort(-best, kind="stable") if j not in done)
+            yield from _missing(state, search.dims[field.middle])
             return
         judged = known if state.thresholds else {}  # without a threshold a score is neither pass nor fail
-        needed = self._needed(crossing(state, best), field.low, field.high, judged, field.barred, best)
+        needed = self._needed(state, crossing(state, best), field.low, field.high, judged, field.barred, best)
+        given = {x: len(etas) for x, etas in known.items()}
         for x, j in islice(needed, field.spare):
-            if j not in known.get(x, ()):
+            if j not in known.get(x, ()) and given.get(x, 0) < search.num_tries:
+                given[x] = given.get(x, 0) + 1
                 yield search.trials_at(search.dims[x])[j]
 
     def _needed(
         self,
+        state: Evidence,
         belief: np.ndarray,
         low: int,
         high: int,
@@ -124,7 +128,7 @@ class Adaptive:
         while heap:
             negative, index = heapq.heappop(heap)
             belief, low, high, known = futures[index]
-            choice = self._choose(belief, low, high, known, barred, best)
+            choice = self._choose(state, belief, low, high, known, barred, best)
             if choice is None:
                 continue
             x, j, rate = choice
@@ -138,7 +142,7 @@ class Adaptive:
                 futures.append((_cut(belief, low, x), low, x, known))
                 heapq.heappush(heap, (negative * passes, len(futures) - 1))
             if -negative * (1 - passes) >= self.speculation:
-                if len(etas) == len(best):
+                if len(etas) >= state.search.num_tries:
                     futures.append((_cut(belief, x, high), x, high, known))
                 else:
                     weaker = belief.copy()
@@ -148,6 +152,7 @@ class Adaptive:
 
     def _choose(
         self,
+        state: Evidence,
         belief: np.ndarray,
         low: int,
         high: int,
@@ -159,12 +164,13 @@ class Adaptive:
         if high - low <= 1:
             return None
         first = int(best.argmax())
-        rates = np.full(high - low - 1, _rate(best, frozenset(), first))
+        tries = state.search.num_tries
+        rates = np.full(high - low - 1, _rate(best, frozenset(), first, tries))
         picks: dict[int, tuple[int, float]] = {}
         for x, etas in known.items():
             if low < x < high and x not in barred:
                 j = max((j for j in range(len(best)) if j not in etas), key=lambda j: best[j])
-                picks[x] = (j, _rate(best, etas, j))
+                picks[x] = (j, _rate(best, etas, j, tries))
                 rates[x - low - 1] = picks[x][1]
         last = high - 1
         if belief[high] >= self.sure and last not in barred:
@@ -181,6 +187,10 @@ class Adaptive:
             if x in barred:
                 return None
         j, rate = picks.get(x, (first, float(rates[x - low - 1])))
+        if state.search.eta_choice == "optuna":  # at this d only: to ask at every one would take longer than it may
+            etas = known.get(x, frozenset())
+            j = next(j for j in state.order_at(state.search.dims[x]) if j not in etas)
+            rate = _rate(best, etas, j, tries)
         return x, j, rate
 
 
@@ -192,7 +202,7 @@ class _Field:
         low: Position of the largest d that failed, -1 for none.
         high: Position of the smallest d that passed, n for none.
         known: By position, the indices of the etas that have a result.
-        barred: Positions that all etas left undecided, for errors; they can only be walked around.
+        barred: Positions that all their tries left undecided, for errors; they can only be walked around.
         middle: The position that bisection would take.
         spare: Trials that may be spent before bisection must take over to keep the promised maximum.
     """
@@ -208,19 +218,19 @@ class _Field:
 def _open(state: Evidence) -> _Field | None:
     """Return what is open, None if the search is over: bracket closed, or errors left too little to go on with."""
     search, marks = state.search, state.thresholds
-    known, num_etas = tried(state), len(state.search.etas)
+    known, tries = tried(state), state.search.num_tries
     low, high = state.span(marks.relative) if marks else (-1, len(search.dims))
     inside = range(low + 1, high)
-    barred = frozenset(x for x in inside if len(known.get(x, ())) == num_etas) if marks else frozenset[int]()
+    barred = frozenset(x for x in inside if len(known.get(x, ())) >= tries) if marks else frozenset[int]()
     free = [x for x in inside if x not in barred]
     if not free:
         return None
     middle = free[len(free) // 2]
     left = _left(state)
-    still = num_etas - len(known.get(middle, ())) + (len(free) // 2).bit_length() * num_etas
+    still = tries - len(known.get(middle, ())) + (len(free) // 2).bit_length() * tries
     if barred and still > left:
         return None
-    spare = left - (len(free).bit_length() + LINGERING) * num_etas
+    spare = left - (len(free).bit_length() + LINGERING) * tries
     return _Field(low, high, known, barred, middle, spare)
 
 
@@ -232,7 +242,7 @@ def _look(state: Evidence) -> Iterator[Trial]:
     nothing was tried one of several etas may fail. It is left out where the promised maximum has no room for it.
     """
     search, marks = state.search, state.thresholds
-    if marks is None or len(search.etas) < 2 or _left(state) < 1:
+    if marks is None or search.num_tries < 2 or _left(state) < 1:
         return
     low, high = state.span(marks.relative)
     if not low + 1 == high < len(search.dims):
@@ -246,22 +256,32 @@ def _look(state: Evidence) -> Iterator[Trial]:
 
 def _left(state: Evidence) -> int:
     """Return how many subspace trials a search may still take."""
-    return _allowance(state.search) - sum(len(etas) for etas in state.results.values())
+    tries = state.search.num_tries
+    return _allowance(state.search) - sum(min(len(etas), tries) for etas in state.results.values())
 
 
 def _allowance(search: Search) -> int:
     """Return how many subspace trials a search may take."""
-    return (len(search.dims).bit_length() + EXTRA + LINGERING) * len(search.etas)
+    return (len(search.dims).bit_length() + EXTRA + LINGERING) * search.num_tries
 
 
-def _rate(best: np.ndarray, etas: frozenset[int], j: int) -> float:
+def _missing(state: Evidence, d: int) -> Iterator[Trial]:
+    """Yield the trials that a d is still to be given, the most promising eta first."""
+    if state.search.eta_choice == "optuna":
+        return state.missing_at(d)
+    known, trials = state.results.get(d, {}), state.search.trials_at(d)
+    order = (trials[j] for j in np.argsort(-best_etas(state), kind="stable"))
+    return islice((each for each in order if each.eta not in known), max(state.search.num_tries - len(known), 0))
+
+
+def _rate(best: np.ndarray, etas: frozenset[int], j: int, tries: int) -> float:
     """Return the chance that eta j passes at a d that passes, where others have failed.
 
     At least somewhat likely for any eta: well above the crossing most of them pass.
     """
     left = sum(best[i] for i in range(len(best)) if i not in etas)
     share = float(best[j] / left) if left > 0 else 1.0
-    return 0.3 + 0.65 * share if len(etas) + 1 < len(best) else 0.95
+    return 0.3 + 0.65 * share if len(etas) + 1 < tries else 0.95
 
 
 def _cut(belief: np.ndarray, low: int, high: int) -> np.ndarray:

@@ -85,10 +85,10 @@ class Board:
         # How many trials each search is asked for: at first the baseline and one d. Wider only when slots are idle,
         # since with many searches the far ends of their wish lists are never reached; never narrower, since a lost
         # node must not withdraw what runs elsewhere.
-        self._width = max((len(search.baseline) + len(search.etas) for search in self.searches), default=1)
+        self._width = max((len(search.baseline) + search.num_tries for search in self.searches), default=1)
         self._stale: dict[int, None] = dict.fromkeys(range(len(self.searches)))
         self._proposed: list[tuple[Trial, ...]] = [() for _ in self.searches]
-        # What was begun and would not be begun again, but may still tell something: it goes on, one per eta at most.
+        # What was begun and would not be begun again, but may still tell something goes on: as many as a d has tries.
         self._lingering: list[tuple[Trial, ...]] = [() for _ in self.searches]
         self._matters: Callable[[Evidence, Trial], bool] = getattr(policy, "matters", lambda state, trial: False)
         self._claims: dict[str, dict[int, None]] = {}  # trial id -> the searches that want it, in sweep order
@@ -221,7 +221,7 @@ class Board:
             self._proposed[index] = self.policy.propose(state, self._width)
             chosen = {trial.id for trial in self._proposed[index]}
             left = (trial for trial in former if trial.id not in chosen and trial.id in self._taken)
-            self._lingering[index] = tuple(islice(filter(partial(self._matters, state), left), len(state.search.etas)))
+            self._lingering[index] = tuple(islice(filter(partial(self._matters, state), left), state.search.num_tries))
             before = {trial.id for trial in former}
             after = chosen | {trial.id for trial in self._lingering[index]}
             for dropped in before - after:
@@ -252,7 +252,8 @@ def family(search: Search) -> Hashable:
     """Return all of a search but its seeds."""
     model, revision, task, method, learning_rate, _, budget = search.lineage
     baseline, grid = search.baseline_ids, (search.dims, search.etas, search.fraction, search.confirm)
-    return (model, revision, task, method, learning_rate, budget, baseline, grid)
+    chosen = (search.tries, search.eta_choice)
+    return (model, revision, task, method, learning_rate, budget, baseline, grid, chosen)
 
 
 def _spent(finding: Finding) -> Finding:

@@ -7,8 +7,8 @@ projection stays, since d90 is of this projection.
  1. The baseline: per seed the best learning rate again; the threshold is made from the mean of the second scores.
  2. The deciding pass. A policy narrows its bracket by passes as they come, provisionally. Once it is closed, the best
     eta of the smallest d that passed is confirmed. If that falls short, this eta has failed at this d: the other
-    etas have their turn, and the next that passes is confirmed. Without one, or when `CHANCES` second scores fell
-    short, the d has failed, and the next larger is tried.
+    etas that it is given have their turn, and the next that passes is confirmed. Without one, or when `CHANCES` second
+    scores fell short, the d has failed, and the next larger is tried.
  3. `CLIMB` steps of the grid above the first d that was confirmed or not, the search ends as not_confirmed.
 
 From the first confirmation on the policy is not asked any more, so its own maximum of trials stays what it is.
@@ -27,9 +27,18 @@ CLIMB = 4
 Probes = Callable[[Evidence], Iterator[Trial]]
 """What a policy would run to close the bracket, most valuable first; nothing when it is closed."""
 
+Missing = Callable[[Evidence, int], Iterator[Trial]]
+"""The trials that a d is still to be given."""
 
-def worth(state: Evidence, probes: Probes) -> Iterator[Trial]:
-    """Yield the trials worth running, most valuable first: the baseline, the policy's own, then confirmations."""
+
+def worth(state: Evidence, probes: Probes, missing: Missing = Evidence.missing_at) -> Iterator[Trial]:
+    """Yield the trials worth running, most valuable first: the baseline, the policy's own, then confirmations.
+
+    Args:
+        state: What is known.
+        probes: What the policy would run.
+        missing: In what order it would give a d the etas that are still to be tried there.
+    """
     if state.obstacle is not None:
         return
     yield from state.missing_baseline()
@@ -40,7 +49,7 @@ def worth(state: Evidence, probes: Probes) -> Iterator[Trial]:
             yield trial
         if not first:
             return
-    yield from _confirmations(state)
+    yield from _confirmations(state, missing)
 
 
 def finding(state: Evidence, ended: bool) -> Finding:
@@ -50,10 +59,10 @@ def finding(state: Evidence, ended: bool) -> Finding:
 
 def most(search: Search, probes: int) -> int:
     """Return the number of trials that is never exceeded, baseline included; the policy's own never exceed `probes`."""
-    etas, dims = len(search.etas), min(CLIMB + 1, len(search.dims))
+    tries, dims = search.num_tries, min(CLIMB + 1, len(search.dims))
     if not _applies(search):
         return len(search.baseline_runs) + probes
-    climbed = min(probes + dims * etas - 1, len(search.dims) * etas)
+    climbed = min(probes + dims * tries - 1, len(search.dims) * tries)
     return len(search.baseline_runs) + climbed + dims * CHANCES
 
 
@@ -67,7 +76,7 @@ def climbing(state: Evidence) -> bool:
 
 
 def _applies(search: Search) -> bool:
-    return search.confirm and len(search.etas) > 1
+    return search.confirm and search.num_tries > 1
 
 
 def _start(state: Evidence) -> int:
@@ -90,7 +99,7 @@ def _is_confirmed(state: Evidence, at: int, threshold: float) -> bool:
     return any(state.reached(each, threshold) for each in again.values())
 
 
-def _confirmations(state: Evidence) -> Iterator[Trial]:
+def _confirmations(state: Evidence, missing: Missing) -> Iterator[Trial]:
     """Yield what is to be run at the d in question: the confirmation of its best eta, or the etas not tried."""
     at, marks, search = _candidate(state), state.thresholds, state.search
     if at is None or marks is None or _is_in_doubt(state):
@@ -99,7 +108,7 @@ def _confirmations(state: Evidence) -> Iterator[Trial]:
     again = state.again.get(d, {})
     passing = {eta: each for eta, each in state.results.get(d, {}).items() if state.reached(each, marks.relative)}
     if not passing:
-        yield from state.missing_at(d)
+        yield from missing(state, d)
     elif again.keys().isdisjoint(passing) and len(again) < CHANCES:
         best = max(passing, key=lambda eta: (passing[eta].score or 0.0, -search.etas.index(eta)))
         yield search.confirmation(search.trials_at(d)[search.etas.index(best)])

@@ -8,10 +8,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import TypeVar
 
 from distsub.search.outcome import Finding, Outcome, Thresholds, Verdict
 from distsub.search.spec import Search, confirmed_by
+from distsub.search.study import Scored, ask
 from distsub.trial import Observation, Status, Trial
 
 SLACK = 1e-12
@@ -198,16 +200,46 @@ class Evidence:
                     yield self.search.confirmation(best)
 
     def missing_at(self, d: int) -> Iterator[Trial]:
-        """Yield the trials at d that have no result yet, not even an error."""
+        """Yield the trials that d is still to be given, most promising first; an error was a try as well."""
         known = self.results.get(d, {})
-        if len(known) == len(self.search.etas):
-            return iter(())  # without making the trials
-        return (trial for trial in self.search.trials_at(d) if trial.eta not in known)
+        left = self.search.num_tries - len(known)
+        if left > 0:  # else without making the trials
+            trials = self.search.trials_at(d)
+            yield from islice((trials[j] for j in self.order_at(d) if trials[j].eta not in known), left)
+
+    def order_at(self, d: int) -> Sequence[int]:
+        """Return the indices of the etas in the order in which d is given them: the list's, or Optuna's."""
+        if self.search.eta_choice == "belief":
+            return range(len(self.search.etas))
+        if d not in self._orders:
+            rows = [row for row in self._scored if row[0] != math.log(d)]
+            rows += (row for elder in self.elders for row in elder._scored)
+            self._orders[d] = ask(rows, math.log(d), len(self.search.etas), self.search.num_tries)
+        return self._orders[d]
+
+    @cached_property
+    def _orders(self) -> dict[int, tuple[int, ...]]:
+        return {}
+
+    @cached_property
+    def _scored(self) -> tuple[Scored, ...]:
+        """What every subspace trial says of its eta; nothing without thresholds or of one in error."""
+        marks, index = self.thresholds, {eta: j for j, eta in enumerate(self.search.etas)}
+        if marks is None:
+            return ()
+        chance = marks.chance or 0.0
+        reach = max(marks.full - chance, 0.05)  # at chance there is nothing to search for; this only has to be finite
+        return tuple(
+            (math.log(d), index[eta], 0.0 if result.score is None else (result.score - chance) / reach)
+            for d, at_d in self.results.items()
+            for eta, result in at_d.items()
+            if result.status != "error"
+        )
 
     def passed(self, d: int, threshold: float) -> bool | None:
-        """Return the verdict at one d: True if any eta reaches the threshold, False if all fell short, else None.
+        """Return the verdict at one d: True if any eta reaches the threshold, False if all its tries fell short.
 
-        False too after `CHANCES` confirmations that fell short.
+        False too after `CHANCES` confirmations that fell short; None while it is open.
         """
         if self.again:
             again = [self.reached(result, threshold) for result in self.again.get(d, {}).values()]
@@ -216,7 +248,7 @@ class Evidence:
         verdicts = [self.reached(result, threshold) for result in self.results.get(d, {}).values()]
         if any(verdicts):
             return True
-        return False if len(verdicts) == len(self.search.etas) and None not in verdicts else None
+        return False if verdicts.count(False) >= self.search.num_tries else None
 
     def reached(self, result: Result, threshold: float) -> bool | None:
         """Return whether one result reaches a threshold, None if it cannot tell."""

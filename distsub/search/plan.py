@@ -93,7 +93,7 @@ def make_plan(
     shapes: dict[Hashable, tuple[float, float]] = {}
     for members in families.values():
         one, share = members[0], max(1, slots // len(families))
-        shape = (one.dims, one.etas, len(members), len(one.baseline))
+        shape = (one.dims, one.etas, one.tries, one.eta_choice, len(members), len(one.baseline))
         if shape not in shapes:
             shapes[shape] = _expect(members, policy, share)
         trials, rounds = shapes[shape]
@@ -168,7 +168,7 @@ def _expect(members: Sequence[Search], policy: Policy, slots: int) -> tuple[floa
 
     one = members[0]
     bound = policy.max_trials(one) - len(one.baseline_runs)
-    if bound == len(one.dims) * len(one.etas):  # every trial there is
+    if bound == len(one.dims) * one.num_tries:  # every trial there is
         return float(bound * len(members)), math.ceil(bound * len(members) / slots)
     first, last = math.log(one.dims[0]), math.log(one.dims[-1])
     rates = sorted({trial.learning_rate for trial in one.baseline})

@@ -23,7 +23,7 @@ class Policy(Protocol):
 
     One that also sets `learns = True` has each search told what the same search found under the seeds before its own.
     One that also has `matters(state, trial)` lets trials run on that it would not begin any more: at most as many as
-    etas, for which its `max_trials` must have room.
+    a d has tries, for which its `max_trials` must have room.
     """
 
     def init(self, search: Search) -> Evidence:
@@ -54,7 +54,8 @@ class Policy(Protocol):
 class Grid:
     """Every d times every eta, as in the paper; assumes nothing and notices a score that is not monotone in d.
 
-    d90 is the smallest d that passes, provided that no larger one fails.
+    d90 is the smallest d that passes, provided that no larger one fails. Where a d is given fewer etas, and Optuna says
+    which, one d comes after the other, since each is to learn from those before it.
     Source: Aghajanyan et al. 2020, Sec. 3.
     """
 
@@ -75,12 +76,16 @@ class Grid:
         return finding(state, ended=not self.propose(state, 1))
 
     def max_trials(self, search: Search) -> int:
-        """Return the baseline's trials plus dims times etas, and what confirming takes."""
-        return most(search, len(search.dims) * len(search.etas))
+        """Return the baseline's trials plus dims times tries, and what confirming takes."""
+        return most(search, len(search.dims) * search.num_tries)
 
     def _probes(self, state: Evidence) -> Iterator[Trial]:
+        one_by_one = state.search.eta_choice == "optuna" and state.search.num_tries < len(state.search.etas)
         for d in state.search.dims:
-            yield from state.missing_at(d)
+            missing = tuple(state.missing_at(d))
+            yield from missing
+            if missing and one_by_one:
+                return
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Bisection:
 
     The ends are virtual: position -1 counts as failed, position n as passed, neither is ever run. So n + 1
     gaps are told apart by at most ceil(log2(n + 1)) values of d. A d passes at its first passing eta and fails
-    after all of them. With more slots than etas the rest stay idle: it does not speculate.
+    after all its tries. With more slots than tries the rest stay idle: it does not speculate.
     """
 
     def init(self, search: Search) -> Evidence:
@@ -115,8 +120,8 @@ class Bisection:
         return finding(state, ended=not self.propose(state, 1))
 
     def max_trials(self, search: Search) -> int:
-        """Return the baseline's trials plus ceil(log2(n + 1)) times etas, and what confirming takes."""
-        return most(search, len(search.dims).bit_length() * len(search.etas))
+        """Return the baseline's trials plus ceil(log2(n + 1)) times tries, and what confirming takes."""
+        return most(search, len(search.dims).bit_length() * search.num_tries)
 
     def _probes(self, state: Evidence) -> Iterator[Trial]:
         position = self._probe(state)

@@ -191,7 +191,7 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
     baseline = tuple(row for row in rows if row.trial.is_baseline and row.status == "finished")
     chances = [result.chance for result, _ in found if result.chance is not None]
     chance = _mean(chances) if chances else 0.0
-    warnings = _warnings(subspace, baseline, chances) + _divergence(found, candidates) + _tries(etas, rates)
+    warnings = _warnings(subspace, baseline, chances) + _divergence(found, candidates) + _tries(searches, rates)
     rates_run = tuple(sorted({row.trial.learning_rate for row in baseline}))
     return Rows(subspace, baseline, candidates, rates_run, chance, warnings)
 
@@ -235,12 +235,14 @@ def _divergence(found: Sequence[tuple[Result, Observation]], candidates: Sequenc
     return (f"eta {names} diverged more often than not and is no candidate",)
 
 
-def _tries(etas: Collection[float], rates: Collection[float]) -> tuple[str, ...]:
+def _tries(searches: Sequence[Search], rates: Collection[float]) -> tuple[str, ...]:
     """Tell where one arm has more tries than the other, and so more luck."""
-    if len(etas) == len(rates):
+    etas = {eta for search in searches for eta in search.etas}
+    tries = len(etas) if any(search.tries is None for search in searches) else max(s.num_tries for s in searches)
+    if tries == len(rates):
         return ()
     return (
-        f"equal tries for every arm: number of etas at each d {len(etas)}, of full fine-tuning's learning rates"
+        f"equal tries for every arm: number of etas at each d {tries}, of full fine-tuning's learning rates"
         f" {len(rates)}; the best of more is luckier, give as many of both",
     )
 

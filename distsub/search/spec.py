@@ -5,11 +5,15 @@ import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Literal, get_args
 
 from distsub.errors import ConfigError
 from distsub.trial import Budget, Method, Seeds, Task, Trial, canonical, later
 
 Lineage = tuple[str, str | None, Task, Method, float, Seeds, Budget]
+
+EtaChoice = Literal["belief", "optuna"]
+"""How it is decided which etas a d is given: see `Search`."""
 
 FRESH = 10_000
 """Added to the head and the data seed of a trial to have it confirmed; seeds of searches stay below."""
@@ -45,13 +49,16 @@ class Search:
         seeds: Projection, head and data seed of every subspace trial.
         budget: What each training may spend.
         dims: The dimensions that may be tried, strictly increasing.
-        etas: The learning-rate grid, relative to full fine-tuning's first-order decrease; all count at every d.
+        etas: The learning-rate grid, relative to full fine-tuning's first-order decrease.
         learning_rate: lr_full, the rate of full fine-tuning that eta scales.
         baseline: The full fine-tunings that set the threshold, every learning rate times every seed.
         fraction: Share of the baseline's score to reach; 0.9 makes it d90.
         revision: Hub revision of the model, or None.
         confirm: Whether the winner of several etas or learning rates is trained again under fresh seeds before it is
             believed (see `distsub.search.confirm`); with one of them nothing was chosen and nothing is confirmed.
+        tries: Etas that a d is given before it has failed, the same number at every d; None is all of them.
+        eta_choice: Which they are: "belief" leaves it to the policy (`adaptive` ranks them by what they did elsewhere,
+            the others go by the list), "optuna" asks a study of this search's results (`distsub.search.study`).
 
     Raises:
         ConfigError: The record describes no search.
@@ -69,6 +76,8 @@ class Search:
     fraction: float = 0.9
     revision: str | None = None
     confirm: bool = later(False)
+    tries: int | None = later(None)
+    eta_choice: EtaChoice = later("belief")
 
     def __post_init__(self) -> None:
         """Refuse what would search in silence for nothing."""
@@ -76,6 +85,10 @@ class Search:
             raise ConfigError(f"dims = {_short(self.dims)}: give at least one d >= 1, in increasing order")
         if not self.etas or not min(self.etas) > 0 or len(set(self.etas)) < len(self.etas):
             raise ConfigError(f"etas = {_short(self.etas)}: give at least one, each above 0, none twice")
+        if self.tries is not None and not 1 <= self.tries <= len(self.etas):
+            raise ConfigError(f"tries = {self.tries}: give a number from 1 to {len(self.etas)}, the number of etas")
+        if self.eta_choice not in get_args(EtaChoice):
+            raise ConfigError(f"eta_choice = {self.eta_choice!r}: give one of {', '.join(get_args(EtaChoice))}")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction = {self.fraction!r}: give a share of the baseline's score in (0, 1], as 0.9")
         if self.method.name == "full":
@@ -116,13 +129,18 @@ class Search:
             label = f"s{self.seeds.projection}"
         return f"{self.task.name}/{model}/{self.method.name}/{label}"
 
+    @property
+    def num_tries(self) -> int:
+        """Etas that a d is given before it has failed."""
+        return self.tries or len(self.etas)
+
     @cached_property
     def lineage(self) -> Lineage:
         """What a subspace trial must share to belong to this search."""
         return (self.model, self.revision, self.task, self.method, self.learning_rate, self.seeds, self.budget)
 
     def trials_at(self, d: int) -> tuple[Trial, ...]:
-        """Return the trials that decide one d: one per eta, in the order of etas.
+        """Return the trials that may decide one d: one per eta, in the order of etas.
 
         Raises:
             ConfigError: d is not one of dims.
@@ -143,7 +161,7 @@ class Search:
             return self._tries(trial)
         if original.is_baseline:
             return self._tries(original) and len(self.baseline_groups[original.seeds]) > 1
-        return self._tries(original) and len(self.etas) > 1
+        return self._tries(original) and self.num_tries > 1
 
     def _tries(self, trial: Trial) -> bool:
         if trial.is_baseline:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsub.errors import ConfigError
-from distsub.search import POLICIES, Adaptive, Bisection, Evidence, Finding, Grid, Outcome, make_policy
+from distsub.search import POLICIES, Adaptive, Bisection, Board, Evidence, Finding, Grid, Outcome, make_policy
 
 
 def expected(search, position: int) -> tuple[Outcome, int | None, tuple[int | None, int | None]]:
@@ -251,3 +251,90 @@ def test_policies_by_name():
     assert [make_policy(name) for name in POLICIES] == [Adaptive(), Bisection(), Grid()]
     with pytest.raises(ConfigError, match="policy = 'bisect' is unknown: give one of adaptive, bisection, grid"):
         make_policy("bisect")
+
+
+TRIES = [
+    pytest.param(make_policy(name), choice, id=f"{name}-{choice}")
+    for name in POLICIES
+    for choice in ("belief", "optuna")
+]
+
+
+@pytest.mark.parametrize(("policy", "choice"), TRIES)
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 8), slots=st.integers(1, 9), confirm=st.booleans())
+def test_a_d_is_never_given_more_than_its_tries(bench, policy, choice, seed, size, slots, confirm):
+    """Two of four etas, any scores, trials that end in any order: within the bound, and a verdict rests on two."""
+    rng = random.Random(seed)
+    search = bench.search(
+        size, 4, tries=2, eta_choice=choice, confirm=confirm, baseline=bench.baselines((1e-5, 3e-5)), seed=seed % 3
+    )
+    board, running, count = Board([search], policy), {}, 0
+    state = policy.init(search)
+    while not board.finished:
+        while (trial := board.next(running.keys(), slots)) is not None:
+            running[trial.id] = trial
+        trial = running.pop(rng.choice(sorted(running)))
+        status = rng.choices(("finished", "diverged", "error"), (8, 1, 1))[0] if trial.d else "finished"
+        score = rng.choice((0.55, 0.7, 0.75)) if trial.d else 0.8
+        row = bench.see(trial, score if status == "finished" else None, status)
+        board.observe(row)
+        state = policy.observe(state, row)
+        count += 1
+        running = {key: trial for key, trial in running.items() if key in board.wanted()}
+    assert count <= board.max_trials() == policy.max_trials(search)
+    assert max(map(len, state.probes.values()), default=0) <= 2
+    finding = board.findings()[0]
+    assert finding.outcome.is_over and finding == policy.outcome(state)
+    if finding.outcome is Outcome.found:
+        bar = state.thresholds.relative
+        assert state.passed(finding.d, bar) and state.passed(finding.bracket[0], bar) is False
+        assert len(state.probes[finding.bracket[0]]) == 2
+
+
+@pytest.mark.parametrize(("policy", "choice"), TRIES)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_with_fewer_tries_too_the_order_of_rows_does_not_matter(bench, policy, choice, data):
+    """Rows of any etas in any order, some twice, also more at a d than it has tries: the same wishes and findings."""
+    search = bench.search(6, 4, tries=2, eta_choice=choice)
+    results = st.sampled_from([("finished", 0.55), ("finished", 0.8), ("diverged", None), ("error", None)])
+    trials = data.draw(st.sets(st.sampled_from([t for d in search.dims for t in search.trials_at(d)]), max_size=9))
+    rows = [bench.see(search.baseline[0], 0.8)]
+    for trial in sorted(trials, key=lambda each: (each.d, each.eta)):
+        status, score = data.draw(results)
+        rows.append(bench.see(trial, score, status))
+    states = []
+    for order in (rows, data.draw(st.permutations(rows)) + rows[:3]):
+        state = policy.init(search)
+        for row in order:
+            state = policy.observe(state, row)
+        states.append(state)
+    assert policy.propose(states[0], 9) == policy.propose(states[1], 9)
+    assert policy.outcome(states[0]) == policy.outcome(states[1])
+
+
+@pytest.mark.parametrize("policy", [Grid(), Bisection()])
+def test_etas_asked_of_optuna_are_trained_side_by_side(bench, policy):
+    """A d's etas are known before the first ends: whichever fails, the others are still wanted, and no further one."""
+    search = bench.search(9, 8, tries=3, eta_choice="optuna")
+    state = policy.observe(policy.init(search), bench.see(search.baseline[0], 0.8))
+    seen = 0
+    while batch := policy.propose(state, 99):
+        assert len({trial.d for trial in batch}) == 1 and len(batch) == 3
+        for k, trial in enumerate(reversed(batch), start=1):
+            state = policy.observe(state, bench.see(trial, 0.5 + 0.01 * search.etas.index(trial.eta)))
+            if k < 3:
+                assert policy.propose(state, 99) == batch[:-k]
+        seen += 3
+    assert policy.outcome(state).outcome is Outcome.above_range
+    assert seen == policy.max_trials(search) - 1 or policy == Bisection()
+
+
+def test_without_a_choice_the_list_is_followed(bench):
+    """Bisection and grid, "belief": the first etas of the list at every d."""
+    search = bench.search(7, 5, tries=2)
+    for policy in (Grid(), Bisection()):
+        state, rows = bench.run(policy, policy.init(search), bench.truth(search, 0))
+        assert {row.trial.eta for row in rows if row.trial.d} == set(search.etas[:2])
+        assert policy.outcome(state).outcome is Outcome.above_range
