@@ -79,7 +79,7 @@ def _asks(search: Search, kin: Trial, row: Brief) -> bool:
     """Tell whether a search of the row's lineage or baseline asks for it, as `Search.owns` does."""
     if row.d is None:
         return row.confirms is None or len(search.baseline_groups[kin.seeds]) > 1
-    return row.d in search.positions and row.eta in search.etas and (row.confirms is None or len(search.etas) > 1)
+    return row.d in search.positions and row.eta in search.etas and (row.confirms is None or search.num_tries > 1)
 
 
 def evidence(search: Search, rows: Iterable[Brief]) -> Evidence:
