@@ -1,0 +1,143 @@
+"""A results directory on S3, for real: a server on loopback, every command, credentials nowhere, and a bad network."""
+
+import importlib.util
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+from pyarrow import fs as pafs
+
+from distsub.results.compact import compact
+from distsub.results.store import Store
+from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(importlib.util.find_spec("moto") is None, reason="moto[server] is not installed"),
+]
+
+KEY, SECRET = "KEYthatNobodySees", "SECRETthatNobodySees"
+
+
+class Flaky:
+    """A server that fails: of the writes of rows one in ten before it is done, one in ten after."""
+
+    def __init__(self, server):
+        self.server, self.draw, self.on, self.failed, self.late = server, random.Random(0), False, 0, 0
+
+    def __call__(self, environ, start_response):
+        is_write = environ["REQUEST_METHOD"] in ("PUT", "POST") and "/observations/" in environ["PATH_INFO"]
+        fate = self.draw.random() if self.on and is_write else 1.0
+        if fate >= 0.2:
+            return self.server(environ, start_response)
+        if fate < 0.1:
+            environ["wsgi.input"].read()
+            self.failed += 1
+        else:
+            list(self.server(environ, lambda *_: None))
+            self.late += 1
+        start_response("503 Service Unavailable", [("Content-Length", "0")])
+        return []
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Start a server; give its address, its bucket, and the switch of its faults."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Silent(WSGIRequestHandler):
+        def log(self, *_):
+            pass
+
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    flaky = Flaky(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, flaky, threaded=True, request_handler=Silent)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    address = server.server_address[:2]
+    filesystem, _ = pafs.FileSystem.from_uri(f"s3://bucket?{options(address)}&allow_bucket_creation=true")
+    filesystem.create_dir("bucket")
+    yield address, filesystem, flaky
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def options(address):
+    return f"endpoint_override={address[0]}:{address[1]}&scheme=http&region=us-east-1"
+
+
+def test_every_command_on_s3_and_no_credentials_anywhere(bucket, tiny_text, tmp_path):
+    address, filesystem, _ = bucket
+    text = tiny_text.replace("steps = 40", "steps = 4").replace("dims = [8, 16, 64, 256]", "dims = [8, 16]")
+    sweep = tmp_path / "small.toml"
+    sweep.write_text(text.replace("etas = [1.0, 3.0]", "etas = [1.0]").replace("seeds = 2", "seeds = 1"))
+    out = f"s3://bucket/runs/small?{options(address)}"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    said = []
+
+    def distsub(*arguments):
+        command = [sys.executable, "-m", "distsub.cli", *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        said.append(done.stdout + done.stderr)
+        assert done.returncode == 0, said[-1]
+        return done.stdout
+
+    distsub("run", sweep, "--out", out, "--backend", "inline")
+    status = distsub("status", out)
+    assert "outcome" in status
+    counted = distsub("query", out, "select count(*) n from observations", "--format", "json")
+    assert int(re.findall(r"\d+", counted)[0]) > 3
+    assert '"loose": 0' in distsub("compact", out, "--format", "json")
+    assert distsub("status", out) == status
+    assert distsub("query", out, "select count(*) n from observations", "--format", "json") == counted
+    assert "report.html" in distsub("report", out, "--to", tmp_path / "report")
+    assert "nothing left to do" in distsub("run", sweep, "--out", out, "--backend", "inline")
+    assert "s3://bucket/runs/small" in said[0]
+
+    infos = filesystem.get_file_info(pafs.FileSelector("bucket", recursive=True))
+    stored = {info.path: filesystem.open_input_file(info.path).readall() for info in infos if info.is_file}
+    local = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert any("/parts/" in path for path in stored) and any(path.endswith("sweep.toml") for path in stored)
+    assert not any("/observations/" in path and path.endswith(".parquet") for path in stored)
+    rows = str(Store.open(out).table().to_pylist()).encode()  # as text: the files are compressed
+    for where, data in {**stored, **local, "rows": rows, "said": "".join(said).encode()}.items():
+        assert KEY.encode() not in data and SECRET.encode() not in data, where
+
+
+def observation(number, status="finished"):
+    task = Task(name="toy", source="toy.csv", text=("a",))
+    trial = Trial("package:tiny", task, Method("did", "dense", "global"), 10 + number, 1e-3, 0.3, Seeds(), Budget(10))
+    return Observation(trial, status, score=0.5 if status == "finished" else None)
+
+
+def test_one_put_in_five_fails_and_no_row_is_lost_or_twice(bucket):
+    address, _, flaky = bucket
+    uri = f"s3://bucket/runs/flaky?{options(address)}"
+    store = Store.create(uri, "title = 'x'\n", "f00d")
+    flaky.on = True
+    for number in range(20):
+        if number % 4 == 0:
+            store.write(observation(number, "error"))
+        store.write(observation(number))
+        if number == 10:
+            compact(store)
+    store.write(observation(89, "error"))
+    rows = Store.open(uri).read()
+    assert sorted(row.trial.d for row in rows) == [*range(10, 30), 99]
+    assert [row.status for row in rows].count("finished") == 20
+    assert flaky.failed >= 2 and flaky.late >= 2
+    # What a better row could replace stays in a file of its own, where nothing can be removed in one step.
+    assert compact(store)["loose"].to_pylist() == [1]
+    assert len(store.trial_ids()) == 21 and store.damaged == []
