@@ -62,7 +62,8 @@ def _answers(told: list[tuple[int, float]], num_etas: int, tries: int) -> list[i
     loud = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        space = {"eta": optuna.distributions.IntDistribution(0, num_etas - 1)}
+        etas = optuna.distributions.IntDistribution(0, num_etas - 1)
+        space: dict[str, optuna.distributions.BaseDistribution] = {"eta": etas}
         # Ten random answers first, as is usual, would be all that a search ever asks.
         sampler = optuna.samplers.TPESampler(n_startup_trials=0, constant_liar=True, seed=0)
         study = optuna.create_study(direction="maximize", sampler=sampler)
