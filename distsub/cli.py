@@ -46,6 +46,9 @@ class Backend(StrEnum):
 
 INTERRUPTED = 130
 
+FEW = 200
+"""Searches up to which `status` works out the intervals too, a few hundredths of a second for each model and task."""
+
 MANY = 5000
 """Row files from which reading them one by one is felt."""
 
@@ -98,11 +101,12 @@ def run(
     from distsub.analysis.summary import D90_COLUMNS, Summary
 
     code = launch.run(sweep, store, backend.value, plain, adapters, out if "://" in out else None, share)
-    _print(
-        _told(store, Summary(sweep.searches(), sweep.policy, store, sweep.limit).d90).select(list(D90_COLUMNS)),
-        Format.table,
-    )
+    d90 = _told(store, Summary(sweep.searches(), sweep.policy, store, sweep.limit).d90)
+    _print(d90.select(list(D90_COLUMNS)), Format.table)
+    _notes(d90)
     print(f"results: {store.uri}")
+    found = d90.select(["task", "model", "method", "d90", "d90_outcome", "estimate_low", "estimate", "estimate_high"])
+    print(json.dumps({"exit_code": code, "results": store.uri, "d90": found.to_pylist()}), flush=True)
     raise typer.Exit(code)
 
 
@@ -159,6 +163,13 @@ def status(out: Out, format: As = Format.table) -> None:
     store = _open_results(out)
     summary, _ = _summary(store)
     _print(_told(store, summary.searches).select(list(SEARCH_COLUMNS)), format)
+    if format is not Format.table:
+        return
+    if summary.searches.num_rows > FEW:
+        print('intervals: distsub query OUT "select task, model, method, estimate_text from d90"')
+        return
+    _print(summary.d90.select(["task", "model", "method", "estimate_text", "trials"]), format)
+    _notes(summary.d90)
 
 
 @app.command()
@@ -199,6 +210,7 @@ def report(
     directory = to or f"{out.rstrip('/')}/report"
     page = write_report(store.read(), summary.searches, directory, d90=d90, title=sweep.name, fraction=sweep.fraction)
     _print(d90.select(list(D90_COLUMNS)), Format.table)
+    _notes(d90)
     if said := launch.stopped_text(store.read()):
         print(f"stopping: {said}")
     print(f"report: {page}")
@@ -283,6 +295,13 @@ def _told(store: "Store", table: "pa.Table") -> "pa.Table":
             f"distsub: {store.loose} rows lie in files of their own; `distsub compact` makes this fast", file=sys.stderr
         )
     return table
+
+
+def _notes(d90: "pa.Table") -> None:
+    """Say what a reader of each d90 must know."""
+    for row in d90.select(["task", "method", "projection", "warnings"]).to_pylist():
+        for note in row["warnings"]:
+            print(f"note: {row['task']} {row['method']} {row['projection']}: {note}")
 
 
 def _print(table: "pa.Table", format: Format) -> None:

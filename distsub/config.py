@@ -108,7 +108,7 @@ class Sweep:
     learning_rate: float
     baseline_learning_rates: tuple[float, ...]
     budget: Budget
-    policy: Policy = "bisection"
+    policy: Policy = "adaptive"
     fraction: float = 0.9
     resources: Resources = Resources()
     confirm: bool = later(False)

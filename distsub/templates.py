@@ -9,7 +9,7 @@ models = [{model}]
 tasks = [{task}]
 methods = ["said", "did"]                 # Aghajanyan et al. 2020, Eq. 3 and Eq. 1
 seeds = 2
-policy = "bisection"
+policy = "adaptive"
 dims = {{ low = 100, high = 10000, ratio = 1.5 }}
 
 [search]
