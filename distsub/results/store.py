@@ -216,7 +216,7 @@ class Store:
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"cannot read the observations in {self.uri} ({first_line(error)})") from error
         # Parts first: of equal rows the one that was there first stays.
-        return distinct(pa.concat_tables([OBSERVATIONS.empty_table().select(wanted), *parts, *loose]).combine_chunks())
+        return distinct(pa.concat_tables([OBSERVATIONS.empty_table().select(wanted), *parts, *loose]))
 
     def row_files(self) -> list[str]:
         """List the files that are named like rows; names others in `damaged`, unfinished writes nowhere."""
