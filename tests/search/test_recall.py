@@ -2,7 +2,7 @@
 
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsub.search import Evidence, brief, evidence, shares
@@ -24,6 +24,7 @@ def grouped(observations):
     return list(series.values())
 
 
+@settings(deadline=None)  # a machine may be busy
 @given(st.lists(SEEN, max_size=30))
 def test_any_rows_in_any_order_fold_to_the_same(bench, seen):
     baseline = bench.baselines(rates=(1e-5, 3e-5))
