@@ -56,7 +56,7 @@ steps = 1000
 """
 EXAMPLES = 408
 GROUPED = "select task, method, d, max(score) best, count(*) n from observations group by all order by all"
-ANSWERS = "select method, avg(len(list_filter(correct, x -> x))) from observations where d < 1000 group by all"
+ANSWERS = "select method, avg(len(list_filter(correct, lambda x: x))) from observations where d < 1000 group by all"
 
 
 def rows(trials: list[Trial], curve: Curve, draw: np.random.Generator) -> pa.Table:
