@@ -136,7 +136,7 @@ def fill(store: Store, sweep: Sweep, loose: int) -> int:
 
 
 def measure(*arguments: str) -> dict[str, float]:
-    """Run one command; give seconds on the clock and of the processor, and its peak memory."""
+    """Run one command; give seconds on the clock and of the processor."""
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "distsub.cli", *arguments], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
@@ -144,7 +144,7 @@ def measure(*arguments: str) -> dict[str, float]:
     if status:
         raise SystemExit(f"{arguments} ended with {os.waitstatus_to_exitcode(status)}")
     cpu = used.ru_utime + used.ru_stime
-    return {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "peak_mb": round(used.ru_maxrss / 1024)}
+    return {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2)}
 
 
 def size(folder: str) -> dict[str, int]:

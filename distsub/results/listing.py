@@ -72,11 +72,12 @@ def _table(table: pa.Table) -> str:
     shown = []
     for field, values in zip(table.schema, _columns(table), strict=True):
         cells = [field.name, *map(_cell, values)]
-        lengths = [cell_len(cell) for cell in cells]
-        pads = [" " * (max(lengths) - length) for length in lengths]
+        lengths = [len(cell) if cell.isascii() else cell_len(cell) for cell in cells]
+        width = max(lengths)
+        pads = [" " * (width - length) for length in lengths]
         right = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
         aligned = [pad + cell if right else cell + pad for cell, pad in zip(cells, pads, strict=True)]
-        shown.append([aligned[0], "\u2500" * max(lengths), *aligned[1:]])
+        shown.append([aligned[0], "\u2500" * width, *aligned[1:]])
     # The rule under the header is one line; what is between the columns elsewhere is part of it.
     return "\n".join(
         ("\u2500\u2500" if index == 1 else "  ").join(row).rstrip()
