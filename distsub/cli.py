@@ -111,6 +111,26 @@ def run(
 
 
 @app.command()
+def trajectory(
+    sweep_file: SweepFile,
+    out: Annotated[str, typer.Option(help="Results directory: a path, or s3://, gs://, hdfs://.")],
+    format: As = Format.table,
+) -> None:
+    """Record the full fine-tunings that a sweep's learned subspaces are made of; the same command again resumes.
+
+    Example: distsub trajectory mine.toml --out results/mine
+    """
+    sweep, store = _open_sweep(sweep_file, out)
+    from distsub.runtime import recording
+
+    found = []
+    for each, now in recording.record_all(sweep, store):
+        print(f"{'recorded' if now else 'known   '} {each.id} {each.trial.task.name}", file=sys.stderr)
+        found.append(each)
+    _print(recording.listing(tuple(found), store), format)
+
+
+@app.command()
 def plan(
     sweep_file: SweepFile,
     slots: Annotated[int | None, typer.Option(min=1, help="Trials at once; this machine's cores otherwise.")] = None,

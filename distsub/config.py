@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -29,20 +27,14 @@ from pydantic import (
 from distsub.complaints import complaint
 from distsub.errors import ConfigError
 from distsub.finetune import tasks
+from distsub.methods import Context, MethodTable, NonNegativeInt, PositiveInt, Table, TrajectoryTable
 from distsub.search import FRESH, PUBLISHED_RATIO, EtaChoice, Search, log_grid
 from distsub.search.stopping import Limit, Mode
-from distsub.trial import IDENTITY_VERSION, Budget, Head, Method, Seeds, Task, Trial, canonical, later
+from distsub.trial import IDENTITY_VERSION, Budget, Method, Recording, Seeds, Span, Task, Trial, canonical, later
 
 Policy = Literal["adaptive", "bisection", "grid"]
 
 MOST_SEEDS = FRESH
-
-NESTED = ("dense", "sparse", "fastfood", "fastfood_per_tensor")
-"""Projections of which a smaller d has the first columns of a larger one."""
-
-# Whole numbers end up in 64-bit columns.
-PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
-NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -96,6 +88,9 @@ class Sweep:
         limit: What the whole sweep may spend; None is no limit.
         stopping: Which trainings may end early; None leaves it to the policy.
         tries, eta_choice: How many etas a d is given and which, as in `Search`.
+        grids: The methods' own (dims, etas), None where the sweep's count; empty for none at all.
+        trajectory: The full fine-tunings whose checkpoints are recorded for every task, model and seeds, where the
+            file asks for them; those that methods need are recorded anyway.
     """
 
     name: str
@@ -117,6 +112,8 @@ class Sweep:
     stopping: Mode | None = later(None)
     tries: int | None = later(None)
     eta_choice: EtaChoice = later("belief")
+    grids: tuple[tuple[tuple[int, ...] | None, tuple[float, ...] | None], ...] = later(())
+    trajectory: Span | None = later(None)
 
     @property
     def stops(self) -> Mode:
@@ -142,21 +139,41 @@ class Sweep:
                 method=method,
                 seeds=seeds,
                 budget=self.budget,
-                dims=self.dims,
-                etas=self.etas,
+                dims=dims,
+                etas=etas,
                 learning_rate=self.learning_rate,
                 baseline=baseline,
                 fraction=self.fraction,
-                confirm=self.confirm,
-                tries=self.tries,
+                confirm=self.confirm
+                and max(min(self.tries or len(etas), len(etas)), len(self.baseline_learning_rates)) > 1,
+                tries=self.tries if self.tries and self.tries < len(etas) else None,
                 eta_choice=self.eta_choice,
             )
             for task in self.tasks
             for model in self.models
             for baseline in [self.baseline_trials(model, task)]
-            for method in self.methods
+            for method, (dims, etas) in self.arms()
             for seeds in self.seeds
         )
+
+    def arms(self) -> list[tuple[Method, tuple[tuple[int, ...], tuple[float, ...]]]]:
+        """List the methods, each with the dims and etas that count for it."""
+        grids = self.grids or ((None, None),) * len(self.methods)
+        return [
+            (method, (dims or self.dims, etas or self.etas))
+            for method, (dims, etas) in zip(self.methods, grids, strict=True)
+        ]
+
+    def recordings(self) -> tuple[Recording, ...]:
+        """List the trajectories that the methods need and those that [trajectory] asks for, each once."""
+        found: dict[Recording, None] = {}
+        for search in self.searches():
+            trial = search.trials_at(search.dims[0])[0]
+            if self.trajectory is not None:
+                own = dataclasses.replace(trial, method=Method("did", span=self.trajectory))
+                found.update(dict.fromkeys(own.recordings))
+            found.update(dict.fromkeys(trial.recordings))
+        return tuple(found)
 
     def baseline_trials(self, model: Model, task: Task) -> tuple[Trial, ...]:
         """List the full fine-tunings that set the threshold of every search on a model and task.
@@ -248,11 +265,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class _Model(_Table):
+class _Model(Table):
     name: str | None = None
     path: str | None = None
     revision: str | None = None
@@ -270,7 +283,7 @@ class _Model(_Table):
         return Model(_absolute(local, directory) if local else self.name or "", self.revision)
 
 
-class _Task(_Table):
+class _Task(Table):
     name: str
     path: str | None = None
     source: str | None = None
@@ -296,46 +309,13 @@ class _Task(_Table):
         return tasks.resolve(**given)
 
 
-class _Method(_Table):
-    name: Literal["did", "said"]
-    projection: Literal["fastfood", "fastfood_per_tensor", "partition", "sparse", "dense"] = "fastfood"
-    normalization: Literal["global", "per_tensor"] | None = None
-    groups: Literal["layer", "tensor"] | None = None
-    head: Head = "in_subspace"
-    block_length: PositiveInt | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "_Method":
-        if self.groups and self.name != "said":
-            raise ValueError(f'groups is for method "said", not "{self.name}"')
-        if self.block_length and not self.projection.startswith("fastfood"):
-            raise ValueError(f'block_length is for the fastfood projections, not "{self.projection}"')
-        if self.block_length and (self.block_length < 4 or self.block_length & (self.block_length - 1)):
-            raise ValueError(f"block_length = {self.block_length} is not a power of two of at least 4")
-        return self
-
-    def record(self, largest: int) -> Method:
-        if self.block_length and self.block_length < largest:
-            raise ConfigError(f"[[methods]] block_length = {self.block_length} is below the largest of dims, {largest}")
-        return Method(
-            name=self.name,
-            projection=self.projection,
-            normalization=self.normalization or ("per_tensor" if self.projection.endswith("per_tensor") else "global"),
-            groups=(self.groups or "layer") if self.name == "said" else None,
-            head=self.head,
-            block_length=self.block_length or max(4, 1 << (largest - 1).bit_length())
-            if self.projection.startswith("fastfood")
-            else None,
-        )
-
-
-class _Seeds(_Table):
+class _Seeds(Table):
     projection: NonNegativeInt = 0
     head: NonNegativeInt = 0
     data: NonNegativeInt = 0
 
 
-class _Dims(_Table):
+class _Dims(Table):
     values: list[PositiveInt] | None = None
     low: PositiveInt | None = None
     high: PositiveInt | None = None
@@ -361,7 +341,7 @@ class _Dims(_Table):
         return log_grid(self.low or 1, self.high or 1, self.ratio)
 
 
-class _Search(_Table):
+class _Search(Table):
     etas: Annotated[list[PositiveFloat], Field(min_length=1)]
     learning_rate: PositiveFloat
     confirm: bool | None = None
@@ -371,11 +351,11 @@ class _Search(_Table):
     eta_choice: EtaChoice = "belief"
 
 
-class _Baseline(_Table):
+class _Baseline(Table):
     learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)]
 
 
-class _Budget(_Table):
+class _Budget(Table):
     steps: PositiveInt
     batch_size: PositiveInt = Budget.batch_size
     max_length: PositiveInt = Budget.max_length
@@ -388,14 +368,14 @@ class _Budget(_Table):
     precision: Literal["fp32", "bf16", "auto"] = Budget.precision
 
 
-class _Resources(_Table):
+class _Resources(Table):
     cpus_per_trial: PositiveFloat = Resources.cpus_per_trial
     gpus_per_trial: NonNegativeFloat = Resources.gpus_per_trial
     max_concurrent_trials: PositiveInt | None = Resources.max_concurrent_trials
     retries: NonNegativeInt = Resources.retries
 
 
-class _Limit(_Table):
+class _Limit(Table):
     hours: PositiveFloat | None = None
     trials: PositiveInt | None = None
 
@@ -406,11 +386,11 @@ class _Limit(_Table):
         return self
 
 
-class _File(_Table):
+class _File(Table):
     name: Annotated[str, Field(min_length=1)]
     models: Annotated[list[Annotated[_Model, BeforeValidator(_shorthand("name"))]], Field(min_length=1)]
     tasks: Annotated[list[Annotated[_Task, BeforeValidator(_shorthand("name"))]], Field(min_length=1)]
-    methods: Annotated[list[Annotated[_Method, BeforeValidator(_shorthand("name"))]], Field(min_length=1)]
+    methods: Annotated[list[Annotated[MethodTable, BeforeValidator(_shorthand("name"))]], Field(min_length=1)]
     seeds: Annotated[list[_Seeds], BeforeValidator(_seed_list), Field(min_length=1)]
     dims: _Dims
     search: _Search
@@ -420,13 +400,14 @@ class _File(_Table):
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Sweep.fraction
     resources: _Resources = _Resources()
     limit: _Limit | None = None
+    trajectory: TrajectoryTable | None = None
 
     def sweep(self, directory: Path, text: str) -> Sweep:
         dims = self.dims.record()
-        if self.search.warm_start and (apart := [m.projection for m in self.methods if m.projection not in NESTED]):
+        if self.search.warm_start and not all(each.nested for each in self.methods):
             raise ConfigError(
-                f"[search] warm_start = true needs projections whose first columns are those of any larger d; "
-                f'"{apart[0]}" is none, use one of {", ".join(NESTED)}'
+                "[search] warm_start = true needs projections whose first columns are those of any larger d; "
+                '"partition" is none, use one of dense, sparse, fastfood, fastfood_per_tensor'
             )
         found = [each.record(directory) for each in self.tasks]
         _distinct([task.name for task in found], "tasks")
@@ -435,23 +416,31 @@ class _File(_Table):
         tries = self.search.tries or len(self.search.etas)
         if tries > len(self.search.etas):
             raise ConfigError(f"[search] tries = {tries}: give at most {len(self.search.etas)}, the number of etas")
-        confirm = wanted and max(tries, len(self.baseline.learning_rates)) > 1
+        most = max(len(each.etas) if each.etas else tries for each in self.methods)
+        confirm = wanted and max(most, len(self.baseline.learning_rates)) > 1
         if confirm and max(max(each.head, each.data) for each in self.seeds) >= FRESH:
             raise ConfigError(
                 f"seeds: head and data seeds from {FRESH} on are those of confirmations; give smaller ones, or"
                 " [search] confirm = false"
             )
+        budget = Budget(**self.budget.model_dump(), warm_start=self.search.warm_start)
+        span = (self.trajectory or TrajectoryTable()).record(budget, self.search.learning_rate)
+        grids, by_name = tuple(each.grid() for each in self.methods), {task.name: task for task in found}
+        methods = [
+            each.record(Context((own or dims)[-1], by_name, span))
+            for each, (own, _) in zip(self.methods, grids, strict=True)
+        ]
         return Sweep(
             name=self.name,
             models=_distinct([each.record(directory) for each in self.models], "models"),
             tasks=tuple(found),
-            methods=_distinct([each.record(dims[-1]) for each in self.methods], "methods"),
+            methods=_distinct(methods, "methods"),
             seeds=_distinct([Seeds(**each.model_dump()) for each in self.seeds], "seeds"),
             dims=dims,
             etas=_rising(self.search.etas, "[search] etas"),
             learning_rate=self.search.learning_rate,
             baseline_learning_rates=_rising(self.baseline.learning_rates, "[baseline] learning_rates"),
-            budget=Budget(**self.budget.model_dump(), warm_start=self.search.warm_start),
+            budget=budget,
             policy=self.policy,
             fraction=self.fraction,
             resources=Resources(**self.resources.model_dump()),
@@ -461,6 +450,8 @@ class _File(_Table):
             stopping=self.search.stopping,
             tries=tries if tries < len(self.search.etas) else None,
             eta_choice=self.search.eta_choice,
+            grids=grids if any(own != (None, None) for own in grids) else (),
+            trajectory=None if self.trajectory is None else span,
         )
 
 

@@ -14,6 +14,9 @@ from typing import Any, Literal
 IDENTITY_VERSION = 1
 """Raised when the same record would train to another result; old rows are then not mistaken for new ones."""
 
+_ZHANG2023 = ("trained", "trained", 16, "random", 0.01)
+"""Head, embeddings, ensemble, start and step as the paper trains."""
+
 Ablation = Literal["zero", "reset"]
 Head = Literal["in_subspace", "trained", "frozen"]
 Status = Literal["finished", "diverged", "stopped", "error"]
@@ -118,18 +121,28 @@ class Method:
 
     @property
     def variant(self) -> str | None:
-        """Name the way of training for people: "freeze", "random", "intrinsic", ...; None for the whole-model methods.
+        """Name the way of training for people: "freeze", "random", "intrinsic zhang2023"; None for whole-model methods.
 
-        Ways that differ in more (their step, their policies outside the layers) share a name.
+        What is usual for subspaces of the layers is not said: differences, one theta, frozen embeddings.
         """
-        if self.ablation or self.name == "freeze":
-            return self.ablation or self.name
-        if self.span is None:
-            return None if self.scope == "model" else "random"
-        if self.match_norms:
-            return "random_matched"
-        name, mode = self.span.name, "" if self.span.mode == "difference" else f" {self.span.mode}"
-        return f"{name}{mode}" if self.ensemble == 1 else f"{name}{mode} h={self.ensemble}"
+        if self.ablation:
+            return self.ablation
+        if self.name == "freeze":
+            name = self.name
+        elif self.span is None:
+            name = "random" if self.scope == "layer" else None
+        else:
+            name = "random_matched" if self.match_norms else self.span.name
+        if name is None:
+            return None
+        paper = (self.head, self.embeddings, self.ensemble, self.start, self.step) == _ZHANG2023
+        parts = [
+            self.span.mode if self.span and self.span.mode != "difference" else "",
+            "model" if self.scope == "model" and self.name != "freeze" else "",
+            "zhang2023" if paper else f"h={self.ensemble}" if self.ensemble > 1 else "",
+            f"embeddings {self.embeddings}" if self.embeddings == "trained" and not paper else "",
+        ]
+        return " ".join(filter(None, [name, *parts]))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "finetune": {"errors", "trial", "subspace"},
     "search": {"errors", "trial"},
     "results": {"errors", "trial"},
-    "config": {"errors", "complaints", "trial", "search", "finetune"},
+    "methods": {"errors", "trial"},
+    "config": {"errors", "complaints", "methods", "trial", "search", "finetune"},
     "runtime": {"errors", "trial", "subspace", "finetune", "search", "results", "config"},
     "analysis": {"errors", "trial", "subspace", "finetune", "search", "results"},
     "cli": {

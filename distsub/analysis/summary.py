@@ -115,6 +115,7 @@ def searches_table(searches: Sequence[Search], found: Sequence[Finding], shared:
                 "normalization": search.method.normalization,
                 "groups": search.method.groups,
                 "head": search.method.head,
+                "variant": search.method.variant,
                 "projection_seed": search.seeds.projection,
                 "head_seed": search.seeds.head,
                 "data_seed": search.seeds.data,

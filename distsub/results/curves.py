@@ -82,7 +82,7 @@ def panel_of(trial: Trial) -> Panel:
 
 
 def _row_panel(row: dict[str, Any]) -> Panel:
-    return row["task"], row["model"], tuple(row[name] for name in METHOD_COLUMNS)
+    return row["task"], row["model"], tuple(row.get(name) for name in METHOD_COLUMNS)
 
 
 def _sortable(panel: Panel) -> tuple[str, ...]:
@@ -138,12 +138,12 @@ def _share_scale(together: Sequence[tuple[Any, list[float], dict[str, float]]], 
 
 def _words_around(axes: Any, panel: Panel, rows: list[dict[str, Any]], metric: str) -> None:
     """Write title, method, finding and axis labels."""
-    task, model, (method, projection, normalization, groups, head) = panel
+    task, model, (method, projection, normalization, groups, head, variant) = panel
     parts = [projection, normalization and f"{normalization} norm", groups and f"one scale per {groups}"]
     names = ", ".join(part for part in [*parts, f"head {(head or '').replace('_', ' ')}"] if part)
     short = model.removeprefix("package:").rstrip("/")
     short = short if len(short) <= 40 else "…" + short[-39:]
-    axes.set_title(f"{task} · {short} · {(method or '').upper()}", loc="left", fontsize=10, pad=34)
+    axes.set_title(f"{task} · {short} · {variant or (method or '').upper()}", loc="left", fontsize=10, pad=34)
     axes.text(0, 1.075, names, transform=axes.transAxes, fontsize=8, color="#555555", va="bottom")
     axes.text(0, 1.015, _finding(rows), transform=axes.transAxes, fontsize=8.5, color=_INK, va="bottom")
     axes.set_xlabel("subspace dimension d", fontsize=9)

@@ -112,6 +112,7 @@ SEARCHES = pa.schema(
         ("normalization", _TEXT),
         ("groups", _TEXT),
         ("head", _TEXT),
+        ("variant", _TEXT),
         ("projection_seed", _INT),
         ("head_seed", _INT),
         ("data_seed", _INT),
@@ -147,6 +148,7 @@ D90 = pa.schema(
         ("normalization", _TEXT),
         ("groups", _TEXT),
         ("head", _TEXT),
+        ("variant", _TEXT),
         ("d90", _FLOAT),
         ("d90_outcome", _TEXT),
         ("d90_per_seed", pa.list_(_INT)),
@@ -186,12 +188,12 @@ num_stopped counts the trials that ended early with a verdict, audited_stops tho
 to check the rule, false_stops those of them that ended otherwise.
 """
 
-METHOD_COLUMNS = ("method", "projection", "normalization", "groups", "head")
+METHOD_COLUMNS = ("method", "projection", "normalization", "groups", "head", "variant")
 """The columns that name a method in all three tables."""
 
 
 _ABLATION_COLUMNS = ("ablation", "mask")
-_LEARNED_COLUMNS = ("variant", "scope", "embeddings", "ensemble", "start", "step", "match_norms")
+_LEARNED_COLUMNS = ("scope", "embeddings", "ensemble", "start", "step", "match_norms")
 
 
 def censored_median(outcomes: Sequence[tuple[str, float | None]]) -> tuple[float | None, str]:
@@ -310,6 +312,8 @@ def to_table(observation: Observation) -> pa.Table:
     row["task_where"] = [{"column": column, "value": value} for column, value in task.where]
     row |= {"method": method.name, "block_length": method.block_length}
     row |= {name: getattr(method, name) for name in (*METHOD_COLUMNS[1:], *_LEARNED_COLUMNS, *_ABLATION_COLUMNS)}
+    if method.name == "freeze":
+        row["d"] = 0  # a search needs a grid, but there are no coordinates
     row["trajectories"] = [recording.id for recording in trial.recordings]
     row |= {name if name != "steps" else "budget_steps": value for name, value in dataclasses.asdict(budget).items()}
     columns = [_column(row[field.name], field.type) for field in OBSERVATIONS]

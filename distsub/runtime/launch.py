@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.config import Sweep
-from distsub.errors import ConfigError, UnavailableError
+from distsub.errors import ConfigError, DimensionError, UnavailableError
 from distsub.results import Store
 from distsub.runtime.drain import TERMINATED, Drain
-from distsub.search import Board, make_policy
+from distsub.search import Board, Search, make_policy
 from distsub.search.stopping import Rules, audit_of
 from distsub.trial import Method, Observation
 
@@ -108,7 +108,7 @@ def run(
         device="cuda" if resources.gpus_per_trial else "cpu",
         threads=max(1, int(resources.cpus_per_trial)),
         adapters=adapters,
-        dims=sweep.dims if sweep.budget.warm_start else (),
+        dims=tuple(sorted({d for _, (dims, _) in sweep.arms() for d in dims})) if sweep.budget.warm_start else (),
     )
     reporter = reporter_for(board, plain, rows)
     for line in store.damaged:
@@ -181,8 +181,13 @@ def check(sweep: Sweep) -> None:
             prepared = pretrained.prepare(address.name, address.revision)
             model = pretrained.build(prepared, task.num_labels, head_seed=0)
             _check_length(model, pretrained.tokenizer(prepared), sweep.budget.max_length, address.name)
-            for method in sweep.methods:
-                _check_dims(sweep.dims, model, method)
+            for method, (dims, _) in sweep.arms():
+                _check_dims(dims, model, method)
+    done = set()
+    for search in sweep.searches():
+        if search.method.span is not None and (kind := (search.task, search.method)) not in done:
+            done.add(kind)
+            _check_span(search)
 
 
 def _check_device(sweep: Sweep) -> None:
@@ -217,18 +222,49 @@ def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:
     """Build the projections at both ends of the grid: whatever refuses a d does so now."""
     from distsub.subspace import families, layout
 
-    entries = layout.entries(model, method.head)
+    if method.name == "freeze":
+        layout.outside(model, method.head, method.embeddings)
+        return
+    entries = layout.entries(model, method.head, method.embeddings)
+    if method.projection == "trajectory":  # its d is checked with its checkpoints
+        if method.scope == "layer":
+            layout.layers(entries)
+        return
     groups = layout.scale_groups(entries, method.groups)
-    sizes = [entry.stop - entry.start for entry in entries]
+    kind = families.Kind(
+        method.projection or "fastfood",
+        method.normalization or "global",
+        block_length=method.block_length,
+        scope=method.scope,
+    )
     for d in {dims[0], dims[-1]}:
         scales = layout.check_dimension(d, entries, groups, method.name)
-        families.build(
-            method.projection or "fastfood", sizes, d - scales, 0, method.normalization or "global", method.block_length
+        families.assemble(entries, d - scales, kind)
+
+
+def _check_span(search: Search) -> None:
+    """Refuse a learned subspace of more dimensions than there will be checkpoints."""
+    from distsub.runtime.recording import num_rows
+
+    span = search.method.span
+    assert span is not None, "asked for learned subspaces only"
+    if not search.trials_at(search.dims[0])[0].recordings:
+        raise ConfigError(f"{search.name}: no source is left without the task itself; name more sources")
+    most = num_rows(search.trials_at(search.dims[0])[0]) - (span.mode == "centered")
+    if search.method.projection == "trajectory" and search.dims[-1] > most:
+        raise DimensionError(
+            f"{search.name}: d = {search.dims[-1]} is above the {most} directions that its checkpoints span; give the "
+            f"method dims up to {most}, or record more ([trajectory] steps, every)"
         )
 
 
 def model_facts(
-    name: str, revision: str | None, num_labels: int, head: str = "in_subspace", groups: str | None = "layer"
+    name: str,
+    revision: str | None,
+    num_labels: int,
+    head: str = "in_subspace",
+    groups: str | None = "layer",
+    embeddings: str = "in_subspace",
 ) -> dict[str, Any]:
     """Count a model's parameters, tensors and SAID groups without training it.
 
@@ -240,7 +276,7 @@ def model_facts(
 
     prepared = pretrained.prepare(name, revision)
     model = pretrained.build(prepared, num_labels, head_seed=0)
-    entries = layout.entries(model, head)
+    entries = layout.entries(model, head, embeddings)
     runs = layout.scale_groups(entries, groups or "layer")
     apart = layout.head_names(model)
     return {

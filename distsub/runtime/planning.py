@@ -3,7 +3,7 @@
 import os
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from distsub.config import Sweep
 from distsub.finetune import data, memory, train
 from distsub.runtime.launch import board_of, check, model_facts
+from distsub.runtime.recording import costs
 from distsub.search import make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
 from distsub.trial import Method, Trial
@@ -77,7 +78,9 @@ def plan(
     rows, result_bytes = [], sum(row_bytes(task) for _, task in baselines)
     for search in board.searches:
         method = search.method
-        about = facts(search.model, search.revision, search.task.num_labels, method.head, method.groups)
+        about = facts(
+            search.model, search.revision, search.task.num_labels, method.head, method.groups, method.embeddings
+        )
         found = probes.get((search.task.name, search.model, method))
         most = board.policy.max_trials(search) - len(search.baseline_runs)
         result_bytes += most * (row_bytes(search.task.name) + ADAPTER_BYTES + NUMBER_BYTES * search.dims[-1])
@@ -107,6 +110,17 @@ def plan(
     ]
     if sweep.limit:
         given = {"total": "limit", "trials": sweep.limit.trials, "slot_hours": sweep.limit.hours}
+        totals.append(dict.fromkeys(totals[0]) | given)
+    if recorded := costs(sweep):
+        known = [seconds(recording.trial) for recording, _ in recorded] if probe else [None]
+        hours = None if None in known else round(sum(filter(None, known)) / 3600, 3)
+        given = {
+            "total": "trajectories, beside these",
+            "trials": len(recorded),
+            "steps": sum(recording.trial.budget.steps for recording, _ in recorded),
+            "slot_hours": hours,
+            "result_bytes": sum(size for _, size in recorded),
+        }
         totals.append(dict.fromkeys(totals[0]) | given)
     return pa.Table.from_pylist(rows), pa.Table.from_pylist(totals)
 
@@ -154,7 +168,7 @@ def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, str, Method], Probe]:
         for trial in (search.baseline[0], search.trials_at(search.dims[len(search.dims) // 2])[0]):
             if _kind(trial) in found:
                 continue
-            meter, steps, times = memory.Meter(device), train.train(trial, device), []
+            meter, steps, times = memory.Meter(device), train.train(_recorded_or_not(trial), device), []
             last = time.perf_counter()
             for _ in range(min(PROBE_STEPS, trial.budget.steps - 1) or 1):
                 next(steps)
@@ -163,3 +177,13 @@ def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, str, Method], Probe]:
             found[_kind(trial)] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
             steps.close()
     return found
+
+
+def _recorded_or_not(trial: Trial) -> Trial:
+    """Let a random subspace of the same layers stand for one whose checkpoints may not be there yet."""
+    if trial.method.span is None:
+        return trial
+    method = replace(trial.method, span=None, match_norms=False)
+    if method.projection == "trajectory":
+        method = replace(method, projection="fastfood")
+    return replace(trial, method=method)

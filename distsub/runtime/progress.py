@@ -27,7 +27,7 @@ def trial_text(trial: Trial) -> str:
     what = (
         f"full lr={trial.learning_rate:g}"
         if trial.is_baseline
-        else f"{trial.method.name} d={trial.d} eta={trial.eta:g}"
+        else f"{trial.method.variant or trial.method.name} d={trial.d} eta={trial.eta:g}"
     )
     seeds = trial.seeds
     same = len({seeds.projection, seeds.head, seeds.data}) == 1 or trial.is_baseline

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from distsub.errors import AdapterError, OutputError
-from distsub.finetune import ablate, train, trajectory
+from distsub.finetune import ablate, train
 from distsub.results import Store
 from distsub.results.files import first_line
 from distsub.runtime.checkpoints import Kept
+from distsub.runtime.recording import provide
 from distsub.search.stopping import Rule, audited
 from distsub.subspace.model import SubspaceModel
 from distsub.trial import Observation, Trial
@@ -61,6 +62,7 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
         if place.adapters and isinstance(model, SubspaceModel):
             save_adapter(store, trial, model)
 
+    snapshots = yield from provide(trial, store, place.device)
     kept = Kept(store, trial, place.checkpoint_s)
     known = kept.read()
     if known is None:
@@ -75,7 +77,7 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
         disabled=mask_of(store, trial),
         start=start,
         resume=known and known.checkpoint,
-        snapshots=trajectory.snapshots(trial, place.out) if trial.method.span else None,
+        snapshots=snapshots,
     )
     observation = replace((yield from _judged(training, trial, rule, kept)), warm_from=warm_from)
     store.write(observation)

@@ -127,7 +127,7 @@ class Search:
             label = f"s{self.seeds.projection}.{self.seeds.head}.{self.seeds.data}"
         else:
             label = f"s{self.seeds.projection}"
-        return f"{self.task.name}/{model}/{self.method.name}/{label}"
+        return f"{self.task.name}/{model}/{self.method.variant or self.method.name}/{label}"
 
     @property
     def num_tries(self) -> int:

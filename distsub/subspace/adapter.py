@@ -195,7 +195,7 @@ def start_from(model: SubspaceModel, trained: Mapping[str, Tensor]) -> None:
 
     Args:
         model: The model at the larger d.
-        trained: Tensors by the names of `trained()`; coordinates of shape [at most d - num_scales].
+        trained: Tensors by the names of `trained()`; coordinates of shape [..., at most as many].
 
     Raises:
         DimensionError: They are of another subspace, or of a larger d.
@@ -203,12 +203,18 @@ def start_from(model: SubspaceModel, trained: Mapping[str, Tensor]) -> None:
     mine = model.trained()
     for name, parameter in mine.items():
         given = trained.get(name)
-        short = name == "coordinates" and given is not None and 0 < given.numel() <= parameter.numel()
+        short = (
+            name == "coordinates"
+            and given is not None
+            and given.shape[:-1] == parameter.shape[:-1]
+            and 0 < given.shape[-1] <= parameter.shape[-1]
+        )
         if given is None or (given.shape != parameter.shape and not short):
             shape = "none" if given is None else str(list(given.shape))
             raise DimensionError(f"cannot start from {name} of shape {shape}, this model has {list(parameter.shape)}")
-        parameter.view(-1)[: given.numel()].copy_(given.view(-1))
-        parameter.view(-1)[given.numel() :].zero_()
+        size = given.shape[-1]
+        parameter[..., :size].copy_(given)
+        parameter[..., size:].zero_()
 
 
 def _load(path: Path, expected: str) -> dict[str, Tensor]:

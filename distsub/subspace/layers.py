@@ -1,4 +1,7 @@
-"""One subspace per layer: a block-diagonal P whose theta is the layers' coordinates end to end.
+"""One subspace per layer: a block-diagonal P.
+
+theta holds the first coordinate of every layer, then the second of every layer, and so on: subspaces of smaller d are
+then prefixes of larger ones, as they are for every other family.
 
 Source: Zhang et al. 2023, Eq. 2 and 3 (one V and one theta for each encoder layer).
 """
@@ -13,11 +16,10 @@ from distsub.subspace.projection import Projection, exact
 class PerLayer(Projection):
     """Several projections over consecutive stretches of the positions, each with coordinates of its own.
 
-    Isometric where the parts are. Nested in the parts' d: the span at d lies in the span at d + 1 of every part,
-    although theta's order differs, since a part's coordinates stay together.
+    Isometric, and nested, where the parts are.
 
     Args:
-        parts: In the order of positions.
+        parts: In the order of positions, all of the same d.
     """
 
     family = "per_layer"
@@ -70,10 +72,10 @@ class PerLayer(Projection):
 
     def _walk(self) -> Iterator[tuple[Projection, int, slice]]:
         """Give each part with its first position and its place in theta."""
-        position = coordinate = 0
-        for part in self.parts:
-            yield part, position, slice(coordinate, coordinate + part.d)
-            position, coordinate = position + part.num_params, coordinate + part.d
+        position = 0
+        for number, part in enumerate(self.parts):
+            yield part, position, slice(number, None, len(self.parts))
+            position += part.num_params
 
     def _part(self, position: int) -> tuple[Projection, int, slice]:
         """Find the part that holds a position."""

