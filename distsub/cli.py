@@ -44,6 +44,13 @@ class Backend(StrEnum):
     inline = "inline"
 
 
+class Scope(StrEnum):
+    """Whose sigma makes an outlier."""
+
+    layer = "layer"
+    tensor = "tensor"
+
+
 INTERRUPTED = 130
 
 FEW = 200
@@ -195,7 +202,9 @@ def status(out: Out, format: As = Format.table) -> None:
 @app.command()
 def query(
     out: Out,
-    sql: Annotated[str, typer.Argument(help="One SELECT over observations, searches, d90 and published_*.")],
+    sql: Annotated[
+        str, typer.Argument(help="One SELECT over observations, searches, d90, published_* and the analyses.")
+    ],
     format: As = Format.table,
 ) -> None:
     """Run read-only SQL (DuckDB) over the tables.
@@ -204,6 +213,7 @@ def query(
     """
     from distsub.results import D90, OBSERVATIONS, SEARCHES, View, published_tables
     from distsub.results import query as run_query
+    from distsub.results.analyses import TABLES, read_analysis
 
     store = _open_results(out)
     views = {
@@ -211,6 +221,8 @@ def query(
         "searches": View(SEARCHES, lambda _: _summary(store)[0].searches),
         "d90": View(D90, lambda _: _summary(store)[0].d90),
     }
+    for name, schema in TABLES.items():
+        views[name] = View(schema, lambda _, name=name: read_analysis(store.files, name))
     _print(_told(store, run_query({**views, **published_tables()}, sql)), format)
 
 
@@ -236,6 +248,66 @@ def report(
     print(f"report: {page}")
     for picture in sorted(Path(directory).expanduser().glob("*.png")) if "://" not in directory else []:
         print(f"curve:  {picture}")
+
+
+@app.command()
+def outliers(
+    out: Out,
+    k: Annotated[float, typer.Option(min=0.1, help="How many sigma make an outlier.")] = 3.0,
+    scope: Annotated[Scope, typer.Option(help="Whose sigma: the layer's or the tensor's.")] = Scope.layer,
+    every_d: Annotated[bool, typer.Option("--every-d", help="Look at every d, not at the largest alone.")] = False,
+    disable: Annotated[
+        list[str] | None, typer.Option(help='Fine-tune with outliers and controls disabled: "zero" or "reset"; repeat.')
+    ] = None,
+    of: Annotated[list[str] | None, typer.Option(help='Whose outliers: "intrinsic", or "full"; repeat.')] = None,
+    backend: Annotated[Backend, typer.Option(help="Where those fine-tunings run.")] = Backend.tune,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live table.")] = False,
+    format: As = Format.table,
+) -> None:
+    """Find the outliers of learned updates, test whether they recur, and what disabling them costs.
+
+    Example: distsub outliers results/z23 --disable zero --disable reset --of intrinsic
+    """
+    from distsub.analysis import study
+    from distsub.runtime import launch
+
+    store, code = _open_results(out), 0
+    edits = study.edits_of(disable or [])
+    updates = study.find_outliers(store, store.read(), k=k, every_d=every_d, say=_say)
+    study.find_recurrence(store, scope=scope.value)
+    if edits:
+        masks = study.make_masks(store, updates, of=of or ["intrinsic"], scope=scope.value, k=k)
+        trials = study.ablation_trials(updates, masks, edits)
+        code = launch.run(_sweep(store), store, backend.value, plain, trials=trials)
+    ablations = study.compare_ablations(store, store.read())
+    _print(study.outlier_listing(store), format)
+    if ablations.num_rows and format is Format.table:
+        _print(ablations.select(list(study.ABLATION_COLUMNS)), format)
+    _pictures(study.draw(store, ("spikes", "components", "ablation")))
+    raise typer.Exit(code)
+
+
+@app.command()
+def transfer(
+    out: Out,
+    d: Annotated[int | None, typer.Option(min=1, help="Compare the leading d directions; all otherwise.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trajectories per task whose angles are measured.")] = 2,
+    format: As = Format.table,
+) -> None:
+    """Compare ways of training, arrange scores by source and target task, and measure angles between their subspaces.
+
+    Example: distsub transfer results/z23-transfer --format csv
+    """
+    from distsub.analysis import study
+
+    store = _open_results(out)
+    rows = store.read()
+    modes, scores = study.compare_modes(store, rows)
+    study.measure_geometry(store, rows, d=d, seeds=seeds, say=_say)
+    if format is Format.table:
+        _print(_told(store, modes).select(list(study.MODE_COLUMNS)), format)
+    _print(scores, format)
+    _pictures(study.draw(store, ("dims", "transfer", "angles", "spectra")))
 
 
 @app.command()
@@ -322,6 +394,15 @@ def _notes(d90: "pa.Table") -> None:
     for row in d90.select(["task", "method", "projection", "warnings"]).to_pylist():
         for note in row["warnings"]:
             print(f"note: {row['task']} {row['method']} {row['projection']}: {note}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _pictures(paths: list[str]) -> None:
+    for path in paths:
+        print(f"figure: {path}", file=sys.stderr)
 
 
 def _print(table: "pa.Table", format: Format) -> None:

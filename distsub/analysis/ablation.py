@@ -169,25 +169,20 @@ def ablations_table(observations: Sequence[Observation], masks: pa.Table) -> pa.
         if trial.is_baseline:
             whole.setdefault(place, {})[seeds] = seen
         elif (mask := kinds.get(trial.method.mask)) is not None:
-            arm = (*place, mask["update_kind"], trial.method.ablation)
+            arm = (*place, mask["variant"], mask["scope"], trial.method.ablation)
             arms.setdefault(arm, {}).setdefault(mask["kind"], {})[seeds] = seen
             sizes.setdefault((*arm, mask["kind"]), {})[seeds] = mask["positions"]
     rows = []
     for arm, by_kind in sorted(arms.items(), key=lambda item: _sortable(item[0])):
-        against = {NONE: whole.get(arm[:-2], {}), OUTLIERS: by_kind.get(OUTLIERS, {})}
+        against = {NONE: whole.get(arm[:-3], {}), OUTLIERS: by_kind.get(OUTLIERS, {})}
         for kind, trials in sorted(by_kind.items()):
             for versus, others in against.items():
                 shared = sorted(trials.keys() & others.keys())
                 if kind == versus or not shared:
                     continue
-                positions = [sizes[(*arm, kind)][seeds] for seeds in shared]
-                about = {
-                    "update_kind": arm[-2],
-                    "edit": arm[-1],
-                    "mask": kind,
-                    "versus": versus,
-                    "positions": positions,
-                }
+                about = dict(zip(("variant", "scope", "edit"), arm[-3:], strict=True))
+                about |= {"mask": kind, "versus": versus}
+                about["positions"] = [sizes[(*arm, kind)][seeds] for seeds in shared]
                 rows.append(about | _compared([trials[s] for s in shared], [others[s] for s in shared]))
     return pa.Table.from_pylist(rows, schema=ABLATIONS)
 

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distsub.results.analyses import OUTLIER_SUMMARIES, OUTLIERS
+from distsub.results.analyses import OUTLIER_SUMMARIES, OUTLIERS, PROFILES
 
 K = 3.0
 """How many sigma make an outlier, as in the paper."""
+
+BINS = 1500
+"""Stretches of a layer's profile: more than a figure has pixels."""
 
 _GRID = np.linspace(0.0, 12.0, 4801)
 
@@ -137,6 +140,36 @@ def find(
     names = [field.name for field in OUTLIER_SUMMARIES if field.name in summaries[0]]
     table = _table({name: [row[name] for row in summaries] for name in names}, OUTLIER_SUMMARIES)
     return (pa.concat_tables(found) if found else _table({}, OUTLIERS)), table
+
+
+def profile(layer: str, update: Mapping[str, np.ndarray], bins: int = BINS) -> pa.Table:
+    """Reduce an update along its layer to the smallest and largest entry of each stretch, for the eye.
+
+    Args:
+        layer: Name of the layer.
+        update: Update of every tensor of the layer, in the order in which they lie end to end.
+        bins: About how many stretches the layer is cut into; every tensor has at least one.
+
+    Returns:
+        Rows of PROFILES, its columns that one layer can fill.
+    """
+    flat = {name: np.asarray(values, dtype=np.float64).ravel() for name, values in update.items()}
+    whole = np.concatenate(list(flat.values()))
+    mean, sigma = _moments(whole)
+    columns: dict[str, list[Any]] = {name: [] for name in ("layer", "tensor", "start", "stop", "low", "high")}
+    position = 0
+    for name, values in flat.items():
+        count = max(1, round(bins * values.size / whole.size))
+        edges = np.unique(np.linspace(0, values.size, count + 1).astype(int))
+        sigmas = _sigmas(values, mean, sigma)
+        columns["layer"] += [layer] * (len(edges) - 1)
+        columns["tensor"] += [name] * (len(edges) - 1)
+        columns["start"] += (position + edges[:-1]).tolist()
+        columns["stop"] += (position + edges[1:]).tolist()
+        columns["low"] += np.minimum.reduceat(sigmas, edges[:-1]).tolist()
+        columns["high"] += np.maximum.reduceat(sigmas, edges[:-1]).tolist()
+        position += values.size
+    return _table(columns, PROFILES)
 
 
 def _moments(values: np.ndarray) -> tuple[float, float]:

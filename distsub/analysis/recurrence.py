@@ -6,7 +6,7 @@ many outliers a unit has, and how they crowd on few indices, is kept; only *whic
 only agreement between units counts as evidence. The test is exact for that null, for any number of permutations.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,27 +101,26 @@ def recurrence_table(
     Returns:
         Rows of RECURRENCE; only questions with at least two units that have outliers.
     """
-    import pandas as pd
-
-    frame = _frame(outliers)
-    shapes = _frame(summaries)
-    shapes = shapes[shapes["tensor"].notna()]
+    keys = list(dict.fromkeys(name for _, shared, apart in QUESTIONS for name in (*shared, *apart) if name != "part"))
+    frame = outliers.select([*keys, "row", "column", f"{scope}_sigmas"]).to_pandas()
+    shapes = summaries.select(["k", "model", "layer", "tensor", "rows", "columns"]).to_pandas()
+    shapes = shapes[shapes["tensor"].notna()].drop_duplicates(["model", "tensor"])
     k = float(shapes["k"].iloc[0]) if len(shapes) else 0.0
     frame = frame[frame[f"{scope}_sigmas"].abs() >= k]
-    frame["part"], shapes["part"] = _part(frame), _part(shapes)
-    sizes = shapes.drop_duplicates(["model", "tensor"]).set_index(["model", "tensor"])[["rows", "columns"]]
+    # Names are categories, of which a table of millions of outliers has few: what is made of them is made once each.
+    parts = {t: t.removeprefix(f"{layer}.") for t, layer in zip(shapes["tensor"], shapes["layer"], strict=True)}
+    frame["part"] = frame["tensor"].map(parts)
+    sizes = shapes.set_index(["model", "tensor"])[["rows", "columns"]].astype(float)
     rows: list[dict[str, Any]] = []
     for across, shared, apart in QUESTIONS:
         asked: list[dict[str, Any]] = []
-        for key, members in frame.groupby(list(shared), dropna=False, sort=True):
+        for key, members in frame.groupby(list(shared), dropna=False, sort=True, observed=True):
             about: dict[str, Any] = dict(zip(shared, key, strict=True))
-            for axis, index in (("output", "row"), ("input", "column")):
-                count = sizes.loc[[(about["model"], members["tensor"].iloc[0])]].iloc[0][
-                    "rows" if axis == "output" else "columns"
-                ]
-                if pd.isna(count):
+            counts = sizes.loc[[(about["model"], members["tensor"].iloc[0])]].to_numpy()[0]
+            for axis, index, count in zip(("output", "input"), ("row", "column"), counts, strict=True):
+                if np.isnan(count):  # a vector has no inputs
                     continue
-                units = members.groupby(list(apart), dropna=False)[index]
+                units = members.groupby(list(apart), dropna=False, observed=True)[index]
                 hits = np.stack([np.bincount(unit.astype(int), minlength=int(count)) for _, unit in units])
                 if len(hits) >= 2:
                     asked.append(_row(across, about, axis, hits, permutations, seed))
@@ -159,17 +158,3 @@ def _adjust(rows: Sequence[dict[str, Any]]) -> None:
     if rows:
         for row, p in zip(rows, false_discovery_control([row["p"] for row in rows]), strict=True):
             row["p_adjusted"] = float(p)
-
-
-def _part(frame: Any) -> Iterable[str]:
-    """Name each tensor within its layer."""
-    return [tensor.removeprefix(f"{layer}.") for tensor, layer in zip(frame["tensor"], frame["layer"], strict=True)]
-
-
-def _frame(table: pa.Table) -> Any:
-    """Make a pandas frame of plain columns: grouping by categories would list every combination of them."""
-    plain = [
-        column.cast(field.type.value_type) if pa.types.is_dictionary(field.type) else column
-        for field, column in zip(table.schema, table.columns, strict=True)
-    ]
-    return pa.table(plain, names=table.schema.names).to_pandas()

@@ -85,6 +85,22 @@ sigma that lie in the tensor. The expected values are those of a Gaussian of the
 that one has an entry as large as max_sigmas. What cannot be said of an update that is 0 everywhere is null.
 """
 
+PROFILES = pa.schema(
+    [
+        *UPDATE_FIELDS,
+        ("layer", _NAME),
+        ("tensor", _NAME),
+        ("start", _INT),
+        ("stop", _INT),
+        ("low", _FLOAT),
+        ("high", _FLOAT),
+    ]
+)
+"""The shape of an update along a layer: its smallest and largest entry in each stretch of positions, in sigma.
+
+The layer's tensors lie end to end, each cut into stretches of its own; sigma is the layer's, counted from its mean.
+"""
+
 RECURRENCE = pa.schema(
     [
         ("across", _NAME),
@@ -149,11 +165,42 @@ ANGLES = pa.schema(
 `overlap` is the mean squared cosine, 1 for the same subspace; `expected_overlap` that of random ones of the same sizes.
 """
 
+MODES = pa.schema(
+    [
+        ("model", _TEXT),
+        ("task", _TEXT),
+        ("variant", _TEXT),
+        ("projection", _TEXT),
+        ("d", _INT),
+        ("steps", _INT),
+        ("metric", _TEXT),
+        ("chance", _FLOAT),
+        ("rate", _FLOAT),
+        ("rates", _INT),
+        ("seeds", _INT),
+        ("score", _FLOAT),
+        ("score_low", _FLOAT),
+        ("score_high", _FLOAT),
+        ("scores", pa.list_(_FLOAT)),
+        ("full", _FLOAT),
+        ("difference", _FLOAT),
+        ("difference_low", _FLOAT),
+        ("difference_high", _FLOAT),
+        ("t_p", _FLOAT),
+    ]
+)
+"""One row per task, way of training and d: its score over seeds, and its difference from full fine-tuning's.
+
+`rate` is the learning rate or eta with the best mean score of the `rates` tried, the same for all seeds. The intervals
+are 95% t intervals over seeds, that of the difference paired by head and data seed; null with fewer than two seeds.
+"""
+
 TRANSFER = pa.schema(
     [
         ("model", _TEXT),
         ("source", _TEXT),
         ("target", _TEXT),
+        ("training", _TEXT),
         ("d", _INT),
         ("metric", _TEXT),
         ("score", _FLOAT),
@@ -179,7 +226,7 @@ MASKS = pa.schema(
         pa.field("mask", _TEXT, nullable=False),
         ("kind", _TEXT),
         ("update", _TEXT),
-        ("update_kind", _TEXT),
+        ("variant", _TEXT),
         ("task", _TEXT),
         ("model", _TEXT),
         ("head_seed", _INT),
@@ -202,7 +249,8 @@ ABLATIONS = pa.schema(
     [
         ("task", _TEXT),
         ("model", _TEXT),
-        ("update_kind", _TEXT),
+        ("variant", _TEXT),
+        ("scope", _TEXT),
         ("edit", _TEXT),
         ("mask", _TEXT),
         ("seeds", _INT),
@@ -223,7 +271,7 @@ ABLATIONS = pa.schema(
         ("mcnemar_p", pa.list_(_FLOAT)),
     ]
 )
-"""One row per task, update that outliers were looked for in, edit, kind of mask and kind it is compared with.
+"""One row per task, way of training whose outliers are disabled, edit, kind of mask and kind it is compared with.
 
 Scores are paired by seed: `difference` is score minus that of `versus`, over the seeds that have both; its low and
 high are the 95% t interval over seeds and t_p the paired t test's, null with fewer than two seeds; examples_low and
@@ -234,9 +282,11 @@ for regression.
 TABLES: dict[str, pa.Schema] = {
     "outliers": OUTLIERS,
     "outlier_summaries": OUTLIER_SUMMARIES,
+    "profiles": PROFILES,
     "recurrence": RECURRENCE,
     "spectra": SPECTRA,
     "angles": ANGLES,
+    "modes": MODES,
     "transfer": TRANSFER,
     "masks": MASKS,
     "ablations": ABLATIONS,

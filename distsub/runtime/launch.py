@@ -18,8 +18,9 @@ from distsub.errors import ConfigError, DimensionError, UnavailableError
 from distsub.results import Store
 from distsub.runtime.drain import TERMINATED, Drain
 from distsub.search import Board, Search, make_policy
+from distsub.search.batch import Batch
 from distsub.search.stopping import Rules, audit_of
-from distsub.trial import Method, Observation
+from distsub.trial import Method, Observation, Trial
 
 RESUMABLE = frozenset({"finished", "diverged", "stopped"})
 """Rows that count on resuming; a trial that ended in an error is tried again."""
@@ -76,8 +77,9 @@ def run(
     adapters: bool = True,
     out: str | None = None,
     shard: Shard = ALONE,
+    trials: Iterable[Trial] | None = None,
 ) -> int:
-    """Run a sweep to its end and give the exit code.
+    """Run a sweep to its end, or given trials in its place, and give the exit code.
 
     0; 3 when some trial ended in an error; 4 when the limit ended it; 130 when interrupted; 143 by SIGTERM.
 
@@ -90,6 +92,7 @@ def run(
         out: The store's address with its credentials, where it has any; the store itself keeps none.
         shard: Which of the searches to run. Trials that searches of several shards share, such as baselines, are run
             by whoever comes to them first, or at the same time by each, which gives the same row.
+        trials: Run these instead of the searches, on the sweep's resources.
     """
     from distsub.runtime.checkpoints import clear
     from distsub.runtime.progress import reporter_for
@@ -98,7 +101,8 @@ def run(
     if sweep.budget.warm_start and not adapters:
         raise ConfigError("[search] warm_start = true starts from saved adapters: leave out --no-adapters")
     table = store.read()
-    board, rows = _board(sweep, table, shard), [row for row in table if row.status in RESUMABLE]
+    rows = [row for row in table if row.status in RESUMABLE]
+    board = _board(sweep, table, shard) if trials is None else Batch(trials, rows)
     rules = Rules(sweep.stops, board.goals)
     for row in rows:
         rules.observe(row)

@@ -192,6 +192,10 @@ class SubspaceModel(nn.Module):
             state[name] = state[tied[id(p)]]
         return state
 
+    def update(self, start: int, stop: int) -> Tensor:
+        """Compute what is added to theta_0 on a slice of the positions, (lambda * P theta)[start:stop]."""
+        return self._scaled(self.projection.apply(self.theta.detach(), start, stop), start)
+
     def save_pretrained(self, directory: str | os.PathLike[str], **identity: Any) -> None:
         """Save the trained numbers; see `adapter.save_pretrained` for what else may be said of them."""
         from distsub.subspace import adapter
@@ -224,8 +228,7 @@ class SubspaceModel(nn.Module):
 
     def _weights(self, runs: tuple[tuple[int, int], ...], used: list[layouts.Entry]) -> Tensor:
         """Compute theta_0 + lambda * P theta over runs of positions, laid end to end."""
-        theta = self.theta.detach()
-        pieces = [self._scaled(self.projection.apply(theta, start, stop), start) for start, stop in runs]
+        pieces = [self.update(start, stop) for start, stop in runs]
         flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         once = {entry.start: entry for entry in used}  # tied weights are several uses of one entry
         for entry, offset in layouts.offsets(runs, list(once.values())):

@@ -90,7 +90,7 @@ def test_other_examples_are_not_compared_one_by_one():
 
 
 def mask(name, kind, seed):
-    row = {"mask": name, "kind": kind, "update_kind": "adapter", "head_seed": seed, "data_seed": seed, "positions": 7}
+    row = {"mask": name, "kind": kind, "variant": "intrinsic", "head_seed": seed, "data_seed": seed, "positions": 7}
     return row
 
 

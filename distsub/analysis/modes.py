@@ -1,0 +1,104 @@
+"""Ways of training side by side: full, freeze, random, intrinsic and the rest, over seeds, as in the paper's tables."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distsub.analysis.ablation import t_interval
+from distsub.results.analyses import MODES
+from distsub.trial import Observation
+
+Key = tuple[Any, ...]
+
+
+def modes_table(observations: Sequence[Observation]) -> pa.Table:
+    """Compute one row per model, task, budget, way of training and d.
+
+    Where several step sizes were tried, the one with the best mean over the seeds counts, for all of them: picking for
+    each seed its own would be a maximum over noise. A seed whose training diverged has the chance score; one whose
+    training ended in an error has none. Ablated trainings are not compared here.
+
+    Args:
+        observations: Rows of trials.
+
+    Returns:
+        Rows of MODES, in the order of model, task, way and d.
+    """
+    tried: dict[Key, dict[float, dict[Key, Observation]]] = defaultdict(lambda: defaultdict(dict))
+    for seen in observations:
+        if seen.trial.method.ablation is None and not math.isnan(_score(seen)):
+            tried[_way(seen)][_rate(seen)][_seeds(seen)] = seen
+    chosen = {way: max(by_rate.items(), key=lambda item: _strength(item[1])) for way, by_rate in tried.items()}
+    full = {way[:4]: trials for way, (_, trials) in chosen.items() if way[4].name == "full"}
+    rows = []
+    for way, (rate, trials) in chosen.items():
+        row = _row(way, list(trials.values())) | {"rate": rate, "rates": len(tried[way])}
+        rows.append(row | _against(trials, full.get(way[:4], {})))
+    rows.sort(key=lambda row: (row["model"], row["task"], row["variant"], row["projection"] or "", row["d"] or 0))
+    return pa.Table.from_pylist(rows, schema=MODES)
+
+
+def _row(way: Key, seen: Sequence[Observation]) -> dict[str, Any]:
+    model, _, task, budget, method, d = way
+    scores = np.array([_score(each) for each in seen], dtype=float)
+    low, high, _ = t_interval(scores)
+    return {
+        "model": model,
+        "task": task.name,
+        "variant": method.variant or method.name,
+        "projection": method.projection,
+        "d": d,
+        "steps": budget.steps,
+        "metric": task.metric,
+        "chance": seen[0].chance,
+        "seeds": len(seen),
+        "score": float(scores.mean()),
+        "score_low": low,
+        "score_high": high,
+        "scores": scores.tolist(),
+    }
+
+
+def _against(trials: dict[Key, Observation], full: dict[Key, Observation]) -> dict[str, Any]:
+    """Compare with full fine-tuning under the same head and data seed."""
+    if not full:
+        return {}
+    mean = float(np.mean([_score(seen) for seen in full.values()]))
+    by_seeds = {seeds[1:]: _score(seen) for seeds, seen in full.items()}
+    pairs = [(_score(seen), by_seeds[seeds[1:]]) for seeds, seen in trials.items() if seeds[1:] in by_seeds]
+    if not pairs:
+        return {"full": mean}
+    differences = np.array([ours - theirs for ours, theirs in pairs], dtype=float)
+    low, high, p = t_interval(differences)
+    found = {"difference": float(differences.mean()), "difference_low": low, "difference_high": high, "t_p": p}
+    return {"full": mean} | found
+
+
+def _way(seen: Observation) -> Key:
+    trial = seen.trial
+    d = None if trial.method.name in ("full", "freeze") else trial.d
+    return trial.model, trial.revision, trial.task, trial.budget, trial.method, d
+
+
+def _rate(seen: Observation) -> float:
+    return seen.trial.learning_rate if seen.trial.eta is None else seen.trial.eta
+
+
+def _seeds(seen: Observation) -> Key:
+    seeds = seen.trial.seeds
+    return seeds.projection, seeds.head, seeds.data
+
+
+def _score(seen: Observation) -> float:
+    """Return the score, chance for a training that diverged; NaN where neither is known."""
+    score = seen.chance if seen.status == "diverged" else seen.score
+    return float("nan") if score is None else score
+
+
+def _strength(trials: dict[Key, Observation]) -> tuple[int, float]:
+    """Prefer what has run under the most seeds, then the best mean."""
+    return len(trials), float(np.mean([_score(seen) for seen in trials.values()]))

@@ -1,0 +1,165 @@
+"""Learned updates, one layer at a time: P theta of a saved adapter, or theta_T - theta_0 of a recorded fine-tuning."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distsub.errors import OutputError
+from distsub.finetune import pretrained, trajectory
+from distsub.results import Store
+from distsub.subspace import layout
+from distsub.subspace.model import SubspaceModel
+from distsub.trial import Observation, Recording, Trial
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer block's part of an update.
+
+    Attributes:
+        name: Such as "bert.encoder.layer.3".
+        update: What was added to each parameter, in its shape, by full name.
+        theta_0: The pretrained values.
+    """
+
+    name: str
+    update: dict[str, np.ndarray]
+    theta_0: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Update:
+    """A learned update that lies in a results directory.
+
+    Attributes:
+        id: The trial, or the trajectory.
+        kind: "adapter" or "trajectory".
+        trial: The training that gave it.
+        full: The full fine-tuning that its subspace is made of, where that is one, of its own task and seeds.
+        layers: Reads the transformer blocks, one after the other.
+    """
+
+    id: str
+    kind: str
+    trial: Trial
+    full: Trial | None
+    layers: Callable[[], Iterator[Layer]]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What every row of the update's tables says."""
+        trial = self.trial
+        return {
+            "update": self.id,
+            "kind": self.kind,
+            "task": trial.task.name,
+            "model": trial.model,
+            "variant": trial.method.variant or trial.method.name,
+            "projection": trial.method.projection,
+            "d": trial.d,
+            "projection_seed": trial.seeds.projection,
+            "head_seed": trial.seeds.head,
+            "data_seed": trial.seeds.data,
+        }
+
+
+def root_of(store: Store) -> Path:
+    """Give the local directory of a store.
+
+    Raises:
+        OutputError: It lies elsewhere: weights are mapped into memory, not fetched.
+    """
+    if not store.files.is_local:
+        raise OutputError(f"{store.uri} is not on this machine; copy it to a local directory and give that")
+    return Path(store.files.root)
+
+
+def recordings(observations: Sequence[Observation]) -> dict[str, Recording]:
+    """List the trajectories that the rows' subspaces are made of, by id, in the order of the rows."""
+    return {each.id: each for seen in observations for each in seen.trial.recordings}
+
+
+def learned_updates(store: Store, observations: Sequence[Observation], every_d: bool = False) -> list[Update]:
+    """List the updates that a results directory holds.
+
+    Of the trainings that differ in d and step size only, the largest d counts, and there the best score.
+
+    Args:
+        store: The results.
+        observations: Its rows.
+        every_d: Take every d, at its best step size.
+    """
+    root = root_of(store)
+    best: dict[Any, Observation] = {}
+    for seen in observations:
+        trial = seen.trial
+        if seen.score is None or trial.d is None or not (root / "adapters" / trial.id).is_dir():
+            continue
+        key = (trial.model, trial.revision, trial.task, trial.method, trial.seeds, trial.d if every_d else None)
+        if key not in best or _rank(seen) > _rank(best[key]):
+            best[key] = seen
+    found = [_adapter(root, seen.trial) for seen in best.values()]
+    for name, recording in recordings(observations).items():
+        if trajectory.is_complete(path := root / trajectory.FOLDER / name):
+            found.append(_trajectory(path, recording))
+    order = {"adapter": 0, "trajectory": 1}
+    return sorted(found, key=lambda each: (order[each.kind], *map(str, each.about.values())))
+
+
+def _rank(seen: Observation) -> tuple[int, float]:
+    return seen.trial.d or 0, seen.score or 0.0
+
+
+def _adapter(root: Path, trial: Trial) -> Update:
+    def layers() -> Iterator[Layer]:
+        model = pretrained.load_adapter(root / "adapters" / trial.id, root)
+        yield from adapter_layers(model)
+
+    seeds = replace(trial.seeds, projection=0)
+    own = [each.trial for each in trial.recordings if (each.trial.task, each.trial.seeds) == (trial.task, seeds)]
+    return Update(trial.id, "adapter", trial, own[0] if len(trial.recordings) == len(own) == 1 else None, layers)
+
+
+def _trajectory(path: str | os.PathLike[str], recording: Recording) -> Update:
+    def layers() -> Iterator[Layer]:
+        trial = recording.trial
+        prepared = pretrained.prepare(trial.model, trial.revision)
+        base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head)
+        last = trajectory.load(path).updates[-1]
+        for name, entries in blocks(layout.entries(base)):
+            yield Layer(
+                name,
+                {entry.name: _array(last[entry.name]) for entry in entries},
+                {entry.name: _array(entry.frozen) for entry in entries},
+            )
+
+    return Update(recording.id, "trajectory", recording.trial, recording.trial, layers)
+
+
+@torch.no_grad()
+def adapter_layers(model: SubspaceModel) -> Iterator[Layer]:
+    """Compute a held model's update, lambda P theta, block by block."""
+    for name, entries in blocks(model.entries):
+        yield Layer(
+            name,
+            {entry.name: _array(model.update(entry.start, entry.stop).view(entry.frozen.shape)) for entry in entries},
+            {entry.name: _array(entry.frozen) for entry in entries},
+        )
+
+
+def blocks(entries: Sequence[layout.Entry]) -> Iterator[tuple[str, list[layout.Entry]]]:
+    """Group entries by transformer block, leaving out what lies in none: embeddings, pooler and head."""
+    found: dict[str, list[layout.Entry]] = {}
+    for entry in entries:
+        if entry.layer not in ("embeddings", "output"):
+            found.setdefault(entry.layer, []).append(entry)
+    yield from found.items()
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().float().numpy()

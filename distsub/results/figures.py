@@ -1,0 +1,402 @@
+"""Figures of the analyses of learned updates, out of their tables: spikes, components, ablations, transfer, dimensions.
+
+Every function draws one PNG from rows alone, so that a figure can be made again from a results directory.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import IO, Any
+
+import pyarrow as pa
+
+Target = str | IO[bytes]
+
+_INK, _GREY, _BLUE, _RED = "#1b1b1b", "#8c96a3", "#0072b2", "#d55e00"
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c96a3", "#1b1b1b")
+_COMPONENTS = (
+    *("attention query", "attention key", "attention value", "attention output"),
+    *("intermediate", "output dense", "LayerNorm", "biases"),
+)
+"""In the order in which a block's data pass them; components of unknown names come first."""
+
+_MASKS = {
+    "none": ("none", "#44505c"),
+    "outliers": ("outliers", "#d55e00"),
+    "random": ("random", "#56b4e9"),
+    "tensor": ("matched by tensor", "#0072b2"),
+    "magnitude": ("by tensor and |θ₀|", "#004a7c"),
+}
+"""What ablation bars are called and coloured; "none" is full fine-tuning of all weights."""
+
+
+def spikes_figure(profiles: pa.Table, to: Target, *, k: float = 3.0, layers: int = 3, updates: int = 6) -> None:
+    """Draw updates along their layers, one row per update and one column per layer: does anything stand out?
+
+    Each stretch of positions is drawn from its smallest to its largest entry, in sigma of the layer; shaded: within k
+    sigma. Compare with Zhang et al. 2023, Figure 4.
+
+    Args:
+        profiles: Rows of PROFILES.
+        to: Where the PNG goes.
+        k: Where outliers begin.
+        layers: At most so many layers, evenly from the first to the last.
+        updates: At most so many updates, in the order of the rows.
+    """
+    rows = _by(profiles, "update")
+    shown = list(rows.items())[:updates]
+    names = list(dict.fromkeys(row["layer"] for _, part in shown for row in part))
+    kept = [names[round(i * (len(names) - 1) / max(1, layers - 1))] for i in range(min(layers, len(names)))]
+    figure, grid = _grid(len(shown), len(kept), 4.6, 1.9)
+    for number, (_, part) in enumerate(shown):
+        for axes, layer in zip(grid[number], kept, strict=True):
+            _spikes(axes, [row for row in part if row["layer"] == layer], k)
+            axes.set_title(f"layer {_number(layer)}" if number == 0 else "", fontsize=9)
+        grid[number][0].set_ylabel(f"{_update_name(part[0])}\nsigma", fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel("position in the layer, millions", fontsize=8)
+    _save(figure, to)
+
+
+def _spikes(axes: Any, rows: list[dict[str, Any]], k: float) -> None:
+    """Draw one layer of one update, its LayerNorms and biases marked below."""
+    middle = [(row["start"] + row["stop"]) / 2e6 for row in rows]
+    axes.axhspan(-k, k, color=_GREY, alpha=0.2, linewidth=0)
+    axes.vlines(middle, [row["low"] for row in rows], [row["high"] for row in rows], color=_BLUE, linewidth=0.6)
+    norms = [x for x, row in zip(middle, rows, strict=True) if "norm" in row["tensor"].lower()]
+    axes.plot(norms, [0.03] * len(norms), "|", color=_RED, markersize=7, transform=axes.get_xaxis_transform())
+    peak = max((max(abs(row["low"]), abs(row["high"])) for row in rows), default=1.0)
+    axes.set_ylim(-1.15 * max(peak, 1.5 * k), 1.15 * max(peak, 1.5 * k))
+    axes.text(0.99, 0.95, f"max {peak:.1f} sigma", transform=axes.transAxes, fontsize=7.5, ha="right", va="top")
+    _plain(axes)
+
+
+def components_figure(summaries: pa.Table, to: Target) -> None:
+    """Draw which components and layers hold the outliers by the layer's sigma, one panel per way of training.
+
+    A cell is the share of the component's entries in the layer that are outliers, averaged over updates; beside the
+    layer's name, how many times as many as in a Gaussian. Compare with Zhang et al. 2023, Table 4.
+
+    Args:
+        summaries: Rows of OUTLIER_SUMMARIES.
+        to: Where the PNG goes.
+    """
+    rows = summaries.to_pylist()
+    panels = list(dict.fromkeys((row["model"], row["variant"], row["kind"]) for row in rows))
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    components = list(dict.fromkeys(row["component"] for row in rows if row["component"]))
+    components.sort(key=lambda name: _COMPONENTS.index(name) if name in _COMPONENTS else -1)
+    drawn = [(panel, [row for row in rows if (row["model"], row["variant"], row["kind"]) == panel]) for panel in panels]
+    parts = [[[_share(mine, layer, part) for part in components] for layer in layers] for _, mine in drawn]
+    top = max([0.01, *(cell for cells in parts for line in cells for cell in line if cell is not None)])
+    figure, grid = _grid(len(panels), 1, 1.4 + 0.95 * len(components), 1.1 + 0.34 * len(layers))
+    for axes, (panel, mine), cells in zip([line[0] for line in grid], drawn, parts, strict=False):
+        labels = [f"{_number(layer)}  ({_times(mine, layer)})" for layer in layers]
+        _heat(axes, cells, labels, components, lambda value: f"{100 * value:.2g}%", "Reds", (0.0, top))
+        axes.set_ylabel("layer (times a Gaussian)", fontsize=8)
+        axes.set_title(_title(panel[0], f"{panel[1]} {'' if panel[2] == 'adapter' else 'θ_T - θ₀'}"), fontsize=9)
+    _save(figure, to)
+
+
+def _share(rows: list[dict[str, Any]], layer: str, component: str) -> float | None:
+    mine = [row for row in rows if (row["layer"], row["component"]) == (layer, component)]
+    size = sum(row["size"] for row in mine)
+    return sum(row["layer_outliers"] for row in mine) / size if size else None
+
+
+def _times(rows: list[dict[str, Any]], layer: str) -> str:
+    mine = [row for row in rows if row["layer"] == layer and row["tensor"] is None]
+    expected = sum(row["expected_outliers"] for row in mine)
+    return f"{sum(row['outliers'] for row in mine) / expected:.1f}" if expected else "-"
+
+
+def ablation_figure(ablations: pa.Table, to: Target) -> None:
+    """Draw what disabling weights costs: bars per task and mask, one panel per edit and kind of update.
+
+    Whiskers: 95% t interval over seeds; dots: seeds; dotted: chance. Compare with Zhang et al. 2023, Table 3.
+
+    Args:
+        ablations: Rows of ABLATIONS.
+        to: Where the PNG goes.
+    """
+    rows = [row for row in ablations.to_pylist() if row["versus"] == "none"]
+    panels = list(dict.fromkeys((row["model"], row["edit"], row["variant"]) for row in rows))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure, grid = _grid(len(panels), 1, 2.2 + 2.1 * len(tasks), 2.9)
+    words = {"zero": "set to zero, then fine-tuned", "reset": "fine-tuned, then put back to θ₀"}
+    for axes, panel in zip([line[0] for line in grid], panels, strict=False):
+        for at, task in enumerate(tasks):
+            mine = [row for row in rows if (row["model"], row["edit"], row["variant"], row["task"]) == (*panel, task)]
+            _bars(axes, at, mine)
+        axes.set_xticks(range(len(tasks)), tasks, fontsize=9)
+        axes.set_title(
+            _title(panel[0], f"{words.get(panel[1], panel[1])}; {'θ_T - θ₀' if panel[2] == 'full' else panel[2]}"),
+            fontsize=9,
+        )
+        axes.set_ylabel("score", fontsize=8)
+        _plain(axes)
+    present = [key for key in _MASKS if key == "none" or any(row["mask"] == key for row in rows)]
+    _legend(figure, [(_MASKS[key][0], _MASKS[key][1]) for key in present])
+    _save(figure, to)
+
+
+def _bars(axes: Any, at: int, rows: list[dict[str, Any]]) -> None:
+    """Draw one task's bars: full fine-tuning first, then the masks."""
+    if not rows:
+        return
+    first = rows[0]
+    bars: list[Any] = [("none", first["score"] - first["difference"], None, None, [])]
+    bars += [(row["mask"], row["score"], row["score_low"], row["score_high"], row["scores"]) for row in rows]
+    order = list(_MASKS)
+    bars.sort(key=lambda bar: order.index(bar[0]) if bar[0] in order else len(order))
+    width = 0.82 / len(bars)
+    for number, (mask, score, low, high, scores) in enumerate(bars):
+        x = at + (number - (len(bars) - 1) / 2) * width
+        axes.bar(x, score, width * 0.9, color=_MASKS.get(mask, (mask, _GREY))[1], alpha=0.85, zorder=2)
+        if low is not None and high is not None:
+            axes.vlines(x, low, high, color=_INK, linewidth=1.1, zorder=4)
+        axes.plot([x] * len(scores), scores, "o", color="white", markeredgecolor=_INK, markersize=3.5, zorder=5)
+    if first["chance"] is not None:
+        axes.hlines(first["chance"], at - 0.45, at + 0.45, color=_INK, linestyle=":", linewidth=1.1, zorder=3)
+
+
+def transfer_figure(transfer: pa.Table, to: Target) -> None:
+    """Draw scores by source and target task, coloured by the share of the way from random to full fine-tuning.
+
+    Args:
+        transfer: Rows of TRANSFER.
+        to: Where the PNG goes.
+    """
+    rows = transfer.to_pylist()
+    panels = list(dict.fromkeys((row["model"], row["d"], row["training"]) for row in rows))
+    names = list(dict.fromkeys([row["source"] for row in rows] + [row["target"] for row in rows]))
+    figure, grid = _grid(len(panels), 1, 2.2 + 0.85 * len(names), 1.5 + 0.5 * len(names))
+    for axes, panel in zip([line[0] for line in grid], panels, strict=False):
+        mine = [row for row in rows if (row["model"], row["d"], row["training"]) == panel]
+        found = {(row["source"], row["target"]): row for row in mine}
+        colour = [[_cell(found, source, target, "recovered") for target in names] for source in names]
+        score = [[_cell(found, source, target, "score") for target in names] for source in names]
+        _heat(axes, colour, names, names, None, "RdBu", (-1.0, 1.0), score)
+        axes.set_xlabel("target task", fontsize=8)
+        axes.set_ylabel("source of the subspace", fontsize=8)
+        said = f"score, d = {panel[1]} per layer, {panel[2]} training; blue: as full, white: as random"
+        axes.set_title(_title(panel[0], said), fontsize=9)
+    _save(figure, to)
+
+
+def angles_figure(angles: pa.Table, to: Target) -> None:
+    """Draw how much two tasks' subspaces share: mean squared cosine of the principal angles, averaged over layers.
+
+    Args:
+        angles: Rows of ANGLES.
+        to: Where the PNG goes.
+    """
+    rows = [row for row in angles.to_pylist() if row["overlap"] is not None]
+    panels = list(dict.fromkeys(row["model"] for row in rows))
+    names = list(dict.fromkeys([row["source"] for row in rows] + [row["target"] for row in rows]))
+    figure, grid = _grid(len(panels), 1, 2.2 + 0.85 * len(names), 1.5 + 0.5 * len(names))
+    for axes, model in zip([line[0] for line in grid], panels, strict=False):
+        cells = []
+        for source in names:
+            cells.append([_overlap([row for row in rows if row["model"] == model], source, target) for target in names])
+        expected = [row["expected_overlap"] for row in rows if row["model"] == model]
+        _heat(axes, cells, names, names, lambda value: f"{value:.2g}", "Blues", (0.0, 1.0))
+        chance = f"{sum(expected) / len(expected):.1g}" if expected else "-"
+        axes.set_title(_title(model, f"overlap of the spans, other runs only; random: {chance}"), fontsize=9)
+    _save(figure, to)
+
+
+def _overlap(rows: list[dict[str, Any]], source: str, target: str) -> float | None:
+    """Average over layers and pairs of different runs; a run's overlap with itself says nothing."""
+    values = [
+        row["overlap"]
+        for row in rows
+        if {row["source"], row["target"]} == {source, target} and row["source_trajectory"] != row["target_trajectory"]
+    ]
+    return sum(values) / len(values) if values else None
+
+
+def dims_figure(modes: pa.Table, to: Target) -> None:
+    """Draw score against d for every way of training, learned and random on one axis; one panel per model and task.
+
+    Bands: 95% t interval over seeds; solid line: full fine-tuning, dashed: freeze, dotted: chance. Compare with Zhang
+    et al. 2023, Tables 5 and 6.
+
+    Args:
+        modes: Rows of MODES.
+        to: Where the PNG goes.
+    """
+    rows = modes.to_pylist()
+    panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
+    ways = list(dict.fromkeys(_way(row) for row in rows if row["d"] is not None))
+    colours = {way: _COLOURS[index % len(_COLOURS)] for index, way in enumerate(ways)}
+    columns = min(3, max(1, len(panels)))
+    figure, grid = _grid(max(1, -(-len(panels) // columns)), columns, 4.0, 3.0)
+    flat = [axes for line in grid for axes in line]
+    for axes, panel in zip(flat, panels, strict=False):
+        mine = [row for row in rows if (row["model"], row["task"]) == panel]
+        for way in ways:
+            _curve(axes, sorted((row for row in mine if _way(row) == way), key=lambda row: row["d"]), colours[way])
+        for variant, look in (("full", "-"), ("freeze", "--")):
+            for row in (row for row in mine if row["variant"] == variant and row["d"] is None):
+                axes.axhline(row["score"], color=_INK, linestyle=look, linewidth=1.1)
+        if mine and mine[0]["chance"] is not None:
+            axes.axhline(mine[0]["chance"], color=_INK, linestyle=":", linewidth=1.0)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.set_title(_title(panel[0], panel[1]), fontsize=9)
+        axes.set_xlabel("d per layer", fontsize=8)
+        axes.set_ylabel(mine[0]["metric"] if mine else "score", fontsize=8)
+        _plain(axes)
+    for axes in flat[len(panels) :]:
+        axes.set_visible(False)
+    _legend(figure, [(way, colours[way]) for way in ways])
+    _save(figure, to)
+
+
+def _curve(axes: Any, rows: list[dict[str, Any]], colour: str) -> None:
+    """Draw one way of training over d with its interval."""
+    d = [row["d"] for row in rows]
+    axes.plot(d, [row["score"] for row in rows], "o-", color=colour, markersize=3.5, linewidth=1.3)
+    known = [row for row in rows if row["score_low"] is not None]
+    axes.vlines(
+        [row["d"] for row in known],
+        [row["score_low"] for row in known],
+        [row["score_high"] for row in known],
+        color=colour,
+        linewidth=1.0,
+        alpha=0.6,
+    )
+
+
+def spectra_figure(spectra: pa.Table, to: Target) -> None:
+    """Draw the share of a trajectory's movement outside its first directions, one line per layer, a panel per task.
+
+    Args:
+        spectra: Rows of SPECTRA.
+        to: Where the PNG goes.
+    """
+    from matplotlib import colormaps
+
+    rows = spectra.to_pylist()
+    panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    shades = {layer: colormaps["viridis"](0.9 * i / max(1, len(layers) - 1)) for i, layer in enumerate(layers)}
+    columns = min(3, max(1, len(panels)))
+    figure, grid = _grid(max(1, -(-len(panels) // columns)), columns, 4.0, 2.8)
+    flat = [axes for line in grid for axes in line]
+    for axes, panel in zip(flat, panels, strict=False):
+        lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in rows:
+            if (row["model"], row["task"]) == panel:
+                lines.setdefault((row["trajectory"], row["layer"]), []).append(row)
+        for (_, layer), line in lines.items():
+            outside = [(row["rank"], 1 - row["cumulative"]) for row in line if row["cumulative"] < 1 - 1e-12]
+            axes.plot([rank for rank, _ in outside], [rest for _, rest in outside], color=shades[layer], linewidth=1.1)
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(lambda x, _: "")
+        axes.set_title(_title(panel[0], panel[1]), fontsize=9)
+        axes.set_xlabel("directions", fontsize=8)
+        axes.set_ylabel("share of |W|² outside", fontsize=8)
+        _plain(axes)
+    for axes in flat[len(panels) :]:
+        axes.set_visible(False)
+    _legend(figure, [(f"layer {_number(layer)}", shades[layer]) for layer in layers])
+    _save(figure, to)
+
+
+# ---- what they share
+
+
+def _grid(lines: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """Make a figure with so many panels of a size in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines, columns = max(1, lines), max(1, columns)
+    figure = Figure(figsize=(width * columns, height * lines + 0.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(lines, columns, squeeze=False)
+
+
+def _save(figure: Any, to: Target) -> None:
+    figure.savefig(to, format="png")
+
+
+def _heat(
+    axes: Any,
+    cells: Sequence[Sequence[float | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    text: Any,
+    colours: str,
+    limits: tuple[float, float],
+    shown: Sequence[Sequence[float | None]] | None = None,
+) -> None:
+    """Draw a labelled matrix with its numbers; cells without a value stay grey."""
+    import numpy as np
+
+    values = np.array([[math.nan if cell is None else cell for cell in line] for line in cells], dtype=float)
+    values = values.reshape(len(rows), len(columns))
+    low, high = limits
+    pale = (low + high) / 2 if low < 0 else low  # where a diverging or a rising colour map is white
+    axes.set_facecolor("#e6e6e6")
+    axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    for i in range(len(rows)):
+        for j in range(len(columns)):
+            number = (shown or cells)[i][j]
+            if number is None:
+                continue
+            dark = abs(values[i, j] - pale) > 0.6 * (high - pale)
+            said = text(number) if text else f"{number:.3f}"
+            axes.text(j, i, said, ha="center", va="center", fontsize=7.5, color="white" if dark else _INK)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=30, ha="right")
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+
+
+def _legend(figure: Any, entries: Sequence[tuple[str, Any]]) -> None:
+    from matplotlib.patches import Patch
+
+    if entries:
+        handles = [Patch(color=colour, label=label) for label, colour in entries]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False
+        )
+
+
+def _plain(axes: Any) -> None:
+    axes.tick_params(labelsize=8)
+    axes.grid(True, axis="y", color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _by(table: pa.Table, column: str) -> dict[str, list[dict[str, Any]]]:
+    """Group rows by a column, in the order in which its values come."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        found.setdefault(row[column], []).append(row)
+    return found
+
+
+def _cell(found: dict[Any, dict[str, Any]], source: str, target: str, column: str) -> float | None:
+    row = found.get((source, target))
+    return None if row is None else row[column]
+
+
+def _way(row: dict[str, Any]) -> str:
+    return row["variant"] if row["projection"] in (None, "trajectory") else f"{row['variant']} ({row['projection']})"
+
+
+def _update_name(row: dict[str, Any]) -> str:
+    what = row["variant"] if row["kind"] == "adapter" else "θ_T - θ₀"
+    return f"{row['task']} {what} s{row['data_seed']}"
+
+
+def _number(layer: str) -> str:
+    return layer.rpartition(".")[2]
+
+
+def _title(model: str, rest: str) -> str:
+    short = model.removeprefix("package:").rstrip("/").rpartition("/")[2]
+    return f"{short} · {rest.strip()}"

@@ -1,0 +1,46 @@
+"""A fixed list of trials in the place of searches: what runs a sweep runs these too."""
+
+from collections.abc import Iterable, KeysView, Set
+
+from distsub.search.board import Board
+from distsub.search.policies import make_policy
+from distsub.trial import Observation, Trial
+
+
+class Batch(Board):
+    """A board without searches that hands out given trials, each until it is observed, in their order.
+
+    Args:
+        trials: What is to be run; one that is given twice runs once.
+        rows: What is known already.
+    """
+
+    def __init__(self, trials: Iterable[Trial], rows: Iterable[Observation] = ()) -> None:
+        """Set up the list."""
+        super().__init__((), make_policy("grid"))
+        self._open = {trial.id: trial for trial in trials}
+        self._number = len(self._open)
+        for row in rows:
+            self.observe(row)
+
+    def observe(self, observation: Observation) -> None:
+        """Take a trial off the list."""
+        self._open.pop(observation.trial.id, None)
+
+    def next(self, running: Set[str], slots: int) -> Trial | None:
+        """Return the first trial that is open and not running, None if there is none or no slot is free."""
+        if len(running) >= slots:
+            return None
+        return next((trial for name, trial in self._open.items() if name not in running), None)
+
+    def wanted(self) -> KeysView[str]:
+        """Return a view of the ids of the open trials."""
+        return self._open.keys()
+
+    def goals(self, trial_id: str) -> tuple[float, ...]:
+        """Return no threshold: every trial of the list runs to its end."""
+        return ()
+
+    def max_trials(self) -> int:
+        """Return the length of the list."""
+        return self._number

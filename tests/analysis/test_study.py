@@ -1,0 +1,159 @@
+"""From trainings to tables, on a tiny model: recorded fine-tunings, learned and random subspaces, ablations, angles."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from distsub.analysis import study
+from distsub.analysis.updates import adapter_layers, learned_updates
+from distsub.errors import ConfigError, OutputError
+from distsub.finetune import pretrained, trajectory
+from distsub.results import Store, query
+from distsub.results.analyses import analysis_tables
+from distsub.runtime.worker import Place, perform
+from distsub.trial import Budget, Method, Seeds, Source, Span, Task, Trial
+
+BUDGET = Budget(steps=8, batch_size=8, max_length=16, precision="fp32", train_examples=64, eval_examples=64)
+
+INTRINSIC, RANDOM = "intrinsic embeddings trained", "random embeddings trained"
+
+
+def finish(steps):
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.fixture(scope="module")
+def study_of_two_seeds(tiny_model, tiny_data, tmp_path_factory):
+    """A results directory with two recorded fine-tunings, and an intrinsic and a random training beside each."""
+    out = str(tmp_path_factory.mktemp("study"))
+    store = Store.create(out, "name = 'x'", "f" * 16)
+    task = Task("tiny", tiny_data, ("sentence",))
+    span = Span((Source(),), 1e-3, BUDGET, every=2, dtype="float32")
+    apart = {"scope": "layer", "head": "trained", "embeddings": "trained"}
+    learned = Method("did", "trajectory", "global", span=span, **apart)
+    methods = (learned, Method("did", "fastfood", "global", block_length=4, **apart))
+    trials = [
+        Trial(tiny_model, task, method, 3, 1e-3, 1.0, Seeds(seed, seed, seed), BUDGET)
+        for method in methods
+        for seed in (0, 1)
+    ]
+    for trial in trials:
+        for recording in trial.recordings:
+            store.write(finish(trajectory.record(recording, trajectory.directory(out, recording))))
+        finish(perform(trial, Place(out)))
+    return store, trials
+
+
+def test_updates_are_what_was_added_to_the_weights(study_of_two_seeds):
+    store, trials = study_of_two_seeds
+    updates = learned_updates(store, store.read())
+    assert sorted((each.kind, each.about["variant"]) for each in updates) == [
+        *[("adapter", INTRINSIC)] * 2,
+        *[("adapter", RANDOM)] * 2,
+        *[("trajectory", "full")] * 2,
+    ]
+    [mine] = [each for each in updates if each.id == trials[0].id]
+    model = pretrained.load_adapter(f"{store.uri}/adapters/{mine.id}", store.uri)
+    merged, theta_0 = model.merged_state(), {entry.name: entry.frozen for entry in model.entries}
+    layers = list(mine.layers())
+    assert [layer.name for layer in layers] == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+    for layer in layers:
+        for name, update in layer.update.items():
+            assert torch.allclose(torch.from_numpy(update), merged[name] - theta_0[name], atol=1e-6)
+            assert np.array_equal(layer.theta_0[name], theta_0[name].numpy())
+    assert sum(len(layer.update) for layer in layers) == len(theta_0)
+    [full] = [each for each in updates if each.kind == "trajectory" and each.about["data_seed"] == 0]
+    last = trajectory.load(trajectory.directory(store.uri, trials[0].recordings[0])).updates[-1]
+    for layer in full.layers():
+        for name, update in layer.update.items():
+            assert np.array_equal(update, last[name].numpy())
+
+
+def test_scales_are_part_of_the_update(tiny_model):
+    from distsub import SubspaceModel
+
+    model = SubspaceModel(pretrained.build(pretrained.prepare(tiny_model), 2, 0), d=40, method="said")
+    with torch.no_grad():
+        model.coordinates.normal_(generator=torch.Generator().manual_seed(0))
+        model.scales.copy_(torch.arange(1.0, 1 + len(model.scales)))
+    merged = model.merged_state()
+    for layer in adapter_layers(model):
+        for name, update in layer.update.items():
+            frozen = next(entry.frozen for entry in model.entries if entry.name == name)
+            assert torch.allclose(torch.from_numpy(update), merged[name] - frozen, atol=1e-6)
+
+
+def test_the_whole_way_from_updates_to_ablations(study_of_two_seeds, capsys):
+    store, _ = study_of_two_seeds
+    rows = store.read()
+    updates = study.find_outliers(store, rows, k=1.5)
+    assert capsys.readouterr().out.count("outliers ") == 6
+    study.find_outliers(store, rows, k=1.5)
+    assert capsys.readouterr().out.count("known ") == 6  # nothing is read twice
+    tables = analysis_tables(store.files)
+    assert set(tables["outliers"]["update"].to_pylist()) == {update.id for update in updates}
+    assert tables["outlier_summaries"].num_rows == 6 * 2 * 17
+    assert {row["across"] for row in study.find_recurrence(store, permutations=19).to_pylist()} == {"seeds", "layers"}
+    assert query(tables, "select count(*) n from profiles")["n"][0].as_py() > 6 * 2 * 16
+
+    masks = study.make_masks(store, updates, of=[INTRINSIC, "full"], k=1.5)
+    assert sorted(masks["kind"].to_pylist()) == sorted(["outliers", "random", "tensor", "magnitude"] * 4)
+    by_kind = {(row["update"], row["kind"]): row for row in masks.to_pylist()}
+    for update in {row["update"] for row in masks.to_pylist()}:
+        own = by_kind[update, "outliers"]
+        assert by_kind[update, "random"]["positions"] == own["positions"] > 0 and own["unmatched"] == 0
+        assert by_kind[update, "tensor"]["positions"] + by_kind[update, "tensor"]["unmatched"] == own["positions"]
+
+    intrinsic = masks.filter(pa.array([variant == INTRINSIC for variant in masks["variant"].to_pylist()]))
+    trials = study.ablation_trials(updates, intrinsic, ["zero", "reset"])
+    assert len(trials) == 2 + 2 * 4 * 2 and sum(trial.is_baseline for trial in trials) == 2
+    for trial in trials[:6]:
+        finish(perform(trial, Place(store.uri)))
+    table = study.compare_ablations(store, store.read())
+    assert {(row["variant"], row["scope"]) for row in table.to_pylist()} == {(INTRINSIC, "layer")}
+    assert {row["versus"] for row in table.to_pylist()} == {"none", "outliers"}
+    modes, transfer = study.compare_modes(store, store.read())
+    assert {row["variant"] for row in modes.to_pylist()} == {
+        "full",
+        "intrinsic embeddings trained",
+        "random embeddings trained",
+    }
+    assert [row["source"] for row in transfer.to_pylist()] == ["tiny"]
+    assert len(study.draw(store, ["spikes", "components", "ablation", "dims", "transfer"])) == 5
+
+
+def test_a_row_of_an_ablation_is_read_back(study_of_two_seeds):
+    store, trials = study_of_two_seeds
+    full = trials[0].recordings[0].trial
+    absent = replace(full, method=Method("full", ablation="zero", mask="0" * 16))
+    with pytest.raises(OutputError, match="has no mask 0000000000000000"):
+        finish(perform(absent, Place(store.uri)))
+
+
+def test_spectra_and_angles_of_the_recordings(study_of_two_seeds):
+    store, trials = study_of_two_seeds
+    spectra, angles = study.measure_geometry(store, store.read())
+    path = trajectory.directory(store.uri, trials[0].recordings[0])
+    updates = trajectory.load(path).updates
+    names = [name for name in updates[0] if name.startswith("bert.encoder.layer.0.")]
+    dense = np.stack([np.concatenate([u[name].numpy().ravel() for name in names]) for u in updates])
+    mine = [r for r in spectra.to_pylist() if (r["trajectory"], r["layer"]) == (path.name, "bert.encoder.layer.0")]
+    assert [row["singular_value"] for row in mine] == pytest.approx(np.linalg.svd(dense)[1].tolist(), rel=1e-4)
+    assert angles.num_rows == 2 * 3 and {row["source"] for row in angles.to_pylist()} == {"tiny"}
+    assert len(study.draw(store, ["angles", "spectra"])) == 2
+
+
+def test_what_cannot_be_done_is_said(study_of_two_seeds, tmp_path):
+    store, _ = study_of_two_seeds
+    empty = Store.create(tmp_path / "empty", "name = 'x'", "0" * 16)
+    with pytest.raises(ConfigError, match="holds no learned update"):
+        study.find_outliers(empty, [])
+    with pytest.raises(ConfigError, match="no update of unified made of one recorded fine-tuning; there are: full, i"):
+        study.make_masks(store, learned_updates(store, store.read()), of=["unified"])
