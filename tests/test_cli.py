@@ -200,6 +200,7 @@ def test_compact_changes_no_answer(finished, tmp_path, capsys):
     assert not list((copy / "observations").glob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_interrupted_is_130_and_says_how_to_go_on(finished, tmp_path):
     arguments = ["run", str(finished / "tiny.toml"), "--out", str(tmp_path / "out"), "--backend", "inline"]
     command = [sys.executable, "-m", "distsub.cli", *arguments]
@@ -216,6 +217,7 @@ def test_interrupted_is_130_and_says_how_to_go_on(finished, tmp_path):
     assert process.returncode == 130 and "the same command resumes" in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_crash(finished):
     sql = "select * from observations, range(2000)"
     query = f"{sys.executable} -m distsub.cli query '{finished / 'out'}' '{sql}' --format csv"

@@ -106,6 +106,7 @@ print(pretrained.prepare(sys.argv[1]).sha256, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_converts_and_the_others_wait(tiny_model, tmp_path):
     half_of(tiny_model, tmp_path / "half")
     children = [

@@ -224,6 +224,7 @@ for number in range(5):
 
 
 @pytest.mark.timeout(600)  # eight interpreters on a machine that may be busy
+@pytest.mark.slow
 def test_eight_writers_lose_nothing_and_write_nothing_twice(tmp_path):
     out, here = tmp_path / "out", str(Path(__file__).parent)
     out.mkdir()

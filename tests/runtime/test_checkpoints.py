@@ -54,6 +54,7 @@ def begin(store, trial):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_nothing_but_time(sweep, tmp_path):
     trial = sweep.searches()[0].trials_at(64)[1]
     whole, broken = store_at(sweep, tmp_path / "whole"), store_at(sweep, tmp_path / "broken")
