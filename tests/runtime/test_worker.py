@@ -1,6 +1,8 @@
 """One trial where it runs: what ends it early, where it starts, and what its row says of that."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
@@ -122,11 +124,15 @@ def test_a_sweep_of_early_passes_has_its_verdicts_and_its_estimate(early_text, t
 @pytest.mark.timeout(900)
 def test_tune_stops_where_inline_does(early_text, tmp_path):
     """The same rows, but for a trial that began before its threshold was known: it ran to its end."""
-    sweep = parse_sweep(early_text)
+    (tmp_path / "early.toml").write_text(early_text)
     tables = {}
     for backend in ("inline", "tune"):
-        store = Store.create(str(tmp_path / backend), sweep.text, sweep.fingerprint, str(tmp_path))
-        assert launch.run(sweep, store, backend, plain=True) == 0
+        # A process of its own: Ray in this one would keep what earlier tests asked of it.
+        out = str(tmp_path / backend)
+        command = [sys.executable, "-m", "distsub.cli", "run", str(tmp_path / "early.toml"), "--out", out]
+        done = subprocess.run([*command, "--backend", backend, "--plain"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        store = Store.open(out)
         rows = [dataclasses.replace(row, wall_s=0, eval_s=0, peak_bytes=0, provenance=()) for row in store.read()]
         tables[backend] = {row.trial.id: row for row in rows}
     judged = {trial: row for trial, row in tables["tune"].items() if row.goal is not None or row.trial.is_baseline}
