@@ -260,6 +260,7 @@ def outliers(
         list[str] | None, typer.Option(help='Fine-tune with outliers and controls disabled: "zero" or "reset"; repeat.')
     ] = None,
     of: Annotated[list[str] | None, typer.Option(help='Whose outliers: "intrinsic", or "full"; repeat.')] = None,
+    permutations: Annotated[int, typer.Option(min=19, help="Of every test of recurrence.")] = 999,
     backend: Annotated[Backend, typer.Option(help="Where those fine-tunings run.")] = Backend.tune,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live table.")] = False,
     format: As = Format.table,
@@ -274,7 +275,7 @@ def outliers(
     store, code = _open_results(out), 0
     edits = study.edits_of(disable or [])
     updates = study.find_outliers(store, store.read(), k=k, every_d=every_d, say=_say)
-    study.find_recurrence(store, scope=scope.value)
+    study.find_recurrence(store, scope=scope.value, permutations=permutations)
     if edits:
         masks = study.make_masks(store, updates, of=of or ["intrinsic"], scope=scope.value, k=k)
         trials = study.ablation_trials(updates, masks, edits)

@@ -9,7 +9,7 @@ import pytest
 from distsub import cli
 from distsub.config import load_sweep
 
-COMMANDS = ("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor")
+COMMANDS = ("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor", "outliers", "transfer")
 
 
 def call(capsys, *arguments):
@@ -274,3 +274,53 @@ def test_a_damaged_copy_of_the_sweep_heals(finished, tmp_path, capsys):
     (tmp_path / "out" / "sweep.toml").write_text("")
     code, _, _ = call(capsys, "run", finished / "tiny.toml", "--out", tmp_path / "out", "--backend", "inline")
     assert code == 0 and call(capsys, "status", tmp_path / "out")[0] == 0
+
+
+LEARNED = """\
+name = "learned"
+models = [{{ path = "{model}" }}]
+methods = ["intrinsic", {{ name = "random", etas = [0.1] }}]
+seeds = 1
+policy = "grid"
+dims = [2]
+
+[[tasks]]
+name = "tiny"
+path = "{data}"
+text = "sentence"
+
+[trajectory]
+every = 20
+
+[search]
+etas = [1.0]
+learning_rate = 3e-3
+
+[baseline]
+learning_rates = [3e-3]
+
+[budget]
+steps = 40
+batch_size = 16
+max_length = 16
+precision = "fp32"
+"""
+
+
+@pytest.mark.slow
+def test_learned_updates_from_the_sweep_to_the_figures(tiny_model, tiny_data, tmp_path, capsys):
+    sweep, out, here = tmp_path / "learned.toml", tmp_path / "out", ("--backend", "inline", "--plain")
+    sweep.write_text(LEARNED.format(model=tiny_model, data=tiny_data))
+    assert call(capsys, "run", sweep, "--out", out, *here)[0] == 0
+    code, listed, said = call(capsys, "outliers", out, "--k", 2, "--disable", "reset", "--permutations", 19, *here)
+    assert code == 0 and "excess_kurtosis" in listed and "matched" not in said and "figures/components.png" in said
+    assert "reset" in listed and (out / "figures" / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    code, listed, _ = call(capsys, "transfer", out, "--format", "json")
+    assert code == 0 and [row["source"] for row in json.loads(listed)] == ["tiny"]
+    sql = "select count(*) n, bool_and(seeds = 1) one from ablations where versus = 'none'"
+    assert json.loads(call(capsys, "query", out, sql, "--format", "json")[1]) == [{"n": 4, "one": True}]
+    assert 'unknown; did you mean "zero"' in refused(capsys, "outliers", out, "--disable", "zeros")
+
+
+def test_outliers_of_nothing_learned_are_refused(tmp_path, capsys):
+    assert "is no results directory" in refused(capsys, "outliers", tmp_path)

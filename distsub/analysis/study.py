@@ -139,7 +139,7 @@ def make_masks(
         k: How many sigma.
 
     Returns:
-        Rows of MASKS.
+        Rows of MASKS; none for an update without outliers.
 
     Raises:
         ConfigError: No update was trained in one of these ways beside a full fine-tuning of the same seeds.
@@ -156,7 +156,8 @@ def make_masks(
     for update in chosen:
         outliers = _read_part(root, "outliers", update.id)
         theta_0 = {layer.name: layer.theta_0 for layer in update.layers()}
-        mask = masking.outlier_positions(outliers, scope, k)
+        if not (mask := masking.outlier_positions(outliers, scope, k)):
+            continue  # nothing to disable; the summaries say so
         kinds = {OUTLIER_MASK: mask}
         for number, (kind, match) in enumerate(masking.CONTROLS.items()):
             kinds[kind] = match(mask, theta_0, np.random.default_rng([update.trial.seeds.data, number]))
@@ -164,7 +165,7 @@ def make_masks(
         rows = [row | {"scope": scope, "k": k} for row in rows]
         tables.append(pa.Table.from_pylist(rows, schema=MASKS))
         write_part(store.files, "masks", f"{update.id}-{scope}", tables[-1])
-    return pa.concat_tables(tables)
+    return pa.concat_tables([MASKS.empty_table(), *tables])
 
 
 def _write_mask(

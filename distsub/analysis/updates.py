@@ -107,8 +107,13 @@ def learned_updates(store: Store, observations: Sequence[Observation], every_d: 
     for name, recording in recordings(observations).items():
         if trajectory.is_complete(path := root / trajectory.FOLDER / name):
             found.append(_trajectory(path, recording))
-    order = {"adapter": 0, "trajectory": 1}
-    return sorted(found, key=lambda each: (order[each.kind], *map(str, each.about.values())))
+    return sorted(found, key=_place)
+
+
+def _place(update: Update) -> tuple[str, ...]:
+    """Order by what an update is of: adapters first, ids last."""
+    about = update.about
+    return update.kind, *(str(about[key]) for key in about if key not in ("kind", "update")), update.id
 
 
 def _rank(seen: Observation) -> tuple[int, float]:

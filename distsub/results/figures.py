@@ -237,7 +237,7 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
         for way in ways:
             _curve(axes, sorted((row for row in mine if _way(row) == way), key=lambda row: row["d"]), colours[way])
         for variant, look in (("full", "-"), ("freeze", "--")):
-            for row in (row for row in mine if row["variant"] == variant and row["d"] is None):
+            for row in (row for row in mine if row["variant"].startswith(variant) and row["d"] is None):
                 axes.axhline(row["score"], color=_INK, linestyle=look, linewidth=1.1)
         if mine and mine[0]["chance"] is not None:
             axes.axhline(mine[0]["chance"], color=_INK, linestyle=":", linewidth=1.0)

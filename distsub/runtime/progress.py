@@ -24,13 +24,13 @@ def bracket_text(finding: Finding) -> str:
 
 def trial_text(trial: Trial) -> str:
     """Name a trial for people: task, method, d, step and seeds."""
-    what = (
-        f"full lr={trial.learning_rate:g}"
-        if trial.is_baseline
-        else f"{trial.method.variant or trial.method.name} d={trial.d} eta={trial.eta:g}"
-    )
-    seeds = trial.seeds
-    same = len({seeds.projection, seeds.head, seeds.data}) == 1 or trial.is_baseline
+    method, seeds = trial.method, trial.seeds
+    if trial.eta is None:  # full fine-tuning, of all weights or with some disabled
+        disabled = f" {method.ablation} {method.mask}" if method.ablation else ""
+        what = f"full{disabled} lr={trial.learning_rate:g}"
+    else:
+        what = f"{method.variant or method.name} d={trial.d} eta={trial.eta:g}"
+    same = len({seeds.projection, seeds.head, seeds.data}) == 1 or trial.eta is None
     label = f"s{seeds.data}" if same else f"s{seeds.projection}.{seeds.head}.{seeds.data}"
     return f"{trial.task.name} {what} {label}"
 
