@@ -145,7 +145,8 @@ def run(
     reporter.line(f"done     {told}")
     if board.is_spent:
         reporter.line("limit    reached: what is open is told as budget_spent; raise [limit] and run the same command")
-    if any(row.status == "error" and any(each.owns(row.trial) for each in board.searches) for row in rows):
+    failed = (row for row in rows if row.status == "error")
+    if counts["error"] or any(each.owns(row.trial) for row in failed for each in board.searches):
         return 3
     return 4 if board.is_spent else 0
 
