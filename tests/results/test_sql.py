@@ -173,7 +173,7 @@ LAZY = [
     ("select curve[1].step from observations order by d", ["curve", "d"]),
     ("select d from observations union all by name select d90 d from searches order by d", ["d"]),
     (
-        "select (select max(d90) from searches where searches.task = o.task), score from observations o",
+        "select (select max(d90) from searches where searches.task = o.task), score from observations o order by all",
         ["score", "task"],
     ),
     ("select 'observations' word", []),

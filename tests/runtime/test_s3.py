@@ -106,7 +106,7 @@ def test_every_command_on_s3_and_no_credentials_anywhere(bucket, tiny_text, tmp_
     assert "nothing left to do" in distsub("run", sweep, "--out", out, "--backend", "inline")
     assert "s3://bucket/runs/small" in said[0]
 
-    infos = filesystem.get_file_info(pafs.FileSelector("bucket", recursive=True))
+    infos = filesystem.get_file_info(pafs.FileSelector("bucket/runs/small", recursive=True))
     stored = {info.path: filesystem.open_input_file(info.path).readall() for info in infos if info.is_file}
     local = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert any("/parts/" in path for path in stored) and any(path.endswith("sweep.toml") for path in stored)
