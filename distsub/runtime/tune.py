@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from distsub.runtime import cluster  # isort: skip  # sets Ray's environment before Ray is imported
@@ -34,6 +35,9 @@ from distsub.trial import Observation, Trial
 
 STEP_S = 2.0
 """Seconds of training per Tune step: how long a cancelled trial may still run."""
+
+DIED = "the trial's process died"
+"""Said where nothing else is known."""
 
 TOLD = ("status", "score", "chance", "error", "wall_s", "num_tokens", "curve", "stop", "goal", "stop_limit")
 """What the driver hears of a row; the rest it can read."""
@@ -102,7 +106,7 @@ class BoardSearcher(Searcher):
         """Serve a board's trials; `losses` counts, by trial, those that Tune does not."""
         super().__init__(metric="score", mode="max")
         self._board, self._store, self._place, self._reporter, self._rules = board, store, place, reporter, rules
-        self._crashes, self._losses, self._retries = crashes, losses, retries
+        self.crashes, self._losses, self._retries = crashes, losses, retries
         self.slots = 1
         self.moved = False
         crashes.told = self._crashed
@@ -157,7 +161,9 @@ class BoardSearcher(Searcher):
         if trial is None:
             return
         if error:
-            self._lose(trial, self._crashes.reasons.get(trial_id), began=trial_id in self._crashes.began)
+            reason = self.crashes.reasons.get(trial_id)
+            if self._lose(trial, reason, began=trial_id in self.crashes.began):
+                self._reporter.crashed(trial, reason or DIED)
             return
         if result and result.get("moved"):
             self.moved = True
@@ -187,7 +193,7 @@ class BoardSearcher(Searcher):
         """
         self._losses[trial.id] += not began
         if began or self._losses[trial.id] > self._retries:
-            self._fail(trial, reason or "the trial's process died")
+            self._fail(trial, reason or DIED)
             return False
         return True
 
@@ -208,7 +214,7 @@ class BoardSearcher(Searcher):
         with self._guarded():
             self._refuse_to_go_on(reason)
         if trial_id in self.running:
-            self._reporter.crashed(self.running[trial_id], reason or "the trial's process died")
+            self._reporter.crashed(self.running[trial_id], reason or DIED)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the table of observations is the state."""
@@ -243,6 +249,11 @@ class CancelUnwanted(FIFOScheduler):
             cluster.release_idle(tune_controller)
         return chosen
 
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Note why a trial failed for good, before the searcher hears that it did."""
+        super().on_trial_error(tune_controller, trial)
+        self._searcher.crashes.note(trial)
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop or go on."""
         wanted = result.get("final") or self._searcher.is_wanted(trial.trial_id)
@@ -264,18 +275,16 @@ class CrashLog(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note why a trial that will be tried again failed."""
-        self._note(trial)
+        self.note(trial)
         self.began.discard(trial.trial_id)
         self.told(trial.trial_id, self.reasons.get(trial.trial_id, ""))
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note why a trial failed for good."""
-        self._note(trial)
-
-    def _note(self, trial: Any) -> None:
+    def note(self, trial: Any) -> None:
+        """Read what a trial raised from the file that Tune has just written; `trial.get_error` looks at its copy."""
         with contextlib.suppress(Exception):  # an exception in a callback would end the whole run
-            lines = [line for line in str(trial.get_error() or "").splitlines() if line and not line.startswith(" ")]
-            self.reasons[trial.trial_id] = lines[-1] if lines else ""
+            latest = Path(trial.error_file).read_text().rpartition("Failure # ")[2]
+            last = [line for line in latest.splitlines() if line and not line[0].isspace()][-1]
+            self.reasons[trial.trial_id] = DIED if last.startswith("The actor") else last
 
 
 def run(

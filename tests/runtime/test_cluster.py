@@ -1,5 +1,6 @@
 """The cluster under a sweep, on real Ray processes: counted, refused, drained, let go."""
 
+import os
 import time
 
 import pytest
@@ -62,4 +63,20 @@ def test_a_request_that_no_node_meets_is_said_within_a_minute_and_met_when_one_j
     assert run.until(lambda: "waiting  a trial asks for 1.5 CPUs" in run.log(), "warning") < 60
     assert run.log().count("waiting") == 1 and run.rows() == 0
     rig.add(num_cpus=3)
+    run.finish(truth)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_idle_process_lets_go_of_its_node_while_the_last_trial_runs(
+    rig, starts, small_sweep, tmp_path, truth, distsub_run
+):
+    starts.patch(more="time.sleep(60 if (trial.d, trial.seeds.data) == (16, 0) else 0)")
+    rig.add(), rig.add()
+    run = distsub_run(small_sweep, tmp_path / "tail", rig.environment)
+    run.until(lambda: len({pid for *_, pid, _ in starts.read()}) == 2, "both processes")
+    pids = {pid for *_, pid, _ in starts.read()}
+    run.until(lambda: sum(os.path.exists(f"/proc/{pid}") for pid in pids) == 1, "end of the idle process")
+    slow = next(pid for *_, pid, _ in starts.read() if os.path.exists(f"/proc/{pid}"))
+    assert starts.read()[-1][2] == slow or run.rows() < len(truth)
     run.finish(truth)

@@ -4,7 +4,17 @@
 or, where trials run on beside it, to the new start of what was lost. docs/reliability.md keeps the figures.
 """
 
+import contextlib
+import os
+import random
+import signal
+import statistics
+import time
+from pathlib import Path
+
 import pytest
+
+from distsub.results import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -33,9 +43,135 @@ def two(rig, starts):
     return rig
 
 
+def test_twenty_kills_of_the_driver(small_sweep, tmp_path, starts, environment, distsub_run, request):
+    """Ten at any moment, most of them while it starts; ten soon after it has written another row."""
+    small_sweep.write_text(small_sweep.read_text().replace("seeds = 2", "seeds = 6"))
+    truth, seed, out = request.getfixturevalue("truth"), int(time.time()), tmp_path / "killed"
+    print(f"\nseed {seed}")
+    starts.patch(delay=1.0)
+    environment["PYTHONPATH"] = os.pathsep.join([str(starts.site), os.environ.get("PYTHONPATH", "")])
+    draw, written, recoveries = random.Random(seed), {}, []
+    for kill in range(20):
+        began, run = time.monotonic(), distsub_run(small_sweep, out, environment)
+        if kill % 2:
+            run.until(lambda run=run: run.rows() > len(written), "a row more")
+            recoveries.append(time.monotonic() - began)
+            time.sleep(draw.uniform(0.0, 1.5))
+        else:
+            time.sleep(draw.uniform(0.5, 9.0))
+        assert run.poll() is None, run.log()
+        run.end()  # the driver and the Ray it has started
+        for file in (out / "observations").glob("*.parquet"):
+            stamp = file.stat().st_mtime_ns
+            assert written.setdefault(file.name, stamp) == stamp, "a finished trial was run again"
+    assert 10 <= len(written) < len(truth)
+    say(f"driver killed 20 times, {len(written)} of {len(truth)} rows by then; median", statistics.median(recoveries))
+    distsub_run(small_sweep, out, environment).finish(truth)
+    assert all((out / "observations" / name).stat().st_mtime_ns == stamp for name, stamp in written.items())
+
+
+def test_a_killed_worker(two, starts, small_sweep, tmp_path, truth, distsub_run):
+    run = distsub_run(small_sweep, tmp_path / "worker", two.environment)
+    both_busy(run, starts, two)
+    _, _, pid, trial = starts.read()[-1]
+    two.signal(pid, signal.SIGKILL)
+    say("worker killed", again(run, starts, trial, 2))
+    run.finish(truth)
+    assert "retry" in run.log()
+
+
+DIE = "sys.modules['distsub.runtime.tune'].perform = lambda *_: os.kill(os.getpid(), 9)"
+
+
+def test_a_process_killed_while_it_waits_for_its_next_trial(two, starts, small_sweep, tmp_path, truth, distsub_run):
+    flag = tmp_path / "once"
+    starts.patch(more=DIE, once=flag)
+    run = distsub_run(small_sweep, tmp_path / "between", two.environment)
+    run.finish(truth)
+    assert flag.exists() and "the trial's process died" in run.log()
+
+
 def test_the_hard_loss_of_a_node(two, starts, small_sweep, tmp_path, truth, distsub_run):
     run = distsub_run(small_sweep, tmp_path / "lost", two.environment)
     lost = both_busy(run, starts, two)[two.nodes[0].node_id]
     two.cluster.remove_node(two.nodes[0], allow_graceful=False)
     say("node lost", again(run, starts, lost, 2))
+    run.finish(truth)
+
+
+def test_a_spot_notice_and_the_loss_that_follows(two, starts, small_sweep, tmp_path, truth, distsub_run):
+    run = distsub_run(small_sweep, tmp_path / "spot", two.environment)
+    both_busy(run, starts, two)
+    two.drain(two.nodes[0], seconds=4)
+    noticed = time.time()
+    time.sleep(4)
+    two.cluster.remove_node(two.nodes[0], allow_graceful=False)
+    rows, gone = run.rows(), two.nodes[0].node_id
+    say("spot notice, node lost 4 s later", run.until(lambda: run.rows() > rows, "a row"))
+    run.finish(truth)
+    assert not [when for when, node, *_ in starts.read() if node == gone and when > noticed + 1.0]
+
+
+@pytest.mark.parametrize("seconds", [4, 60])
+def test_a_node_that_stands_still_for_a_while(two, starts, small_sweep, tmp_path, truth, distsub_run, seconds):
+    """A short stop is waited out; a long one is a loss, and what then wakes up again does no harm."""
+    run = distsub_run(small_sweep, tmp_path / "still", two.environment)
+    held = both_busy(run, starts, two)[two.nodes[0].node_id]
+    stopped = two.processes(two.nodes[0])
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    if seconds > 30:  # Ray declares a node dead that has not answered for about half a minute
+        say("node stopped for good", again(run, starts, held, 2))
+    while time.monotonic() - began < seconds and run.poll() is None:
+        time.sleep(0.2)
+    for pid in stopped:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    run.finish(truth)
+    rows = [row.trial.id for row in Store.open(str(run.out)).read()]
+    assert len(rows) == len(set(rows))
+
+
+LIMIT = """\
+import resource
+used = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData:"))
+resource.setrlimit(resource.RLIMIT_DATA, (used + (1 << 30), -1))
+try:
+    bytearray(2 << 30)
+finally:
+    resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))
+"""
+
+EAT = """\
+eaten = b"x" * (5 << 30)
+time.sleep(60)
+"""
+
+
+def test_a_trial_that_its_process_has_no_memory_for(two, starts, small_sweep, tmp_path, truth, distsub_run):
+    flag = tmp_path / "once"
+    starts.patch(more=LIMIT, once=flag)
+    run = distsub_run(small_sweep, tmp_path / "memory", two.environment)
+    run.finish(truth)
+    assert flag.exists() and "MemoryError" in run.log()
+
+
+def memory(name):
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+
+
+def test_a_trial_that_the_memory_monitor_kills(starts, small_sweep, tmp_path, truth, distsub_run, request, monkeypatch):
+    """Ray kills the process when its node runs full, and ends the driver's whole run with it; the run begins anew."""
+    total, free = (memory(name) for name in ("MemTotal", "MemAvailable"))
+    if free < 8 << 30:
+        pytest.skip("needs 8 GiB of free memory")
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{(total - free + (3 << 30)) / total:.3f}")
+    rig, flag = request.getfixturevalue("rig"), tmp_path / "once"
+    starts.patch(more=EAT, once=flag)
+    rig.add()
+    run = distsub_run(small_sweep, tmp_path / "monitor", rig.environment)
+    run.until(flag.exists, "allocation")
+    say("process killed for memory", run.until(lambda: len(starts.read()) > 1, "another start"))
     run.finish(truth)
