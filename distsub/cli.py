@@ -308,7 +308,7 @@ def transfer(
     if format is Format.table:
         _print(_told(store, modes).select(list(study.MODE_COLUMNS)), format)
     _print(scores, format)
-    _pictures(study.draw(store, ("dims", "transfer", "angles", "spectra")))
+    _pictures(study.draw(store, ("modes", "dims", "transfer", "angles", "spectra")))
 
 
 @app.command()

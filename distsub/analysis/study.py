@@ -287,16 +287,16 @@ def draw(store: Store, names: Sequence[str]) -> list[str]:
 
     Args:
         store: The results.
-        names: Of "spikes", "components", "ablation", "transfer", "angles", "dims", "spectra".
+        names: Of "spikes", "components", "ablation", "modes", "transfer", "angles", "dims", "spectra".
 
     Returns:
-        The pictures' paths; none for a table without rows.
+        The pictures' paths; none for a table without rows, no "dims" where no way of training has several d.
     """
     sources = {"spikes": "profiles", "components": "outlier_summaries", "ablation": "ablations", "dims": "modes"}
     drawn = []
     for name in names:
         table = read_analysis(store.files, sources.get(name, name))
-        if not table.num_rows:
+        if not table.num_rows or (name == "dims" and not figures.curves(table.to_pylist())):
             continue
         sink = io.BytesIO()
         getattr(figures, f"{name}_figure")(table, sink)

@@ -4,6 +4,7 @@ Every function draws one PNG from rows alone, so that a figure can be made again
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import IO, Any
 
@@ -178,7 +179,7 @@ def transfer_figure(transfer: pa.Table, to: Target) -> None:
         _heat(axes, colour, names, names, None, "RdBu", (-1.0, 1.0), score)
         axes.set_xlabel("target task", fontsize=8)
         axes.set_ylabel("source of the subspace", fontsize=8)
-        said = f"score, d = {panel[1]} per layer, {panel[2]} training; blue: as full, white: as random"
+        said = f"d = {panel[1]} per layer, {panel[2]} training\nscore; blue: as full, white: as random"
         axes.set_title(_title(panel[0], said), fontsize=9)
     _save(figure, to)
 
@@ -201,7 +202,7 @@ def angles_figure(angles: pa.Table, to: Target) -> None:
         expected = [row["expected_overlap"] for row in rows if row["model"] == model]
         _heat(axes, cells, names, names, lambda value: f"{value:.2g}", "Blues", (0.0, 1.0))
         chance = f"{sum(expected) / len(expected):.1g}" if expected else "-"
-        axes.set_title(_title(model, f"overlap of the spans, other runs only; random: {chance}"), fontsize=9)
+        axes.set_title(_title(model, f"overlap of spans\nof different runs; random: {chance}"), fontsize=9)
     _save(figure, to)
 
 
@@ -215,11 +216,17 @@ def _overlap(rows: list[dict[str, Any]], source: str, target: str) -> float | No
     return sum(values) / len(values) if values else None
 
 
-def dims_figure(modes: pa.Table, to: Target) -> None:
-    """Draw score against d for every way of training, learned and random on one axis; one panel per model and task.
+def curves(modes: Sequence[dict[str, Any]]) -> list[str]:
+    """List the ways of training, of rows of MODES, that some model and task has at several d."""
+    tried = Counter((row["model"], row["task"], _way(row)) for row in modes if row["d"] is not None)
+    return list(dict.fromkeys(way for (_, _, way), count in tried.items() if count > 1))
 
-    Bands: 95% t interval over seeds; solid line: full fine-tuning, dashed: freeze, dotted: chance. Compare with Zhang
-    et al. 2023, Tables 5 and 6.
+
+def dims_figure(modes: pa.Table, to: Target) -> None:
+    """Draw score against d for every way of training that has several, learned and random on one axis.
+
+    One panel per model and task. Bars: 95% t interval over seeds; solid line: full fine-tuning, dashed: freeze, dotted:
+    chance. Compare with Zhang et al. 2023, Tables 5 and 6.
 
     Args:
         modes: Rows of MODES.
@@ -227,7 +234,7 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
     """
     rows = modes.to_pylist()
     panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
-    ways = list(dict.fromkeys(_way(row) for row in rows if row["d"] is not None))
+    ways = curves(rows)
     colours = {way: _COLOURS[index % len(_COLOURS)] for index, way in enumerate(ways)}
     columns = min(3, max(1, len(panels)))
     figure, grid = _grid(max(1, -(-len(panels) // columns)), columns, 4.0, 3.0)
@@ -266,6 +273,45 @@ def _curve(axes: Any, rows: list[dict[str, Any]], colour: str) -> None:
         linewidth=1.0,
         alpha=0.6,
     )
+
+
+def modes_figure(modes: pa.Table, to: Target) -> None:
+    """Draw the scores of all ways of training side by side, the best on top; one panel per model and task.
+
+    Dots: seeds; tick and bar: their mean and its 95% t interval; solid line: full fine-tuning, dotted: chance. Compare
+    with Zhang et al. 2023, Tables 1 and 2.
+
+    Args:
+        modes: Rows of MODES.
+        to: Where the PNG goes.
+    """
+    rows = modes.to_pylist()
+    panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
+    most = max((sum((row["model"], row["task"]) == panel for row in rows) for panel in panels), default=1)
+    columns = min(2, max(1, len(panels)))
+    figure, grid = _grid(-(-len(panels) // columns), columns, 5.5, 1.2 + 0.24 * most)
+    flat = [axes for line in grid for axes in line]
+    for axes, panel in zip(flat, panels, strict=False):
+        mine = sorted((row for row in rows if (row["model"], row["task"]) == panel), key=lambda row: row["score"])
+        for y, row in enumerate(mine):
+            colour = _INK if row["variant"] == "full" else _BLUE if row["projection"] == "trajectory" else _GREY
+            if row["score_low"] is not None:
+                axes.hlines(y, row["score_low"], row["score_high"], color=colour, linewidth=1.2)
+            axes.plot(row["scores"], [y] * len(row["scores"]), "o", color=colour, markersize=3.0, alpha=0.6)
+            axes.plot(row["score"], y, "|", color=colour, markersize=9)
+            if row["variant"] == "full":
+                axes.axvline(row["score"], color=_INK, linewidth=0.9)
+        if mine[0]["chance"] is not None:
+            axes.axvline(mine[0]["chance"], color=_INK, linestyle=":", linewidth=0.9)
+        names = [_way(row) + (f", d = {row['d']}" if row["d"] is not None else "") for row in mine]
+        axes.set_yticks(range(len(mine)), names)
+        axes.set_ylim(-0.7, len(mine) - 0.3)
+        axes.set_title(_title(*panel), fontsize=9)
+        axes.set_xlabel(mine[0]["metric"], fontsize=8)
+        _plain(axes)
+    for axes in flat[len(panels) :]:
+        axes.set_visible(False)
+    _save(figure, to)
 
 
 def spectra_figure(spectra: pa.Table, to: Target) -> None:
@@ -358,9 +404,10 @@ def _legend(figure: Any, entries: Sequence[tuple[str, Any]]) -> None:
 
     if entries:
         handles = [Patch(color=colour, label=label) for label, colour in entries]
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False
-        )
+        longest = max(len(label) for label, _ in entries)
+        fit = int(figure.get_figwidth() / (0.5 + 0.07 * longest))  # inches: a patch, and letters of 8 points
+        columns = max(1, min(6, fit, len(handles)))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def _plain(axes: Any) -> None:

@@ -129,7 +129,9 @@ def test_the_whole_way_from_updates_to_ablations(study_of_two_seeds, capsys):
         "random embeddings trained",
     }
     assert [row["source"] for row in transfer.to_pylist()] == ["tiny"]
-    assert len(study.draw(store, ["spikes", "components", "ablation", "dims", "transfer"])) == 5
+    assert (
+        len(study.draw(store, ["spikes", "components", "ablation", "modes", "dims", "transfer"])) == 5
+    )  # one d: no curve
 
 
 def test_a_row_of_an_ablation_is_read_back(study_of_two_seeds):

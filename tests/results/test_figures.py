@@ -16,7 +16,7 @@ UPDATE = {
     "variant": "intrinsic",
     "data_seed": 0,
 }
-MODE = {"model": "m", "task": "mrpc", "metric": "accuracy", "chance": 0.68, "full": 0.8}
+MODE = {"model": "m", "task": "mrpc", "projection": None, "metric": "accuracy", "chance": 0.68, "full": 0.8}
 ROWS = {
     "spikes": (
         PROFILES,
@@ -73,6 +73,15 @@ ROWS = {
             | {"source_trajectory": "x", "target_trajectory": "y"}
         ],
     ),
+    "modes": (
+        MODES,
+        [
+            MODE | {"variant": "full", "score": 0.8, "scores": [0.8]},
+            MODE
+            | {"variant": "intrinsic", "d": 4, "score": 0.7, "score_low": 0.6, "score_high": 0.8, "scores": [0.6, 0.8]},
+            MODE | {"variant": "intrinsic", "d": 8, "score": 0.75, "scores": [0.75]},
+        ],
+    ),
     "dims": (
         MODES,
         [
@@ -98,3 +107,9 @@ def test_a_figure_is_a_picture(name, some):
     sink = io.BytesIO()
     getattr(figures, f"{name}_figure")(pa.Table.from_pylist(rows if some else [], schema=schema), sink)
     assert sink.getvalue().startswith(b"\x89PNG") and len(sink.getvalue()) > 1000
+
+
+def test_a_curve_takes_two_d_of_one_way_on_one_task():
+    rows = [MODE | {"variant": "intrinsic", "d": 4}, MODE | {"variant": "last", "d": 1}]
+    assert figures.curves(rows) == []
+    assert figures.curves([*rows, MODE | {"variant": "intrinsic", "d": 8}]) == ["intrinsic"]
