@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,14 +106,14 @@ def run(
 
     share = launch.parse_shard(shard)
     sweep, store = _open_sweep(sweep_file, out)
-    from distsub.analysis.summary import D90_COLUMNS, Summary
+    from distsub.analysis.summary import Summary
 
     code = launch.run(sweep, store, backend.value, plain, adapters, out if "://" in out else None, share)
     d90 = _told(store, Summary(sweep.searches(), sweep.policy, store, sweep.limit).d90)
-    _print(d90.select(list(D90_COLUMNS)), Format.table)
-    _notes(d90)
+    _answers(d90)
     print(f"results: {store.uri}")
-    found = d90.select(["task", "model", "method", "d90", "d90_outcome", "estimate_low", "estimate", "estimate_high"])
+    told = ("task", "model", "method", "variant", "d90", "d90_outcome", "estimate_low", "estimate", "estimate_high")
+    found = d90.select(list(told))
     print(json.dumps({"exit_code": code, "results": store.uri, "d90": found.to_pylist()}), flush=True)
     raise typer.Exit(code)
 
@@ -195,8 +196,7 @@ def status(out: Out, format: As = Format.table) -> None:
     if summary.searches.num_rows > FEW:
         print('intervals: distsub query OUT "select task, model, method, estimate_text from d90"')
         return
-    _print(summary.d90.select(["task", "model", "method", "estimate_text", "trials"]), format)
-    _notes(summary.d90)
+    _answers(summary.d90, ("task", "model", "method", "variant", "estimate_text", "trials"))
 
 
 @app.command()
@@ -232,7 +232,6 @@ def report(
     to: Annotated[str | None, typer.Option(help="Where to write it; OUT/report otherwise.")] = None,
 ) -> None:
     """Draw the curves and write the tables and a page that shows both."""
-    from distsub.analysis.summary import D90_COLUMNS
     from distsub.results import write_report
     from distsub.runtime import launch
 
@@ -241,8 +240,7 @@ def report(
     d90 = _told(store, summary.d90)
     directory = to or f"{out.rstrip('/')}/report"
     page = write_report(store.read(), summary.searches, directory, d90=d90, title=sweep.name, fraction=sweep.fraction)
-    _print(d90.select(list(D90_COLUMNS)), Format.table)
-    _notes(d90)
+    _answers(d90)
     if said := launch.stopped_text(store.read()):
         print(f"stopping: {said}")
     print(f"report: {page}")
@@ -390,11 +388,19 @@ def _told(store: "Store", table: "pa.Table") -> "pa.Table":
     return table
 
 
-def _notes(d90: "pa.Table") -> None:
-    """Say what a reader of each d90 must know."""
-    for row in d90.select(["task", "method", "projection", "warnings"]).to_pylist():
+def _answers(d90: "pa.Table", columns: Sequence[str] = ()) -> None:
+    """List each d90, with the way of training where one has a name, and say what its reader must know."""
+    from distsub.analysis.summary import D90_COLUMNS
+
+    named = d90["variant"].null_count < d90.num_rows
+    shown = [name for name in columns or D90_COLUMNS if name != "variant" or named]
+    _print(d90.select(shown), Format.table)
+    for row in d90.select(["task", "method", "variant", "projection", "warnings"]).to_pylist():
         for note in row["warnings"]:
-            print(f"note: {row['task']} {row['method']} {row['projection']}: {note}")
+            print(
+                f"note: {row['task']} {row['variant'] or row['method']} {row['projection'] or ''}".rstrip()
+                + f": {note}"
+            )
 
 
 def _say(line: str) -> None:

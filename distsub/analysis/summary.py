@@ -22,8 +22,8 @@ SEARCH_COLUMNS = (
 """What `distsub status` shows of a search."""
 
 D90_COLUMNS = (
-    "task", "method", "projection", "head", "num_params", "num_scales", "d90_per_seed", "d90", "d90_outcome",
-    "estimate_text", "d90_chance_corrected", "baseline_score", "threshold", "chance", "trials",
+    "task", "method", "variant", "projection", "head", "num_params", "num_scales", "d90_per_seed", "d90",
+    "d90_outcome", "estimate_text", "d90_chance_corrected", "baseline_score", "threshold", "chance", "trials",
 )  # fmt: skip
 """What `distsub run` and `distsub report` show at the end; `distsub query` has the rest."""
 
