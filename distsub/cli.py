@@ -255,7 +255,8 @@ def outliers(
     scope: Annotated[Scope, typer.Option(help="Whose sigma: the layer's or the tensor's.")] = Scope.layer,
     every_d: Annotated[bool, typer.Option("--every-d", help="Look at every d, not at the largest alone.")] = False,
     disable: Annotated[
-        list[str] | None, typer.Option(help='Fine-tune with outliers and controls disabled: "zero" or "reset"; repeat.')
+        list[str] | None,
+        typer.Option(help='Fine-tune with outliers and controls disabled: "zero", "hold" or "reset"; repeat.'),
     ] = None,
     of: Annotated[list[str] | None, typer.Option(help='Whose outliers: "intrinsic", or "full"; repeat.')] = None,
     permutations: Annotated[int, typer.Option(min=19, help="Of every test of recurrence.")] = 999,

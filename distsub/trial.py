@@ -17,7 +17,7 @@ IDENTITY_VERSION = 1
 _ZHANG2023 = ("trained", "trained", 16, "random", 0.01)
 """Head, embeddings, ensemble, start and step as the paper trains."""
 
-Ablation = Literal["zero", "reset"]
+Ablation = Literal["zero", "hold", "reset"]
 Head = Literal["in_subspace", "trained", "frozen"]
 Status = Literal["finished", "diverged", "stopped", "error"]
 
@@ -99,7 +99,8 @@ class Method:
         span: What a learned subspace, or `match_norms`, is made of.
         match_norms: Scale a random P, tensor by tensor, to the norms of the span's last update.
         ablation: Of full fine-tuning with some weights disabled: "zero" (theta_0 is zero there, then fine-tuned in
-            full) or "reset" (fine-tuned in full, then put back to theta_0 there).
+            full), "hold" (zero there before and after every step) or "reset" (fine-tuned in full, then put back to
+            theta_0 there).
         mask: Content hash of the positions that are disabled, masks/<mask>.safetensors in the results.
     """
 

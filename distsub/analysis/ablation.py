@@ -1,8 +1,9 @@
 """Disable outliers and fine-tune: what the outliers cost against controls of the same size, paired by seed and example.
 
-Two edits. "zero": theta_0 is set to zero at the mask's positions and the model is then fine-tuned in full, every
-parameter free to move, those too (Zhang et al. 2023, Table 3). "reset": of a model that was fine-tuned in full, the
-mask's positions are put back to theta_0, and it is evaluated without further training, so that only the update is lost.
+Three edits. "zero": theta_0 is set to zero at the mask's positions and the model is then fine-tuned in full, every
+parameter free to move, those too (Zhang et al. 2023, Table 3). "hold": the same, but they stay zero. "reset": of a
+model that was fine-tuned in full, the mask's positions are put back to theta_0, and it is evaluated without further
+training, so that only the update is lost.
 """
 
 from collections.abc import Sequence

@@ -205,7 +205,7 @@ def ablation_trials(updates: Sequence[Update], masks: pa.Table, edits: Sequence[
     Args:
         updates: The updates that the masks are of.
         masks: Rows of MASKS.
-        edits: "zero", "reset" or both.
+        edits: Any of "zero", "hold" and "reset".
     """
     full = {update.id: update.full for update in updates}
     trials: dict[Trial, None] = {}

@@ -97,7 +97,7 @@ def train(
     evaluation = Evaluation(trial, tokenizer, splits.validation, device)
     model, record = build_model(trial, prepared, device, snapshots)
     theta_0 = ablate.take(model, disabled or {})
-    if trial.method.ablation == "zero":
+    if trial.method.ablation in ("zero", "hold"):
         ablate.put(model, disabled or {})
     if start is not None and isinstance(model, SubspaceModel):
         adapter.start_from(model, start)
@@ -134,6 +134,8 @@ def train(
         if budget.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(trained, budget.max_grad_norm)
         optimizer.step()
+        if trial.method.ablation == "hold":
+            ablate.put(model, disabled or {})
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         num_tokens += sum(lengths[i] for i in indices)

@@ -123,7 +123,11 @@ def ablation_figure(ablations: pa.Table, to: Target) -> None:
     panels = list(dict.fromkeys((row["model"], row["edit"], row["variant"]) for row in rows))
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure, grid = _grid(len(panels), 1, 2.2 + 2.1 * len(tasks), 2.9)
-    words = {"zero": "set to zero, then fine-tuned", "reset": "fine-tuned, then put back to θ₀"}
+    words = {
+        "zero": "set to zero, then fine-tuned",
+        "hold": "fine-tuned, held at zero",
+        "reset": "fine-tuned, then put back to θ₀",
+    }
     for axes, panel in zip([line[0] for line in grid], panels, strict=False):
         for at, task in enumerate(tasks):
             mine = [row for row in rows if (row["model"], row["edit"], row["variant"], row["task"]) == (*panel, task)]

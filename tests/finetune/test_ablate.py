@@ -90,6 +90,15 @@ def test_zero_starts_from_zero_and_trains_everything(full, model):
     assert 0 < trained[NAME].abs().max() <= 6 * 1e-2 * 1.2 < (plain[NAME] - theta_0).abs().max() + theta_0.abs().max()
 
 
+def test_hold_keeps_the_mask_at_zero_and_trains_the_rest(full, model):
+    at, theta_0 = POSITIONS[NAME], dict(model.named_parameters())[NAME].detach().reshape(-1)
+    ablated = replace(full, method=Method("full", ablation="hold", mask=ablate.mask_id({NAME: at})))
+    trained, seen = weights(ablated, {NAME: at})
+    moved = (trained[NAME].view(-1) != theta_0).numpy()
+    assert seen.status == "finished" and not trained[NAME].view(-1)[at].any()
+    assert np.delete(moved, at).mean() > 0.9
+
+
 def test_reset_is_the_fine_tuned_model_with_these_weights_put_back(full, model):
     ablated = replace(full, method=Method("full", ablation="reset", mask=ablate.mask_id(POSITIONS)))
     plain, _ = weights(full, None)
