@@ -14,8 +14,9 @@ quickstart: $(STAMP)
 	$(BIN)/distsub run sweeps/quickstart.toml --out results/quickstart
 	$(BIN)/distsub report results/quickstart
 
+# Two processes: tests of real clusters mostly wait for Ray to start.
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist worksteal
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest
