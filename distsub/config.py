@@ -130,13 +130,13 @@ class Sweep:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def searches(self) -> tuple[Search, ...]:
-        """List the searches: every task x model x method x seeds, in that order."""
-        return tuple(
+        """List the searches: every task x model x method x seeds, in that order, each once."""
+        found = (
             Search(
                 task=task,
                 model=model.name,
                 revision=model.revision,
-                method=method,
+                method=method.on(task),
                 seeds=seeds,
                 budget=self.budget,
                 dims=dims,
@@ -155,6 +155,7 @@ class Sweep:
             for method, (dims, etas) in self.arms()
             for seeds in self.seeds
         )
+        return tuple(dict.fromkeys(found))
 
     def arms(self) -> list[tuple[Method, tuple[tuple[int, ...], tuple[float, ...]]]]:
         """List the methods, each with the dims and etas that count for it."""

@@ -7,7 +7,7 @@ ask for the same trial name the same row, which is what makes resuming and shari
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -144,6 +144,12 @@ class Method:
             f"embeddings {self.embeddings}" if self.embeddings == "trained" and not paper else "",
         ]
         return " ".join(filter(None, [name, *parts]))
+
+    def on(self, task: "Task") -> "Method":
+        """Return the method as it is on a task: in the subspace of that very task, "inductive" is "intrinsic"."""
+        if self.span is None or self.span.sources != (Source(task),):
+            return self
+        return replace(self, span=replace(self.span, sources=(Source(),)))
 
 
 @dataclass(frozen=True)

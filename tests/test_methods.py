@@ -74,6 +74,16 @@ def test_names(entry, variant):
     assert found.searches()[0].name.split("/")[2] == (variant or found.methods[0].name)
 
 
+def test_inductive_on_its_own_task_is_intrinsic_and_runs_once():
+    found = sweep('{ name = "inductive", sources = "rte" }, "intrinsic"').searches()
+    assert len(found) == len(set(found))
+    assert {(each.task.name, each.method.variant) for each in found} == {
+        *(("mrpc", variant) for variant in ("inductive:rte", "intrinsic")),
+        *(("stsb", variant) for variant in ("inductive:rte", "intrinsic")),
+        ("rte", "intrinsic"),
+    }
+
+
 def test_what_each_is_made_of():
     [mrpc, rte, stsb] = sweep('"did"').tasks
     assert one('{ name = "inductive", sources = "rte" }').span.sources == (Source(rte),)
