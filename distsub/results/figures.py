@@ -41,14 +41,18 @@ def spikes_figure(profiles: pa.Table, to: Target, *, k: float = 3.0, layers: int
         to: Where the PNG goes.
         k: Where outliers begin.
         layers: At most so many layers, evenly from the first to the last.
-        updates: At most so many updates, in the order of the rows.
+        updates: At most so many updates: of each task and way of training one, learned and random ones first.
     """
-    rows = _by(profiles, "update")
-    shown = list(rows.items())[:updates]
-    names = list(dict.fromkeys(row["layer"] for _, part in shown for row in part))
+    ways: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for part in _by(profiles, "update").values():
+        ways.setdefault((part[0]["task"], part[0]["variant"]), part)
+    first = ("full", "intrinsic", "random", "random_matched")
+    order = sorted(ways, key=lambda way: first.index(way[1]) if way[1] in first else len(first))
+    shown = [ways[way] for way in order[:updates]]
+    names = list(dict.fromkeys(row["layer"] for part in shown for row in part))
     kept = [names[round(i * (len(names) - 1) / max(1, layers - 1))] for i in range(min(layers, len(names)))]
     figure, grid = _grid(len(shown), len(kept), 4.6, 1.9)
-    for number, (_, part) in enumerate(shown):
+    for number, part in enumerate(shown):
         for axes, layer in zip(grid[number], kept, strict=True):
             _spikes(axes, [row for row in part if row["layer"] == layer], k)
             axes.set_title(f"layer {_number(layer)}" if number == 0 else "", fontsize=9)
