@@ -1,10 +1,11 @@
 """What Tune, the searcher, the board, the store and the reporter add to a trial that itself takes no time.
 
     python benchmarks/tune_overhead.py --trials 1000 --slots 2 --out benchmarks/tune_overhead.json
+    python benchmarks/tune_overhead.py --trials 5000 1000 --slots 2 --out benchmarks/driver_scale.json
 
 Everything is the real thing, on a Ray cluster of its own, but for the training: in its place stands a function that
 writes a row of made-up scores through the real store. Wall time on a busy machine says little; the processor time of
-the driver stands beside it.
+the driver stands beside it. Several numbers of trials run one after the other, each in a process of its own.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import math
 import os
 import platform
 import pstats
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -80,18 +83,31 @@ def resident_mb() -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def alone(trials: int, slots: int) -> dict:
+    """Measure in a process of its own, so that memory starts anew."""
+    command = [sys.executable, __file__, "--trials", str(trials), "--slots", str(slots)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def main() -> None:
     """Run it and write what it took."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--trials", type=int, nargs="+", default=[1000])
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
+    if len(options.trials) > 1:
+        reports = [alone(trials, options.slots) for trials in options.trials]
+        print(json.dumps(reports, indent=1))
+        if options.out:
+            options.out.write_text(json.dumps(reports, indent=1) + "\n")
+        return
+    [trials] = options.trials
     tune.TrainTrial = NoTraining  # type: ignore[misc]
     with tempfile.TemporaryDirectory(prefix="ds-", dir="/tmp") as folder:
         store = Store.create(f"{folder}/out", "name = 'nothing'", "0" * 16)
-        board = Board(searches(options.trials), make_policy("grid"))
+        board = Board(searches(trials), make_policy("grid"))
         resources = Resources(max_concurrent_trials=options.slots, cpus_per_trial=1.0)
         marks: list[tuple[float, float, float]] = []
 
@@ -114,7 +130,7 @@ def main() -> None:
     (began, cpu_began, mb_began), (ended, cpu_ended, mb_ended) = marks[skip], marks[-1]
     count = len(marks) - 1 - skip
     report = {
-        "command": f"python benchmarks/tune_overhead.py --trials {options.trials} --slots {options.slots}",
+        "command": f"python benchmarks/tune_overhead.py --trials {trials} --slots {options.slots}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "trials": len(marks),
         "slots": options.slots,
