@@ -17,7 +17,7 @@ From the first confirmation on the policy is not asked any more, so its own maxi
 from collections.abc import Callable, Iterator
 
 from distsub.search.evidence import CHANCES, Evidence
-from distsub.search.outcome import Finding
+from distsub.search.outcome import Finding, Outcome
 from distsub.search.spec import Search
 from distsub.trial import Trial
 
@@ -31,15 +31,20 @@ Missing = Callable[[Evidence, int], Iterator[Trial]]
 """The trials that a d is still to be given."""
 
 
-def worth(state: Evidence, probes: Probes, missing: Missing = Evidence.missing_at) -> Iterator[Trial]:
+def worth(
+    state: Evidence, probes: Probes, missing: Missing = Evidence.missing_at, at_chance: bool = False
+) -> Iterator[Trial]:
     """Yield the trials worth running, most valuable first: the baseline, the policy's own, then confirmations.
 
     Args:
         state: What is known.
         probes: What the policy would run.
         missing: In what order it would give a d the etas that are still to be tried there.
+        at_chance: Run the policy's own, for their scores, also where the baseline is not above chance.
     """
     if state.obstacle is not None:
+        if at_chance and state.obstacle is Outcome.baseline_at_chance:
+            yield from probes(state)
         return
     yield from state.missing_baseline()
     if not climbing(state):

@@ -313,7 +313,7 @@ class Evidence:
 
     def _final(self, threshold: float | None, ended: bool, if_open: Outcome) -> Verdict:
         if self.obstacle is not None:
-            return Verdict(self.obstacle)
+            return Verdict(self.obstacle if ended else Outcome.running)
         if threshold is None:
             return Verdict(if_open if ended else Outcome.running)
         verdict = self.verdict(threshold)

@@ -55,7 +55,8 @@ class Grid:
     """Every d times every eta, as in the paper; assumes nothing and notices a score that is not monotone in d.
 
     d90 is the smallest d that passes, provided that no larger one fails. Where a d is given fewer etas, and Optuna says
-    which, one d comes after the other, since each is to learn from those before it.
+    which, one d comes after the other, since each is to learn from those before it. Ways of training in layers are
+    compared by their scores, not by d90 alone, so they run where the baseline is at chance too.
     Source: Aghajanyan et al. 2020, Sec. 3.
     """
 
@@ -65,7 +66,8 @@ class Grid:
 
     def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
         """Return the first `slots` trials without result: the baseline, then d by d."""
-        return tuple(islice(worth(state, self._probes), slots))
+        compared = state.search.method.variant is not None
+        return tuple(islice(worth(state, self._probes, at_chance=compared), slots))
 
     def observe(self, state: Evidence, observation: Observation) -> Evidence:
         """Return the state with one more observation."""

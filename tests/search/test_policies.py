@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from distsub.errors import ConfigError
 from distsub.search import POLICIES, Adaptive, Bisection, Board, Evidence, Finding, Grid, Outcome, make_policy
+from distsub.trial import Method
 
 
 def expected(search, position: int) -> tuple[Outcome, int | None, tuple[int | None, int | None]]:
@@ -229,6 +230,24 @@ def test_a_failed_baseline_ends_the_search_at_once(bench, policy):
     assert policy.outcome(state).outcome is Outcome.baseline_missing
     mended = policy.observe(state, bench.see(search.baseline[0], 0.8))
     assert policy.propose(mended, 1) == (search.baseline[1],)
+
+
+def test_a_grid_compares_ways_of_training_in_layers_at_chance_too(bench):
+    """Their scores are what the sweep is for; d90 of the whole model is not worth a trial without a threshold."""
+    layers = Method("did", "fastfood", "global", scope="layer", head="trained", embeddings="frozen")
+    for method, runs in ((layers, 8), (bench.search().method, 0)):
+        search = bench.search(4, method=method)
+        state = Grid().observe(Grid().init(search), bench.see(search.baseline[0], 0.5))
+        proposed = Grid().propose(state, 99)
+        assert len(proposed) == runs
+        for trial in proposed:
+            assert Grid().outcome(state).outcome is Outcome.running
+            state = Grid().observe(state, bench.see(trial, 0.52))
+        assert Grid().propose(state, 1) == () and Grid().outcome(state).outcome is Outcome.baseline_at_chance
+    search = bench.search(method=layers)
+    broken = Grid().observe(Grid().init(search), bench.see(search.baseline[0], None, "diverged"))
+    assert Grid().propose(broken, 9) == ()
+    assert Bisection().propose(Evidence(search).add(bench.see(search.baseline[0], 0.5)), 9) == ()
 
 
 def test_bisection_starts_on_the_first_d_while_the_baseline_runs(bench):
