@@ -52,9 +52,12 @@ def spikes_figure(profiles: pa.Table, to: Target, *, k: float = 3.0, layers: int
     names = list(dict.fromkeys(row["layer"] for part in shown for row in part))
     kept = [names[round(i * (len(names) - 1) / max(1, layers - 1))] for i in range(min(layers, len(names)))]
     figure, grid = _grid(len(shown), len(kept), 4.6, 1.9)
+    seen = [abs(row[end]) for part in shown for row in part if row["layer"] in kept for end in ("low", "high")]
+    top = 1.15 * max([1.5 * k, *seen])  # one scale for all, so that what stands out in one is seen beside the others
     for number, part in enumerate(shown):
         for axes, layer in zip(grid[number], kept, strict=True):
             _spikes(axes, [row for row in part if row["layer"] == layer], k)
+            axes.set_ylim(-top, top)
             axes.set_title(f"layer {_number(layer)}" if number == 0 else "", fontsize=9)
         grid[number][0].set_ylabel(f"{_update_name(part[0])}\nsigma", fontsize=8)
     for axes in grid[-1]:
@@ -70,7 +73,6 @@ def _spikes(axes: Any, rows: list[dict[str, Any]], k: float) -> None:
     norms = [x for x, row in zip(middle, rows, strict=True) if "norm" in row["tensor"].lower()]
     axes.plot(norms, [0.03] * len(norms), "|", color=_RED, markersize=7, transform=axes.get_xaxis_transform())
     peak = max((max(abs(row["low"]), abs(row["high"])) for row in rows), default=1.0)
-    axes.set_ylim(-1.15 * max(peak, 1.5 * k), 1.15 * max(peak, 1.5 * k))
     axes.text(0.99, 0.95, f"max {peak:.1f} sigma", transform=axes.transAxes, fontsize=7.5, ha="right", va="top")
     _plain(axes)
 
@@ -171,6 +173,8 @@ def _bars(axes: Any, at: int, rows: list[dict[str, Any]]) -> None:
 def transfer_figure(transfer: pa.Table, to: Target) -> None:
     """Draw scores by source and target task, coloured by the share of the way from random to full fine-tuning.
 
+    Grey is a score whose share means nothing, or no score at all.
+
     Args:
         transfer: Rows of TRANSFER.
         to: Where the PNG goes.
@@ -178,8 +182,12 @@ def transfer_figure(transfer: pa.Table, to: Target) -> None:
     rows = transfer.to_pylist()
     panels = list(dict.fromkeys((row["model"], row["d"], row["training"]) for row in rows))
     names = list(dict.fromkeys([row["source"] for row in rows] + [row["target"] for row in rows]))
-    figure, grid = _grid(len(panels), 1, 2.2 + 0.85 * len(names), 1.5 + 0.5 * len(names))
-    for axes, panel in zip([line[0] for line in grid], panels, strict=False):
+    columns = min(3, max(1, len(panels)))
+    figure, grid = _grid(-(-len(panels) // columns), columns, max(3.4, 2.2 + 0.85 * len(names)), 1.5 + 0.5 * len(names))
+    flat = [axes for line in grid for axes in line]
+    for axes in flat[max(1, len(panels)) :]:
+        axes.set_visible(False)
+    for axes, panel in zip(flat, panels, strict=False):
         mine = [row for row in rows if (row["model"], row["d"], row["training"]) == panel]
         found = {(row["source"], row["target"]): row for row in mine}
         colour = [[_cell(found, source, target, "recovered") for target in names] for source in names]
@@ -208,7 +216,8 @@ def angles_figure(angles: pa.Table, to: Target) -> None:
         for source in names:
             cells.append([_overlap([row for row in rows if row["model"] == model], source, target) for target in names])
         expected = [row["expected_overlap"] for row in rows if row["model"] == model]
-        _heat(axes, cells, names, names, lambda value: f"{value:.2g}", "Blues", (0.0, 1.0))
+        top = max([0.01, *(cell for line in cells for cell in line if cell is not None)])
+        _heat(axes, cells, names, names, lambda value: f"{value:.2g}", "Blues", (0.0, top))
         chance = f"{sum(expected) / len(expected):.1g}" if expected else "-"
         axes.set_title(_title(model, f"overlap of spans\nof different runs; random: {chance}"), fontsize=9)
     _save(figure, to)
@@ -254,6 +263,7 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
         for variant, look in (("full", "-"), ("freeze", "--")):
             for row in (row for row in mine if row["variant"].startswith(variant) and row["d"] is None):
                 axes.axhline(row["score"], color=_INK, linestyle=look, linewidth=1.1)
+        _limit(axes.set_ylim, mine)
         if mine and mine[0]["chance"] is not None:
             axes.axhline(mine[0]["chance"], color=_INK, linestyle=":", linewidth=1.0)
         axes.set_xscale("log", base=2)
@@ -281,6 +291,14 @@ def _curve(axes: Any, rows: list[dict[str, Any]], colour: str) -> None:
         linewidth=1.0,
         alpha=0.6,
     )
+
+
+def _limit(set_limits: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Show every score and chance; of the intervals, which two seeds make very long, what fits."""
+    known = [x for row in rows for x in (*(row["scores"] or ()), row["score"], row["chance"]) if x is not None]
+    if known:
+        room = 0.12 * max(max(known) - min(known), 0.05)
+        set_limits(min(known) - room, max(known) + room)
 
 
 def modes_figure(modes: pa.Table, to: Target) -> None:
@@ -314,6 +332,7 @@ def modes_figure(modes: pa.Table, to: Target) -> None:
         names = [_way(row) + (f", d = {row['d']}" if row["d"] is not None else "") for row in mine]
         axes.set_yticks(range(len(mine)), names)
         axes.set_ylim(-0.7, len(mine) - 0.3)
+        _limit(axes.set_xlim, mine)
         axes.set_title(_title(*panel), fontsize=9)
         axes.set_xlabel(mine[0]["metric"], fontsize=8)
         _plain(axes)
@@ -445,7 +464,7 @@ def _way(row: dict[str, Any]) -> str:
 
 def _update_name(row: dict[str, Any]) -> str:
     what = row["variant"] if row["kind"] == "adapter" else "θ_T - θ₀"
-    return f"{row['task']} {what} s{row['data_seed']}"
+    return f"{row['task']}, seed {row['data_seed']}\n{what}"
 
 
 def _number(layer: str) -> str:
