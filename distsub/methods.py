@@ -60,6 +60,13 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _steps_or_epoch(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
+    if value != "epoch" and not whole:
+        raise ValueError(f'give "epoch" or a number of steps from 1 on, not {value!r}')
+    return value
+
+
 class MethodTable(Table):
     """One entry of [[methods]]."""
 
@@ -199,7 +206,7 @@ class TrajectoryTable(Table):
 
     learning_rate: PositiveFloat | None = None
     steps: PositiveInt | None = None
-    every: Literal["epoch"] | PositiveInt = "epoch"
+    every: Annotated[Literal["epoch"] | PositiveInt, BeforeValidator(_steps_or_epoch)] = "epoch"
     checkpoints: PositiveInt | None = None
     dtype: Literal["bfloat16", "float32"] = Span.dtype
 

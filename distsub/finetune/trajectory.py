@@ -153,6 +153,8 @@ def record(
 
     try:
         target.mkdir(parents=True, exist_ok=True)
+        for left in (*target.glob("step-*.safetensors"), *target.glob(".*")):  # by a recording that was cut short
+            left.unlink()
         observation = yield from train(trial, device, on_step=keep)
         meta["curve"] = [list(point) for point in observation.curve]
         meta["score"], meta["status"] = observation.score, observation.status
@@ -174,10 +176,13 @@ def load(path: str | os.PathLike[str]) -> Trajectory:
     path = Path(path)
     meta = read_meta(path)
     if not meta["complete"]:
-        raise TrajectoryError(
-            f"trajectory {path} is incomplete: {len(meta['checkpoints'])} of {meta['planned']} checkpoints"
-            f"{', the training diverged' if meta.get('status') == 'diverged' else ''}; run `distsub trajectory` again"
-        )
+        kept = f"{len(meta['checkpoints'])} of {meta['planned']} checkpoints"
+        if meta.get("status") == "diverged":
+            raise TrajectoryError(
+                f"trajectory {path} ({meta['task']}) has {kept}: its fine-tuning diverged at learning rate "
+                f"{meta['learning_rate']:g}; lower [trajectory] learning_rate"
+            )
+        raise TrajectoryError(f"trajectory {path} is incomplete: {kept}; run `distsub trajectory` again")
     parameters = tuple((name, tuple(shape)) for name, shape in meta["parameters"])
     updates = []
     for checkpoint in meta["checkpoints"]:
@@ -222,6 +227,14 @@ def read_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
     if (found := meta.get("format_version")) != FORMAT_VERSION:
         raise TrajectoryError(f"{file} has format version {found}, this distsub reads {FORMAT_VERSION}")
     return meta
+
+
+def has_diverged(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a trajectory was recorded to where its fine-tuning diverged."""
+    try:
+        return read_meta(path).get("status") == "diverged"
+    except TrajectoryError:
+        return False
 
 
 def is_complete(path: str | os.PathLike[str]) -> bool:
@@ -276,11 +289,7 @@ def collect(
     hashes: list[str] = []
     for path in paths:
         found = load(path)
-        if found.meta["weights_sha256"] != weights_sha256:
-            raise TrajectoryError(
-                f"trajectory {path} is of other weights: sha256 {found.meta['weights_sha256'][:12]} "
-                f"({found.meta['model']}, revision {found.meta['revision']}), this model has {weights_sha256[:12]}"
-            )
+        check_weights(found, weights_sha256)
         if first is not None and first > len(found.updates):
             raise TrajectoryError(
                 f"the first {first} checkpoints are asked for, trajectory {path} has {len(found.updates)}"
@@ -289,6 +298,20 @@ def collect(
         hashes += found.hashes[:first][-1:] if last else found.hashes[:first]
     fingerprint = hashlib.sha256("\n".join([mode, *hashes]).encode()).hexdigest()
     return Snapshots(tuple(rows), mode, fingerprint, tuple(path.name for path in paths), first, last)
+
+
+def check_weights(found: Trajectory, weights_sha256: str) -> None:
+    """Refuse a trajectory of another model or revision.
+
+    Raises:
+        TrajectoryError: It was recorded on other weights.
+    """
+    if (given := found.meta["weights_sha256"]) != weights_sha256:
+        raise TrajectoryError(
+            f"trajectory {found.path} is of other weights: sha256 {given[:12]} ({found.meta['model']}, revision "
+            f"{found.meta['revision']}), this model has {weights_sha256[:12]}; give the model that it is of, or delete "
+            "it and run `distsub trajectory` again"
+        )
 
 
 def num_bytes(recording: Recording, num_params: int, num_rows: int) -> int:

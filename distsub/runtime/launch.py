@@ -256,6 +256,11 @@ def _check_span(search: Search) -> None:
     if not search.trials_at(search.dims[0])[0].recordings:
         raise ConfigError(f"{search.name}: no source is left without the task itself; name more sources")
     most = num_rows(search.trials_at(search.dims[0])[0]) - (span.mode == "centered")
+    if not most:
+        raise DimensionError(
+            f'{search.name}: mode = "centered" has no direction with one checkpoint; record more ([trajectory] steps, '
+            'every), or take mode = "difference"'
+        )
     if search.method.projection == "trajectory" and search.dims[-1] > most:
         raise DimensionError(
             f"{search.name}: d = {search.dims[-1]} is above the {most} directions that its checkpoints span; give the "

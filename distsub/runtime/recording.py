@@ -55,11 +55,11 @@ def ensure(recording: Recording, store: Store, device: str = "cpu") -> Generator
     """Record a trajectory unless it is there; returns whether it was recorded now.
 
     Raises:
-        TrajectoryError: The fine-tuning diverged, or has too few steps.
+        TrajectoryError: The fine-tuning diverged, or has too few steps; what is there is of other weights.
         OutputError: It cannot be written.
     """
     path = trajectory.directory(root_of(store), recording)
-    if trajectory.is_complete(path):
+    if _is_there(path, recording.trial):
         return False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,12 +71,29 @@ def ensure(recording: Recording, store: Store, device: str = "cpu") -> Generator
             time.sleep(WAIT_S)
             yield Progress(0, recording.trial.budget.steps, math.nan)
         _fetch(store, recording, path)
-        if trajectory.is_complete(path):
+        if _is_there(path, recording.trial):
             return False
         observation = yield from trajectory.record(recording, path, device)
         store.write(observation)
         trajectory.load(path)
         _publish(store, recording, path)
+    return True
+
+
+def _is_there(path: Path, full: Trial) -> bool:
+    """Tell whether the trajectory of a full fine-tuning is there to the end.
+
+    Raises:
+        TrajectoryError: It is of other weights. Or it diverged, as it would again: that is not repeated for every trial
+            that needs it.
+    """
+    try:
+        found = trajectory.load(path)
+    except TrajectoryError:
+        if trajectory.has_diverged(path):
+            raise
+        return False
+    trajectory.check_weights(found, pretrained.prepare(full.model, full.revision).sha256)
     return True
 
 

@@ -93,6 +93,7 @@ class Trajectory(Projection):
     Raises:
         DimensionError: d is not between 1 and the number of independent directions.
         ConfigError: The mode is unknown.
+        TrajectoryError: A checkpoint is not finite.
     """
 
     family = "trajectory"
@@ -202,6 +203,9 @@ def gram(rows: Rows) -> Tensor:
 
     Returns:
         Shape [len(rows), len(rows)].
+
+    Raises:
+        TrajectoryError: A number is not finite.
     """
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     chunk = max(1, CHUNK // len(rows))
@@ -209,6 +213,12 @@ def gram(rows: Rows) -> Tensor:
         for start in range(0, tensors[0].numel(), chunk):
             block = torch.stack([tensor[start : start + chunk].to("cpu", torch.float64) for tensor in tensors])
             total += block @ block.T
+    if not total.isfinite().all():
+        row = int((~total.diagonal().isfinite()).nonzero()[0]) + 1
+        raise TrajectoryError(
+            f"checkpoint {row} of the trajectory holds numbers that are not finite: its fine-tuning blew up; lower "
+            "[trajectory] learning_rate"
+        )
     return total
 
 

@@ -76,17 +76,27 @@ def test_the_same_recording_gives_the_same_bytes(recording, tmp_path):
     steps = trajectory.record(short, tmp_path / "two")
     for _ in range(15):
         next(steps)
-    steps.close()  # killed after its first checkpoint
+    steps.close()  # killed after its first checkpoint, while it wrote the next
+    (tmp_path / "two" / ".step-000020.safetensors.77").write_bytes(b"half")
     meta = trajectory.read_meta(tmp_path / "two")
     assert not meta["complete"] and [each["step"] for each in meta["checkpoints"]] == [10]
     with pytest.raises(TrajectoryError, match="incomplete: 1 of 2 checkpoints"):
         trajectory.load(tmp_path / "two")
     run(short, tmp_path / "two")
     assert trajectory.load(tmp_path / "one").hashes == trajectory.load(tmp_path / "two").hashes
+    assert {file.name for file in (tmp_path / "two").iterdir()} == {file.name for file in (tmp_path / "one").iterdir()}
     assert trajectory.load(tmp_path / "one").updates[0]["bert.pooler.dense.weight"].dtype == torch.bfloat16
     sizes = sum(file.stat().st_size for file in (tmp_path / "one").glob("*.safetensors"))
     num_params = sum(p.numel() for p in pretrained.build(pretrained.prepare(short.trial.model), 2, 0).parameters())
     assert 0 < sizes - trajectory.num_bytes(short, num_params, 256) < 20_000  # names and shapes
+
+
+def test_one_that_diverged_says_so(recording, tmp_path):
+    blown = dataclasses.replace(recording, trial=dataclasses.replace(recording.trial, learning_rate=1e20))
+    assert run(blown, tmp_path / "one").status == "diverged" and trajectory.has_diverged(tmp_path / "one")
+    with pytest.raises(TrajectoryError, match=r"\(tiny\) has 0 of 4.*diverged at learning rate 1e\+20; lower"):
+        trajectory.load(tmp_path / "one")
+    assert not trajectory.is_complete(tmp_path / "one") and not trajectory.has_diverged(tmp_path)
 
 
 def test_which_steps_are_kept(recording):

@@ -75,6 +75,12 @@ def test_the_plan_counts_them(sweep):
     [
         ('methods = [{ name = "intrinsic", dims = [3] }]', 20, DimensionError, "d = 3 is above the 2 directions"),
         ('methods = [{ name = "intrinsic", mode = "centered" }]', 20, DimensionError, "d = 2 is above the 1"),
+        (
+            'methods = [{ name = "intrinsic", mode = "centered", dims = [1] }]',
+            40,
+            DimensionError,
+            "no direction with one",
+        ),
         ('methods = [{ name = "intrinsic", first = 9 }]', 20, TrajectoryError, "first = 9.*has 2 checkpoints"),
         ('methods = ["intrinsic"]', 50, TrajectoryError, "gives 0 checkpoints"),
         ('methods = [{ name = "random", head = "in_subspace" }]', 20, ConfigError, "lies in none"),
@@ -91,6 +97,16 @@ def test_nothing_to_record(tiny_sweep, tmp_path):
     store = Store.create(tmp_path / "out", sweep.text, sweep.fingerprint, str(tmp_path))
     with pytest.raises(ConfigError, match="nothing to record"):
         list(recording.record_all(sweep, store))
+
+
+def test_one_that_diverged_is_not_trained_again_for_every_trial(sweep, tmp_path, store, monkeypatch):
+    text = sweep.text.replace("learning_rate = 3e-3\ndtype", "learning_rate = 1e20\ndtype")
+    [needed] = parse_sweep(text, tmp_path).recordings()
+    for again in (False, True):
+        if again:
+            monkeypatch.setattr(trajectory, "record", lambda *_: pytest.fail("trained again"))
+        with pytest.raises(TrajectoryError, match=r"diverged at learning rate 1e\+20; lower \[trajectory\]"):
+            list(recording.ensure(needed, store))
 
 
 def test_a_store_elsewhere_gets_and_gives_the_files(sweep, store, tmp_path, monkeypatch):

@@ -79,6 +79,22 @@ def test_d_above_what_there_is():
         Trajectory(path(), 2, "centred")
 
 
+def test_checkpoints_that_are_not_finite_or_do_not_move():
+    rows = path()
+    rows[3][1][2] = float("nan")
+    with pytest.raises(TrajectoryError, match="checkpoint 4 of the trajectory holds numbers that are not finite"):
+        Trajectory(rows, 2)
+    still = [[torch.zeros(size) for size in SIZES] for _ in range(3)]
+    with pytest.raises(DimensionError, match="3 checkpoints have 0 independent directions"):
+        Trajectory(still, 1)
+    same = [path()[2]] * 4  # one direction, four times
+    assert Trajectory(same, 1).explained[0] == pytest.approx(1)
+    with pytest.raises(DimensionError, match="4 checkpoints have 1 independent directions"):
+        Trajectory(same, 2)
+    with pytest.raises(DimensionError, match="1 checkpoints have 0 independent directions \\(centering"):
+        Trajectory(path()[:1], 1, "centered")
+
+
 def test_snapshots_are_laid_out_as_the_model_is():
     update = {"b": torch.ones(2, 3), "a": torch.zeros(4)}
     theta_0 = [torch.zeros(4), torch.full((2, 3), 5.0)]
