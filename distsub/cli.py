@@ -274,13 +274,13 @@ def outliers(
     store, code = _open_results(out), 0
     edits = study.edits_of(disable or [])
     updates = study.find_outliers(store, store.read(), k=k, every_d=every_d, say=_say)
-    study.find_recurrence(store, scope=scope.value, permutations=permutations)
+    study.find_recurrence(store, updates, scope=scope.value, permutations=permutations)
     if edits:
         masks = study.make_masks(store, updates, of=of or ["intrinsic"], scope=scope.value, k=k)
         trials = study.ablation_trials(updates, masks, edits)
         code = launch.run(_sweep(store), store, backend.value, plain, trials=trials)
     ablations = study.compare_ablations(store, store.read())
-    _print(study.outlier_listing(store), format)
+    _print(study.outlier_listing(store, updates), format)
     if ablations.num_rows and format is Format.table:
         _print(ablations.select(list(study.ABLATION_COLUMNS)), format)
     _pictures(study.draw(store, ("spikes", "components", "ablation")))

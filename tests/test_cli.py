@@ -1,15 +1,24 @@
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from distsub import cli
 from distsub.config import load_sweep
+from distsub.finetune import pretrained
+from distsub.results import Store
+from distsub.results.analyses import read_analysis
 
-COMMANDS = ("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor", "outliers", "transfer")
+COMMANDS = (
+    *("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor"),
+    *("trajectory", "outliers", "transfer"),
+)
 
 
 def call(capsys, *arguments):
@@ -320,6 +329,96 @@ def test_learned_updates_from_the_sweep_to_the_figures(tiny_model, tiny_data, tm
     sql = "select count(*) n, bool_and(seeds = 1) one from ablations where versus = 'none'"
     assert json.loads(call(capsys, "query", out, sql, "--format", "json")[1]) == [{"n": 4, "one": True}]
     assert 'unknown; did you mean "zero"' in refused(capsys, "outliers", out, "--disable", "zeros")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_disabled_weights_give_the_same_table_through_tune_as_inline(tiny_model, tiny_data, tmp_path, capsys):
+    """Two real Ray workers read masks, edit weights and leave rows as one process does that runs them in turn."""
+    sweep = tmp_path / "learned.toml"
+    sweep.write_text(LEARNED.format(model=tiny_model, data=tiny_data).replace("seeds = 1", "seeds = 2"))
+    code, *_ = call(capsys, "run", sweep, "--out", tmp_path / "inline", "--backend", "inline", "--plain")
+    assert code == 0
+    shutil.copytree(tmp_path / "inline", tmp_path / "tune")
+    more = ("--k", "2", "--disable", "zero", "--disable", "reset", "--permutations", "19", "--plain", "--backend")
+    assert call(capsys, "outliers", tmp_path / "inline", *more, "inline")[0] == 0
+    folder = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # Ray's sockets need a short path
+    try:
+        given = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        given |= {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+        command = [sys.executable, "-m", "distsub.cli", "outliers", str(tmp_path / "tune"), *more, "tune"]
+        done = subprocess.run(command, env=given, capture_output=True, text=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and done.stdout.count("finished tiny") == 2 * 4 * 2
+    stores = [Store.open(str(tmp_path / name)) for name in ("inline", "tune")]
+    for name in ("masks", "ablations", "outliers", "recurrence"):
+        inline, tune = (read_analysis(store.files, name).to_pylist() for store in stores)
+        assert inline == tune and inline, name
+    edits = {
+        (row["edit"], row["mask"], row["seeds"]) for row in read_analysis(stores[0].files, "ablations").to_pylist()
+    }
+    masks = ("outliers", "random", "tensor", "magnitude")
+    assert edits == {(edit, mask, 2) for edit in ("zero", "reset") for mask in masks}
+    times = {"wall_s", "eval_s", "peak_bytes", "provenance"}
+    inline, tune = (store.table().drop_columns(list(times)).to_pylist() for store in stores)
+    assert inline == tune and sum(row["ablation"] is not None for row in inline) == 16
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("dims = [2]", "dims = [2, 3]", "d = 3 is above the 2 directions that its checkpoints span"),
+        (
+            "every = 20",
+            'every = "epoch"\ncheckpoints = 8',
+            "gives 2 checkpoints, 8 are asked for: 40 steps are 2 epochs",
+        ),
+        ("every = 20", "every = 41", "gives 0 checkpoints, 1 are asked for"),
+        (
+            "every = 20",
+            'every = "step"',
+            "[trajectory] every: give \"epoch\" or a number of steps from 1 on, not 'step'",
+        ),
+        ("every = 20", "every = 0", "[trajectory] every: give"),
+        ("every = 20", "every = 20\nlearning_rate = 1e20", "diverged at learning rate 1e+20"),
+        (
+            '"intrinsic", ',
+            '{{ name = "intrinsic", first = 3 }}, ',
+            "first = 3, but the trajectory of task 'tiny' has 2",
+        ),
+        ('"intrinsic", ', '{{ name = "inductive", sources = "tony" }}, ', 'sources: "tony" is not among the tasks'),
+    ],
+)
+def test_what_trajectory_cannot_do_is_told_in_one_line(tiny_model, tiny_data, tmp_path, capsys, old, new, message):
+    assert old in LEARNED
+    sweep = tmp_path / "learned.toml"
+    sweep.write_text(LEARNED.replace(old, new).format(model=tiny_model, data=tiny_data))
+    said = refused(capsys, "trajectory", sweep, "--out", tmp_path / "out")
+    assert message in said and len(said.splitlines()) == 1
+
+
+def test_trajectories_that_do_not_fit_are_told_and_damaged_ones_are_mended(tiny_model, tiny_data, tmp_path, capsys):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    sweep, out = tmp_path / "learned.toml", tmp_path / "out"
+    sweep.write_text(LEARNED.format(model=tmp_path / "model", data=tiny_data))
+    code, listed, said = call(capsys, "trajectory", sweep, "--out", out, "--format", "json")
+    assert code == 0 and said.startswith("recorded") and json.loads(listed)[0]["checkpoints"] == 2
+    assert call(capsys, "trajectory", sweep, "--out", out)[2].startswith("known")
+    [file] = (out / "trajectories").glob("*/step-000020.safetensors")
+    content = file.read_bytes()
+    for damage in (lambda: file.write_bytes(content[:-9]), file.unlink, (file.parent / "trajectory.json").unlink):
+        damage()
+        assert call(capsys, "trajectory", sweep, "--out", out)[2].startswith("recorded")
+        assert file.read_bytes() == content
+    weights = tmp_path / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    pretrained.prepare.cache_clear()  # as in another process
+    said = refused(capsys, "trajectory", sweep, "--out", out)
+    assert "is of other weights" in said and "delete it" in said and len(said.splitlines()) == 1
 
 
 def test_outliers_of_nothing_learned_are_refused(tmp_path, capsys):

@@ -17,6 +17,9 @@ from distsub.trial import Observation
 
 NONE, OUTLIERS = "none", "outliers"
 
+_ARM = ("variant", "d", "scope", "k")
+"""Whose outliers: what masks share that are compared over seeds."""
+
 RESAMPLES = 999
 
 
@@ -76,8 +79,8 @@ def compare(arm: Sequence[Observation], control: Sequence[Observation], resample
     """Compare two arms of trials, the i-th of one with the i-th of the other.
 
     Args:
-        arm: Finished trials of one task, one per seed.
-        control: Finished trials of the same task under the same seeds.
+        arm: Trials of one task that finished or diverged, one per seed.
+        control: The same of that task under the same seeds.
         resamples: Of the bootstrap.
     """
     differences = np.array([_score(a) - _score(b) for a, b in zip(arm, control, strict=True)])
@@ -156,7 +159,8 @@ def ablations_table(observations: Sequence[Observation], masks: pa.Table) -> pa.
         masks: Rows of MASKS, which say what kind a mask is.
 
     Returns:
-        Rows of ABLATIONS. A trial that did not finish counts where it has a score, and is left out where not.
+        Rows of ABLATIONS. A training that diverged counts as chance, since weights whose loss ruins the training would
+        else be missed just there; one that ended in an error is left out.
     """
     kinds: dict[str | None, dict[str, Any]] = {row["mask"]: row for row in masks.to_pylist()}
     whole: dict[Any, dict[Any, Observation]] = {}
@@ -164,24 +168,24 @@ def ablations_table(observations: Sequence[Observation], masks: pa.Table) -> pa.
     sizes: dict[Any, dict[Any, int]] = {}
     for seen in observations:
         trial = seen.trial
-        if trial.d is not None or seen.score is None:
+        if trial.d is not None or score_of(seen) is None:
             continue
         seeds, place = (trial.seeds.head, trial.seeds.data), _place(seen)
         if trial.is_baseline:
             whole.setdefault(place, {})[seeds] = seen
         elif (mask := kinds.get(trial.method.mask)) is not None:
-            arm = (*place, mask["variant"], mask["scope"], trial.method.ablation)
+            arm = (*place, *(mask[name] for name in _ARM), trial.method.ablation)
             arms.setdefault(arm, {}).setdefault(mask["kind"], {})[seeds] = seen
             sizes.setdefault((*arm, mask["kind"]), {})[seeds] = mask["positions"]
     rows = []
     for arm, by_kind in sorted(arms.items(), key=lambda item: _sortable(item[0])):
-        against = {NONE: whole.get(arm[:-3], {}), OUTLIERS: by_kind.get(OUTLIERS, {})}
+        against = {NONE: whole.get(arm[: -len(_ARM) - 1], {}), OUTLIERS: by_kind.get(OUTLIERS, {})}
         for kind, trials in sorted(by_kind.items()):
             for versus, others in against.items():
                 shared = sorted(trials.keys() & others.keys())
                 if kind == versus or not shared:
                     continue
-                about = dict(zip(("variant", "scope", "edit"), arm[-3:], strict=True))
+                about = dict(zip((*_ARM, "edit"), arm[-len(_ARM) - 1 :], strict=True))
                 about |= {"mask": kind, "versus": versus}
                 about["positions"] = [sizes[(*arm, kind)][seeds] for seeds in shared]
                 rows.append(about | _compared([trials[s] for s in shared], [others[s] for s in shared]))
@@ -222,6 +226,12 @@ def _sortable(arm: tuple[Any, ...]) -> tuple[str, ...]:
     return (arm[0].name, *(str(part) for part in arm[1:]))
 
 
+def score_of(seen: Observation) -> float | None:
+    """Return the score, chance for a training that diverged; None where neither is known."""
+    return seen.chance if seen.status == "diverged" else seen.score
+
+
 def _score(seen: Observation) -> float:
-    assert seen.score is not None, "only trials with a score are compared"
-    return seen.score
+    score = score_of(seen)
+    assert score is not None, "only trials with a score are compared"
+    return score

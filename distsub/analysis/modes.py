@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distsub.analysis.ablation import t_interval
+from distsub.analysis.ablation import score_of, t_interval
 from distsub.results.analyses import MODES
-from distsub.trial import Observation
+from distsub.trial import Method, Observation
 
 Key = tuple[Any, ...]
 
@@ -26,7 +26,7 @@ def modes_table(observations: Sequence[Observation]) -> pa.Table:
         observations: Rows of trials.
 
     Returns:
-        Rows of MODES, in the order of model, task, way and d.
+        Rows of MODES, in the order of model, task, way and d; the scores of each in the order of the seeds.
     """
     tried: dict[Key, dict[float, dict[Key, Observation]]] = defaultdict(lambda: defaultdict(dict))
     for seen in observations:
@@ -34,10 +34,14 @@ def modes_table(observations: Sequence[Observation]) -> pa.Table:
             tried[_way(seen)][_rate(seen)][_seeds(seen)] = seen
     chosen = {way: max(by_rate.items(), key=lambda item: _strength(item[1])) for way, by_rate in tried.items()}
     full = {way[:4]: trials for way, (_, trials) in chosen.items() if way[4].name == "full"}
+    random: dict[Key, dict[Key, Observation]] = {}
+    for way in sorted((way for way in chosen if _is_random(way[4])), key=lambda way: str(way[4].projection)):
+        random.setdefault((way[:4], way[5], _alike(way[4])), chosen[way][1])
     rows = []
     for way, (rate, trials) in chosen.items():
-        row = _row(way, list(trials.values())) | {"rate": rate, "rates": len(tried[way])}
-        rows.append(row | _against(trials, full.get(way[:4], {})))
+        row = _row(way, [trials[seeds] for seeds in sorted(trials)]) | {"rate": rate, "rates": len(tried[way])}
+        row |= _against(trials, full.get(way[:4], {}))
+        rows.append(row | _recovered(row, random.get((way[:4], way[5], _alike(way[4])))))
     rows.sort(key=lambda row: (row["model"], row["task"], row["variant"], row["projection"] or "", row["d"] or 0))
     return pa.Table.from_pylist(rows, schema=MODES)
 
@@ -50,6 +54,7 @@ def _row(way: Key, seen: Sequence[Observation]) -> dict[str, Any]:
         "model": model,
         "task": task.name,
         "variant": method.variant or method.name,
+        **dict(zip(("source", "training"), _source(method, task.name), strict=True)),
         "projection": method.projection,
         "d": d,
         "steps": budget.steps,
@@ -78,6 +83,47 @@ def _against(trials: dict[Key, Observation], full: dict[Key, Observation]) -> di
     return {"full": mean} | found
 
 
+def _recovered(row: dict[str, Any], random: dict[Key, Observation] | None) -> dict[str, Any]:
+    """Give the share of the way from a random subspace to full fine-tuning, or the reason why there is none."""
+    if row["d"] is None:
+        return {}
+    below = float(np.mean([_score(seen) for seen in random.values()])) if random else None
+    above, chance, recovered, reason = row.get("full"), row["chance"], None, None
+    if above is None:
+        reason = "no full fine-tuning"
+    elif chance is not None and above <= chance:
+        reason = "full is not above chance"
+    elif below is None:
+        reason = "no random subspace of this d"
+    elif above <= below:
+        reason = "full is not above random"
+    else:
+        recovered = (row["score"] - below) / (above - below)
+    return {"random": below, "recovered": recovered, "reason": reason}
+
+
+def _is_random(method: Method) -> bool:
+    return method.scope == "layer" and method.span is None
+
+
+def _alike(method: Method) -> Key:
+    """Give what two ways of training in layers share when they differ in the subspace alone."""
+    return method.scope, method.head, method.embeddings, method.ensemble, method.start, method.step
+
+
+def _source(method: Method, task: str) -> tuple[str | None, str | None]:
+    """Name the task whose trajectory a subspace is made of, and how it was trained; controls have no source."""
+    span = method.span
+    if span is None or method.match_norms or len(span.sources) != 1:
+        return None, None
+    [source] = span.sources
+    if source.task is None and (source.shift or span.first or span.last):
+        return None, None
+    name = "intrinsic" if source.task is None else f"inductive:{source.task.name}"
+    training = (method.variant or "").removeprefix(name).strip() or "default"
+    return (task if source.task is None else source.task.name), training
+
+
 def _way(seen: Observation) -> Key:
     trial = seen.trial
     d = None if trial.method.name in ("full", "freeze") else trial.d
@@ -95,7 +141,7 @@ def _seeds(seen: Observation) -> Key:
 
 def _score(seen: Observation) -> float:
     """Return the score, chance for a training that diverged; NaN where neither is known."""
-    score = seen.chance if seen.status == "diverged" else seen.score
+    score = score_of(seen)
     return float("nan") if score is None else score
 
 

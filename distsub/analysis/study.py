@@ -1,13 +1,14 @@
 """From a results directory to its analyses: read updates and rows, compute, write the tables."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import compute
 
 from distsub.analysis import masks as masking
 from distsub.analysis.ablation import OUTLIERS as OUTLIER_MASK
@@ -16,8 +17,8 @@ from distsub.analysis.modes import modes_table
 from distsub.analysis.outliers import NORMS, K, component_of, find, profile
 from distsub.analysis.recurrence import recurrence_table
 from distsub.analysis.transfer import geometry_tables, layer_geometry, transfer_table
-from distsub.analysis.updates import Update, blocks, learned_updates, recordings, root_of
-from distsub.errors import ConfigError, OutputError, nearest
+from distsub.analysis.updates import Say, Update, blocks, learned_updates, recorded, root_of
+from distsub.errors import AdapterError, ConfigError, DataError, OutputError, TrajectoryError, nearest
 from distsub.finetune import ablate, pretrained, trajectory
 from distsub.results import Store, figures
 from distsub.results.analyses import (
@@ -33,11 +34,9 @@ from distsub.results.files import first_line
 from distsub.subspace import layout
 from distsub.trial import Ablation, Method, Observation, Trial
 
-Say = Callable[[str], None]
-
 MODE_COLUMNS = (
     "task", "variant", "d", "metric", "chance", "seeds", "score", "score_low", "score_high", "full", "difference",
-    "difference_low", "difference_high",
+    "difference_low", "difference_high", "recovered", "reason",
 )  # fmt: skip
 """What `distsub transfer` shows of a way of training."""
 
@@ -66,12 +65,12 @@ def find_outliers(
         say: Told of every update.
 
     Returns:
-        The updates.
+        The updates, without those that cannot be read or are not finite, of which it is told.
 
     Raises:
         ConfigError: There is none.
     """
-    updates = learned_updates(store, observations, every_d)
+    updates = learned_updates(store, observations, every_d, say)
     if not updates:
         raise ConfigError(
             f"{store.uri} holds no learned update: neither adapters/ of its trials nor trajectories/; run the sweep "
@@ -79,35 +78,60 @@ def find_outliers(
         )
     summaries = read_analysis(store.files, "outlier_summaries").select(["update", "k"])
     known = dict(zip(*(column.to_pylist() for column in summaries.columns), strict=True))
+    usable: list[Update] = []
     for update in updates:
         about = update.about
         name = f"{about['task']} {about['variant']} d={about['d']} s{about['data_seed']}"
         if known.get(update.id) == k:
             say(f"known    {name}")
+            usable.append(update)
             continue
-        parts: dict[str, list[pa.Table]] = {"outliers": [], "outlier_summaries": [], "profiles": []}
-        for layer in update.layers():
-            found, described = find(layer.name, layer.update, layer.theta_0, k)
-            parts["outliers"].append(_with(found, about, OUTLIERS))
-            parts["outlier_summaries"].append(_with(described, about | {"k": k}, OUTLIER_SUMMARIES))
-            parts["profiles"].append(_with(profile(layer.name, layer.update), about, PROFILES))
+        try:
+            parts = _look_through(update, k)
+        except (TrajectoryError, AdapterError, DataError) as error:
+            say(f"skipped  {name}: {error}")
+            continue
         for table, pieces in parts.items():
             write_part(store.files, table, update.id, pa.concat_tables(pieces))
         say(f"outliers {name}: {sum(piece.num_rows for piece in parts['outliers'])}")
-    return updates
+        usable.append(update)
+    return usable
 
 
-def find_recurrence(store: Store, *, scope: str = "layer", permutations: int = 999) -> pa.Table:
-    """Test whether outliers come back to the same indices, and write the table."""
-    outliers, summaries = (read_analysis(store.files, name) for name in ("outliers", "outlier_summaries"))
+def _look_through(update: Update, k: float) -> dict[str, list[pa.Table]]:
+    """Find an update's outliers layer by layer; the summaries, which say that it is known, come last."""
+    about = update.about
+    parts: dict[str, list[pa.Table]] = {"outliers": [], "profiles": [], "outlier_summaries": []}
+    for layer in update.layers():
+        if not all(np.isfinite(values).all() for values in layer.update.values()):
+            raise DataError(f"{layer.name} moved by numbers that are not finite")
+        found, described = find(layer.name, layer.update, layer.theta_0, k)
+        parts["outliers"].append(_with(found, about, OUTLIERS))
+        parts["profiles"].append(_with(profile(layer.name, layer.update), about, PROFILES))
+        parts["outlier_summaries"].append(_with(described, about | {"k": k}, OUTLIER_SUMMARIES))
+    return parts
+
+
+def find_recurrence(
+    store: Store, updates: Sequence[Update], *, scope: str = "layer", permutations: int = 999
+) -> pa.Table:
+    """Test whether outliers of some updates come back to the same indices, and write the table.
+
+    Args:
+        store: Results in which `find_outliers` has found the outliers.
+        updates: Its updates; what was found before, perhaps with another k, is not mixed in.
+        scope: Whose sigma counts, "layer" or "tensor".
+        permutations: Of every test.
+    """
+    outliers, summaries = (_of(updates, read_analysis(store.files, name)) for name in ("outliers", "outlier_summaries"))
     table = recurrence_table(outliers, summaries, scope=scope, permutations=permutations)
     write_part(store.files, "recurrence", f"recurrence-{scope}", table)
     return table
 
 
-def outlier_listing(store: Store) -> pa.Table:
+def outlier_listing(store: Store, updates: Sequence[Update]) -> pa.Table:
     """List, for every update and layer, whether there are more outliers than a Gaussian has, and larger ones."""
-    summaries = read_analysis(store.files, "outlier_summaries")
+    summaries = _of(updates, read_analysis(store.files, "outlier_summaries"))
     columns = ("task", "variant", "d", "data_seed", "layer", "outliers", "expected_outliers", "excess_kurtosis")
     whole = summaries.filter(summaries["tensor"].is_null())
     return whole.select([*columns, "max_sigmas", "expected_max_sigmas", "max_p"])
@@ -191,7 +215,7 @@ def _write_mask(
         "mask": name,
         "kind": kind,
         "update": update.id,
-        **{key: about[key] for key in ("variant", "task", "model", "head_seed", "data_seed")},
+        **{key: about[key] for key in ("variant", "task", "model", "d", "head_seed", "data_seed")},
         "positions": count,
         "unmatched": sum(at.size for at in mask.values()) - count,
         "norm_positions": sum(at.size for tensor, at in positions.items() if component_of(tensor) == NORMS),
@@ -257,11 +281,10 @@ def measure_geometry(
         Rows of SPECTRA and of ANGLES; none where no trajectory was recorded.
     """
     root, by_model = root_of(store), {}
-    for name, recording in recordings(observations).items():
-        if trajectory.is_complete(root / trajectory.FOLDER / name):
-            trial = recording.trial
-            tasks = by_model.setdefault((trial.model, trial.revision), {})
-            tasks.setdefault(trial.task.name, []).append((trial.seeds.head, trial.seeds.data, name, trial))
+    for path, recording in recorded(root, observations, say):
+        trial = recording.trial
+        tasks = by_model.setdefault((trial.model, trial.revision), {})
+        tasks.setdefault(trial.task.name, []).append((trial.seeds.head, trial.seeds.data, path.name, trial))
     spectra, angles, about = [], [], {}
     for (model, revision), tasks in by_model.items():
         chosen = {item[2]: item[3] for task in sorted(tasks) for item in sorted(tasks[task], key=_by_seed)[:seeds]}
@@ -304,6 +327,12 @@ def draw(store: Store, names: Sequence[str]) -> list[str]:
         store.files.put(f"figures/{name}.png", sink.getvalue())
         drawn.append(f"{store.uri.rstrip('/')}/figures/{name}.png")
     return drawn
+
+
+def _of(updates: Sequence[Update], table: pa.Table) -> pa.Table:
+    """Keep the rows of some updates."""
+    known = pa.array([update.id for update in updates], pa.string())
+    return table.filter(compute.is_in(table["update"].cast(pa.string()), value_set=known))
 
 
 def _by_seed(item: tuple[Any, ...]) -> tuple[Any, ...]:

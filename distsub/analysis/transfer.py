@@ -18,8 +18,6 @@ from distsub.subspace.trajectory import RANK, gram
 Checkpoints = Sequence[Mapping[str, Tensor]]
 """theta_j - theta_0 of a fine-tuning's checkpoints, by parameter name."""
 
-INTRINSIC, INDUCTIVE = "intrinsic", "inductive:"
-
 
 def transfer_table(modes: pa.Table) -> pa.Table:
     """Arrange the scores of learned subspaces by source and target.
@@ -31,28 +29,8 @@ def transfer_table(modes: pa.Table) -> pa.Table:
         Rows of TRANSFER; a task is its own source where its subspace is "intrinsic". The random subspace that a score
         is measured against has the same d and was trained alike.
     """
-    rows = modes.to_pylist()
-    random = {}
-    for row in rows:
-        way, _, training = row["variant"].partition(" ")
-        if way == "random":
-            random[row["model"], row["task"], row["d"], training] = row["score"]
-    out: list[dict[str, Any]] = []
-    for row in rows:
-        way, _, training = row["variant"].partition(" ")
-        target = row["task"]
-        source = target if way == INTRINSIC else way.removeprefix(INDUCTIVE)
-        if source == way:
-            continue
-        below, above = random.get((row["model"], target, row["d"], training)), row["full"]
-        same = {name: row[name] for name in TRANSFER.names if name in row}
-        gain = above - below if above is not None and below is not None else None
-        out.append(
-            same
-            | {"source": source, "target": target, "training": training or "default", "random": below}
-            | {"recovered": (row["score"] - below) / gain if gain is not None and gain > 0 else None}
-        )
-    return pa.Table.from_pylist(out, schema=TRANSFER)
+    rows = [row | {"target": row["task"]} for row in modes.to_pylist() if row["source"] is not None]
+    return pa.Table.from_pylist([{name: row[name] for name in TRANSFER.names} for row in rows], schema=TRANSFER)
 
 
 def basis(gram: np.ndarray, centered: bool = False) -> tuple[np.ndarray, np.ndarray]:

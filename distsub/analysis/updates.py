@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from distsub.errors import OutputError
+from distsub.errors import OutputError, TrajectoryError
 from distsub.finetune import pretrained, trajectory
 from distsub.results import Store
 from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
 from distsub.trial import Observation, Recording, Trial
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,21 @@ def recordings(observations: Sequence[Observation]) -> dict[str, Recording]:
     return {each.id: each for seen in observations for each in seen.trial.recordings}
 
 
-def learned_updates(store: Store, observations: Sequence[Observation], every_d: bool = False) -> list[Update]:
+def recorded(root: Path, observations: Sequence[Observation], say: Say = print) -> Iterator[tuple[Path, Recording]]:
+    """Give the trajectories that are there to the end, each with its directory; say why another is not used."""
+    for name, recording in recordings(observations).items():
+        path = root / trajectory.FOLDER / name
+        try:
+            if path.is_dir():
+                trajectory.load(path)
+                yield path, recording
+        except TrajectoryError as error:
+            say(f"skipped  {error}")
+
+
+def learned_updates(
+    store: Store, observations: Sequence[Observation], every_d: bool = False, say: Say = print
+) -> list[Update]:
     """List the updates that a results directory holds.
 
     Of the trainings that differ in d and step size only, the largest d counts, and there the best score.
@@ -93,6 +109,7 @@ def learned_updates(store: Store, observations: Sequence[Observation], every_d: 
         store: The results.
         observations: Its rows.
         every_d: Take every d, at its best step size.
+        say: Told of trajectories that cannot be used.
     """
     root = root_of(store)
     best: dict[Any, Observation] = {}
@@ -104,9 +121,7 @@ def learned_updates(store: Store, observations: Sequence[Observation], every_d: 
         if key not in best or _rank(seen) > _rank(best[key]):
             best[key] = seen
     found = [_adapter(root, seen.trial) for seen in best.values()]
-    for name, recording in recordings(observations).items():
-        if trajectory.is_complete(path := root / trajectory.FOLDER / name):
-            found.append(_trajectory(path, recording))
+    found += [_trajectory(path, recording) for path, recording in recorded(root, observations, say)]
     return sorted(found, key=_place)
 
 

@@ -170,6 +170,8 @@ MODES = pa.schema(
         ("model", _TEXT),
         ("task", _TEXT),
         ("variant", _TEXT),
+        ("source", _TEXT),
+        ("training", _TEXT),
         ("projection", _TEXT),
         ("d", _INT),
         ("steps", _INT),
@@ -187,12 +189,18 @@ MODES = pa.schema(
         ("difference_low", _FLOAT),
         ("difference_high", _FLOAT),
         ("t_p", _FLOAT),
+        ("random", _FLOAT),
+        ("recovered", _FLOAT),
+        ("reason", _TEXT),
     ]
 )
 """One row per task, way of training and d: its score over seeds, and its difference from full fine-tuning's.
 
 `rate` is the learning rate or eta with the best mean score of the `rates` tried, the same for all seeds. The intervals
 are 95% t intervals over seeds, that of the difference paired by head and data seed; null with fewer than two seeds.
+`random` is the score of a random subspace of the same d that was trained alike, and `recovered` is (score - random) /
+(full - random): 0 is no better than random, 1 as good as full fine-tuning; where it means nothing it is null, and
+`reason` says why. `source` and `training` are those of TRANSFER, null for ways that are no entry of that matrix.
 """
 
 TRANSFER = pa.schema(
@@ -212,13 +220,12 @@ TRANSFER = pa.schema(
         ("random", _FLOAT),
         ("chance", _FLOAT),
         ("recovered", _FLOAT),
+        ("reason", _TEXT),
     ]
 )
 """One row per source and target task: the target's score in the source's subspace.
 
-The interval is the 95% t interval over seeds, null with fewer than two. `recovered` is (score - random) / (full -
-random): 0 is no better than a random subspace of the same dimension, 1 as good as full fine-tuning; null where full
-fine-tuning does not beat the random subspace.
+Rows of MODES whose subspace is made of one task's trajectory, the target's own among them; every column as there.
 """
 
 MASKS = pa.schema(
@@ -229,6 +236,7 @@ MASKS = pa.schema(
         ("variant", _TEXT),
         ("task", _TEXT),
         ("model", _TEXT),
+        ("d", _INT),
         ("head_seed", _INT),
         ("data_seed", _INT),
         ("scope", _TEXT),
@@ -250,7 +258,9 @@ ABLATIONS = pa.schema(
         ("task", _TEXT),
         ("model", _TEXT),
         ("variant", _TEXT),
+        ("d", _INT),
         ("scope", _TEXT),
+        ("k", _FLOAT),
         ("edit", _TEXT),
         ("mask", _TEXT),
         ("seeds", _INT),
@@ -336,6 +346,9 @@ def read_analysis(files: Files, name: str) -> pa.Table:
             continue
         try:
             table = pq.read_table(pa.BufferReader(files.read(f"{name}/{file}")))
+            for field in TABLES[name]:
+                if field.nullable and field.name not in table.column_names:  # added since the part was written
+                    table = table.append_column(field.name, pa.nulls(table.num_rows, field.type))
             tables.append(table.select(TABLES[name].names).cast(TABLES[name]))
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise OutputError(

@@ -115,5 +115,28 @@ def test_the_table_pairs_by_seed_and_compares_with_none_and_with_the_outliers():
     assert found["random", "none"]["positions"] == [7, 7, 7] and found["random", "none"]["edit"] == "zero"
 
 
+def test_a_training_that_diverged_counts_as_chance_and_one_in_error_not_at_all():
+    """Else weights whose loss ruins the training would be missed where they matter most."""
+    draw = np.random.default_rng(0)
+    rows = [observation(draw.random(200) < 0.8, seed) for seed in range(3)]
+    masks = [mask(f"outliers{seed}", "outliers", seed) for seed in range(3)]
+    for seed, status in enumerate(("finished", "diverged", "error")):
+        seen = observation(draw.random(200) < 0.8, seed, Method("full", ablation="zero", mask=f"outliers{seed}"))
+        rows.append(seen if status == "finished" else replace(seen, status=status, score=None, predicted=()))
+    [found] = ablations_table(rows, pa.Table.from_pylist(masks, schema=MASKS)).to_pylist()
+    assert (found["seeds"], found["scores"][1]) == (2, 0.5)
+    assert found["difference"] == pytest.approx(np.mean([rows[3].score - rows[0].score, 0.5 - rows[1].score]))
+    assert found["examples_low"] is None and found["mcnemar_p"] is None
+
+
+def test_masks_of_other_dimensions_are_not_mixed():
+    draw, rows, masks = np.random.default_rng(0), [observation(np.ones(50, bool))], []
+    for d in (2, 8):
+        masks.append(mask(f"outliers{d}", "outliers", 0) | {"d": d})
+        rows.append(observation(draw.random(50) < d / 10, 0, Method("full", ablation="zero", mask=f"outliers{d}")))
+    found = ablations_table(rows, pa.Table.from_pylist(masks, schema=MASKS)).to_pylist()
+    assert {row["d"]: row["score"] for row in found} == {2: rows[1].score, 8: rows[2].score}
+
+
 def test_nothing_run_is_an_empty_table():
     assert ablations_table([], MASKS.empty_table()).num_rows == 0

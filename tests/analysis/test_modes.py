@@ -4,15 +4,15 @@ import pytest
 
 from distsub.analysis.modes import modes_table
 from distsub.results.analyses import MODES
-from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
+from distsub.trial import Budget, Method, Observation, Seeds, Source, Span, Task, Trial
 
 TASK, BUDGET = Task("t", "x", ("a",)), Budget(steps=10)
 FULL, DID = Method("full"), Method("did", "fastfood", "global")
 
 
-def row(method, seed, score, rate=1e-4, d=None, status="finished"):
+def row(method, seed, score, rate=1e-4, d=None, status="finished", task=TASK):
     eta = None if d is None else rate
-    trial = Trial("m", TASK, method, d, 1e-4 if d else rate, eta, Seeds(seed if d else 0, seed, seed), BUDGET)
+    trial = Trial("m", task, method, d, 1e-4 if d else rate, eta, Seeds(seed if d else 0, seed, seed), BUDGET)
     return Observation(trial, status, score=score, chance=0.5)
 
 
@@ -30,10 +30,11 @@ def test_one_step_size_serves_all_seeds():
 def test_differences_are_paired_by_seed():
     rows = [row(FULL, s, 0.8 + 0.05 * s) for s in range(3)]
     rows += [row(DID, s, 0.7 + 0.05 * s, 0.3, d=8) for s in range(3)] + [row(DID, 5, 0.1, 0.3, d=8)]
-    table = modes_table(rows)
+    table = modes_table(rows[::-1])  # a store's rows come in the order of their ids
     assert table.schema == MODES
     did, full = table.to_pylist()
     assert did["difference"] == pytest.approx(-0.1) and did["difference_low"] == pytest.approx(-0.1, abs=1e-6)
+    assert did["scores"] == pytest.approx([0.7, 0.75, 0.8, 0.1])
     assert did["seeds"] == 4 and did["full"] == pytest.approx(0.85) and did["variant"] == "did"
     assert full["score_low"] < 0.85 < full["score_high"]
 
@@ -49,3 +50,60 @@ def test_ablated_trainings_are_not_full_ones():
     rows = [row(FULL, 0, 0.9), row(Method("full", ablation="zero", mask="m"), 0, 0.5)]
     [full] = modes_table(rows).to_pylist()
     assert full["score"] == 0.9
+
+
+APART = {"scope": "layer", "head": "trained", "embeddings": "frozen"}
+PAPER = APART | {"embeddings": "trained", "ensemble": 16, "start": "random", "step": 0.01}
+
+
+def spanned(*sources, training=APART, **span):
+    return Method("did", "trajectory", "global", span=Span(sources, 1e-4, BUDGET, **span), **training)
+
+
+def test_the_share_of_the_way_from_random_to_full():
+    random, paper = Method("did", "fastfood", "global", **APART), Method("did", "fastfood", "global", **PAPER)
+    ways = {
+        "full": row(FULL, 0, 0.9),
+        "random": row(random, 0, 0.6, 0.1, 8),
+        "random zhang2023": row(paper, 0, 0.7, 1.0, 8),
+        "intrinsic": row(spanned(Source()), 0, 0.87, 1.0, 8),
+        "intrinsic raw": row(spanned(Source(), mode="raw"), 0, 0.75, 1.0, 8),
+        "intrinsic zhang2023": row(spanned(Source(), training=PAPER), 0, 0.75, 1.0, 8),
+        "inductive:b c": row(spanned(Source(Task("b c", "x", ("a",)))), 0, 0.66, 1.0, 4),
+        "last": row(spanned(Source(), last=True), 0, 0.9, 1.0, 8),
+        "other_seed": row(spanned(Source(shift=1)), 0, 0.57, 1.0, 8),
+    }
+    found = {each["variant"]: each for each in modes_table(list(ways.values())).to_pylist()}
+    assert set(found) == set(ways)
+    shares = {name: each["recovered"] for name, each in found.items()}
+    assert shares.pop("full") is None and found["full"]["reason"] is None
+    assert shares.pop("inductive:b c") is None
+    assert found["inductive:b c"]["reason"] == "no random subspace of this d"
+    wanted = [0, 0, 0.9, 0.5, 0.25, 1, -0.1]
+    assert shares == {name: pytest.approx(x) for name, x in zip(list(ways)[1:6] + list(ways)[7:], wanted, strict=True)}
+    sources = {name: (each["source"], each["training"]) for name, each in found.items() if each["source"]}
+    assert sources == {
+        "intrinsic": ("t", "default"),
+        "intrinsic raw": ("t", "raw"),
+        "intrinsic zhang2023": ("t", "zhang2023"),
+        "inductive:b c": ("b c", "default"),
+    }
+
+
+def test_where_full_fine_tuning_learns_nothing_the_scores_stand_and_the_reason_too():
+    random, own = Method("did", "fastfood", "global", **APART), spanned(Source())
+    scores = {"chance": (0.5, 0.45), "below": (0.7, 0.8), "absent": (None, 0.6)}
+    rows = []
+    for name, (full, below) in scores.items():
+        task = Task(name, "x", ("a",))
+        rows += [row(FULL, 0, full, task=task)] if full is not None else []
+        rows += [row(random, 0, below, 0.1, 8, task=task), row(own, 0, 0.65, 1.0, 8, task=task)]
+    found = {each["task"]: each for each in modes_table(rows).to_pylist() if each["variant"] == "intrinsic"}
+    assert {name: (each["score"], each["recovered"], each["random"]) for name, each in found.items()} == {
+        name: (0.65, None, below) for name, (_, below) in scores.items()
+    }
+    assert {name: each["reason"] for name, each in found.items()} == {
+        "chance": "full is not above chance",
+        "below": "full is not above random",
+        "absent": "no full fine-tuning",
+    }

@@ -1,5 +1,6 @@
 """From trainings to tables, on a tiny model: recorded fine-tunings, learned and random subspaces, ablations, angles."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from distsub.analysis.updates import adapter_layers, learned_updates
 from distsub.errors import ConfigError, OutputError
 from distsub.finetune import pretrained, trajectory
 from distsub.results import Store, query
-from distsub.results.analyses import analysis_tables
+from distsub.results.analyses import analysis_tables, read_analysis
 from distsub.runtime.worker import Place, perform
 from distsub.trial import Budget, Method, Seeds, Source, Span, Task, Trial
 
@@ -102,7 +103,10 @@ def test_the_whole_way_from_updates_to_ablations(study_of_two_seeds, capsys):
     tables = analysis_tables(store.files)
     assert set(tables["outliers"]["update"].to_pylist()) == {update.id for update in updates}
     assert tables["outlier_summaries"].num_rows == 6 * 2 * 17
-    assert {row["across"] for row in study.find_recurrence(store, permutations=19).to_pylist()} == {"seeds", "layers"}
+    assert {row["across"] for row in study.find_recurrence(store, updates, permutations=19).to_pylist()} == {
+        "seeds",
+        "layers",
+    }
     assert query(tables, "select count(*) n from profiles")["n"][0].as_py() > 6 * 2 * 16
 
     masks = study.make_masks(store, updates, of=[INTRINSIC, "full"], k=1.5)
@@ -162,3 +166,20 @@ def test_what_cannot_be_done_is_said(study_of_two_seeds, tmp_path):
         study.find_outliers(empty, [])
     with pytest.raises(ConfigError, match="no update of unified made of one recorded fine-tuning; there are: full, i"):
         study.make_masks(store, learned_updates(store, store.read()), of=["unified"])
+
+
+def test_recurrence_and_listing_are_of_one_k(study_of_two_seeds, tmp_path):
+    store, _ = study_of_two_seeds
+    out = str(tmp_path / "copy")
+    shutil.copytree(store.uri, out)
+    copy = Store.open(out)
+    everything = study.find_outliers(copy, copy.read(), k=1.0)
+    some = [each for each in everything if each.about["variant"] == RANDOM]
+    rows = [row for row in copy.read() if row.trial.id in {each.id for each in some}]
+    found = study.find_recurrence(copy, study.find_outliers(copy, rows, k=2.5), permutations=19)
+    summaries = read_analysis(copy.files, "outlier_summaries")
+    assert set(summaries["k"].to_pylist()) == {1.0, 2.5}
+    outliers = read_analysis(copy.files, "outliers").to_pylist()
+    count = sum(row["update"] in {each.id for each in some} and abs(row["layer_sigmas"]) >= 2.5 for row in outliers)
+    asked = [row for row in found.to_pylist() if (row["across"], row["axis"]) == ("seeds", "output")]
+    assert {row["variant"] for row in asked} == {RANDOM} and 0 < sum(row["outliers"] for row in asked) <= count

@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from distsub.errors import OutputError
 from distsub.results.analyses import SPECTRA, TABLES, analysis_tables, read_analysis, write_part
@@ -45,5 +46,17 @@ def test_a_damaged_part_is_named(tmp_path):
     files = Files.at(tmp_path)
     write_part(files, "spectra", "b", spectrum("b", [1.0]))
     (tmp_path / "spectra" / "b.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(OutputError, match=r"spectra/b\.parquet cannot be read"):
+        read_analysis(files, "spectra")
+
+
+def test_a_part_from_before_a_column_was_added_has_nulls_there(tmp_path):
+    files = Files.at(tmp_path)
+    write_part(files, "spectra", "b", spectrum("b", [1.0]))
+    file = tmp_path / "spectra" / "b.parquet"
+    parquet.write_table(parquet.read_table(file).drop_columns(["task", "rank"]), file)
+    table = read_analysis(files, "spectra")
+    assert table.schema == SPECTRA and table["task"].to_pylist() == [None] == table["rank"].to_pylist()
+    parquet.write_table(parquet.read_table(file).drop_columns(["trajectory"]), file)
     with pytest.raises(OutputError, match=r"spectra/b\.parquet cannot be read"):
         read_analysis(files, "spectra")
