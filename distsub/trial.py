@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 IDENTITY_VERSION = 1
@@ -32,16 +32,24 @@ def later(default: Any) -> Any:
 
 def canonical(record: Any) -> Any:
     """Return what a record's identity is made of, for JSON: all of it but the later fields at their default."""
+    if record is None or isinstance(record, str | int | float):
+        return record
     if isinstance(record, tuple | list):
         return [canonical(each) for each in record]
     if not dataclasses.is_dataclass(record):
         return record
     values = {}
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if not ("later" in field.metadata and value == field.default):
-            values[field.name] = canonical(value)
+    for name, is_later, default in _fields(type(record)):
+        value = getattr(record, name)
+        if not (is_later and value == default):
+            values[name] = canonical(value)
     return values
+
+
+@cache
+def _fields(kind: type) -> tuple[tuple[str, bool, Any], ...]:
+    """Give the fields of a record: name, whether it came later, default. Asked for at every hash."""
+    return tuple((each.name, "later" in each.metadata, each.default) for each in dataclasses.fields(kind))
 
 
 @dataclass(frozen=True)

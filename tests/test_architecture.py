@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from distsub.config import parse_sweep
+from distsub.results import Store
+from distsub.templates import SWEEP
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "distsub"
 
@@ -83,6 +87,21 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "" and "query" in done.stdout
+
+
+def test_reading_results_loads_nothing_heavy(tmp_path):
+    text = SWEEP.format(model='"org/model"', task='"mrpc"')
+    store = Store.create(tmp_path / "out", text, parse_sweep(text).fingerprint)
+    heavy = ("torch", "ray", "transformers", "pandas", "scipy", "matplotlib", "optuna", "sklearn")
+    code = (
+        "import sys\nfrom distsub.cli import app\n"
+        f"app(['status', {store.uri!r}, '--format', 'csv'], standalone_mode=False)\n"
+        f"app(['query', {store.uri!r}, 'select count(*) n from searches, observations'], standalone_mode=False)\n"
+        f"print(*(m for m in {heavy!r} if m in sys.modules), file=sys.stderr)\n"
+        "import pyarrow\npyarrow.table({'a': [1]}).to_pandas()"  # whoever wants pandas finds it
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "" and done.stdout.startswith("search,") and done.stdout.endswith("0\n")
 
 
 def test_no_module_outgrows_a_reader():

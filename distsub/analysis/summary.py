@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from distsub.results import D90, METHOD_COLUMNS, SEARCHES, Store, censored_median, from_row
+from distsub.results import D90, METHOD_COLUMNS, RECORD, SEARCHES, Store, TrialReader, censored_median, from_row
 from distsub.search import COLUMNS, Brief, Finding, Search, evidence, make_policy, shares
 from distsub.search.stopping import Limit, audit_of
 from distsub.trial import Observation
@@ -59,13 +59,13 @@ class Summary:
             with _no_garbage():
                 found = [decide.outcome(evidence(*each)) for each in zip(searches, shared, strict=True)]
         else:  # whether it ended a sweep is told by a board that has been told everything
-            found = findings(searches, policy, self._store.read(), limit)
+            found = findings(searches, policy, self._store.read(answers=False), limit)
         return searches_table(searches, found, self._shares)
 
     @cached_property
     def d90(self) -> pa.Table:
-        """One row per task, model and method, in the schema D90; reads all rows whole, for the estimates."""
-        return d90_table(self._given[0], self.searches, self._shares, self._store.table())
+        """One row per task, model and method, in the schema D90; reads rows with their answers, for the estimates."""
+        return d90_table(self._given[0], self.searches, self._shares, self._store.table(RECORD))
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ def d90_table(
         searches: The searches.
         table: Their rows from `searches_table`, in the same order.
         shared: The rows of each search, from `shares`, in the same order.
-        observations: All rows, all columns.
+        observations: All rows, the columns of RECORD.
     """
     groups: dict[tuple[object, ...], list[tuple[Search, dict[str, Any], Sequence[Brief]]]] = {}
     for search, row, own in zip(searches, table.to_pylist(), shared, strict=True):
@@ -185,7 +185,8 @@ def _observations(table: pa.Table, ids: Collection[str]) -> list[Observation]:
     """Rebuild the observations of some trials, those of one estimate at a time: their arrays are large."""
     mask = pc.call_function("is_in", [table["trial_id"]], pc.SetLookupOptions(pa.array(list(ids), pa.string())))
     own = table.filter(mask)
-    return [from_row(row) for row in own.to_pylist()]
+    reader = TrialReader()
+    return [from_row(row, reader) for row in own.to_pylist()]
 
 
 def _estimate(searches: list[Search], observations: Sequence[Observation]) -> dict[str, Any]:

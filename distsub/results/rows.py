@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import compute as pc
 from pyarrow import parquet as pq
@@ -26,7 +27,16 @@ RANK = {"error": 0, "stopped": 1, "diverged": 2, "finished": 2}
 FINAL = max(RANK.values())
 """Nothing replaces a row of this rank."""
 
+KIN = "kin"
+"""Asked for as a column: the trial without its d and eta, as JSON. All trials of a search share it, so it is small
+where "trial" takes nearly a kilobyte per row."""
+
+_D_AND_ETA = pc.ReplaceSubstringOptions(
+    r'"d": [^,{}"]+, "eta": [^,{}"]+, ', '"d": null, "eta": null, ', max_replacements=1
+)
 _KEYS = ("schema_version", "trial_id", "status", "trial")
+_KIN_TYPE = pa.dictionary(pa.int32(), pa.string())
+_PIECE = 2048  # rows
 _VERSION = b"distsub_schema_version"
 _UNREADABLE = (OSError, ValueError, TypeError, pa.ArrowException)
 
@@ -46,7 +56,7 @@ def parse_row(data: bytes, name: str, columns: Sequence[str]) -> pa.Table | str:
     """Read one row file in the canonical schema, or say in a few words why it is none."""
     if not data:
         return "empty file"
-    wanted = list(dict.fromkeys([*columns, *_KEYS]))
+    wanted = [column for column in dict.fromkeys([*columns, *_KEYS]) if column != KIN]
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             present = file.schema_arrow.names
@@ -63,7 +73,7 @@ def parse_row(data: bytes, name: str, columns: Sequence[str]) -> pa.Table | str:
         return f"not readable ({first_line(error)})"
     if not trial_id == key["trial_id"] == name.removesuffix(".parquet"):
         return f"holds trial {trial_id}, which belongs in another file"
-    return table.select(list(columns))
+    return (_with_kin(table) if KIN in columns else table).select(list(columns))
 
 
 def parse_part(source: pa.NativeFile, columns: Sequence[str]) -> pa.Table | str:
@@ -76,7 +86,13 @@ def parse_part(source: pa.NativeFile, columns: Sequence[str]) -> pa.Table | str:
                 return "foreign, no rows of trials"
             if version > SCHEMA_VERSION:
                 return _newer(version)
-            table = _conform(file.read([column for column in columns if column in present]), columns)
+            if KIN in columns:  # a piece at a time: all trials at once take ten times as long, for want of fresh memory
+                asked = list(dict.fromkeys("trial" if column == KIN else column for column in columns))
+                pieces = file.iter_batches(_PIECE, columns=[column for column in asked if column in present])
+                tables = [_with_kin(_conform(pa.Table.from_batches([piece]), asked)) for piece in pieces]
+                table = pa.concat_tables(tables).select(list(columns))
+            else:
+                table = _conform(file.read([column for column in columns if column in present]), columns)
         if "status" in columns and not set(table["status"].unique().to_pylist()) <= RANK.keys():
             return "foreign, unknown status"
     except _UNREADABLE as error:
@@ -105,22 +121,37 @@ def series(table: pa.Table, columns: Sequence[str]) -> list[tuple[Trial, list[tu
     """Group rows by everything of their trial but d and eta, so that each such trial is rebuilt once.
 
     Args:
-        table: Rows with the columns and "trial".
+        table: Rows with the columns and `KIN`.
         columns: What to give of each row.
 
     Returns:
-        One of the trials, and the values of the columns for each row, per group.
+        The trial without d and eta, and the values of the columns for each row in the table's order, per group.
     """
-    d_and_eta = pc.ReplaceSubstringOptions(r'"d": [^,{}"]+, "eta": [^,{}"]+, ', "", max_replacements=1)
-    rest = pc.call_function("replace_substring_regex", [table["trial"]], d_and_eta)
-    groups = rest.combine_chunks().dictionary_encode() if table.num_rows else pa.array([]).dictionary_encode()
-    members: list[list[tuple[Any, ...]]] = [[] for _ in range(len(groups.dictionary))]
-    first: dict[int, int] = {}
-    values = zip(*(table[column].to_pylist() for column in columns), strict=True)
-    for position, (group, row) in enumerate(zip(groups.indices.to_pylist(), values, strict=True)):
-        first.setdefault(group, position)
-        members[group].append(row)
-    return [(trial_from_json(table["trial"][at].as_py()), members[group]) for group, at in first.items()]
+    if not table.num_rows:
+        return []
+    kin = table[KIN].unify_dictionaries().combine_chunks()
+    group = kin.indices.to_numpy()
+    order = np.argsort(group, kind="stable")
+    own = table.select(list(columns)).take(pa.array(order))
+    rows = list(zip(*(column.to_pylist() for column in own.columns), strict=True))
+    ends = np.cumsum(np.bincount(group, minlength=len(kin.dictionary))).tolist()
+    starts = [0, *ends]
+    texts = kin.dictionary.to_pylist()
+    return [(trial_from_json(text), rows[a:b]) for text, a, b in zip(texts, starts, ends, strict=False) if b > a]
+
+
+def schema_of(columns: Sequence[str]) -> pa.Schema:
+    """Give the canonical schema of some columns, of which `KIN` may be one."""
+    kin = pa.field(KIN, _KIN_TYPE)
+    fields = [kin if column == KIN else OBSERVATIONS.field(column) for column in columns]
+    return pa.schema(fields, metadata=OBSERVATIONS.metadata)
+
+
+def _with_kin(table: pa.Table) -> pa.Table:
+    """Put `KIN` in the place of "trial"."""
+    kin = [pc.call_function("replace_substring_regex", [each], _D_AND_ETA) for each in table["trial"].chunks]
+    encoded = pa.chunked_array([each.dictionary_encode() for each in kin], _KIN_TYPE)
+    return table.drop_columns("trial").append_column(KIN, encoded)
 
 
 def _conform(table: pa.Table, columns: Sequence[str]) -> pa.Table:
@@ -128,7 +159,7 @@ def _conform(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     for column in columns:
         if column not in table.column_names:
             table = table.append_column(column, pa.nulls(table.num_rows, OBSERVATIONS.field(column).type))
-    schema = pa.schema([OBSERVATIONS.field(column) for column in columns], metadata=OBSERVATIONS.metadata)
+    schema = schema_of(columns)
     return table if table.schema.equals(schema) else table.select(list(columns)).cast(schema)
 
 

@@ -48,7 +48,7 @@ def parse_shard(text: str) -> Shard:
 
 def board_of(sweep: Sweep, store: Store | None = None, shard: Shard = ALONE) -> Board:
     """Set up a sweep's searches, or a shard of them, with what its table knows."""
-    return _board(sweep, store.read() if store else (), shard)
+    return _board(sweep, store.read(answers=False) if store else (), shard)
 
 
 def _board(sweep: Sweep, rows: Iterable[Observation], shard: Shard) -> Board:
@@ -100,7 +100,7 @@ def run(
 
     if sweep.budget.warm_start and not adapters:
         raise ConfigError("[search] warm_start = true starts from saved adapters: leave out --no-adapters")
-    table = store.read()
+    table = store.read(answers=False)
     rows = [row for row in table if row.status in RESUMABLE]
     board = _board(sweep, table, shard) if trials is None else Batch(trials, rows)
     rules = Rules(sweep.stops, board.goals)
@@ -139,7 +139,7 @@ def run(
         return TERMINATED if drain.asked else 130
     clear(store)
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
-    rows = store.read()
+    rows = store.read(answers=False)
     if said := stopped_text(rows):
         reporter.line(f"stopping {said}")
     reporter.line(f"done     {told}")

@@ -6,6 +6,8 @@ d and eta, so a trial is looked at once per group rather than once per row.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from itertools import starmap
 from typing import NamedTuple
 
 from distsub.search.evidence import Evidence, Result
@@ -41,7 +43,11 @@ COLUMNS = Brief._fields[:-1]
 """Those of Brief that a row has."""
 
 Series = tuple[Trial, Sequence[tuple]]
-"""One of the trials that differ in d and eta only, and their rows in the order of COLUMNS."""
+"""A trial, of which d and eta do not count, and the rows of all that differ in them only, in the order of COLUMNS."""
+
+
+_reduce = lru_cache(maxsize=10_000)(Result.reduce)
+"""Scores are counts over the same evaluation set: few of them differ."""
 
 
 def brief(observation: Observation) -> Series:
@@ -59,27 +65,31 @@ def shares(searches: Sequence[Search], series: Iterable[Series]) -> list[list[Br
         for key in (*search.baseline_ids, search.lineage):
             interested.setdefault(key, []).append(index)
     for trial, rows in series:
+        briefs = list(starmap(Brief, rows))
+        probes, full = [row for row in briefs if row.d is not None], [row for row in briefs if row.d is None]
         original = confirmed_by(trial)  # follows from the seeds, which all rows of a series share
         for kin in filter(None, (trial, original)):
             again = kin is original
-            alike = interested.get(lineage(kin), [])
-            for values in rows:
-                row = Brief(*values)
-                name = "" if row.d is not None else replace(kin, eta=row.eta).id if again else row.trial_id
-                row = row._replace(confirms=name) if again else row
-                for index in interested.get(name, []) if name else alike:
+            if probes:
+                told = [row._replace(confirms="") for row in probes] if again else probes
+                for index in interested.get(lineage(kin), []):
                     search = searches[index]
-                    # One that confirms takes fresh seeds for a confirmation and for nothing else.
-                    if (original is None or search.confirm == again) and _asks(search, kin, row):
-                        found[index].append(row)
+                    if _listens(search, original, again) and (not again or search.num_tries > 1):
+                        positions, etas = search.positions, search.etas
+                        found[index] += [row for row in told if row.d in positions and row.eta in etas]
+            for row in full:
+                name = replace(kin, eta=row.eta).id if again else row.trial_id
+                for index in interested.get(name, []):
+                    search = searches[index]
+                    if _listens(search, original, again) and (not again or len(search.baseline_groups[kin.seeds]) > 1):
+                        found[index].append(row._replace(confirms=name) if again else row)
     return found
 
 
-def _asks(search: Search, kin: Trial, row: Brief) -> bool:
-    """Tell whether a search of the row's lineage or baseline asks for it, as `Search.owns` does."""
-    if row.d is None:
-        return row.confirms is None or len(search.baseline_groups[kin.seeds]) > 1
-    return row.d in search.positions and row.eta in search.etas and (row.confirms is None or search.num_tries > 1)
+def _listens(search: Search, original: Trial | None, again: bool) -> bool:
+    """Tell whether a search takes rows as they are, or again as confirmations of what they confirm if they do."""
+    # One that confirms takes fresh seeds for a confirmation and for nothing else.
+    return original is None or search.confirm == again
 
 
 def evidence(search: Search, rows: Iterable[Brief]) -> Evidence:
@@ -88,7 +98,7 @@ def evidence(search: Search, rows: Iterable[Brief]) -> Evidence:
     probes: tuple[dict[int, dict[float, Result]], dict[int, dict[float, Result]]] = ({}, {})
     for row in rows:
         again = row.confirms is not None
-        result = Result.reduce(row.status, row.score, row.chance)
+        result = _reduce(row.status, row.score, row.chance)
         if row.d is None or row.eta is None:
             known: dict = baselines[again]
             key: object = row.confirms or row.trial_id

@@ -15,9 +15,11 @@ from distsub.results.schema import (
     OBSERVATIONS,
     SCHEMA_VERSION,
     SEARCHES,
+    TrialReader,
     censored_median,
     from_row,
     to_table,
+    trial_from_json,
     trial_to_json,
 )
 from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
@@ -145,6 +147,16 @@ def test_values_that_are_not_finite_survive(observation):
     again = from_row(to_table(seen).to_pylist()[0])
     assert again.score == float("inf")
     assert again.metrics[0][1] != again.metrics[0][1]
+
+
+@settings(deadline=None)
+@given(st.lists(trials, max_size=5), maybe(count), maybe(finite))
+def test_many_trials_are_read_as_one_is(seen, d, eta):
+    reader = TrialReader()
+    for trial in [*seen, *(dataclasses.replace(trial, d=d, eta=eta) for trial in seen)]:
+        text = trial_to_json(trial)
+        assert reader.read(text) == trial_from_json(text) == trial
+        assert reader.read(text).id == trial.id and trial_to_json(reader.read(text)) == text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The append-only store: idempotent, whole rows only, many writers, any file system."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -11,8 +12,11 @@ import pytest
 from pyarrow import parquet as pq
 
 from distsub.errors import OutputError
+from distsub.results.compact import compact
+from distsub.results.rows import encode
 from distsub.results.schema import OBSERVATIONS, to_table
 from distsub.results.store import Store
+from distsub.trial import Seeds
 
 
 @pytest.fixture
@@ -40,6 +44,7 @@ def test_an_empty_store_has_an_empty_table(store):
     assert store.read() == []
     assert store.table().schema.equals(OBSERVATIONS, check_metadata=True)
     assert store.table(["d", "score"]).schema.names == ["d", "score"]
+    assert store.series(["d", "score"]) == []
 
 
 def test_columns_come_in_the_order_asked_and_with_canonical_types(store, observation):
@@ -48,6 +53,42 @@ def test_columns_come_in_the_order_asked_and_with_canonical_types(store, observa
     assert table.schema.names == ["score", "d", "metrics"]
     assert table.to_pylist() == [{"score": 0.75, "d": 100, "metrics": [("f1", 0.7), ("accuracy", 0.75)]}]
     assert store.table().schema.equals(OBSERVATIONS, check_metadata=True)
+
+
+def test_without_answers_is_all_but_the_answers(store, observation):
+    for number in range(3):
+        store.write(observation(number))
+    compact(store)
+    store.write(observation(3, status="error", error="it broke"))
+    store.write(observation(4, status="stopped", stop="pass", goal=0.7))
+    nothing = {"metrics": (), "predicted": (), "target": (), "provenance": ()}
+    assert store.read(answers=False) == [dataclasses.replace(row, **nothing) for row in store.read()]
+    assert len(store.read()) == 5
+
+
+def test_without_answers_a_row_with_damaged_answers_is_missing_too(store, observation):
+    """Whoever decides what is to run reads no answers, and must have the trial run again."""
+    table = to_table(observation())
+    part = Path(store.files.root) / "parts" / f"{'0' * 16}.parquet"
+    part.parent.mkdir()
+    part.write_bytes(encode(table.set_column(table.schema.get_field_index("predicted"), "predicted", [["x"]])))
+    assert store.read(answers=False) == [] and len(store.damaged) == 1
+
+
+def test_series_have_every_row_once_and_what_its_trials_share(store, observation):
+    seen = [observation(number, score=number / 10) for number in range(4)]
+    for row in seen[:3]:
+        store.write(row)
+    compact(store)
+    other = dataclasses.replace(seen[0].trial, seeds=Seeds(7, 7, 7))
+    for row in (seen[1], seen[3], dataclasses.replace(seen[0], trial=other)):
+        store.write(row)
+    found = dict(store.series(["d", "score"]))
+    expected = {
+        dataclasses.replace(seen[0].trial, d=None, eta=None): [(100, 0.0), (101, 0.1), (102, 0.2), (103, 0.3)],
+        dataclasses.replace(other, d=None, eta=None): [(100, 0.0)],
+    }
+    assert {trial: sorted(rows) for trial, rows in found.items()} == expected
 
 
 def test_writing_everything_twice_changes_nothing(store, observation):

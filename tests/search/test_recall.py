@@ -1,6 +1,7 @@
 """Many rows at once give the same evidence as one by one."""
 
 import math
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ def grouped(observations):
     """Put the rows of one lineage into one series, as a store does."""
     series = {}
     for trial, rows in map(brief, observations):
-        series.setdefault(lineage(trial), (trial, []))[1].extend(rows)
+        series.setdefault(lineage(trial), (replace(trial, d=None, eta=None), []))[1].extend(rows)
     return list(series.values())
 
 
