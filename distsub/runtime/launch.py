@@ -137,7 +137,8 @@ def run(
     if not board.finished:  # Tune takes an interrupt for a wish to end early and returns as if all were done
         reporter.line("stopped  before the end; finished trials are kept, the same command resumes")
         return TERMINATED if drain.asked else 130
-    clear(store)
+    if not board.is_spent:  # what the limit has cut short goes on from its checkpoint when the limit is raised
+        clear(store)
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
     rows = store.read(answers=False)
     if said := stopped_text(rows):

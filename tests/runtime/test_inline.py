@@ -6,6 +6,7 @@ from distsub.config import load_sweep
 from distsub.results import Store
 from distsub.runtime import launch
 from distsub.search import Outcome
+from distsub.search.stopping import Limit
 
 
 def open_store(sweep, tmp_path):
@@ -49,6 +50,16 @@ def test_a_crashing_trial_is_retried_then_recorded_and_the_others_go_on(tiny_swe
     monkeypatch.setattr(inline, "perform", real)
     assert launch.run(sweep, store, "inline") == 0  # errors are tried again, and heal
     assert not [row for row in store.read() if row.status == "error"]
+
+
+def test_a_limit_ends_the_sweep_and_what_it_cut_short_keeps_its_checkpoint(tiny_sweep, tmp_path, capsys):
+    sweep = dataclasses.replace(load_sweep(tiny_sweep), limit=Limit(trials=1))
+    store = open_store(sweep, tmp_path)
+    store.files.make("checkpoints")
+    store.files.put("checkpoints/0123456789abcdef.safetensors", b"of a trial that the limit cut short")
+    assert launch.run(sweep, store, "inline") == 4
+    assert "raise [limit] and run the same command" in capsys.readouterr().out
+    assert len(store.read()) == 1 and store.files.names("checkpoints") == ["0123456789abcdef.safetensors"]
 
 
 def test_an_unwritable_table_ends_the_run(tiny_sweep, tmp_path, monkeypatch):
