@@ -53,7 +53,9 @@ def test_a_crashing_trial_is_retried_then_recorded_and_the_others_go_on(tiny_swe
 
 
 def test_a_limit_ends_the_sweep_and_what_it_cut_short_keeps_its_checkpoint(tiny_sweep, tmp_path, capsys):
-    sweep = dataclasses.replace(load_sweep(tiny_sweep), limit=Limit(trials=1))
+    sweep = load_sweep(tiny_sweep)
+    budget = dataclasses.replace(sweep.budget, steps=2, eval_every=None)
+    sweep = dataclasses.replace(sweep, budget=budget, limit=Limit(trials=1))
     store = open_store(sweep, tmp_path)
     store.files.make("checkpoints")
     store.files.put("checkpoints/0123456789abcdef.safetensors", b"of a trial that the limit cut short")
