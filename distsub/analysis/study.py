@@ -332,7 +332,8 @@ def draw(store: Store, names: Sequence[str]) -> list[str]:
 def _of(updates: Sequence[Update], table: pa.Table) -> pa.Table:
     """Keep the rows of some updates."""
     known = pa.array([update.id for update in updates], pa.string())
-    return table.filter(compute.is_in(table["update"].cast(pa.string()), value_set=known))
+    mask = compute.call_function("is_in", [table["update"].cast(pa.string())], compute.SetLookupOptions(known))
+    return table.filter(mask)
 
 
 def _by_seed(item: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from distsub.analysis import study
 from distsub.analysis.updates import adapter_layers, learned_updates
@@ -166,6 +167,33 @@ def test_what_cannot_be_done_is_said(study_of_two_seeds, tmp_path):
         study.find_outliers(empty, [])
     with pytest.raises(ConfigError, match="no update of unified made of one recorded fine-tuning; there are: full, i"):
         study.make_masks(store, learned_updates(store, store.read()), of=["unified"])
+
+
+def test_what_is_not_finite_or_damaged_is_skipped_and_said(study_of_two_seeds, tmp_path):
+    store, trials = study_of_two_seeds
+    out = str(tmp_path / "copy")
+    shutil.copytree(store.uri, out)
+    blown, cut = (trajectory.directory(out, trial.recordings[0]) / "step-000008.safetensors" for trial in trials[:2])
+    update = load_file(blown)
+    update["bert.encoder.layer.1.output.dense.weight"][3, 5] = float("nan")
+    save_file(update, blown, {"format": "pt"})  # of the same size
+    cut.write_bytes(cut.read_bytes()[:-9])
+    copy, said = Store.open(out), []
+    updates = study.find_outliers(copy, copy.read(), k=2.5, say=said.append)
+    assert [(each.kind, each.about["variant"]) for each in updates] == [("adapter", RANDOM)] * 2
+    skipped = [line for line in said if line.startswith("skipped")]
+    assert len(skipped) == 4 and len(said) == 6
+    for why, times in (
+        ("truncated", 2),
+        ("tiny full d=None s0: bert.encoder.layer.1 moved by numbers that are not finite", 1),
+        ("checkpoint 4 of the trajectory holds numbers that are not finite", 1),
+    ):
+        assert sum(why in line for line in skipped) == times, why
+    listed = study.outlier_listing(copy, updates)
+    assert set(listed["variant"].to_pylist()) == {RANDOM} and listed.num_rows == 2 * 2
+    said.clear()
+    spectra, _ = study.measure_geometry(copy, [], say=said.append)
+    assert spectra.num_rows == 0 and not said
 
 
 def test_recurrence_and_listing_are_of_one_k(study_of_two_seeds, tmp_path):
