@@ -213,7 +213,13 @@ def test_compact_changes_no_answer(finished, tmp_path, capsys):
 def test_interrupted_is_130_and_says_how_to_go_on(finished, tmp_path):
     arguments = ["run", str(finished / "tiny.toml"), "--out", str(tmp_path / "out"), "--backend", "inline"]
     command = [sys.executable, "-m", "distsub.cli", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
     while "finished" not in process.stdout.readline():
         assert process.poll() is None
     for _ in range(30):  # as a person presses again: a library may be deaf at that very moment

@@ -50,6 +50,7 @@ def test_twenty_kills_of_the_driver(small_sweep, tmp_path, starts, environment, 
     print(f"\nseed {seed}")
     starts.patch(delay=1.0)
     environment["PYTHONPATH"] = os.pathsep.join([str(starts.site), os.environ.get("PYTHONPATH", "")])
+    environment["LIGHT_AGENTS"] = "1"  # Ray starts 20 times
     draw, written, recoveries = random.Random(seed), {}, []
     for kill in range(20):
         began, run = time.monotonic(), distsub_run(small_sweep, out, environment)
