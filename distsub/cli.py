@@ -133,7 +133,7 @@ def trajectory(
 
     found = []
     for each, now in recording.record_all(sweep, store):
-        print(f"{'recorded' if now else 'known   '} {each.id} {each.trial.task.name}", file=sys.stderr)
+        _say(f"{'recorded' if now else 'known   '} {each.id} {each.trial.task.name}")
         found.append(each)
     _print(recording.listing(tuple(found), store), format)
 
@@ -436,7 +436,7 @@ def _say(line: str) -> None:
 
 def _pictures(paths: list[str]) -> None:
     for path in paths:
-        print(f"figure: {path}", file=sys.stderr)
+        _say(f"figure: {path}")
 
 
 def _print(table: "pa.Table", format: Format) -> None:

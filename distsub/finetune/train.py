@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +23,8 @@ from distsub.subspace import adapter, layout
 from distsub.subspace.model import SubspaceModel
 from distsub.subspace.trajectory import Snapshots
 from distsub.trial import Observation, Trial
+
+T = TypeVar("T")
 
 EVAL_BATCH = 128
 """Rows per evaluation batch; large, because a unit's weights are made once a batch."""
@@ -336,7 +338,11 @@ def _provenance(device: str, precision: str, weights: str, dataset: str) -> tupl
 
 def run(trial: Trial, device: str = "cpu") -> Observation:
     """Train a trial to its end in one call."""
-    steps = train(trial, device)
+    return finish(train(trial, device))
+
+
+def finish(steps: Generator[Any, Any, T]) -> T:
+    """Take all steps of a generator, and return what it returns."""
     while True:
         try:
             next(steps)

@@ -182,12 +182,8 @@ def transfer_figure(transfer: pa.Table, to: Target) -> None:
     rows = transfer.to_pylist()
     panels = list(dict.fromkeys((row["model"], row["d"], row["training"]) for row in rows))
     names = list(dict.fromkeys([row["source"] for row in rows] + [row["target"] for row in rows]))
-    columns = min(3, max(1, len(panels)))
-    figure, grid = _grid(-(-len(panels) // columns), columns, max(3.4, 2.2 + 0.85 * len(names)), 1.5 + 0.5 * len(names))
-    flat = [axes for line in grid for axes in line]
-    for axes in flat[max(1, len(panels)) :]:
-        axes.set_visible(False)
-    for axes, panel in zip(flat, panels, strict=False):
+    figure, places = _panels(len(panels), 3, max(3.4, 2.2 + 0.85 * len(names)), 1.5 + 0.5 * len(names))
+    for axes, panel in zip(places, panels, strict=True):
         mine = [row for row in rows if (row["model"], row["d"], row["training"]) == panel]
         found = {(row["source"], row["target"]): row for row in mine}
         colour = [[_cell(found, source, target, "recovered") for target in names] for source in names]
@@ -253,10 +249,8 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
     panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
     ways = curves(rows)
     colours = {way: _COLOURS[index % len(_COLOURS)] for index, way in enumerate(ways)}
-    columns = min(3, max(1, len(panels)))
-    figure, grid = _grid(max(1, -(-len(panels) // columns)), columns, 4.0, 3.0)
-    flat = [axes for line in grid for axes in line]
-    for axes, panel in zip(flat, panels, strict=False):
+    figure, places = _panels(len(panels), 3, 4.0, 3.0)
+    for axes, panel in zip(places, panels, strict=True):
         mine = [row for row in rows if (row["model"], row["task"]) == panel]
         for way in ways:
             _curve(axes, sorted((row for row in mine if _way(row) == way), key=lambda row: row["d"]), colours[way])
@@ -272,8 +266,6 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
         axes.set_xlabel("d per layer", fontsize=8)
         axes.set_ylabel(mine[0]["metric"] if mine else "score", fontsize=8)
         _plain(axes)
-    for axes in flat[len(panels) :]:
-        axes.set_visible(False)
     _legend(figure, [(way, colours[way]) for way in ways])
     _save(figure, to)
 
@@ -314,10 +306,8 @@ def modes_figure(modes: pa.Table, to: Target) -> None:
     rows = modes.to_pylist()
     panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
     most = max((sum((row["model"], row["task"]) == panel for row in rows) for panel in panels), default=1)
-    columns = min(2, max(1, len(panels)))
-    figure, grid = _grid(-(-len(panels) // columns), columns, 5.5, 1.2 + 0.24 * most)
-    flat = [axes for line in grid for axes in line]
-    for axes, panel in zip(flat, panels, strict=False):
+    figure, places = _panels(len(panels), 2, 5.5, 1.2 + 0.24 * most)
+    for axes, panel in zip(places, panels, strict=True):
         mine = sorted((row for row in rows if (row["model"], row["task"]) == panel), key=lambda row: row["score"])
         for y, row in enumerate(mine):
             colour = _INK if row["variant"] == "full" else _BLUE if row["projection"] == "trajectory" else _GREY
@@ -336,8 +326,6 @@ def modes_figure(modes: pa.Table, to: Target) -> None:
         axes.set_title(_title(*panel), fontsize=9)
         axes.set_xlabel(mine[0]["metric"], fontsize=8)
         _plain(axes)
-    for axes in flat[len(panels) :]:
-        axes.set_visible(False)
     _save(figure, to)
 
 
@@ -354,10 +342,8 @@ def spectra_figure(spectra: pa.Table, to: Target) -> None:
     panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     shades = {layer: colormaps["viridis"](0.9 * i / max(1, len(layers) - 1)) for i, layer in enumerate(layers)}
-    columns = min(3, max(1, len(panels)))
-    figure, grid = _grid(max(1, -(-len(panels) // columns)), columns, 4.0, 2.8)
-    flat = [axes for line in grid for axes in line]
-    for axes, panel in zip(flat, panels, strict=False):
+    figure, places = _panels(len(panels), 3, 4.0, 2.8)
+    for axes, panel in zip(places, panels, strict=True):
         lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in rows:
             if (row["model"], row["task"]) == panel:
@@ -371,8 +357,6 @@ def spectra_figure(spectra: pa.Table, to: Target) -> None:
         axes.set_xlabel("directions", fontsize=8)
         axes.set_ylabel("share of |W|² outside", fontsize=8)
         _plain(axes)
-    for axes in flat[len(panels) :]:
-        axes.set_visible(False)
     _legend(figure, [(f"layer {_number(layer)}", shades[layer]) for layer in layers])
     _save(figure, to)
 
@@ -389,6 +373,16 @@ def _grid(lines: int, columns: int, width: float, height: float) -> tuple[Any, A
     figure = Figure(figsize=(width * columns, height * lines + 0.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(lines, columns, squeeze=False)
+
+
+def _panels(count: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """Make a figure of so many panels, at most so many beside each other; places that stay empty are not shown."""
+    columns = min(columns, max(1, count))
+    figure, grid = _grid(-(-count // columns), columns, width, height)
+    places = [axes for line in grid for axes in line]
+    for axes in places[count:]:
+        axes.set_visible(False)
+    return figure, places[:count]
 
 
 def _save(figure: Any, to: Target) -> None:

@@ -15,7 +15,7 @@ from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
 from distsub.results.files import first_line
-from distsub.results.schema import OBSERVATIONS, SCHEMA_VERSION, trial_from_json
+from distsub.results.schema import D_AND_ETA, OBSERVATIONS, SCHEMA_VERSION, trial_from_json
 from distsub.trial import Trial
 
 NAME = re.compile(r"[0-9a-f]{16}\.parquet")
@@ -31,9 +31,7 @@ KIN = "kin"
 """Asked for as a column: the trial without its d and eta, as JSON. All trials of a search share it, so it is small
 where "trial" takes nearly a kilobyte per row."""
 
-_D_AND_ETA = pc.ReplaceSubstringOptions(
-    r'"d": [^,{}"]+, "eta": [^,{}"]+, ', '"d": null, "eta": null, ', max_replacements=1
-)
+_WITHOUT = pc.ReplaceSubstringOptions(D_AND_ETA, '"d": null, "eta": null, ', max_replacements=1)
 _KEYS = ("schema_version", "trial_id", "status", "trial")
 _KIN_TYPE = pa.dictionary(pa.int32(), pa.string())
 _PIECE = 2048  # rows
@@ -149,7 +147,7 @@ def schema_of(columns: Sequence[str]) -> pa.Schema:
 
 def _with_kin(table: pa.Table) -> pa.Table:
     """Put `KIN` in the place of "trial"."""
-    kin = [pc.call_function("replace_substring_regex", [each], _D_AND_ETA) for each in table["trial"].chunks]
+    kin = [pc.call_function("replace_substring_regex", [each], _WITHOUT) for each in table["trial"].chunks]
     encoded = pa.chunked_array([each.dictionary_encode() for each in kin], _KIN_TYPE)
     return table.drop_columns("trial").append_column(KIN, encoded)
 

@@ -201,7 +201,8 @@ RECORD = ("trial_id", "trial", *(each.name for each in dataclasses.fields(Observ
 """The columns that `from_row` needs."""
 
 _PLAIN = tuple(name for name in RECORD if name not in ("trial_id", "trial", "curve", *ANSWERS))
-_D_AND_ETA = re.compile(r'"d": ([^,{}"]+), "eta": ([^,{}"]+), ')
+D_AND_ETA = r'"d": ([^,{}"]+), "eta": ([^,{}"]+), '
+"""Where d and eta stand in a trial's canonical JSON: all that the trials of one search differ in."""
 
 _ABLATION_COLUMNS = ("ablation", "mask")
 _LEARNED_COLUMNS = ("scope", "embeddings", "ensemble", "start", "step", "match_norms")
@@ -291,7 +292,7 @@ class TrialReader:
         Raises:
             ValueError: As `trial_from_json`.
         """
-        found = _D_AND_ETA.search(text)
+        found = re.search(D_AND_ETA, text)
         if found is None:
             return trial_from_json(text)
         rest = text[: found.start()] + text[found.end() :]

@@ -13,6 +13,7 @@ from distsub.analysis import study
 from distsub.analysis.updates import adapter_layers, learned_updates
 from distsub.errors import ConfigError, OutputError
 from distsub.finetune import pretrained, trajectory
+from distsub.finetune.train import finish
 from distsub.results import Store, query
 from distsub.results.analyses import analysis_tables, read_analysis
 from distsub.runtime.worker import Place, perform
@@ -23,14 +24,6 @@ pytestmark = pytest.mark.slow
 BUDGET = Budget(steps=8, batch_size=8, max_length=16, precision="fp32", train_examples=64, eval_examples=64)
 
 INTRINSIC, RANDOM = "intrinsic embeddings trained", "random embeddings trained"
-
-
-def finish(steps):
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 
 from distsub.errors import DataError
 from distsub.finetune import ablate, pretrained
-from distsub.finetune.train import train
+from distsub.finetune.train import finish, train
 from distsub.trial import Budget, Method, Seeds, Task, Trial
 
 NAME = "bert.encoder.layer.0.output.dense.weight"
@@ -71,11 +71,8 @@ def weights(trial, mask):
         on_trained=lambda m: caught.update((n, p.detach().clone()) for n, p in m.named_parameters()),
         disabled=mask,
     )
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return caught, end.value
+    seen = finish(steps)
+    return caught, seen
 
 
 def test_zero_starts_from_zero_and_trains_everything(full, model):

@@ -101,12 +101,7 @@ def test_a_warm_start_begins_with_the_model_of_the_smaller_d(trials, method):
     small = train.train(
         trial, on_trained=lambda model: kept.update({n: p.detach().clone() for n, p in model.trained().items()})
     )
-    while True:
-        try:
-            next(small)
-        except StopIteration as end:
-            row = end.value
-            break
+    row = train.finish(small)
     still = dataclasses.replace(
         trial, d=256, eta=1e-30, learning_rate=1e-30, budget=dataclasses.replace(trial.budget, steps=1)
     )

@@ -13,12 +13,7 @@ from distsub.trial import Method, Recording, Source, Span
 
 
 def run(recording, path):
-    steps = trajectory.record(recording, path)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+    return train.finish(trajectory.record(recording, path))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from distsub.analysis.summary import Summary
 from distsub.config import parse_sweep
 from distsub.errors import ConfigError
+from distsub.finetune.train import finish
 from distsub.results import Store
 from distsub.runtime import launch, worker
 from distsub.runtime.worker import Place, perform
@@ -23,14 +24,6 @@ def sweep(tiny_text):
 @pytest.fixture
 def store(sweep, tmp_path):
     return Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
-
-
-def finish(steps):
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def trial_where(search, is_audited):
