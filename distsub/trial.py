@@ -329,6 +329,11 @@ class Recording:
     checkpoints: int | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """All but the trial, as plain values."""
+        return {"every": self.every, "checkpoints": self.checkpoints, "dtype": self.dtype}
+
     @cached_property
     def id(self) -> str:
         """Sixteen hex digits that name this trajectory everywhere."""

@@ -8,7 +8,7 @@ A trajectory is a directory:
 Differences are kept, not weights: they are a thousand times smaller, and bfloat16 with its 8 bits would round most of
 an update away if it were added to a weight first. theta_0 itself is the pretrained model with the head of its
 head_seed and is not stored. trajectory.json is replaced after every checkpoint and says when it is complete; a
-recording that was cut short starts over and writes the same bytes. Source: Zhang et al. 2023, Sec. 3.1.
+recording that was cut short goes on or starts over, and writes the same bytes. Source: Zhang et al. 2023, Sec. 3.1.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from distsub.errors import OutputError, TrajectoryError
 from distsub.finetune import data, pretrained
+from distsub.finetune.checkpoint import Checkpoint
 from distsub.finetune.train import Progress, train
 from distsub.subspace.trajectory import Snapshots
 from distsub.trial import Observation, Recording, Trial
@@ -95,14 +96,15 @@ def marks(recording: Recording, num_rows: int) -> list[int]:
 
 
 def record(
-    recording: Recording, path: str | os.PathLike[str], device: str = "cpu"
-) -> Generator[Progress, None, Observation]:
+    recording: Recording, path: str | os.PathLike[str], device: str = "cpu", resume: Checkpoint | None = None
+) -> Generator[Progress, bool | None, Observation]:
     """Fine-tune in full and leave the checkpoints, yielding after every step.
 
     Args:
         recording: What to record.
         path: Directory of the trajectory; made if missing.
         device: "cpu" or "cuda".
+        resume: Where an earlier attempt stood. Not used unless the checkpoints before it are all there.
 
     Yields:
         Progress after each step.
@@ -147,15 +149,25 @@ def record(
     }
 
     def keep(step: int, model: nn.Module) -> None:
+        while meta["checkpoints"] and meta["checkpoints"][-1]["step"] >= step:  # `resume` was of other data
+            meta["checkpoints"].pop()
         if step in at:
             meta["checkpoints"].append(_save(target, step, model, theta_0, recording.dtype, meta["steps_per_epoch"]))
             _write(target, meta)
 
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for left in (*target.glob("step-*.safetensors"), *target.glob(".*")):  # by a recording that was cut short
-            left.unlink()
-        observation = yield from train(trial, device, on_step=keep)
+        before = [step for step in sorted(at) if resume is not None and step <= resume.step]
+        left = {checkpoint["step"]: checkpoint for checkpoint in _left(target)}
+        if all(step in left for step in before):
+            meta["checkpoints"] = [left[step] for step in before]
+        else:
+            resume = None
+        names = {checkpoint["file"] for checkpoint in meta["checkpoints"]}
+        for file in (*target.glob("step-*.safetensors"), *target.glob(".*")):
+            if file.name not in names:
+                file.unlink()
+        observation = yield from train(trial, device, on_step=keep, resume=resume)
         meta["curve"] = [list(point) for point in observation.curve]
         meta["score"], meta["status"] = observation.score, observation.status
         meta["complete"] = observation.status == "finished"
@@ -317,6 +329,16 @@ def check_weights(found: Trajectory, weights_sha256: str) -> None:
 def num_bytes(recording: Recording, num_params: int, num_rows: int) -> int:
     """Compute what a recording takes on disk, headers aside."""
     return len(marks(recording, num_rows)) * num_params * _DTYPES[recording.dtype].itemsize
+
+
+def _left(target: Path) -> list[dict[str, Any]]:
+    """List the checkpoints that an earlier attempt left whole."""
+    try:
+        meta = read_meta(target)
+    except TrajectoryError:
+        return []
+    files = [(target / checkpoint["file"], checkpoint) for checkpoint in meta["checkpoints"]]
+    return [each for file, each in files if file.is_file() and file.stat().st_size == each["bytes"]]
 
 
 @torch.no_grad()

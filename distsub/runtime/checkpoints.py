@@ -7,6 +7,7 @@ that cannot be written is not missed.
 
 import contextlib
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +16,17 @@ import pyarrow as pa
 from distsub.finetune.checkpoint import Checkpoint
 from distsub.finetune.train import Progress
 from distsub.results import Store
-from distsub.search.stopping import Rule
-from distsub.trial import Trial
+from distsub.results.files import Files
+from distsub.search.stopping import Rule, audited
+from distsub.trial import Observation, Trial
 
 FOLDER = "checkpoints"
 
 LARGEST = 64 * 2**20
 """Bytes: larger ones, those of full fine-tuning, are not kept. They would be three times the model, over and over."""
+
+EVERY_S = 10.0
+"""Seconds between two, unless told otherwise."""
 
 SHARE = 0.02
 """Of the time, that writing checkpoints may take: on a slow storage they become rarer."""
@@ -45,19 +50,29 @@ class Known:
 class Kept:
     """The checkpoint of one trial."""
 
-    def __init__(self, store: Store, trial: Trial, every_s: float | None) -> None:
+    def __init__(
+        self,
+        files: Files,
+        trial: Trial,
+        every_s: float | None = EVERY_S,
+        folder: str = FOLDER,
+        largest: float | None = None,
+    ) -> None:
         """Address it.
 
         Args:
-            store: The results.
+            files: Where the folder is, such as the results.
             trial: What is trained.
             every_s: Seconds between two; None keeps none.
+            folder: Where it lies among the files.
+            largest: Bytes of the largest that is kept; None is `LARGEST`.
         """
-        self._files, self._trial, self._every_s = store.files, trial, every_s
-        self._name = f"{FOLDER}/{trial.id}.safetensors"
+        self._files, self._trial, self._every_s = files, trial, every_s
+        self._folder, self._largest = folder, LARGEST if largest is None else largest
+        self._name = f"{folder}/{trial.id}.safetensors"
         self._due = time.monotonic() + (every_s or 0.0)
         self._written = False
-        self.notes: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {"rule": None, "warm_from": None}
 
     def read(self) -> Known | None:
         """Read what an earlier attempt has left, None if that is nothing that this trial can go on from."""
@@ -74,12 +89,12 @@ class Kept:
         if self._every_s is None or progress.checkpoint is None or (began < self._due and not now):
             return
         checkpoint = progress.checkpoint()
-        if checkpoint.num_bytes > LARGEST:
+        if checkpoint.num_bytes > self._largest:
             self._every_s = None
             return
         with contextlib.suppress(OSError, pa.ArrowException):
             if not self._written:
-                self._files.make(FOLDER)
+                self._files.make(self._folder)
             self._files.put(self._name, checkpoint.to_bytes(**self.notes))
             self._written = True
         took = time.monotonic() - began
@@ -90,6 +105,37 @@ class Kept:
         if self._written:
             with contextlib.suppress(OSError, pa.ArrowException):
                 self._files.remove(self._name)
+
+
+def judged(
+    training: Generator[Progress, bool | None, Observation], trial: Trial, rule: Rule | None, kept: Kept
+) -> Generator[Progress, None, Observation]:
+    """Train until the rule's verdict or the end, keeping checkpoints.
+
+    An audited trial goes on after its verdict, to show whether it was true. Closing the generator keeps a checkpoint.
+    """
+    stop = None
+    try:
+        progress = next(training)
+        while True:
+            if rule is not None and progress.score is not None:
+                stop = rule.first(progress.curve, progress.steps, progress.num_eval, progress.chance, trial.task.metric)
+            ends = stop is not None and not audited(trial.id)
+            goes_on = not ends and progress.step < progress.steps
+            if goes_on:
+                kept.offer(progress)
+            try:
+                yield progress
+            except GeneratorExit:
+                if goes_on:
+                    kept.offer(progress, now=True)
+                raise
+            progress = training.send(ends)
+    except StopIteration as end:
+        row: Observation = end.value
+        return rule.mark(row, stop) if rule is not None and row.score is not None else row
+    finally:
+        training.close()
 
 
 def clear(store: Store) -> None:

@@ -113,6 +113,7 @@ def run(
         threads=max(1, int(resources.cpus_per_trial)),
         adapters=adapters,
         dims=tuple(sorted({d for _, (dims, _) in sweep.arms() for d in dims})) if sweep.budget.warm_start else (),
+        recordings={each.trial.id: each.how for each in sweep.recordings()},
     )
     reporter = reporter_for(board, plain, rows)
     for line in store.damaged:
@@ -254,9 +255,10 @@ def _check_span(search: Search) -> None:
 
     span = search.method.span
     assert span is not None, "asked for learned subspaces only"
-    if not search.trials_at(search.dims[0])[0].recordings:
+    trial = search.trials_at(search.dims[0])[0]
+    if not trial.recordings:
         raise ConfigError(f"{search.name}: no source is left without the task itself; name more sources")
-    most = num_rows(search.trials_at(search.dims[0])[0]) - (span.mode == "centered")
+    most = num_rows(trial) - (span.mode == "centered")
     if not most:
         raise DimensionError(
             f'{search.name}: mode = "centered" has no direction with one checkpoint; record more ([trajectory] steps, '

@@ -112,12 +112,14 @@ def plan(
         given = {"total": "limit", "trials": sweep.limit.trials, "slot_hours": sweep.limit.hours}
         totals.append(dict.fromkeys(totals[0]) | given)
     if recorded := costs(sweep):
-        known = [seconds(recording.trial) for recording, _ in recorded] if probe else [None]
+        baselines = {trial.id for search in sweep.searches() for trial in search.baseline}
+        apart = [each.trial for each, _ in recorded if each.trial.id not in baselines]
+        known = [seconds(trial) for trial in apart] if probe else [None]
         hours = None if None in known else round(sum(filter(None, known)) / 3600, 3)
         given = {
             "total": "trajectories, beside these",
-            "trials": len(recorded),
-            "steps": sum(recording.trial.budget.steps for recording, _ in recorded),
+            "trials": len(apart),
+            "steps": sum(trial.budget.steps for trial in apart),
             "slot_hours": hours,
             "result_bytes": sum(size for _, size in recorded),
         }

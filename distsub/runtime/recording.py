@@ -1,7 +1,9 @@
 """Trajectories in a results directory: recorded when a trial needs them, or all at once, and never twice.
 
-Whoever needs a trajectory first records it under a lock; the others wait. A results directory on an object store is
-recorded in this machine's cache and copied from and to it, since checkpoints are mapped from local files.
+Whoever needs a trajectory first records it under a lock; the others wait. It leaves the row of its fine-tuning too, so
+that a baseline which is recorded is trained once. A recording that was cut short goes on from its last checkpoint on
+this machine. A results directory on an object store is recorded in this machine's cache and copied from and to it,
+since checkpoints are mapped from local files.
 """
 
 import contextlib
@@ -19,23 +21,27 @@ import torch
 from distsub.config import Sweep
 from distsub.errors import ConfigError, OutputError, TrajectoryError
 from distsub.finetune import data, pretrained, trajectory
-from distsub.finetune.train import Progress
+from distsub.finetune.train import Progress, finish
 from distsub.results import Store
-from distsub.results.files import first_line
+from distsub.results.files import Files, first_line
+from distsub.runtime.checkpoints import EVERY_S, Kept, judged
 from distsub.subspace.trajectory import Snapshots
-from distsub.trial import Recording, Trial
+from distsub.trial import Observation, Recording, Trial
 
 WAIT_S = 1.0
 """Seconds between looks at a trajectory that somebody else is recording."""
 
 
-def provide(trial: Trial, store: Store, device: str = "cpu") -> Generator[Progress, None, Snapshots | None]:
+def provide(
+    trial: Trial, store: Store, device: str = "cpu", checkpoint_s: float | None = EVERY_S
+) -> Generator[Progress, None, Snapshots | None]:
     """Map the checkpoints that a trial's subspace is made of, and record first what is not there.
 
     Args:
         trial: Any trial; None is returned for one that needs no checkpoints.
         store: Where trajectories lie, and where the rows of the fine-tunings go.
         device: Where fine-tunings run.
+        checkpoint_s: Seconds between checkpoints of one.
 
     Yields:
         Progress of the fine-tunings; step 0 while somebody else records.
@@ -47,20 +53,44 @@ def provide(trial: Trial, store: Store, device: str = "cpu") -> Generator[Progre
     if trial.method.span is None:
         return None
     for recording in trial.recordings:
-        yield from ensure(recording, store, device)
+        yield from ensure(recording, store, device, checkpoint_s)
     return trajectory.snapshots(trial, root_of(store))
 
 
-def ensure(recording: Recording, store: Store, device: str = "cpu") -> Generator[Progress, None, bool]:
+def ensure(
+    recording: Recording, store: Store, device: str = "cpu", checkpoint_s: float | None = EVERY_S
+) -> Generator[Progress, None, bool]:
     """Record a trajectory unless it is there; returns whether it was recorded now.
 
     Raises:
         TrajectoryError: The fine-tuning diverged, or has too few steps; what is there is of other weights.
         OutputError: It cannot be written.
     """
+    row = yield from _recorded(recording, store, device, checkpoint_s)
+    trajectory.load(trajectory.directory(root_of(store), recording))  # says so if it diverged
+    return row is not None
+
+
+def row_of(
+    recording: Recording, store: Store, device: str = "cpu", checkpoint_s: float | None = EVERY_S
+) -> Generator[Progress, None, Observation | None]:
+    """Record a trajectory and return the row of its fine-tuning; None if the trajectory is there and the row is not.
+
+    Raises:
+        TrajectoryError: The fine-tuning has too few steps; what is there is of other weights.
+        OutputError: It cannot be written.
+    """
+    row = yield from _recorded(recording, store, device, checkpoint_s)
+    return row or next((row for row in store.read() if row.trial == recording.trial), None)
+
+
+def _recorded(
+    recording: Recording, store: Store, device: str, checkpoint_s: float | None
+) -> Generator[Progress, None, Observation | None]:
+    """Record a trajectory and write the row; None if it is there, to its end or to where it diverged."""
     path = trajectory.directory(root_of(store), recording)
     if _is_there(path, recording.trial):
-        return False
+        return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_suffix(".lock").open("w")
@@ -72,27 +102,29 @@ def ensure(recording: Recording, store: Store, device: str = "cpu") -> Generator
             yield Progress(0, recording.trial.budget.steps, math.nan)
         _fetch(store, recording, path)
         if _is_there(path, recording.trial):
-            return False
-        observation = yield from trajectory.record(recording, path, device)
-        store.write(observation)
-        trajectory.load(path)
-        _publish(store, recording, path)
-    return True
+            return None
+        here = Files.at(root_of(store))
+        kept = Kept(here, recording.trial, checkpoint_s, folder=trajectory.FOLDER, largest=math.inf)
+        known = kept.read()
+        training = trajectory.record(recording, path, device, known and known.checkpoint)
+        row = yield from judged(training, recording.trial, None, kept)
+        store.write(row)
+        kept.remove()
+        if row.status == "finished":
+            _publish(store, recording, path)
+    return row
 
 
 def _is_there(path: Path, full: Trial) -> bool:
-    """Tell whether the trajectory of a full fine-tuning is there to the end.
+    """Tell whether the trajectory of a full fine-tuning is there to the end, or diverged, as it would again.
 
     Raises:
-        TrajectoryError: It is of other weights. Or it diverged, as it would again: that is not repeated for every trial
-            that needs it.
+        TrajectoryError: It is of other weights.
     """
     try:
         found = trajectory.load(path)
     except TrajectoryError:
-        if trajectory.has_diverged(path):
-            raise
-        return False
+        return trajectory.has_diverged(path)
     trajectory.check_weights(found, pretrained.prepare(full.model, full.revision).sha256)
     return True
 
@@ -122,13 +154,7 @@ def record_all(sweep: Sweep, store: Store) -> Iterator[tuple[Recording, bool]]:
     device = "cuda" if sweep.resources.gpus_per_trial else "cpu"
     torch.set_num_threads(max(1, int(sweep.resources.cpus_per_trial)))
     for recording in recordings:
-        steps = ensure(recording, store, device)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                yield recording, end.value
-                break
+        yield recording, finish(ensure(recording, store, device))
 
 
 def listing(recordings: Iterable[Recording], store: Store) -> pa.Table:

@@ -135,7 +135,7 @@ class BoardSearcher(Searcher):
         rule = self._rules.rule(trial)
         self._reporter.started(trial)
         self.running[trial_id] = trial
-        return {"trial": trial_to_json(trial), "place": vars(self._place), "rule": rule and vars(rule)}
+        return {"trial": trial_to_json(trial), "place": self._place.config(trial), "rule": rule and vars(rule)}
 
     def is_wanted(self, trial_id: str) -> bool:
         """Tell whether some search still wants a running trial's result."""
@@ -161,9 +161,9 @@ class BoardSearcher(Searcher):
         if trial is None:
             return
         if error:
-            reason = self.crashes.reasons.get(trial_id)
+            reason = self.crashes.reason(trial_id)
             if self._lose(trial, reason, began=trial_id in self.crashes.began):
-                self._reporter.crashed(trial, reason or DIED)
+                self._reporter.crashed(trial, reason)
             return
         if result and result.get("moved"):
             self.moved = True
@@ -185,7 +185,7 @@ class BoardSearcher(Searcher):
                 self._reporter.crashed(trial, reason)
         self.running.clear()
 
-    def _lose(self, trial: Trial, reason: str | None, began: bool) -> bool:
+    def _lose(self, trial: Trial, reason: str, began: bool) -> bool:
         """Record the error of a trial that failed too often; else the board proposes it again, and True comes back.
 
         Tune counts the failures of trials that ran. One whose process dies before it begins (a reused process that is
@@ -193,7 +193,7 @@ class BoardSearcher(Searcher):
         """
         self._losses[trial.id] += not began
         if began or self._losses[trial.id] > self._retries:
-            self._fail(trial, reason or DIED)
+            self._fail(trial, reason)
             return False
         return True
 
@@ -214,7 +214,7 @@ class BoardSearcher(Searcher):
         with self._guarded():
             self._refuse_to_go_on(reason)
         if trial_id in self.running:
-            self._reporter.crashed(self.running[trial_id], reason or DIED)
+            self._reporter.crashed(self.running[trial_id], reason)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the table of observations is the state."""
@@ -265,7 +265,7 @@ class CrashLog(tune.Callback):
 
     def __init__(self) -> None:
         """Start with nothing known."""
-        self.reasons: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
         self.began: set[str] = set()
         self.told: Callable[[str, str], None] = lambda trial_id, reason: None
 
@@ -277,14 +277,18 @@ class CrashLog(tune.Callback):
         """Note why a trial that will be tried again failed."""
         self.note(trial)
         self.began.discard(trial.trial_id)
-        self.told(trial.trial_id, self.reasons.get(trial.trial_id, ""))
+        self.told(trial.trial_id, self.reason(trial.trial_id))
+
+    def reason(self, trial_id: str) -> str:
+        """Say why a trial failed last."""
+        return self._reasons.get(trial_id, DIED)
 
     def note(self, trial: Any) -> None:
         """Read what a trial raised from the file that Tune has just written; `trial.get_error` looks at its copy."""
         with contextlib.suppress(Exception):  # an exception in a callback would end the whole run
             latest = Path(trial.error_file).read_text().rpartition("Failure # ")[2]
             last = [line for line in latest.splitlines() if line and not line[0].isspace()][-1]
-            self.reasons[trial.trial_id] = DIED if last.startswith("The actor") else last
+            self._reasons[trial.trial_id] = DIED if last.startswith("The actor") else last
 
 
 def run(

@@ -7,8 +7,9 @@ told of it: whoever hears of a result can count on finding it in the table.
 import contextlib
 import json
 import tempfile
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -16,11 +17,11 @@ from distsub.errors import AdapterError, OutputError
 from distsub.finetune import ablate, train
 from distsub.results import Store
 from distsub.results.files import first_line
-from distsub.runtime.checkpoints import Kept
-from distsub.runtime.recording import provide
-from distsub.search.stopping import Rule, audited
+from distsub.runtime.checkpoints import EVERY_S, Kept, judged
+from distsub.runtime.recording import provide, row_of
+from distsub.search.stopping import Rule
 from distsub.subspace.model import SubspaceModel
-from distsub.trial import Observation, Trial
+from distsub.trial import Observation, Recording, Trial
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Place:
         adapters: Whether subspace trials that have a score leave their adapter in adapters/<trial id>/.
         dims: The d of trials that one with a warm start may start from, where they have left an adapter.
         checkpoint_s: Seconds between checkpoints of a training; None keeps none.
+        recordings: By the id of a full fine-tuning, how its trajectory is recorded while it is trained: what
+            `Recording` takes beside the trial.
     """
 
     out: str
@@ -41,7 +44,13 @@ class Place:
     threads: int = 1
     adapters: bool = True
     dims: tuple[int, ...] = ()
-    checkpoint_s: float | None = 10.0
+    checkpoint_s: float | None = EVERY_S
+    recordings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def config(self, trial: Trial) -> dict[str, Any]:
+        """Give all that one trial needs to know, as plain values."""
+        mine = {trial.id: self.recordings[trial.id]} if trial.id in self.recordings else {}
+        return vars(self) | {"recordings": mine}
 
 
 def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[train.Progress, None, Observation]:
@@ -62,8 +71,12 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
         if place.adapters and isinstance(model, SubspaceModel):
             save_adapter(store, trial, model)
 
-    snapshots = yield from provide(trial, store, place.device)
-    kept = Kept(store, trial, place.checkpoint_s)
+    if (how := place.recordings.get(trial.id)) is not None:
+        recorded = yield from row_of(Recording(trial, **how), store, place.device, place.checkpoint_s)
+        if recorded is not None:
+            return recorded
+    snapshots = yield from provide(trial, store, place.device, place.checkpoint_s)
+    kept = Kept(store.files, trial, place.checkpoint_s)
     known = kept.read()
     if known is None:
         warm_from, start = _start(store, trial, place.dims)
@@ -79,7 +92,7 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
         resume=known and known.checkpoint,
         snapshots=snapshots,
     )
-    observation = replace((yield from _judged(training, trial, rule, kept)), warm_from=warm_from)
+    observation = replace((yield from judged(training, trial, rule, kept)), warm_from=warm_from)
     store.write(observation)
     kept.remove()
     return observation
@@ -127,34 +140,6 @@ def load_adapter(store: Store, trial_id: str) -> dict[str, torch.Tensor]:
     config = json.loads(store.files.read(f"adapters/{trial_id}/{adapter.CONFIG}"))
     weights = store.files.read(f"adapters/{trial_id}/{adapter.WEIGHTS}")
     return adapter.trained_from(weights, config["weights_sha256"], f"adapters/{trial_id}/{adapter.WEIGHTS}")
-
-
-def _judged(
-    training: Generator[train.Progress, bool | None, Observation], trial: Trial, rule: Rule | None, kept: Kept
-) -> Generator[train.Progress, None, Observation]:
-    """Train until the rule's verdict or the end; an audited trial goes on to show whether the verdict was true."""
-    stop = None
-    try:
-        progress = next(training)
-        while True:
-            if rule is not None and progress.score is not None:
-                stop = rule.first(progress.curve, progress.steps, progress.num_eval, progress.chance, trial.task.metric)
-            ends = stop is not None and not audited(trial.id)
-            goes_on = not ends and progress.step < progress.steps
-            if goes_on:
-                kept.offer(progress)
-            try:
-                yield progress
-            except GeneratorExit:
-                if goes_on:
-                    kept.offer(progress, now=True)
-                raise
-            progress = training.send(ends)
-    except StopIteration as end:
-        row: Observation = end.value
-        return rule.mark(row, stop) if rule is not None and row.score is not None else row
-    finally:
-        training.close()
 
 
 def save_adapter(store: Store, trial: Trial, model: SubspaceModel) -> None:

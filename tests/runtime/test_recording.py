@@ -1,12 +1,20 @@
 """Recorded as needed: a sweep with learned subspaces from its file to its rows, in this process."""
 
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
 from distsub.finetune import pretrained, trajectory
+from distsub.finetune.train import finish
 from distsub.results import Store
 from distsub.runtime import launch, planning, recording
+from distsub.runtime.worker import Place, perform
 
 METHODS = """methods = [
   "random_matched",
@@ -62,11 +70,91 @@ def test_a_sweep_records_what_it_needs_once(sweep, store):
         pretrained.load_adapter(adapter)
 
 
-def test_the_plan_counts_them(sweep):
-    searches, totals = planning.plan(sweep, slots=1)
+def test_a_baseline_that_is_recorded_is_trained_once(sweep, store, tmp_path, monkeypatch):
+    trained, real = [], trajectory.train
+
+    def note(trial, *given, **named):
+        trained.append(trial.id)
+        return real(trial, *given, **named)
+
+    monkeypatch.setattr(trajectory, "train", note)
+    assert launch.run(sweep, store, "inline", plain=True) == 0
+    [needed] = sweep.recordings()
+    assert trained == [needed.trial.id]
+    [row] = [row for row in store.read() if row.trial == needed.trial]
+    [plain] = sweep.searches()[0].baseline
+    again = Store.create(tmp_path / "again", sweep.text, sweep.fingerprint, str(tmp_path))
+    without = finish(perform(plain, Place(again.uri)))
+    spent = {"wall_s": 0.0, "eval_s": 0.0, "peak_bytes": 0}
+    assert dataclasses.replace(row, **spent) == dataclasses.replace(without, **spent)
+
+
+RECORD = """
+import json, sys
+from distsub.results.schema import trial_from_json
+from distsub.runtime.worker import Place, perform
+trial = trial_from_json(sys.argv[2])
+for progress in perform(trial, Place(sys.argv[1], checkpoint_s=0.0, recordings={trial.id: json.loads(sys.argv[3])})):
+    print(progress.step, flush=True)
+"""
+
+
+def begin(store, needed):
+    given = [store.uri, needed.trial.identity, json.dumps(needed.how)]
+    return subprocess.Popen([sys.executable, "-c", RECORD, *given], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_killed_recording_goes_on(sweep, tmp_path):
+    """In another process, from its last checkpoint; and leaves the bytes that it would have left."""
+    [needed] = sweep.recordings()
+    needed = dataclasses.replace(needed, every=4)
+    whole, broken = (
+        Store.create(tmp_path / name, sweep.text, sweep.fingerprint, str(tmp_path)) for name in ("whole", "broken")
+    )
+    with begin(whole, needed) as process:
+        assert [int(line) for line in process.stdout] == list(range(1, 41))
+    with begin(broken, needed) as process:
+        while int(process.stdout.readline()) < 18:
+            pass
+        process.send_signal(signal.SIGKILL)
+    with begin(broken, needed) as process:
+        steps = [int(line) for line in process.stdout]
+    assert process.returncode == 0 and steps == list(range(steps[0], 41)) and steps[0] > 1
+    there, here = (trajectory.directory(store.files.root, needed) for store in (whole, broken))
+    assert len(names := sorted(file.name for file in there.iterdir())) == 11
+    assert [(here / name).read_bytes() for name in names] == [(there / name).read_bytes() for name in names]
+    assert {file.name for file in here.parent.iterdir()} == {needed.id, f"{needed.id}.lock"}
+    [row], [other] = whole.read(), broken.read()
+    assert (row.score, row.predicted, row.curve) == (other.score, other.predicted, other.curve)
+
+
+@pytest.mark.parametrize("harm", [None, "missing", "other data"])
+def test_it_goes_on_unless_something_before_is_missing(sweep, store, harm, monkeypatch):
+    [needed] = sweep.recordings()
+    steps = recording.ensure(needed, store)
+    while next(steps).step < 25:
+        pass
+    steps.close()  # as in a drain: what runs keeps where it stands
+    path = trajectory.directory(store.files.root, needed)
+    assert [each["step"] for each in trajectory.read_meta(path)["checkpoints"]] == [20]
+    if harm == "missing":
+        (path / "step-000020.safetensors").unlink()
+    elif harm == "other data":
+        monkeypatch.setattr("distsub.finetune.train._DECISIVE", ("python",))
+    steps = recording.ensure(needed, store)
+    assert next(steps).step == (1 if harm else 26)
+    finish(steps)
+    assert trajectory.load(path).steps == (20, 40)
+
+
+@pytest.mark.parametrize(("rate", "apart"), [("3e-3", 0), ("2e-3", 1)])
+def test_the_plan_counts_them_and_not_what_is_a_baseline_anyway(sweep, tmp_path, rate, apart):
+    given = sweep.text.replace("learning_rate = 3e-3\ndtype", f"learning_rate = {rate}\ndtype")
+    searches, totals = planning.plan(parse_sweep(given, tmp_path), slots=1)
     last = totals.to_pylist()[-1]
     params = max(row["D"] for row in searches.to_pylist())
-    assert last["total"].startswith("trajectories") and last["trials"] == 1 and last["steps"] == 40
+    assert last["total"].startswith("trajectories") and (last["trials"], last["steps"]) == (apart, 40 * apart)
     assert last["result_bytes"] > 2 * 4 * params
 
 
