@@ -276,12 +276,13 @@ def outliers(
 
     store, code = _open_results(out), 0
     edits = study.edits_of(disable or [])
-    updates = study.find_outliers(store, store.read(), k=k, every_d=every_d, say=_say)
+    sweep = _sweep(store)
+    updates = study.find_outliers(store, store.read(), k=k, every_d=every_d, say=_say, asked=sweep.recordings())
     study.find_recurrence(store, updates, scope=scope.value, permutations=permutations)
     if edits:
         masks = study.make_masks(store, updates, of=of or ["intrinsic"], scope=scope.value, k=k)
         trials = study.ablation_trials(updates, masks, edits)
-        code = launch.run(_sweep(store), store, backend.value, plain, trials=trials)
+        code = launch.run(sweep, store, backend.value, plain, trials=trials)
     ablations = study.compare_ablations(store, store.read())
     _print(study.outlier_listing(store, updates), format)
     if ablations.num_rows and format is Format.table:
@@ -306,7 +307,7 @@ def transfer(
     store = _open_results(out)
     rows = store.read()
     modes, scores = study.compare_modes(store, rows)
-    study.measure_geometry(store, rows, d=d, seeds=seeds, say=_say)
+    study.measure_geometry(store, rows, d=d, seeds=seeds, say=_say, asked=_sweep(store).recordings())
     if format is Format.table:
         _print(_told(store, modes).select(list(study.MODE_COLUMNS)), format)
     _print(scores, format)

@@ -1,7 +1,7 @@
 """From a results directory to its analyses: read updates and rows, compute, write the tables."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -32,7 +32,7 @@ from distsub.results.analyses import (
 )
 from distsub.results.files import first_line
 from distsub.subspace import layout
-from distsub.trial import Ablation, Method, Observation, Trial
+from distsub.trial import Ablation, Method, Observation, Recording, Trial
 
 MODE_COLUMNS = (
     "task", "variant", "d", "metric", "chance", "seeds", "score", "score_low", "score_high", "full", "difference",
@@ -51,7 +51,13 @@ SEEDS = 2
 
 
 def find_outliers(
-    store: Store, observations: Sequence[Observation], *, k: float = K, every_d: bool = False, say: Say = print
+    store: Store,
+    observations: Sequence[Observation],
+    *,
+    k: float = K,
+    every_d: bool = False,
+    say: Say = print,
+    asked: Iterable[Recording] = (),
 ) -> list[Update]:
     """Find the outliers of every learned update in a results directory, and write their tables.
 
@@ -63,6 +69,7 @@ def find_outliers(
         k: How many sigma.
         every_d: Look at every d, not at the largest alone.
         say: Told of every update.
+        asked: Trajectories that may be there beside those that rows name.
 
     Returns:
         The updates, without those that cannot be read or are not finite, of which it is told.
@@ -70,7 +77,7 @@ def find_outliers(
     Raises:
         ConfigError: There is none.
     """
-    updates = learned_updates(store, observations, every_d, say)
+    updates = learned_updates(store, observations, every_d, say, asked)
     if not updates:
         raise ConfigError(
             f"{store.uri} holds no learned update: neither adapters/ of its trials nor trajectories/; run the sweep "
@@ -266,6 +273,7 @@ def measure_geometry(
     mode: str = "difference",
     seeds: int = SEEDS,
     say: Say = print,
+    asked: Iterable[Recording] = (),
 ) -> tuple[pa.Table, pa.Table]:
     """Measure the spectra of the recorded trajectories and the angles between them, and write both tables.
 
@@ -276,12 +284,13 @@ def measure_geometry(
         mode: "difference" or "centered".
         seeds: Trajectories per model and task, those of the first seeds.
         say: Told of every layer.
+        asked: Trajectories that may be there beside those that rows name.
 
     Returns:
         Rows of SPECTRA and of ANGLES; none where no trajectory was recorded.
     """
     root, by_model = root_of(store), {}
-    for path, recording in recorded(root, observations, say):
+    for path, recording in recorded(root, observations, asked, say):
         trial = recording.trial
         tasks = by_model.setdefault((trial.model, trial.revision), {})
         tasks.setdefault(trial.task.name, []).append((trial.seeds.head, trial.seeds.data, path.name, trial))

@@ -1,7 +1,7 @@
 """Learned updates, one layer at a time: P theta of a saved adapter, or theta_T - theta_0 of a recorded fine-tuning."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,19 @@ def root_of(store: Store) -> Path:
     return Path(store.files.root)
 
 
-def recordings(observations: Sequence[Observation]) -> dict[str, Recording]:
-    """List the trajectories that the rows' subspaces are made of, by id, in the order of the rows."""
-    return {each.id: each for seen in observations for each in seen.trial.recordings}
+def recorded(
+    root: Path, observations: Sequence[Observation], asked: Iterable[Recording] = (), say: Say = print
+) -> Iterator[tuple[Path, Recording]]:
+    """Give the trajectories that are there to the end, each with its directory; say why another is not used.
 
-
-def recorded(root: Path, observations: Sequence[Observation], say: Say = print) -> Iterator[tuple[Path, Recording]]:
-    """Give the trajectories that are there to the end, each with its directory; say why another is not used."""
-    for name, recording in recordings(observations).items():
+    Args:
+        root: A results directory.
+        observations: Its rows, which name those that their subspaces are made of.
+        asked: Others that may be there, such as those that the sweep asks for.
+        say: Told why one is not used.
+    """
+    needed = (each for seen in observations for each in seen.trial.recordings)
+    for name, recording in {each.id: each for each in (*needed, *asked)}.items():
         path = root / trajectory.FOLDER / name
         try:
             if path.is_dir():
@@ -99,7 +104,11 @@ def recorded(root: Path, observations: Sequence[Observation], say: Say = print) 
 
 
 def learned_updates(
-    store: Store, observations: Sequence[Observation], every_d: bool = False, say: Say = print
+    store: Store,
+    observations: Sequence[Observation],
+    every_d: bool = False,
+    say: Say = print,
+    asked: Iterable[Recording] = (),
 ) -> list[Update]:
     """List the updates that a results directory holds.
 
@@ -110,6 +119,7 @@ def learned_updates(
         observations: Its rows.
         every_d: Take every d, at its best step size.
         say: Told of trajectories that cannot be used.
+        asked: Trajectories that may be there beside those that rows name.
     """
     root = root_of(store)
     best: dict[Any, Observation] = {}
@@ -121,7 +131,7 @@ def learned_updates(
         if key not in best or _rank(seen) > _rank(best[key]):
             best[key] = seen
     found = [_adapter(root, seen.trial) for seen in best.values()]
-    found += [_trajectory(path, recording) for path, recording in recorded(root, observations, say)]
+    found += [_trajectory(path, recording) for path, recording in recorded(root, observations, asked, say)]
     return sorted(found, key=_place)
 
 

@@ -87,6 +87,17 @@ def test_scales_are_part_of_the_update(tiny_model):
             assert torch.allclose(torch.from_numpy(update), merged[name] - frozen, atol=1e-6)
 
 
+def test_trajectories_that_no_row_is_made_of_are_found_where_the_sweep_asks_for_them(study_of_two_seeds):
+    store, trials = study_of_two_seeds
+    full = [row for row in store.read() if row.trial.d is None]
+    asked = [recording for trial in trials for recording in trial.recordings]
+    assert learned_updates(store, full) == []
+    found = learned_updates(store, full, asked=asked)
+    assert {each.id for each in found} == {each.id for each in asked} and len(found) == 2
+    spectra, angles = study.measure_geometry(store, full, say=lambda line: None, asked=asked)
+    assert spectra.num_rows and angles.num_rows
+
+
 def test_the_whole_way_from_updates_to_ablations(study_of_two_seeds, capsys):
     store, _ = study_of_two_seeds
     rows = store.read()
