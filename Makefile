@@ -16,7 +16,7 @@ quickstart: $(STAMP)
 
 # Two processes: tests of real clusters mostly wait for Ray to start.
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist worksteal --durations 15
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest

@@ -100,7 +100,7 @@ def test_a_token_is_made_and_a_plan_is_printed(checkout, environment):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_cluster_on_loopback_runs_a_job_twice_and_ends(checkout, environment, processes, addresses):
+def test_a_cluster_on_loopback_stops_a_job_resumes_it_and_ends(checkout, environment, processes, addresses):
     _, start, submit, _ = blocks(marked=False)
     folder = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # Ray's sockets need a short path
     port, dashboard_port, client_port = free_ports(3)
@@ -134,23 +134,30 @@ def test_a_cluster_on_loopback_runs_a_job_twice_and_ends(checkout, environment, 
             states = shell(jobs, checkout, environment).stdout.split()
             return states if states and not {"PENDING", "RUNNING"} & set(states) else None
 
-        done = shell(submit, checkout, environment)
+        def written():
+            folder = checkout / "results/quickstart/observations"
+            return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+
+        first = "\n".join(submit.splitlines()[:2]).replace("job submit", "job submit --no-wait --submission-id stopped")
+        done = shell(first, checkout, environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert wait_for(over) == ["SUCCEEDED"]
-        rows = {
-            path.name: path.stat().st_mtime_ns
-            for path in (checkout / "results/quickstart/observations").glob("*.parquet")
-        }
-        assert len(rows) > 5
+        wait_for(written)
+        stop = f"source {folder}/env.sh; ray job stop stopped; ray job logs stopped"
+        done = shell(stop, checkout, environment)
+        assert wait_for(over) == ["STOPPED"]
+        assert "the same command resumes" in done.stdout and '"exit_code": 143' in done.stdout, done.stdout
+        kept = written()
 
         done = shell(submit, checkout, environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert wait_for(over) == ["SUCCEEDED"] * 2 and "nothing left to do" in done.stdout
-        again = {
-            path.name: path.stat().st_mtime_ns
-            for path in (checkout / "results/quickstart/observations").glob("*.parquet")
-        }
-        assert again == rows, "a finished trial ran again"
+        assert sorted(wait_for(over)) == ["STOPPED", "SUCCEEDED"] and f" {len(kept)} known" in done.stdout
+        rows = written()
+        assert len(rows) > 5 and {name: rows[name] for name in kept} == kept, "a finished trial ran again"
+
+        done = shell(submit, checkout, environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert sorted(wait_for(over)) == ["STOPPED", "SUCCEEDED", "SUCCEEDED"] and "nothing left to do" in done.stdout
+        assert written() == rows, "a finished trial ran again"
 
         done = shell("distsub status results/quickstart --format json", checkout, environment)
         assert {row["outcome"] for row in json.loads(done.stdout)} <= {"found", "above_range", "below_range"}
