@@ -238,7 +238,8 @@ def _read_hub(task: Task, splits: tuple[str, ...]) -> list[pa.Table]:
             loaded: Any = datasets.load_dataset(
                 task.source, name=task.config, revision=task.revision, split=list(splits)
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        # A dataset that is a program is a RuntimeError, a damaged one a DatasetsError.
         # Not cached is an OSError for a dataset and a ValueError for a configuration of a cached one.
         if isinstance(error, OSError) or "cache" in str(error):
             raise UnavailableError(

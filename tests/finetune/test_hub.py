@@ -1,53 +1,66 @@
-"""Models by their hub id: the real client against a server on this machine that speaks the hub's protocol."""
+"""Models and tasks by their hub ids: the real clients against a server here that speaks the hub's protocol."""
 
 import hashlib
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
+API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/[^/]+)?(?:/(.+))?")
+RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)")
+
+
+def tree(files, folder, recursive):
+    """List a folder as the hub does."""
+    below = {name: body for name, body in files.items() if not folder or name.startswith(f"{folder}/")}
+    depth = folder.count("/") + 1 if folder else 0
+    folders = {"/".join(name.split("/")[: depth + 1]) for name in below if name.count("/") > depth}
+    return [{"type": "directory", "path": name, "oid": SHA, "size": 0} for name in sorted(folders)] + [
+        {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
+        for name, body in below.items()
+        if recursive or name.count("/") == depth
+    ]
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """One repository, "some/model", out of a directory."""
+    """Repositories, each a dict of files."""
 
     def do_GET(self):
-        self.answer(with_body=True)
+        self.answer()
 
     def do_HEAD(self):
-        self.answer(with_body=False)
+        self.answer()
 
-    def answer(self, with_body):
+    def answer(self):
         path = self.path.partition("?")[0]
         self.server.asked.append(path)
-        files = self.server.files
-        if path.startswith("/api/models/some/model/revision/"):
-            body = json.dumps({"id": "some/model", "sha": SHA, "siblings": [{"rfilename": name} for name in files]})
-            self.send(body.encode(), {"Content-Type": "application/json"}, with_body)
-        elif path == f"/api/models/some/model/tree/{SHA}":
-            listed = [
-                {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
-                for name, body in files.items()
-            ]
-            self.send(json.dumps(listed).encode(), {"Content-Type": "application/json"}, with_body)
-        elif (name := path.rpartition("/")[2]) in files and path.startswith("/some/model/resolve/"):
-            etag = hashlib.sha256(files[name]).hexdigest()
-            self.send(files[name], {"ETag": f'"{etag}"', "X-Repo-Commit": SHA}, with_body)
-        else:
-            self.send_error(404)
+        if found := RESOLVE.fullmatch(path):
+            kind, name, file = "datasets" if found[1] else "models", found[2], found[3]
+            if (body := self.server.repositories.get((kind, name), {}).get(file)) is not None:
+                etag = hashlib.sha256(body).hexdigest()
+                return self.send(body, {"ETag": f'"{etag}"', "X-Repo-Commit": SHA})
+        elif (found := API.fullmatch(path)) and (files := self.server.repositories.get((found[1], found[2]))):
+            about = {"id": found[2], "sha": SHA, "siblings": [{"rfilename": name} for name in files]}
+            listed = tree(files, found[4], "recursive=true" in self.path)
+            if found[3] != "tree" or listed:
+                return self.send(json.dumps(listed if found[3] == "tree" else about).encode(), {})
+        self.send(b"", {"X-Error-Code": "EntryNotFound"}, 404)
 
-    def send(self, body, headers, with_body):
-        self.send_response(200)
+    def send(self, body, headers, code=200):
+        self.send_response(code)
         for key, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
-        if with_body:
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def log_message(self, *_):
@@ -55,15 +68,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tiny_model):
+def hub():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files = {file.name: file.read_bytes() for file in Path(tiny_model).iterdir()}
-    server.files |= {
-        "modeling_own.py": b"raise SystemExit('ran')",
-        "README.md": b"# about",
-        "rust_model.ot": b"0" * 100,
-    }
-    server.asked = []
+    server.repositories, server.asked = {}, []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -72,8 +79,14 @@ def hub(tiny_model):
     server.server_close()
 
 
-LOOK = """
-import sys
+def look(code, home, hub=None):
+    """Run code in a process whose hub is that one, or that has no network."""
+    given = {"HF_HOME": str(home), "DISTSUB_CACHE": str(home / "own"), "NO_PROXY": "127.0.0.1"}
+    given |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port if hub else 9}", "HF_HUB_OFFLINE": "0" if hub else "1"}
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **given}, capture_output=True, text=True)
+
+
+MODEL = """
 from distsub.finetune import pretrained
 prepared = pretrained.prepare("some/model")
 model = pretrained.build(prepared, 2, 0)
@@ -81,27 +94,75 @@ print(prepared.sha256, sum(p.numel() for p in model.parameters()), pretrained.to
 """
 
 
-def look(home, endpoint=None):
-    given = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint or "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
-    environment = {
-        **os.environ,
-        **given,
-        "HF_HUB_OFFLINE": "0" if endpoint else "1",
-        "DISTSUB_CACHE": str(home / "own"),
-    }
-    return subprocess.run([sys.executable, "-c", LOOK], env=environment, capture_output=True, text=True)
-
-
 def test_a_model_is_fetched_once_without_its_code(hub, tiny_model, tmp_path):
-    done = look(tmp_path, f"http://127.0.0.1:{hub.server_port}")
+    files = {file.name: file.read_bytes() for file in Path(tiny_model).iterdir()}
+    own = {"modeling_own.py": b"raise SystemExit('ran')", "README.md": b"# about", "rust_model.ot": b"0" * 100}
+    hub.repositories["models", "some/model"] = {**files, **own}
+    done = look(MODEL, tmp_path, hub)
     assert done.returncode == 0, done.stderr
     fetched = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
     assert {"config.json", "model.safetensors"} <= fetched
-    assert not fetched & {"modeling_own.py", "rust_model.ot"} and not list(tmp_path.rglob("*.py"))
-    again = look(tmp_path)  # offline, from the cache
+    assert not fetched & set(own) and not list(tmp_path.rglob("*.py"))
+    again = look(MODEL, tmp_path)  # from the cache
     assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
 
 
-def test_a_hub_that_cannot_be_reached_is_said_in_one_line(tmp_path):
-    done = look(tmp_path)
-    assert done.returncode == 1 and "is neither cached here nor reachable on the hub" in done.stderr.splitlines()[-1]
+TASK = """
+from distsub.finetune import data, tasks
+from distsub.trial import Budget
+found = data.load(tasks.resolve("mrpc"), Budget(steps=1))
+print(found.dataset_hash, found.train.labels, found.train.texts)
+"""
+
+
+def test_a_known_task_is_fetched_once(hub, tmp_path):
+    def rows(*labels):
+        columns = {"sentence1": [f"a {i}" for i in range(len(labels))], "sentence2": ["b"] * len(labels)}
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({**columns, "label": list(labels), "idx": list(range(len(labels)))}), sink)
+        return sink.getvalue().to_pybytes()
+
+    page = """---
+configs:
+- config_name: mrpc
+  data_files:
+  - {split: train, path: mrpc/train-*}
+  - {split: validation, path: mrpc/validation-*}
+---
+# GLUE
+"""
+    hub.repositories["datasets", "nyu-mll/glue"] = {
+        "README.md": page.encode(),
+        "mrpc/train-00000-of-00001.parquet": rows(0, 1, 1),
+        "mrpc/validation-00000-of-00001.parquet": rows(1, 0),
+    }
+    done = look(TASK, tmp_path, hub)
+    assert done.returncode == 0, done.stderr
+    assert "[0, 1, 1]" in done.stdout and "a 1" in done.stdout
+    again = look(TASK, tmp_path)
+    assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"glue.py": b"raise SystemExit('ran')"},
+            "DataError: mrpc: dataset nyu-mll/glue (mrpc), .*no longer supported",
+        ),
+        ({"mrpc/train-0.parquet": b"PAR1 and no more"}, "DataError: mrpc: dataset nyu-mll/glue (mrpc), .*"),
+    ],
+)
+def test_a_dataset_that_is_a_program_or_damaged_is_one_line(hub, tmp_path, files, message):
+    hub.repositories["datasets", "nyu-mll/glue"] = files
+    done = look(TASK, tmp_path, hub)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and re.search(message.replace("(mrpc)", r"\(mrpc\)"), last), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "message"), [(MODEL, "is neither cached here"), (TASK, "is not in the cache of this")]
+)
+def test_without_network_and_cache_that_is_said_in_one_line(tmp_path, code, message):
+    done = look(code, tmp_path)
+    assert done.returncode == 1 and message in done.stderr.splitlines()[-1]
