@@ -231,6 +231,7 @@ def _read_file(path: Path, task: Task) -> pa.Table:
 def _read_hub(task: Task, splits: tuple[str, ...]) -> list[pa.Table]:
     """Read splits of a hub dataset, from its cache when it is there."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     what = task.source + (f" ({task.config})" if task.config else "")
     try:
@@ -238,7 +239,7 @@ def _read_hub(task: Task, splits: tuple[str, ...]) -> list[pa.Table]:
             loaded: Any = datasets.load_dataset(
                 task.source, name=task.config, revision=task.revision, split=list(splits)
             )
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         # A dataset that is a program is a RuntimeError, a damaged one a DatasetsError.
         # Not cached is an OSError for a dataset and a ValueError for a configuration of a cached one.
         if isinstance(error, OSError) or "cache" in str(error):
