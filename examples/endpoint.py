@@ -1,42 +1,38 @@
 """Is the solution in the span? Scores theta_0 with parts of theta_T - theta_0 added, for each recorded fine-tuning.
 
-    python examples/endpoint.py results/z23-table1-stsb
+    python examples/endpoint.py results/z23-stsb
 
 The last checkpoint is a row of W, so every subspace made of a whole trajectory holds its layers. What they are worth
 without the embeddings and the head that were trained with them says what training in that subspace could reach.
 """
 
 import sys
-from pathlib import Path
 
 import torch
 
+from distsub.analysis.updates import blocks, recorded, root_of
 from distsub.finetune import data, pretrained, trajectory
 from distsub.finetune.train import Evaluation, autocast_for
 from distsub.results import Store
-
-PARTS = {
-    "everything": lambda name: True,
-    "layers": lambda name: ".layer." in name,
-    "the rest": lambda name: ".layer." not in name,
-}
+from distsub.subspace import layout
 
 store = Store.open(sys.argv[1])
-recordings = {each.id: each for row in store.read(answers=False) for each in row.trial.recordings}
-for recording in recordings.values():
+for path, recording in recorded(root_of(store), store.read(answers=False)):
     trial = recording.trial
     prepared = pretrained.prepare(trial.model, trial.revision)
-    moved = trajectory.load(trajectory.directory(Path(store.files.root), recording)).updates[-1]
-    evaluation = Evaluation(
-        trial, pretrained.tokenizer(prepared), data.load(trial.task, trial.budget).validation, "cpu"
-    )
+    moved = trajectory.load(path).updates[-1]
+    validation = data.load(trial.task, trial.budget).validation
+    evaluation = Evaluation(trial, pretrained.tokenizer(prepared), validation, "cpu")
+    _, autocast = autocast_for(trial.budget.precision, "cpu")
+    frozen = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head)
+    layers = {entry.name for _, entries in blocks(layout.entries(frozen)) for entry in entries}
+    parts = {"everything": set(moved), "layers": layers, "the rest": set(moved) - layers}
     found = {}
-    for part, belongs in PARTS.items():
+    for part, names in parts.items():
         model = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head, private=True)
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if belongs(name):
-                    parameter += moved[name].float()
-        found[part] = evaluation.run(model, autocast_for(trial.budget.precision, "cpu")[1])
+            for name in names:
+                model.get_parameter(name).add_(moved[name].float())
+        found[part] = evaluation.run(model, autocast)
     scores = ", ".join(f"{part} {score:.3f}" for part, score in found.items())
     print(f"{trial.task.name} s{trial.seeds.head}: {trial.task.metric} with theta_T - theta_0 of {scores}")

@@ -112,8 +112,8 @@ def plan(
         given = {"total": "limit", "trials": sweep.limit.trials, "slot_hours": sweep.limit.hours}
         totals.append(dict.fromkeys(totals[0]) | given)
     if recorded := costs(sweep):
-        baselines = {trial.id for search in sweep.searches() for trial in search.baseline}
-        apart = [each.trial for each, _ in recorded if each.trial.id not in baselines]
+        anyway = {name for search in board.searches for name in search.baseline_ids}
+        apart = [each.trial for each, _ in recorded if each.trial.id not in anyway]
         known = [seconds(trial) for trial in apart] if probe else [None]
         hours = None if None in known else round(sum(filter(None, known)) / 3600, 3)
         given = {

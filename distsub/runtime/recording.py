@@ -67,7 +67,9 @@ def ensure(
         OutputError: It cannot be written.
     """
     row = yield from _recorded(recording, store, device, checkpoint_s)
-    trajectory.load(trajectory.directory(root_of(store), recording))  # says so if it diverged
+    path = trajectory.directory(root_of(store), recording)
+    if trajectory.has_diverged(path):
+        trajectory.load(path)  # says so
     return row is not None
 
 

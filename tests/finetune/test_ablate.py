@@ -71,8 +71,7 @@ def weights(trial, mask):
         on_trained=lambda m: caught.update((n, p.detach().clone()) for n, p in m.named_parameters()),
         disabled=mask,
     )
-    seen = finish(steps)
-    return caught, seen
+    return caught, finish(steps)
 
 
 def test_zero_starts_from_zero_and_trains_everything(full, model):

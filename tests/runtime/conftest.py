@@ -1,6 +1,7 @@
 """Ray clusters of several nodes on this machine, and sweeps run on them by the command line as a user would."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -25,6 +26,36 @@ def table_of(out):
     """Every row by trial, without what depends on the clock."""
     rows = Store.open(str(out)).table().to_pylist()
     return {row["trial_id"]: {key: value for key, value in row.items() if key not in TIMES} for row in rows}
+
+
+PERFORM = """
+import json, sys
+from distsub.results.schema import trial_from_json
+from distsub.runtime.worker import Place, perform
+trial, place = trial_from_json(sys.argv[2]), json.loads(sys.argv[3])
+for progress in perform(trial, Place(sys.argv[1], checkpoint_s=0.0, **place)):
+    print(progress.step, flush=True)
+"""
+
+
+@pytest.fixture
+def trained_apart():
+    """Train a trial in a process of its own: to the end, giving the steps it made, or to where it is killed."""
+
+    def train(store, trial, kill_at=None, **place):
+        command = [sys.executable, "-c", PERFORM, store.uri, trial.identity, json.dumps(place)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            if kill_at is None:
+                steps = [int(line) for line in process.stdout]
+            else:
+                steps = []
+                while not steps or steps[-1] < kill_at:
+                    steps.append(int(process.stdout.readline()))
+                process.send_signal(signal.SIGKILL)
+        assert process.returncode == (0 if kill_at is None else -signal.SIGKILL)
+        return steps
+
+    return train
 
 
 class Run(subprocess.Popen):

@@ -1,9 +1,6 @@
 """Checkpoints in the results: a killed trial goes on in another process and leaves the row of one that was not."""
 
 import dataclasses
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,15 +10,6 @@ from distsub.results import Store
 from distsub.runtime import checkpoints
 from distsub.runtime.worker import Place, perform
 from distsub.search.stopping import Rule
-
-PERFORM = """
-import sys
-from distsub.results.schema import trial_from_json
-from distsub.runtime.worker import Place, perform
-trial = trial_from_json(sys.argv[2])
-for progress in perform(trial, Place(sys.argv[1], checkpoint_s=0.0)):
-    print(progress.step, flush=True)
-"""
 
 
 @pytest.fixture
@@ -48,26 +36,15 @@ def finish(steps):
             return end.value, seen
 
 
-def begin(store, trial):
-    return subprocess.Popen(
-        [sys.executable, "-c", PERFORM, store.uri, trial.identity], stdout=subprocess.PIPE, text=True
-    )
-
-
 @pytest.mark.slow
-def test_a_killed_process_costs_nothing_but_time(sweep, tmp_path):
+def test_a_killed_process_costs_nothing_but_time(sweep, tmp_path, trained_apart):
     trial = sweep.searches()[0].trials_at(64)[1]
     whole, broken = store_at(sweep, tmp_path / "whole"), store_at(sweep, tmp_path / "broken")
-    with begin(whole, trial) as process:
-        assert [int(line) for line in process.stdout] == list(range(1, 41))
-    with begin(broken, trial) as process:
-        while int(process.stdout.readline()) < 17:
-            pass
-        process.send_signal(signal.SIGKILL)
+    assert trained_apart(whole, trial) == list(range(1, 41))
+    trained_apart(broken, trial, kill_at=17)
     assert broken.read() == [] and broken.files.names("checkpoints") == [f"{trial.id}.safetensors"]
-    with begin(broken, trial) as process:
-        steps = [int(line) for line in process.stdout]
-    assert process.returncode == 0 and steps == list(range(steps[0], 41)) and steps[0] > 1
+    steps = trained_apart(broken, trial)
+    assert steps == list(range(steps[0], 41)) and steps[0] > 1
     assert row_of(broken) == row_of(whole)
     assert broken.files.names("checkpoints") == []
     name = f"adapters/{trial.id}/adapter_model.safetensors"

@@ -1,10 +1,6 @@
 """Recorded as needed: a sweep with learned subspaces from its file to its rows, in this process."""
 
 import dataclasses
-import json
-import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -89,38 +85,19 @@ def test_a_baseline_that_is_recorded_is_trained_once(sweep, store, tmp_path, mon
     assert dataclasses.replace(row, **spent) == dataclasses.replace(without, **spent)
 
 
-RECORD = """
-import json, sys
-from distsub.results.schema import trial_from_json
-from distsub.runtime.worker import Place, perform
-trial = trial_from_json(sys.argv[2])
-for progress in perform(trial, Place(sys.argv[1], checkpoint_s=0.0, recordings={trial.id: json.loads(sys.argv[3])})):
-    print(progress.step, flush=True)
-"""
-
-
-def begin(store, needed):
-    given = [store.uri, needed.trial.identity, json.dumps(needed.how)]
-    return subprocess.Popen([sys.executable, "-c", RECORD, *given], stdout=subprocess.PIPE, text=True)
-
-
 @pytest.mark.slow
-def test_a_killed_recording_goes_on(sweep, tmp_path):
+def test_a_killed_recording_goes_on(sweep, tmp_path, trained_apart):
     """In another process, from its last checkpoint; and leaves the bytes that it would have left."""
     [needed] = sweep.recordings()
     needed = dataclasses.replace(needed, every=4)
     whole, broken = (
         Store.create(tmp_path / name, sweep.text, sweep.fingerprint, str(tmp_path)) for name in ("whole", "broken")
     )
-    with begin(whole, needed) as process:
-        assert [int(line) for line in process.stdout] == list(range(1, 41))
-    with begin(broken, needed) as process:
-        while int(process.stdout.readline()) < 18:
-            pass
-        process.send_signal(signal.SIGKILL)
-    with begin(broken, needed) as process:
-        steps = [int(line) for line in process.stdout]
-    assert process.returncode == 0 and steps == list(range(steps[0], 41)) and steps[0] > 1
+    trial, recordings = needed.trial, {needed.trial.id: needed.how}
+    assert trained_apart(whole, trial, recordings=recordings) == list(range(1, 41))
+    trained_apart(broken, trial, kill_at=18, recordings=recordings)
+    steps = trained_apart(broken, trial, recordings=recordings)
+    assert steps == list(range(steps[0], 41)) and steps[0] > 1
     there, here = (trajectory.directory(store.files.root, needed) for store in (whole, broken))
     assert len(names := sorted(file.name for file in there.iterdir())) == 11
     assert [(here / name).read_bytes() for name in names] == [(there / name).read_bytes() for name in names]
