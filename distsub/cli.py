@@ -357,9 +357,9 @@ def _open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     if not out.strip():
         raise ConfigError("--out is empty; give a results directory, such as --out results/mine")
     out = out if "://" in out else os.path.abspath(os.path.expanduser(out))
-    from distsub.runtime import launch
+    from distsub.runtime import checks
 
-    launch.check(sweep)  # before the directory is made: a sweep that cannot run leaves nothing behind
+    checks.check(sweep)  # before the directory is made: a sweep that cannot run leaves nothing behind
     return sweep, Store.create(out, sweep.text, sweep.fingerprint, str(sweep_file.resolve().parent))
 
 

@@ -10,7 +10,7 @@ import tempfile
 import torch
 
 from distsub import Budget, SubspaceModel, load_adapter
-from distsub.finetune import data, pretrained
+from distsub.finetune import batches, data, pretrained
 from distsub.finetune.step_size import step_size
 from distsub.finetune.tasks import TASKS
 
@@ -25,8 +25,8 @@ model = SubspaceModel(pretrained.build(prepared, num_labels=2, head_seed=0), d=D
 print(f"D = {model.num_params}, trained: {model.num_trained} ({model.scales.numel()} of them scales)")
 
 splits = data.load(task, budget)
-train = data.tokenize(tokenizer, splits.train, max_length=40)
-held_out = data.tokenize(tokenizer, splits.validation, max_length=40)
+train = batches.tokenize(tokenizer, splits.train, max_length=40)
+held_out = batches.tokenize(tokenizer, splits.validation, max_length=40)
 
 rate = step_size(0.3, 5e-5, model.num_params, D, "global", len(model.entries))
 optimizer = torch.optim.AdamW(
@@ -40,9 +40,9 @@ schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
 
 torch.manual_seed(0)
 model.train()
-for step, rows in enumerate(data.batches([len(x["input_ids"]) for x in train], BATCH, STEPS, seed=0), 1):
+for step, rows in enumerate(batches.draw([len(x["input_ids"]) for x in train], BATCH, STEPS, seed=0), 1):
     labels = torch.tensor([splits.train.labels[i] for i in rows], dtype=torch.long)
-    loss = model(**data.collate(tokenizer, train, rows), labels=labels).loss
+    loss = model(**batches.collate(tokenizer, train, rows), labels=labels).loss
     loss.backward()
     optimizer.step()
     schedule.step()
@@ -54,8 +54,8 @@ for step, rows in enumerate(data.batches([len(x["input_ids"]) for x in train], B
 @torch.no_grad()
 def predict(model):
     model.eval()
-    batches = [range(i, min(i + 100, len(held_out))) for i in range(0, len(held_out), 100)]
-    return torch.cat([model(**data.collate(tokenizer, held_out, rows)).logits for rows in batches])
+    chunks = [range(i, min(i + 100, len(held_out))) for i in range(0, len(held_out), 100)]
+    return torch.cat([model(**batches.collate(tokenizer, held_out, rows)).logits for rows in chunks])
 
 
 logits = predict(model)

@@ -1,9 +1,9 @@
-"""Labelled text of a task, checked, subset and batched the same way on every machine.
+"""Labelled text of a task, checked and subset the same way on every machine.
 
 Local files are read by pyarrow into memory, so that several processes can read a read-only directory without cache
 or locks; hub datasets come through `datasets` and its cache. Which rows a trial trains and evaluates on depends on
 the task and the budget only, never on a seed: trials of one sweep see the same rows, so that they can be compared
-example by example. The data seed decides the order of the batches.
+example by example. `batches` makes what a model reads of them.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,15 +23,8 @@ from distsub.finetune import packages
 from distsub.finetune.tasks import FILE_SUFFIXES, is_file
 from distsub.trial import Budget, Task
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
-
 # Reading CSV, pyarrow would take an interrupt for itself and raise an error that looks like a bad file.
 pa.enable_signal_handlers(False)
-
-Example = dict[str, list[int]]
-"""One tokenized text: input_ids, and token_type_ids where the tokenizer makes them; no padding."""
 
 
 @dataclass(frozen=True)
@@ -88,74 +81,6 @@ def load(task: Task, budget: Budget) -> Splits:
     validation = validation.take(_subset(validation.num_rows, budget.eval_examples, "validation"))
     splits = _to_split(train, task), _to_split(validation, task)
     return Splits(*splits, _hash(splits))
-
-
-def tokenize(tokenizer: "PreTrainedTokenizerBase", split: Split, max_length: int) -> list[Example]:
-    """Turn texts into token ids, cut to a length and not padded.
-
-    Args:
-        tokenizer: The model's.
-        split: Texts, single or pairs.
-        max_length: Tokens per example, special tokens included; of a pair the longer text is cut first.
-
-    Returns:
-        One example per row.
-    """
-    first, second = split.texts[0], split.texts[1] if len(split.texts) == 2 else None
-    encoded = tokenizer(
-        first, second, truncation=True, max_length=max_length, padding=False, return_attention_mask=False
-    )
-    return [dict(zip(encoded.keys(), row, strict=True)) for row in zip(*encoded.values(), strict=True)]
-
-
-def batches(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> Iterator[list[int]]:
-    """Draw shuffled batches of similar length, epoch after epoch.
-
-    Every epoch holds every row once; its last batch may be smaller. The order is a function of the arguments alone.
-
-    Args:
-        lengths: Tokens per row.
-        batch_size: Rows per batch.
-        steps: Batches to draw in all.
-        seed: The data seed.
-
-    Yields:
-        Row numbers of one batch.
-
-    Raises:
-        DataError: There are no rows.
-    """
-    import torch
-    from transformers.trainer_pt_utils import get_length_grouped_indices
-
-    if not lengths:
-        raise DataError("cannot draw batches of no rows")
-    generator = torch.Generator().manual_seed(seed)
-    left = steps
-    while left > 0:
-        order = get_length_grouped_indices(list(lengths), batch_size, generator=generator)
-        epoch = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        # The library sorts each pool from long to short: shuffled, or the step number would tell the length.
-        for index in torch.randperm(len(epoch), generator=generator).tolist()[:left]:
-            yield epoch[index]
-            left -= 1
-
-
-def collate(
-    tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example], indices: Sequence[int]
-) -> dict[str, "Tensor"]:
-    """Pad some examples to the longest of them.
-
-    Args:
-        tokenizer: Knows the padding token and side.
-        examples: From `tokenize`.
-        indices: Which of them.
-
-    Returns:
-        input_ids and attention_mask (and token_type_ids), each [len(indices), longest].
-    """
-    chosen: Any = [examples[index] for index in indices]
-    return dict(tokenizer.pad(chosen, return_tensors="pt", return_attention_mask=True))
 
 
 def _read(task: Task, splits: tuple[str, ...]) -> list[pa.Table]:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from distsub.errors import DistsubError
-from distsub.finetune import ablate, data, memory, metrics, pretrained
+from distsub.finetune import ablate, batches, data, memory, metrics, pretrained
 from distsub.finetune.checkpoint import Checkpoint, restore, resume_schedule, tensors_of
 from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size
 from distsub.subspace import adapter, layout
@@ -95,7 +95,7 @@ def train(
     prepared = pretrained.prepare(trial.model, trial.revision)
     tokenizer = pretrained.tokenizer(prepared)
     splits = data.load(task, budget)
-    examples = data.tokenize(tokenizer, splits.train, budget.max_length)
+    examples = batches.tokenize(tokenizer, splits.train, budget.max_length)
     evaluation = Evaluation(trial, tokenizer, splits.validation, device)
     model, record = build_model(trial, prepared, device, snapshots)
     theta_0 = ablate.take(model, disabled or {})
@@ -125,9 +125,9 @@ def train(
         spent, tensors = time.perf_counter() - began, tensors_of(trained, optimizer, device)
         return Checkpoint(trial.id, inputs, step, num_tokens, spent, evaluation.wall_s, tuple(curve), tensors)
 
-    order = data.batches(lengths, budget.batch_size, budget.steps, trial.seeds.data)
+    order = batches.draw(lengths, budget.batch_size, budget.steps, trial.seeds.data)
     for step, indices in enumerate(islice(order, done, None), done + 1):
-        batch = data.collate(tokenizer, examples, indices)
+        batch = batches.collate(tokenizer, examples, indices)
         labels = torch.tensor([splits.train.labels[i] for i in indices])
         labels = labels.float() if task.num_labels == 1 else labels.long()
         with autocast():
@@ -194,7 +194,7 @@ class Evaluation:
         """Tokenize the rows once, longest first so that padding is small."""
         self._task, self._tokenizer, self._device = trial.task, tokenizer, device
         self._targets = [float(label) for label in split.labels]
-        self._examples = data.tokenize(tokenizer, split, trial.budget.max_length)
+        self._examples = batches.tokenize(tokenizer, split, trial.budget.max_length)
         self._order = sorted(range(len(split)), key=lambda i: -len(self._examples[i]["input_ids"]))
         self.predicted: Sequence[float] = ()
         self.metrics: dict[str, float] = {}
@@ -208,7 +208,7 @@ class Evaluation:
         predicted = [0.0] * len(self._examples)
         for first in range(0, len(self._order), EVAL_BATCH):
             indices = self._order[first : first + EVAL_BATCH]
-            batch = data.collate(self._tokenizer, self._examples, indices)
+            batch = batches.collate(self._tokenizer, self._examples, indices)
             with autocast():
                 logits = model(**{k: v.to(self._device) for k, v in batch.items()}).logits.float()
             values = logits.squeeze(-1) if self._task.num_labels == 1 else logits.argmax(-1)

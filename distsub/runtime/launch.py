@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.config import Sweep
-from distsub.errors import ConfigError, DimensionError, UnavailableError
+from distsub.errors import ConfigError, UnavailableError
 from distsub.results import Store
 from distsub.runtime.drain import TERMINATED, Drain
-from distsub.search import Board, Search, make_policy
+from distsub.search import Board, make_policy
 from distsub.search.batch import Batch
 from distsub.search.stopping import Rules, audit_of
-from distsub.trial import Method, Observation, Trial
+from distsub.trial import Observation, Trial
 
 RESUMABLE = frozenset({"finished", "diverged", "stopped"})
 """Rows that count on resuming; a trial that ended in an error is tried again."""
@@ -171,104 +171,6 @@ def stopped_text(rows: Iterable[Observation]) -> str:
         return ""
     found = f"{checked.false} of them falsely" if checked.stops else "so the share of false stops is not known yet"
     return f"{stopped} trials ended early, {checked.stops} more ran on to check that: {found}"
-
-
-def check(sweep: Sweep) -> None:
-    """Make sure, before anything is spent, that every model and task is there and that every d fits.
-
-    Raises:
-        DistsubError: What cannot work, and how to mend it.
-    """
-    from distsub.finetune import data, pretrained
-
-    _check_device(sweep)
-    for task in sweep.tasks:
-        data.load(task, sweep.budget)
-        for address in sweep.models:
-            prepared = pretrained.prepare(address.name, address.revision)
-            model = pretrained.build(prepared, task.num_labels, head_seed=0)
-            _check_length(model, pretrained.tokenizer(prepared), sweep.budget.max_length, address.name)
-            for method, (dims, _) in sweep.arms():
-                _check_dims(dims, model, method)
-    done = set()
-    for search in sweep.searches():
-        if search.method.span is not None and (kind := (search.task, search.method)) not in done:
-            done.add(kind)
-            _check_span(search)
-
-
-def _check_device(sweep: Sweep) -> None:
-    """Refuse GPUs on a machine of its own that has none; a cluster may have them elsewhere."""
-    import torch
-
-    if sweep.resources.gpus_per_trial and "RAY_ADDRESS" not in os.environ and not torch.cuda.is_available():
-        raise ConfigError(
-            f"[resources] gpus_per_trial = {sweep.resources.gpus_per_trial:g}, but no GPU is here and RAY_ADDRESS "
-            "names no cluster; set it to 0"
-        )
-
-
-def _check_length(model: Any, tokenizer: Any, max_length: int, name: str) -> None:
-    """Run one row of the longest allowed length: how many positions a model has, each says in its own way."""
-    import torch
-
-    token = next(i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids))
-    row = torch.full((1, max_length), token)
-    try:
-        with torch.no_grad():
-            model.eval()(input_ids=row, attention_mask=torch.ones_like(row))
-    except (IndexError, RuntimeError):
-        raise ConfigError(
-            f"[budget] max_length = {max_length} is more than {name} has positions for "
-            f"(max_position_embeddings = {getattr(model.config, 'max_position_embeddings', 'unknown')}, of which some "
-            "models reserve two); lower it"
-        ) from None
-
-
-def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:
-    """Build the projections at both ends of the grid: whatever refuses a d does so now."""
-    from distsub.subspace import families, layout
-
-    if method.name == "freeze":
-        layout.outside(model, method.head, method.embeddings)
-        return
-    entries = layout.entries(model, method.head, method.embeddings)
-    if method.projection == "trajectory":  # its d is checked with its checkpoints
-        if method.scope == "layer":
-            layout.layers(entries)
-        return
-    groups = layout.scale_groups(entries, method.groups)
-    kind = families.Kind(
-        method.projection or "fastfood",
-        method.normalization or "global",
-        block_length=method.block_length,
-        scope=method.scope,
-    )
-    for d in {dims[0], dims[-1]}:
-        scales = layout.check_dimension(d, entries, groups, method.name)
-        families.assemble(entries, d - scales, kind)
-
-
-def _check_span(search: Search) -> None:
-    """Refuse a learned subspace of more dimensions than there will be checkpoints."""
-    from distsub.runtime.recording import num_rows
-
-    span = search.method.span
-    assert span is not None, "asked for learned subspaces only"
-    trial = search.trials_at(search.dims[0])[0]
-    if not trial.recordings:
-        raise ConfigError(f"{search.name}: no source is left without the task itself; name more sources")
-    most = num_rows(trial) - (span.mode == "centered")
-    if not most:
-        raise DimensionError(
-            f'{search.name}: mode = "centered" has no direction with one checkpoint; record more ([trajectory] steps, '
-            'every), or take mode = "difference"'
-        )
-    if search.method.projection == "trajectory" and search.dims[-1] > most:
-        raise DimensionError(
-            f"{search.name}: d = {search.dims[-1]} is above the {most} directions that its checkpoints span; give the "
-            f"method dims up to {most}, or record more ([trajectory] steps, every)"
-        )
 
 
 def model_facts(

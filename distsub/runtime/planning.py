@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from distsub.config import Sweep
 from distsub.finetune import data, memory, train
-from distsub.runtime.launch import board_of, check, model_facts
+from distsub.runtime.checks import check
+from distsub.runtime.launch import board_of, model_facts
 from distsub.runtime.recording import costs
 from distsub.search import make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial

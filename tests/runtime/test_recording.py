@@ -9,7 +9,7 @@ from distsub.errors import ConfigError, DimensionError, TrajectoryError
 from distsub.finetune import pretrained, trajectory
 from distsub.finetune.train import finish
 from distsub.results import Store
-from distsub.runtime import launch, planning, recording
+from distsub.runtime import checks, launch, planning, recording
 from distsub.runtime.worker import Place, perform
 
 METHODS = """methods = [
@@ -37,7 +37,7 @@ def store(sweep, tmp_path):
 
 
 def test_a_sweep_records_what_it_needs_once(sweep, store):
-    launch.check(sweep)
+    checks.check(sweep)
     assert launch.run(sweep, store, "inline", plain=True) == 0
     rows = {row.trial.method.variant or row.trial.method.name: row for row in store.read()}
     [needed] = sweep.recordings()
@@ -154,7 +154,7 @@ def test_the_plan_counts_them_and_not_what_is_a_baseline_anyway(sweep, tmp_path,
 )
 def test_what_cannot_work_is_said_before_anything_is_spent(tiny_text, tmp_path, methods, every, error, message):
     with pytest.raises(error, match=message):
-        launch.check(parse_sweep(learned(tiny_text, methods, every), tmp_path))
+        checks.check(parse_sweep(learned(tiny_text, methods, every), tmp_path))
 
 
 def test_nothing_to_record(tiny_sweep, tmp_path):
