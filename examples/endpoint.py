@@ -12,7 +12,8 @@ import torch
 
 from distsub.analysis.updates import blocks, recorded, root_of
 from distsub.finetune import data, pretrained, trajectory
-from distsub.finetune.train import Evaluation, autocast_for
+from distsub.finetune.precision import autocast_for
+from distsub.finetune.train import Evaluation
 from distsub.results import Store
 from distsub.subspace import layout
 

