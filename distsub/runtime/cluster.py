@@ -31,6 +31,20 @@ from ray._private.state import state
 from distsub.config import Resources
 from distsub.errors import ConfigError
 
+
+class DriverOnly:
+    """Pickles to nothing.
+
+    Tune pickles whatever it is given (searcher, scheduler, callbacks) into a file for `Tuner.restore`, which nothing
+    here uses: the rows are the state. What such an object reaches, a terminal, a lock or a hundred thousand rows, stays
+    in this process. To be the first base.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave all of it out."""
+        return DriverOnly, ()
+
+
 PATIENCE_S = 30.0
 """Seconds without a node that fits a trial before it is said; nodes that are on their way are waited for in silence."""
 
@@ -152,7 +166,7 @@ def release_idle(controller: Any) -> None:
         getattr(controller, "_tune_controller", controller)._cleanup_cached_actors(force_all=True)
 
 
-class Watch(tune.Callback):
+class Watch(DriverOnly, tune.Callback):
     """Says, once and within a minute, that no node fits a trial and none is on its way."""
 
     def __init__(self, resources: Resources, say: Callable[[str], None]) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from distsub.runtime import cluster  # isort: skip  # noqa: F401  # sets Ray's environment before Ray is imported
+from distsub.runtime import cluster  # isort: skip  # sets Ray's environment before Ray is imported
 
 from ray import tune
 from ray.util import metrics
@@ -46,7 +46,7 @@ def mean_log10(findings: Iterable[Finding]) -> float:
     return sum(widths) / len(widths) if widths else 0.0
 
 
-class Gauges(tune.Callback):
+class Gauges(cluster.DriverOnly, tune.Callback):
     """Keeps the figures up to date from what Tune tells and the reporter knows."""
 
     def __init__(self, reporter: Reporter, out: str) -> None:

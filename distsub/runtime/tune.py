@@ -89,7 +89,7 @@ class TrainTrial(tune.Trainable):
         """Restore nothing."""
 
 
-class BoardSearcher(Searcher):
+class BoardSearcher(cluster.DriverOnly, Searcher):
     """Translates between Tune and the board."""
 
     def __init__(
@@ -223,7 +223,7 @@ class BoardSearcher(Searcher):
         """Restore nothing."""
 
 
-class CancelUnwanted(FIFOScheduler):
+class CancelUnwanted(cluster.DriverOnly, FIFOScheduler):
     """Stops a running trial, when it next reports, if no search wants its result any more.
 
     A trial stops itself this way; nothing is done to trials that are pending or do not report.
@@ -260,7 +260,7 @@ class CancelUnwanted(FIFOScheduler):
         return TrialScheduler.CONTINUE if wanted else TrialScheduler.STOP
 
 
-class CrashLog(tune.Callback):
+class CrashLog(cluster.DriverOnly, tune.Callback):
     """Keeps what a failed trial raised, for its row; the searcher is told only that it failed."""
 
     def __init__(self) -> None:

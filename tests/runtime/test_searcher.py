@@ -1,13 +1,18 @@
 """The searcher under Tune: what goes wrong in it is kept for after the run, since Tune would leave actors behind."""
 
 import contextlib
+import threading
 from collections import Counter
+from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray import cloudpickle
 
 from distsub.config import Resources, parse_sweep
+from distsub.results import Store
+from distsub.results.files import Files
 from distsub.results.schema import trial_from_json
 from distsub.runtime import tune
 from distsub.runtime.drain import Drain
@@ -92,12 +97,33 @@ def test_it_never_raises_and_ends(board_fails, reporter_fails, slots, data):
         assert searcher.suggest("another") == tune.Searcher.FINISHED and not searcher.is_wanted("another")
 
 
+def test_what_tune_pickles_reaches_nothing_of_this_process(monkeypatch):
+    """Tune pickles all that it is given before it starts; a live table, a lock or a board must not be among it."""
+    monkeypatch.setattr(tune.cluster, "connect", contextlib.nullcontext)
+    monkeypatch.setattr(tune.cluster, "slots", lambda resources: 2)
+    monkeypatch.setattr("distsub.runtime.metrics.metrics", MagicMock())
+    pickled = []
+
+    def tuner(trainable, tune_config, run_config):
+        given = [tune_config.search_alg, tune_config.scheduler, *run_config.callbacks]
+        pickled.extend((type(each).__name__, cloudpickle.dumps(each)) for each in given)
+        return MagicMock()
+
+    monkeypatch.setattr(tune.tune, "Tuner", tuner)
+    board = Board(parse_sweep(SWEEP).searches(), make_policy("bisection"))
+    reporter = Reporter(board)
+    reporter.lock, store = threading.RLock(), Store(Files.at("nowhere"), "", "")
+    with pytest.raises(TypeError, match="pickle"):
+        cloudpickle.dumps(reporter)
+    with Drain() as drain:
+        tune.run(board, store, Place("nowhere"), reporter, Rules("pass", board.goals), drain, Resources())
+    assert len(pickled) == 5 and {name: len(data) for name, data in pickled if len(data) > 100} == {}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_broke_is_raised_after_the_run(tiny_text, tmp_path, monkeypatch):
     """On a real cluster: the trial that runs is stopped, then the very error comes out."""
-    from distsub.results import Store
-
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     sweep = parse_sweep(tiny_text)
     store = Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
