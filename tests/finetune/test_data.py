@@ -108,7 +108,7 @@ def test_local_files_need_neither_the_hub_libraries_nor_a_cache(directory):
         ("text,label\na,2\n", r'1 labels in "label" are outside 0\.\.1, first 2; set num_labels'),
         ("text,label\na,-1\n", "-1 marks a split without labels"),
         ("text,label\na,0.5\n", r"outside 0\.\.1, first 0\.5"),
-        ("text,label\na,yes\n", r"holds string; allowed: integers 0\.\.1"),
+        ("text,label\na,yes\n", r'holds "yes"; allowed: integers 0\.\.1'),
         ("text,label\na,\nb,1\n", "empty or not finite in 1 rows"),
         ("text,label\n,0\n,1\nb,1\n", r'text column "text" is empty in 2 rows'),
         ("text,label\n", "no rows"),

@@ -1,0 +1,167 @@
+"""One form for every value that a file can hold, so that no format gives other rows than another.
+
+Every column becomes text (`TEXT`) or null. A number that is a whole number has no point ("3", also for 3.0), any
+other the fewest digits that give it back in its own precision ("0.1", also for float32); booleans are "true" and
+"false"; dates are "2024-01-31", points in time "2024-01-31 08:00:00"; text stays as it is, whatever it looks like.
+What is missing (null, NaN, an empty cell, an empty text, which CSV cannot tell apart) is null.
+"""
+
+import re
+from collections.abc import Callable, Hashable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from distsub.errors import DataError
+
+# Its functions are made when it is imported: a type checker sees none of them.
+pc: Any = pyarrow.compute
+
+TEXT = pa.large_string()
+"""The type of every column that is read. Large: 32-bit offsets overflow when rows of 2 GB are taken at once."""
+
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?)(?:0*)(Z|[+-]\d\d:?\d\d)?)?")
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether a column of this type holds text (bytes count, if they are UTF-8)."""
+    kind = _inside(kind)
+    return any(
+        test(kind)
+        for test in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_string_view,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_binary_view,
+            pa.types.is_fixed_size_binary,
+        )
+    )
+
+
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Give a column its one form.
+
+    Args:
+        column: Of any type that holds one value in a row.
+
+    Returns:
+        The same rows, as `TEXT`.
+
+    Raises:
+        DataError: Lists, structs or another type without a text, or bytes that are not UTF-8.
+    """
+    column = _plain(column)
+    kind = column.type
+    if is_text(kind):
+        try:
+            text = column.cast(TEXT)
+            text.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise DataError("holds bytes that are not text in UTF-8; convert it") from error
+    elif pa.types.is_floating(kind):
+        width = np.dtype(kind.to_pandas_dtype()).type
+        wide = column.cast(pa.float32()) if pa.types.is_float16(kind) else column
+        text = _by_value(pc.if_else(pc.is_nan(wide), None, wide), lambda value: number_text(value, width))
+    elif pa.types.is_decimal(kind):
+        text = _by_value(column.cast(TEXT), lambda value: number_text(Decimal(value)))
+    elif pa.types.is_timestamp(kind) or pa.types.is_time(kind):
+        text = _by_value(column.cast(TEXT), _without_zeros)
+    elif any(test(kind) for test in (pa.types.is_integer, pa.types.is_boolean, pa.types.is_null, pa.types.is_date)):
+        text = column.cast(TEXT)
+    else:
+        raise DataError(f"holds {kind}; a column must hold one text, number, date or true/false in each row")
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, TEXT), text)
+
+
+def number_text(value: float | Decimal, width: type = np.float64) -> str:
+    """Write a number in its one form.
+
+    Args:
+        value: Finite or infinite, not NaN.
+        width: The precision it was stored in.
+    """
+    if value in (float("inf"), float("-inf")):
+        return str(float(value))
+    if value == int(value):
+        return str(int(value))
+    if isinstance(value, Decimal):
+        return f"{value:f}".rstrip("0")
+    return repr(float(str(width(value))))
+
+
+def matching(column: pa.ChunkedArray, wanted: str) -> pa.ChunkedArray:
+    """Mark the rows of a value as `where` means it.
+
+    Cells are the same if they are the same text, or write the same number (1, 1.0, 1e0; never 01), the same truth
+    value (true, True) or the same point in time (2024-01-31, 2024-01-31T00:00:00): as text formats write it.
+
+    Args:
+        column: As `as_text` gives it.
+        wanted: The value; "" means the rows where it is missing.
+
+    Returns:
+        True and false.
+
+    Raises:
+        DataError: The column writes this value in more than one way.
+    """
+    if not wanted:
+        return column.is_null()
+    value = _value(wanted)
+    found = [text for text in column.unique().to_pylist() if text is not None and _value(text) == value]
+    if len(found) > 1:
+        raise DataError(f'writes {wanted} both as "{found[0]}" and as "{found[1]}"; make them one in the data')
+    return pc.fill_null(pc.equal(column, found[0] if found else wanted), False)
+
+
+def _value(text: str) -> Hashable:
+    """Give what a text means where two are compared."""
+    if _NUMBER.fullmatch(text):
+        return "number", Decimal(text)
+    if text.lower() in ("true", "false"):
+        return "truth", text.lower()
+    if found := _TIME.fullmatch(text):
+        try:
+            time = datetime.fromisoformat(f"{found[1]}T{found[2] or '00:00'}{found[3] or ''}")
+        except ValueError:
+            return text
+        return "time", time.astimezone(UTC) if time.tzinfo else time
+    return text
+
+
+def _inside(kind: pa.DataType) -> pa.DataType:
+    """See through the types that only say how values are stored."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.bool_() if kind.extension_name == "arrow.bool8" else _inside(kind.storage_type)
+    if isinstance(kind, pa.DictionaryType | pa.RunEndEncodedType):
+        return _inside(kind.value_type)
+    return kind
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind, inside = column.type, _inside(column.type)
+    if kind == inside:
+        return column
+    if isinstance(kind, pa.BaseExtensionType):
+        stored = pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
+        return stored.cast(inside) if pa.types.is_boolean(inside) else _plain(stored)
+    if isinstance(kind, pa.RunEndEncodedType):
+        return _plain(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type))
+    return _plain(column.cast(kind.value_type))
+
+
+def _by_value(column: pa.ChunkedArray, text_of: Callable[[Any], str]) -> pa.ChunkedArray:
+    """Write each distinct value once: labels and dates repeat."""
+    values = column.unique().drop_null()
+    return pa.array([text_of(value) for value in values.to_pylist()], TEXT).take(pc.index_in(column, values))
+
+
+def _without_zeros(time: str) -> str:
+    return re.sub(r"(\.\d*?)0+(?!\d)", r"\1", time).replace(".+", "+").replace(".-", "-").replace(".Z", "Z").rstrip(".")
