@@ -441,12 +441,9 @@ def _pictures(paths: list[str]) -> None:
 
 
 def _print(table: "pa.Table", format: Format) -> None:
-    from distsub.results import render
+    from distsub.results import render, write_out
 
-    try:
-        print(render(table, format.value), flush=True)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    write_out(render(table, format.value))
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -3,7 +3,7 @@
 from distsub.results.compact import compact
 from distsub.results.curves import curve_figure
 from distsub.results.files import Files
-from distsub.results.listing import render
+from distsub.results.listing import render, render_facts, write_out
 from distsub.results.published import published_tables
 from distsub.results.report import write_report
 from distsub.results.schema import (
@@ -20,6 +20,7 @@ from distsub.results.schema import (
 )
 from distsub.results.sql import View, query
 from distsub.results.store import Store
+from distsub.results.terminal import printable
 
 __all__ = [
     "D90",
@@ -36,9 +37,12 @@ __all__ = [
     "compact",
     "curve_figure",
     "from_row",
+    "printable",
     "published_tables",
     "query",
     "render",
+    "render_facts",
     "to_table",
+    "write_out",
     "write_report",
 ]

@@ -6,11 +6,15 @@ import decimal
 import io
 import json
 import math
+import os
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from distsub.errors import ConfigError
+from distsub.errors import ConfigError, OutputError
+from distsub.results.terminal import Column, Terminal, layout, printable, records
 
 Format = Literal["table", "json", "csv"]
 
@@ -18,24 +22,69 @@ _LONG = 12
 """Lists with more items than this are shown by their length in a table; JSON and CSV have them whole."""
 
 
-def render(table: pa.Table, format: str = "table") -> str:
+def render(table: pa.Table, format: str = "table", terminal: Terminal | None = None) -> str:
     """Write a table as text, without a final newline.
 
     Args:
         table: What to list.
-        format: "table" (aligned, numbers to five digits), "json" (one array of objects; null for what JSON
-            cannot say, such as NaN) or "csv" (with a header; lists and maps as JSON).
+        format: "table" (for people: fits the terminal, numbers to five digits, sizes in KiB and MiB, control characters
+            escaped), "json" (one array of objects; null for what JSON cannot say, such as NaN) or "csv" (with a
+            header; lists and maps as JSON).
+        terminal: What it is written to; None looks at standard output.
 
     Raises:
         ConfigError: The format is none of these.
     """
+    terminal = terminal or Terminal.of(sys.stdout)
     if format == "json":
-        return _json(table)
+        names = _distinct(table.schema.names)
+        rows = [_json(dict(zip(names, row, strict=True)), terminal) for row in _rows(table)]
+        return "[" + ",\n ".join(rows) + "]"
     if format == "csv":
-        return _csv(table)
+        return _csv([table.schema.names, *_rows(table)])
     if format == "table":
-        return _table(table)
+        return _table(table, terminal)
     raise ConfigError(f"unknown format {format!r}, allowed are {', '.join(get_args(Format))}")
+
+
+def render_facts(facts: Mapping[str, Any], format: str = "table", terminal: Terminal | None = None) -> str:
+    """Write what is known of one thing: a name and a value a line, one JSON object, or CSV with a header.
+
+    Args:
+        facts: Values by name; what nests is JSON in a table and in CSV.
+        format: As for `render`.
+        terminal: What it is written to; None looks at standard output.
+    """
+    terminal = terminal or Terminal.of(sys.stdout)
+    plain = {name: _plain(value, pa.null()) for name, value in facts.items()}
+    if format == "json":
+        return _json(plain, terminal)
+    if format == "csv":
+        return _csv([["key", "value"], *plain.items()])
+    texts = {name: _bytes(value) if _is_size(name, value) else _cell(value) for name, value in plain.items()}
+    columns = [Column(printable(name, terminal), [printable(text, terminal)]) for name, text in texts.items()]
+    return "\n".join(records(columns, 1, terminal))
+
+
+def write_out(text: str) -> None:
+    """Print to standard output at once, whatever it is: what its encoding lacks is escaped.
+
+    A reader that has left, such as `head`, has seen enough: the rest goes nowhere.
+
+    Raises:
+        OutputError: It cannot be written; the disk is full, for example.
+    """
+    if sys.stdout is None:  # closed by who started this
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again at exit
+        if not isinstance(error, BrokenPipeError):
+            raise OutputError(
+                f"cannot write to standard output ({error.strerror or error}); give it a place with room"
+            ) from None
 
 
 def _rows(table: pa.Table) -> list[list[Any]]:
@@ -47,42 +96,44 @@ def _columns(table: pa.Table) -> list[list[Any]]:
     return [[_plain(value, column.type) for value in column.to_pylist()] for column in table.columns]
 
 
-def _json(table: pa.Table) -> str:
-    names = _distinct(table.schema.names)
-    rows = [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in _rows(table)]
-    return "[" + ",\n ".join(rows) + "]"
+def _json(value: dict[str, Any], terminal: Terminal) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if terminal.shows(text) else json.dumps(value)
 
 
-def _csv(table: pa.Table) -> str:
+def _csv(rows: Iterable[Iterable[Any]]) -> str:
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(table.schema.names)
-    for row in _rows(table):
+    for row in rows:
         writer.writerow(
             [json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value for value in row]
         )
     return sink.getvalue().removesuffix("\n")
 
 
-def _table(table: pa.Table) -> str:
-    from rich.cells import cell_len
+def _is_size(name: str, value: Any) -> bool:
+    return isinstance(value, int) and (name == "bytes" or name.endswith("_bytes"))
 
-    # Written by hand: a layout engine takes seconds for a thousand rows. As wide as the cells are: a listing that is
-    # cut is a wrong listing, and terminals wrap or scroll.
+
+def _table(table: pa.Table, terminal: Terminal) -> str:
     shown = []
-    for field, values in zip(table.schema, _columns(table), strict=True):
-        cells = [field.name, *map(_cell, values)]
-        lengths = [len(cell) if cell.isascii() else cell_len(cell) for cell in cells]
-        width = max(lengths)
-        pads = [" " * (width - length) for length in lengths]
+    for field, column, values in zip(table.schema, table.columns, _columns(table), strict=True):
+        if pa.types.is_floating(field.type):
+            values = column.to_pylist()  # people can read nan and inf, which JSON cannot say
         right = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
-        aligned = [pad + cell if right else cell + pad for cell, pad in zip(cells, pads, strict=True)]
-        shown.append([aligned[0], "\u2500" * width, *aligned[1:]])
-    # The rule under the header is one line; what is between the columns elsewhere is part of it.
-    return "\n".join(
-        ("\u2500\u2500" if index == 1 else "  ").join(row).rstrip()
-        for index, row in enumerate(zip(*shown, strict=True))
-    )
+        shown.append(
+            Column(
+                name=printable(field.name, terminal),
+                cells=[
+                    printable(_bytes(value) if _is_size(field.name, value) else _cell(value), terminal)
+                    for value in values
+                ],
+                right=right,
+                same=all(value == values[0] for value in values),
+                empty=all(value is None for value in values),
+            )
+        )
+    return layout(shown, terminal)
 
 
 def _cell(value: Any) -> str:
@@ -90,13 +141,24 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.5g}" if abs(value) < 1e5 else f"{value:.0f}"
+        return f"{value:.0f}" if 1e5 <= abs(value) < 1e15 else f"{value:.5g}"
     if isinstance(value, list):
-        shown = f"[{len(value)} items]" if len(value) > _LONG else ", ".join(_cell(item) for item in value)
-        return shown.replace("\n", " ")
+        if len(value) > _LONG or not value:
+            return f"[{len(value)} items]"
+        return ", ".join(f"({_cell(item)})" if isinstance(item, dict | list) else _cell(item) for item in value)
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_cell(item)}" for key, item in value.items()).replace("\n", " ")
-    return str(value).replace("\n", " ")
+        return ", ".join(f"{key}: {_cell(item)}" for key, item in value.items())
+    return str(value) or '""'  # not to be taken for a value that is missing
+
+
+def _bytes(value: int) -> str:
+    """Show a size for people: 83464 is 81.5 KiB."""
+    if abs(value) < 1024:
+        return f"{value} B"
+    power = 1
+    while abs(value) >= 1023.95 * 1024**power and power < 5:
+        power += 1
+    return f"{value / 1024**power:.1f} {'KMGTP'[power - 1]}iB"
 
 
 def _plain(value: Any, kind: pa.DataType) -> Any:

@@ -258,7 +258,7 @@ def family(search: Search) -> Hashable:
 
 def _spent(finding: Finding) -> Finding:
     corrected = finding.chance_corrected
-    if corrected.outcome is Outcome.running:
+    if corrected.outcome is Outcome.open:
         corrected = replace(corrected, outcome=Outcome.budget_spent)
-    outcome = Outcome.budget_spent if finding.outcome is Outcome.running else finding.outcome
+    outcome = Outcome.budget_spent if finding.outcome is Outcome.open else finding.outcome
     return replace(finding, outcome=outcome, chance_corrected=corrected)

@@ -283,7 +283,7 @@ class Evidence:
         if low > high:
             return Verdict(Outcome.not_monotone, None, bracket)
         if high - low > 1:
-            return Verdict(Outcome.running, None, bracket)
+            return Verdict(Outcome.open, None, bracket)
         if low < 0:
             return Verdict(Outcome.below_range, None, bracket)
         if high == len(dims):
@@ -315,13 +315,13 @@ class Evidence:
 
     def _final(self, threshold: float | None, ended: bool, if_open: Outcome) -> Verdict:
         if self.obstacle is not None:
-            return Verdict(self.obstacle if ended else Outcome.running)
+            return Verdict(self.obstacle if ended else Outcome.open)
         if threshold is None:
-            return Verdict(if_open if ended else Outcome.running)
+            return Verdict(if_open if ended else Outcome.open)
         verdict = self.verdict(threshold)
         if not ended:
-            return Verdict(Outcome.running, None, verdict.bracket)
-        return replace(verdict, outcome=if_open) if verdict.outcome is Outcome.running else verdict
+            return Verdict(Outcome.open, None, verdict.bracket)
+        return replace(verdict, outcome=if_open) if verdict.outcome is Outcome.open else verdict
 
 
 def _merge(known: Mapping[Key, Result], key: Key, result: Result) -> Mapping[Key, Result]:

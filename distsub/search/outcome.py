@@ -23,7 +23,7 @@ class Outcome(Enum):
     budget_spent = "the budget ended before the search did: the bracket is as far as it got"
     not_confirmed = "d that passed fell short under fresh seeds, too often to go on: luck and d90 cannot be told apart"
     undecided = "the trials that decide the search leave this threshold open"
-    running = "trials are still to come"
+    open = "trials are still to come"
 
     @property
     def sentence(self) -> str:
@@ -33,7 +33,7 @@ class Outcome(Enum):
     @property
     def is_over(self) -> bool:
         """Whether no further trial is coming."""
-        return self is not Outcome.running
+        return self is not Outcome.open
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Finding:
     """What one search knows: the d90 or why there is none, and what that rests on.
 
     Attributes:
-        outcome: How the search ended, judged by the paper's relative threshold, or running.
+        outcome: How the search ended, judged by the paper's relative threshold, or open.
         d: d90; None unless found.
         bracket: Largest d that failed and smallest d that passed so far.
         chance_corrected: The same for the chance-corrected threshold, from the same trials.

@@ -66,4 +66,4 @@ def test_a_censored_seed_is_no_number(summary):
 def test_no_rows_is_a_table_too(summary):
     found = summary((search(0),), "bisection", [])
     [row] = found.d90.to_pylist()
-    assert found.searches.to_pylist()[0]["outcome"] == "running" and row["estimate"] is None and row["fit"] == []
+    assert found.searches.to_pylist()[0]["outcome"] == "open" and row["estimate"] is None and row["fit"] == []

@@ -5,13 +5,20 @@ import datetime
 import decimal
 import io
 import json
+import re
+import unicodedata
+from collections import Counter
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from distsub.errors import ConfigError
-from distsub.results.listing import render
+from distsub.results.listing import _cell, _plain, render, render_facts
 from distsub.results.schema import to_table
+from distsub.results.terminal import Terminal, printable
 
 TABLE = pa.table(
     {
@@ -53,16 +60,168 @@ def test_csv_reads_back_with_its_header():
     assert json.loads(rows[1][4]) == {"f1": 0.5}
 
 
-def test_a_table_shows_every_cell_whole():
+@pytest.fixture(autouse=True)
+def no_columns(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+def test_a_table_in_a_file_shows_every_cell_whole():
     long = "x" * 300
     text = render(pa.table({"name": [long, "[red]b[/red]"], "d": [1, 22_713_216]}))
+    assert long in text and "[red]b[/red]" in text and "22713216" in text
+    text = render(pa.table({"name": [long[:150], "b"], "d": [1, 22_713_216]}))
     lines = text.splitlines()
-    assert long in text
-    assert "[red]b[/red]" in text
-    assert lines[0].split() == ["name", "d"]
-    assert "22713216" in lines[-1]
-    assert len(lines) == 4
-    assert "\x1b" not in text
+    assert long[:150] in text and lines[0].split() == ["name", "d"] and len(lines) == 4
+    assert lines[2].endswith("       1") and lines[3].endswith("  22713216"), "numbers end at the right"
+
+
+TEXTS = st.text(
+    st.one_of(
+        st.sampled_from("ab_-/ \x1b\r\n\t\u202e\u2066\u200d\ufe0f\u0301\u6f22\U0001f600\xa0"),
+        st.characters(codec="utf-8"),
+    ),
+    max_size=90,
+)
+CELLS = {
+    pa.string(): TEXTS,
+    pa.int64(): st.integers(-(2**63), 2**63 - 1),
+    pa.float64(): st.floats(),
+    pa.list_(pa.string()): st.lists(TEXTS, max_size=15),
+}
+
+
+@st.composite
+def tables(draw):
+    rows = draw(st.integers(0, 5))
+    columns, names = [], []
+    for _ in range(draw(st.integers(1, 9))):
+        kind = draw(st.sampled_from(list(CELLS)))
+        value = st.none() | CELLS[kind]
+        one = draw(st.booleans())
+        columns.append(pa.array([draw(value)] * rows if one else [draw(value) for _ in range(rows)], kind))
+        names.append(draw(TEXTS))
+    return pa.Table.from_arrays(columns, names=names)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(tables(), st.integers(40, 200), st.sampled_from(["utf-8", "ascii"]))
+def test_a_table_fits_any_terminal_and_loses_nothing(table, width, encoding):
+    terminal = Terminal(width, encoding)
+    text = render(table, "table", terminal)
+    lines = text.split("\n")
+    assert all(cell_len(line) <= width for line in lines)
+    assert all(char == "\n" or char.isprintable() or unicodedata.category(char) == "Zs" for char in text)
+    text.encode(encoding)
+    assert_same_words(table, text, terminal)
+
+
+def assert_same_words(table, text, terminal):
+    """Every name and cell is there, letter by letter; only spaces and line breaks may differ."""
+    found = Counter(char for char in text if not char.isspace())
+    for field, column in zip(table.schema, table.columns, strict=True):
+        is_float = pa.types.is_floating(field.type)
+        cells = [_cell(value if is_float else _plain(value, field.type)) for value in column.to_pylist()]
+        distinct = cells if len(set(cells)) > 1 else cells[:1]
+        if len(cells) > 1 and column.null_count == len(cells):
+            distinct = []  # the column is told to be empty
+        wanted = "".join(printable(cell, terminal) for cell in [field.name, *distinct])
+        found.subtract(char for char in wanted if not char.isspace())
+    assert not [char for char, count in found.items() if count < 0]
+
+
+def read_back(text):
+    """Take a printed grid apart again: its columns stand where the rule says, its rows between blank lines."""
+    lines = text.split("\n")
+    [at] = [number for number, line in enumerate(lines) if line and set(line) <= {"-", " "}]
+    spans = [match.span() for match in re.finditer("-+", lines[at])]
+
+    def join(block):
+        return ["".join(line[start:end].strip() for line in block) for start, end in spans]
+
+    body = lines[at + 1 :]
+    blocks = [part.split("\n") for part in "\n".join(body).split("\n\n")] if "" in body else [[line] for line in body]
+    return join(lines[:at]), [join(block) for block in blocks]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.text("abc_/", min_size=1, max_size=60), st.integers(0, 10**6), st.text("xyz", min_size=1)),
+        min_size=2,
+        max_size=6,
+        unique_by=(lambda row: row[0], lambda row: row[1], lambda row: row[2]),
+    ),
+    st.integers(40, 120),
+)
+def test_what_a_terminal_shows_reads_back_as_the_table(rows, width):
+    names = ["a_long_header_of_words", "d", "what"]
+    columns = [[row[i] for row in rows] for i in range(3)]
+    text = render(pa.table(dict(zip(names, columns, strict=True))), "table", Terminal(width, "ascii"))
+    if text.startswith("row 1 of"):
+        assert max(max(map(len, column)) for column in columns if isinstance(column[0], str)) > width // 2
+    else:
+        assert read_back(text) == (names, [[str(value) for value in row] for row in rows])
+
+
+def test_what_all_rows_share_is_said_once_above_them():
+    table = pa.table(
+        {"task": ["mrpc"] * 3, "d": [1, 2, 3], "revision": pa.array([None] * 3, pa.string()), "n": [7] * 3}
+    )
+    lines = render(table, "table", Terminal(80)).splitlines()
+    assert lines[0] == "task: mrpc  n: 7  empty: revision" and lines[1] == "d" and lines[3:] == ["1", "2", "3"]
+    assert render(table.slice(0, 1), "table", Terminal(80)).splitlines()[0].split() == ["task", "d", "revision", "n"]
+    same = table.select(["task", "n"])
+    assert render(same, "table", Terminal(80)).splitlines()[2:] == ["mrpc  7"] * 3
+
+
+def test_nearly_equal_numbers_are_not_said_to_be_one():
+    text = render(pa.table({"score": [0.1234567, 0.1234568]}), "table", Terminal(80))
+    assert text.splitlines()[0].strip() == "score"
+
+
+def test_a_table_too_wide_is_written_row_below_row():
+    table = pa.table({f"column_{i}": [float(i), 2.5, 3.5] for i in range(12)})
+    text = render(table, "table", Terminal(60))
+    assert text.startswith("row 1 of 3\ncolumn_0   0\n") and "\n\nrow 3 of 3\n" in text
+    assert render(table, "table", Terminal(None)).splitlines()[0].split() == table.schema.names
+
+
+def test_names_cannot_steer_the_terminal():
+    names = ["a\x1b[2Jb", "\rx", "\u202egpj", "two\nlines", "\x9b31m", "caf\xe9"]
+    text = render(pa.table({"name": names, "na\x07me": range(6)}), "table", Terminal(80))
+    for escaped in (r"a\x1b[2Jb", r"\rx", r"\u202egpj", r"two\nlines", r"\x9b31m", "caf\xe9", r"na\x07me"):
+        assert escaped in text
+    assert r"caf\xe9" in render(pa.table({"name": names}), "table", Terminal(80, "ascii"))
+
+
+def test_sizes_are_for_people_in_a_table_only():
+    table = pa.table({"peak_bytes": [83464, 1023, 3 * 2**30], "bytes": [0, 1024**2 - 1, None], "d": [1, 2, 3]})
+    text = render(table, "table", Terminal(80))
+    for shown in ("81.5 KiB", "1023 B", "3.0 GiB", "0 B", "1.0 MiB"):
+        assert shown in text
+    assert json.loads(render(table, "json"))[0]["peak_bytes"] == 83464
+    assert "83464" in render(table, "csv")
+
+
+@pytest.mark.parametrize(("columns", "width"), [("90", 90), ("7", 40), ("", None), ("x", None), ("0", None)])
+def test_the_width_of_redirected_output_is_that_of_columns(monkeypatch, columns, width):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert Terminal.of(io.StringIO()).width == width
+
+
+def test_facts_are_one_object_with_typed_values():
+    facts = {"d": 16, "groups": None, "loss": float("nan"), "peak_bytes": 2048, "versions": {"torch": "2"}, "x": [1.5]}
+    assert json.loads(render_facts(facts, "json")) == facts | {"loss": None}
+    rows = dict(csv.reader(io.StringIO(render_facts(facts, "csv"))))
+    assert rows["d"] == "16" and json.loads(rows["versions"]) == {"torch": "2"}
+    lines = render_facts(facts, "table", Terminal(80)).splitlines()
+    assert lines[0].split() == ["d", "16"] and lines[3].split() == ["peak_bytes", "2.0", "KiB"]
+
+
+def test_json_of_a_narrow_encoding_is_still_json():
+    table = pa.table({"name": ["caf\xe9 \U0001f600"]})
+    text = render(table, "json", Terminal(None, "ascii"))
+    assert text.isascii() and json.loads(text)[0]["name"] == "caf\xe9 \U0001f600"
 
 
 def test_long_lists_are_counted_in_a_table_and_whole_elsewhere():

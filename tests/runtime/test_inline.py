@@ -19,7 +19,7 @@ def test_a_sweep_runs_to_its_end_and_again_does_nothing(tiny_sweep, tmp_path, ca
     assert launch.run(sweep, store, "inline") == 0
     rows = store.read()
     assert len(rows) <= launch.board_of(sweep).max_trials()
-    assert all(f.outcome is not Outcome.running for f in launch.board_of(sweep, store).findings())
+    assert all(f.outcome is not Outcome.open for f in launch.board_of(sweep, store).findings())
     assert len(list((tmp_path / "out" / "adapters").iterdir())) == sum(not row.trial.is_baseline for row in rows)
     capsys.readouterr()
     assert launch.run(sweep, store, "inline") == 0

@@ -249,7 +249,7 @@ def test_looks_once_how_high_the_curve_rises(bench):
     search = bench.search(64, num_etas=3)
     state = closed(bench, search)
     assert POLICY.propose(state, 9) == (search.trials_at(240)[1],)
-    assert POLICY.outcome(state).outcome is Outcome.running
+    assert POLICY.outcome(state).outcome is Outcome.open
     for status, score in (("finished", 0.8), ("finished", 0.55), ("diverged", None), ("error", None)):
         done = state.add(bench.see(search.trials_at(240)[1], score, status))
         assert POLICY.propose(done, 9) == ()

@@ -168,7 +168,7 @@ def test_a_baseline_stays_wanted_while_one_search_needs_it(bench):
     shared, own = bench.baselines((1e-5, 3e-5))
     board = Board([bench.search(seed=0, baseline=(shared, own)), bench.search(seed=1, baseline=(shared,))], Grid())
     board.observe(bench.see(own, None, "error"))
-    assert [finding.outcome for finding in board.findings()] == [Outcome.baseline_missing, Outcome.running]
+    assert [finding.outcome for finding in board.findings()] == [Outcome.baseline_missing, Outcome.open]
     assert shared.id in board.wanted()
     assert not board.finished
 

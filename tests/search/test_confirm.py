@@ -98,7 +98,7 @@ def test_the_deciding_pass_is_confirmed_and_alone(bench, policy):
     state = see_all(bench, ready(bench), {(10, 0): 0.5, (10, 1): 0.6, (20, 0): 0.73, (20, 1): 0.75, (30, 0): 0.79})
     (trial,) = policy.propose(state, 9)
     assert trial == fresh(state.search.trials_at(20)[1])
-    assert policy.outcome(state).outcome is Outcome.running
+    assert policy.outcome(state).outcome is Outcome.open
     found = policy.outcome(state.add(bench.see(trial, 0.73)))
     assert (found.outcome, found.d, found.num_trials) == (Outcome.found, 20, 7)
 

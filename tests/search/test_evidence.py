@@ -155,4 +155,4 @@ def test_every_outcome_has_its_sentence():
     """And no two share one, which would make them one member."""
     assert len(Outcome) == 11
     assert all(len(outcome.sentence) > 20 for outcome in Outcome)
-    assert [outcome for outcome in Outcome if not outcome.is_over] == [Outcome.running]
+    assert [outcome for outcome in Outcome if not outcome.is_over] == [Outcome.open]

@@ -171,7 +171,7 @@ def feed(bench, policy, search, pattern: str) -> Evidence:
         ("EFPPE", Outcome.found, 30, (20, 30)),
         ("PPPPP", Outcome.below_range, None, (None, 10)),
         ("DDDDD", Outcome.above_range, None, (50, None)),
-        ("FFPP-", Outcome.running, None, (20, 30)),
+        ("FFPP-", Outcome.open, None, (20, 30)),
     ],
 )
 def test_grid_outcomes(bench, pattern, outcome, d, bracket):
@@ -183,12 +183,12 @@ def test_grid_outcomes(bench, pattern, outcome, d, bracket):
 @pytest.mark.parametrize(
     ("pattern", "outcome", "d", "bracket"),
     [
-        ("-----", Outcome.running, None, (None, None)),
-        ("--P--", Outcome.running, None, (None, 30)),
+        ("-----", Outcome.open, None, (None, None)),
+        ("--P--", Outcome.open, None, (None, 30)),
         ("-FP--", Outcome.found, 30, (20, 30)),
         ("--E--", Outcome.trial_failed, None, (None, None)),
         ("F-E--", Outcome.trial_failed, None, (10, None)),
-        ("--EF-", Outcome.running, None, (40, None)),
+        ("--EF-", Outcome.open, None, (40, None)),
         ("--EFE", Outcome.trial_failed, None, (40, None)),
         ("P---F", Outcome.not_monotone, None, (50, 10)),
         ("FFPFP", Outcome.not_monotone, None, (40, 30)),
@@ -241,7 +241,7 @@ def test_a_grid_compares_ways_of_training_in_layers_at_chance_too(bench):
         proposed = Grid().propose(state, 99)
         assert len(proposed) == runs
         for trial in proposed:
-            assert Grid().outcome(state).outcome is Outcome.running
+            assert Grid().outcome(state).outcome is Outcome.open
             state = Grid().observe(state, bench.see(trial, 0.52))
         assert Grid().propose(state, 1) == () and Grid().outcome(state).outcome is Outcome.baseline_at_chance
     search = bench.search(method=layers)

@@ -46,7 +46,7 @@ def test_never_more_trials_than_the_limit(bench, policy, seed, trials, slots):
     assert len(begun) <= trials
     assert board.finished
     over = {finding.outcome for finding in board.findings()}
-    assert Outcome.running not in over
+    assert Outcome.open not in over
     assert board.is_spent == (Outcome.budget_spent in over)
     assert not board.is_spent or len(begun) == trials
 
@@ -77,7 +77,7 @@ def test_rows_count_as_spent_and_a_raised_limit_goes_on(bench, seed, trials):
         more, _ = run(bench, board, 4, rng, lambda trial: HOUR)
         if limit is not None:  # what was cancelled left no row and is not remembered
             assert len(seen) + len(more) <= (limit.trials or len(seen))
-    assert all(finding.outcome not in (Outcome.running, Outcome.budget_spent) for finding in board.findings())
+    assert all(finding.outcome not in (Outcome.open, Outcome.budget_spent) for finding in board.findings())
 
 
 def test_what_was_lost_costs_a_whole_trial(bench):
