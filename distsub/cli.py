@@ -105,6 +105,10 @@ def run(
     from distsub.runtime import launch
 
     share = launch.parse_shard(shard)
+    if backend is Backend.tune:
+        from distsub.runtime import connect
+
+        connect.check()
     sweep, store = _open_sweep(sweep_file, out)
     from distsub.analysis.summary import Summary
 

@@ -33,6 +33,10 @@ class UnavailableError(DistsubError, OSError):
     """A model or dataset is not on this machine and cannot be fetched."""
 
 
+class ClusterError(DistsubError, ConnectionError):
+    """No Ray cluster answers where one should, or none can be started."""
+
+
 class OutputError(DistsubError, OSError):
     """A results directory cannot be written, or belongs to another sweep."""
 

@@ -37,7 +37,7 @@ def _check_device(sweep: Sweep) -> None:
     """Refuse GPUs on a machine of its own that has none; a cluster may have them elsewhere."""
     import torch
 
-    if sweep.resources.gpus_per_trial and "RAY_ADDRESS" not in os.environ and not torch.cuda.is_available():
+    if sweep.resources.gpus_per_trial and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError(
             f"[resources] gpus_per_trial = {sweep.resources.gpus_per_trial:g}, but no GPU is here and RAY_ADDRESS "
             "names no cluster; set it to 0"

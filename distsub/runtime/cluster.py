@@ -1,31 +1,15 @@
-"""The Ray cluster under a sweep: find it, count what it runs at once, say what it will never run, leave it in time.
-
-Ray's settings for this process are made here, before Ray is imported: every module that uses Ray imports this one.
-"""
+"""The Ray cluster under a sweep: count what it runs at once, say what it will never run, leave it in time."""
 
 import contextlib
 import json
-import logging
-import os
-import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-# Ray reads these when it is imported; whoever has set them keeps what was set.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-if "RAY_ADDRESS" not in os.environ:  # a cluster of our own, for this run alone; a given one has a token of its own
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+from distsub.runtime.connect import has_own_cluster  # isort: skip  # sets Ray's environment before Ray is imported
 
 import ray
 from ray import tune
-from ray._private import ray_constants
 from ray._private.state import state
 
 from distsub.config import Resources
@@ -50,38 +34,6 @@ PATIENCE_S = 30.0
 
 IDLE_S = 15.0
 """Seconds that a process without a trial may hold its node while there is nothing to start."""
-
-
-@contextlib.contextmanager
-def connect() -> Iterator[None]:
-    """Connect to RAY_ADDRESS or the job's cluster, else start one on this machine's loopback and end it."""
-    if ray.is_initialized():
-        yield
-        return
-    # What goes wrong in a trial is told once, in one line; Tune would print each traceback twice.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.air").setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
-    own = "RAY_ADDRESS" not in os.environ
-    if own:
-        options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    with _loopback() if own else contextlib.nullcontext():
-        ray.init(**options)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _loopback() -> Iterator[None]:
-    """Let Ray start on 127.0.0.1: it takes that for a wish to be reached and listens everywhere, unless told so."""
-    known = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = known
 
 
 def fits(node: Mapping[str, float], resources: Resources) -> int:
@@ -138,7 +90,7 @@ def slots(resources: Resources) -> int:
     have = nodes()
     now = sum(fits(node, resources) for node in have)
     if now == 0:
-        may_come = "RAY_ADDRESS" in os.environ or grows()  # a cluster of our own has all it will ever have
+        may_come = not has_own_cluster() or grows()  # a cluster of our own has all it will ever have
         if resources.max_concurrent_trials is None or not may_come:
             hint = ", or give max_concurrent_trials for a cluster that grows" if may_come else ""
             raise ConfigError(f"{_unmet(have, resources)}; lower [resources]{hint}")

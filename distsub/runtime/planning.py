@@ -152,10 +152,11 @@ def _slots(sweep: Sweep) -> int:
     """Count the trials at once: as the sweep says, else on the cluster of RAY_ADDRESS, else on this machine."""
     if sweep.resources.max_concurrent_trials:
         return sweep.resources.max_concurrent_trials
-    if "RAY_ADDRESS" in os.environ:
+    if os.environ.get("RAY_ADDRESS"):
+        from distsub.runtime.connect import connect  # isort: skip  # sets Ray's environment before Ray is imported
         from distsub.runtime import cluster
 
-        with cluster.connect():
+        with connect():
             return cluster.slots(sweep.resources)
     return max(1, int((os.cpu_count() or 1) / max(sweep.resources.cpus_per_trial, 1e-9)))
 

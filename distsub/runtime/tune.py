@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distsub.runtime import cluster  # isort: skip  # sets Ray's environment before Ray is imported
+from distsub.runtime.connect import connect  # isort: skip  # sets Ray's environment before Ray is imported
 
 import ray
 from ray import tune
@@ -25,6 +25,7 @@ from distsub.errors import DistsubError, OutputError
 from distsub.finetune.train import failed
 from distsub.results import Store
 from distsub.results.schema import trial_from_json, trial_to_json
+from distsub.runtime import cluster
 from distsub.runtime.drain import Drain
 from distsub.runtime.metrics import Gauges
 from distsub.runtime.progress import Reporter
@@ -320,7 +321,7 @@ def run(
         searcher = BoardSearcher(board, store, place, reporter, rules, crashes, losses, resources.retries)
         reporter.line("ray      connecting")
         try:
-            with cluster.connect(), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:
+            with connect(), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:
                 drain.listen()
                 watchers = [crashes, cluster.Watch(resources, reporter.line), Gauges(reporter, store.uri)]
                 _fit(searcher, watchers, resources, folder)

@@ -1,0 +1,212 @@
+"""Connect to a Ray cluster, or start one on this machine's loopback; never wait for one that does not answer.
+
+Ray's settings for this process are made here, before Ray is imported: every module that uses Ray
+imports this one first.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+# Ray reads these when it is imported; a setting of the user's is kept.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Under `uv run` Ray would upload the working directory, even to a cluster of its own.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+
+if os.environ.get("RAY_ADDRESS", "") in ("", "local"):  # a given cluster has a token of its own
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+import ray
+from ray._private import ray_constants
+
+from distsub.errors import ClusterError
+
+ANSWER_S = 20.0
+"""Seconds in which a cluster must answer a first question. Ray itself asks for ever."""
+
+START_S = 50.0
+"""Seconds in which Ray must be up after that; it takes 5 to 15 here."""
+
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+_LONGEST_SOCKET = 107
+"""Bytes in the path of a Unix socket, by the kernel's interface."""
+
+_PROBE = """
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).check_alive([], timeout=10)
+"""
+
+
+def has_own_cluster() -> bool:
+    """Tell whether this run starts a cluster for itself alone: RAY_ADDRESS names none."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
+def check() -> None:
+    """Make sure, before anything is spent, that a cluster answers or that one can be started.
+
+    Raises:
+        ClusterError: RAY_ADDRESS cannot be used or nothing answers there, or no cluster can be started here.
+    """
+    if has_own_cluster():
+        _check_sockets()
+    else:
+        _check_answers(os.environ["RAY_ADDRESS"])
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[None]:
+    """Connect to RAY_ADDRESS or the job's cluster, else start one on this machine's loopback and end it.
+
+    Raises:
+        ClusterError: RAY_ADDRESS cannot be used or nothing answers there, or no cluster can be started here.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # What goes wrong in a trial is told once, in one line; Tune would print each traceback twice.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.air").setLevel(logging.CRITICAL)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
+    check()
+    own = has_own_cluster()
+    if own:
+        options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    what = "no Ray cluster could be started here" if own else f"RAY_ADDRESS = {os.environ['RAY_ADDRESS']!r}"
+    with _at_most(START_S, f"{what}: Ray was not up after {START_S:.0f} s; run the same command again"):
+        try:
+            with _on_loopback() if own else contextlib.nullcontext():
+                ray.init(**options)
+        except Exception as error:  # Ray raises whatever its parts raise
+            raise ClusterError(f"{what}: {_first_line(error)}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Keep Ray on 127.0.0.1. Ray reads that address as a request to be reachable, and listens everywhere."""
+    known = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = known
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float, message: str) -> Iterator[None]:
+    """End the process with one line and exit code 2 when what is inside takes too long.
+
+    Ray waits inside compiled code that no exception reaches. Nothing of the sweep has begun, so nothing is lost.
+    """
+
+    def give_up() -> None:
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live table may have hidden it
+        print(f"{show_cursor}distsub: {message}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _check_sockets() -> None:
+    """Refuse a temporary directory whose name is too long for Ray's sockets.
+
+    Raises:
+        ClusterError: It is, or it cannot be written.
+    """
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    length = len(os.fsencode(folder + _SOCKET))
+    if length > _LONGEST_SOCKET:
+        most = _LONGEST_SOCKET - len(_SOCKET)
+        raise ClusterError(
+            f"{name} = {folder} is too long for Ray's sockets: {length - len(_SOCKET)} bytes, at most {most}; "
+            f"set {name} to a shorter directory, such as {name}=/tmp"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ClusterError(
+            f"{name} = {folder} cannot be written ({error.strerror}); Ray needs it, set {name} to a directory that can"
+        ) from None
+
+
+@cache
+def _check_answers(address: str) -> None:
+    """Ask a cluster for a sign of life, in a process that can be ended.
+
+    Raises:
+        ClusterError: The address cannot be used, nothing listens there, or no Ray answers.
+    """
+    allowed = (
+        'give HOST:PORT of a Ray head (its port is 6379 unless set otherwise), "auto" for one on this machine, '
+        "or unset RAY_ADDRESS to start one here"
+    )
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"RAY_ADDRESS = {address!r} is a Ray Client address, and distsub runs beside its cluster: submit the "
+            f"command as a job (ray job submit), or {allowed}"
+        )
+    if address == "auto":
+        from ray._private import services
+
+        try:
+            address = services.canonicalize_bootstrap_address_or_die("auto")
+        except (ConnectionError, ValueError) as error:
+            raise ClusterError(f"RAY_ADDRESS = 'auto': {_first_line(error)}; {allowed}") from None
+    found = re.fullmatch(r"\[?([^\[\]/]+?)\]?:(\d{1,5})", address)
+    if found is None or not 0 < int(found[2]) < 65536:
+        raise ClusterError(f"RAY_ADDRESS = {address!r} is not HOST:PORT; {allowed}")
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=ANSWER_S / 2).close()
+    except OSError as error:
+        raise ClusterError(
+            f"RAY_ADDRESS = {address!r}: nothing answers there ({error.strerror or _first_line(error)}); {allowed}"
+        ) from None
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", _PROBE, address], capture_output=True, text=True, timeout=ANSWER_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ClusterError(
+            f"RAY_ADDRESS = {address!r}: something listens there, but no Ray head answered within {ANSWER_S:.0f} s; "
+            f"{allowed}"
+        ) from None
+    if probe.returncode:
+        reason = (probe.stderr.strip().splitlines() or ["no reason given"])[-1]
+        token = "; it asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH"
+        hint = token if "nauthenticated" in probe.stderr or "token" in probe.stderr.lower() else f"; {allowed}"
+        raise ClusterError(f"RAY_ADDRESS = {address!r}: {reason}{hint}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
