@@ -60,7 +60,7 @@ FEW = 200
 MANY = 5000
 """Row files from which reading them one by one is felt."""
 
-SweepFile = Annotated[Path, typer.Argument(help="Sweep file (TOML); docs/sweep-file.md describes it.")]
+SweepFile = Annotated[Path, typer.Argument(readable=False, help="Sweep file (TOML); docs/sweep-file.md describes it.")]
 Out = Annotated[str, typer.Argument(help="Results directory: a path, or s3://, gs://, hdfs://.")]
 As = Annotated[Format, typer.Option("--format", help="How to print the listing.")]
 
@@ -457,6 +457,9 @@ def main(arguments: list[str] | None = None) -> Any:
     except DistsubError as error:
         for line in str(error).splitlines() or [type(error).__name__]:
             print(f"distsub: {line}", file=sys.stderr)
+        sys.exit(2)
+    except PermissionError as error:  # anywhere: a home, a model's folder, a file of a data set
+        print(f"distsub: cannot use {error.filename} ({error.strerror}); give one that you may", file=sys.stderr)
         sys.exit(2)
     except (SystemExit, KeyboardInterrupt) as end:  # Typer turns the first interrupt into an exit
         if isinstance(end, SystemExit) and end.code != INTERRUPTED:
