@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
 
 from distsub.errors import ConfigError, nearest
-from distsub.trial import Budget, Head, Method, Source, Span, Task
+from distsub.trial import DEFAULT_PROJECTION, Budget, Head, Method, Source, Span, Task
 
 # Whole numbers end up in 64-bit columns.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
@@ -92,14 +92,17 @@ class MethodTable(Table):
     @property
     def nested(self) -> bool:
         """Whether a smaller d has the first columns of a larger one."""
-        return self.name == "freeze" or self.projection != "partition"
+        return self.name == "freeze" or (self.projection or DEFAULT_PROJECTION) != "partition"
 
     @model_validator(mode="after")
     def _consistent(self) -> "MethodTable":
         if self.groups and self.name != "said":
             raise ValueError(f'groups is for method "said", not "{self.name}"')
-        if self.block_length and not (self.projection or "fastfood").startswith("fastfood"):
-            raise ValueError(f'block_length is for the fastfood projections, not "{self.projection}"')
+        if self.block_length and not (self.projection or DEFAULT_PROJECTION).startswith("fastfood"):
+            raise ValueError(
+                f'block_length is for the fastfood projections, not "{self.projection or DEFAULT_PROJECTION}"; '
+                'give projection = "fastfood"'
+            )
         if self.block_length and (self.block_length < 4 or self.block_length & (self.block_length - 1)):
             raise ValueError(f"block_length = {self.block_length} is not a power of two of at least 4")
         whole = self.name in ("did", "said")
@@ -169,7 +172,7 @@ class MethodTable(Table):
         return replace(made, scope=self.scope or "layer", **usual)
 
     def _random(self, context: Context) -> Method:
-        projection = self.projection or "fastfood"
+        projection = self.projection or DEFAULT_PROJECTION
         fastfood = projection.startswith("fastfood")
         length = self.block_length or max(4, 1 << (context.largest - 1).bit_length())
         return Method(

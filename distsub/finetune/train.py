@@ -22,7 +22,7 @@ from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size
 from distsub.subspace import adapter, layout
 from distsub.subspace.model import SubspaceModel
 from distsub.subspace.trajectory import Snapshots
-from distsub.trial import Observation, Trial
+from distsub.trial import DEFAULT_PROJECTION, Observation, Trial
 
 T = TypeVar("T")
 
@@ -245,7 +245,7 @@ def build_model(
         base,
         trial.d,
         method=method.name,
-        projection=method.projection or "fastfood",
+        projection=method.projection or DEFAULT_PROJECTION,
         normalization=method.normalization or "global",
         groups=method.groups or "layer",
         head=method.head,

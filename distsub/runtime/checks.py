@@ -6,7 +6,7 @@ from typing import Any
 from distsub.config import Sweep
 from distsub.errors import ConfigError, DimensionError
 from distsub.search import Search
-from distsub.trial import Method
+from distsub.trial import DEFAULT_PROJECTION, Method
 
 
 def check(sweep: Sweep) -> None:
@@ -75,7 +75,7 @@ def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:
         return
     groups = layout.scale_groups(entries, method.groups)
     kind = families.Kind(
-        method.projection or "fastfood",
+        method.projection or DEFAULT_PROJECTION,
         method.normalization or "global",
         block_length=method.block_length,
         scope=method.scope,

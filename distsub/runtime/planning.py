@@ -16,7 +16,7 @@ from distsub.runtime.launch import board_of, model_facts
 from distsub.runtime.recording import costs
 from distsub.search import make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
-from distsub.trial import Method, Trial
+from distsub.trial import DEFAULT_PROJECTION, Method, Trial
 
 PROBE_STEPS = 6
 """Real steps timed per model, task and method; the first, which loads and warms up, is the start-up."""
@@ -189,5 +189,5 @@ def _recorded_or_not(trial: Trial) -> Trial:
         return trial
     method = replace(trial.method, span=None, match_norms=False)
     if method.projection == "trajectory":
-        method = replace(method, projection="fastfood")
+        method = replace(method, projection=DEFAULT_PROJECTION)
     return replace(trial, method=method)

@@ -23,6 +23,7 @@ from distsub.subspace import layout as layouts
 from distsub.subspace.families import Kind, assemble
 from distsub.subspace.fastfood import next_power_of_two
 from distsub.subspace.trajectory import Snapshots
+from distsub.trial import DEFAULT_PROJECTION
 
 METHODS = ("did", "said")
 
@@ -75,7 +76,7 @@ class SubspaceModel(nn.Module):
         model: nn.Module,
         d: int,
         method: str = "did",
-        projection: str = "fastfood",
+        projection: str = DEFAULT_PROJECTION,
         normalization: str = "global",
         groups: str = "layer",
         head: str = "in_subspace",

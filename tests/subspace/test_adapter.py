@@ -71,7 +71,7 @@ class TestRoundTrip:
 
     def test_a_thousand_numbers_fit_in_five_kilobytes(self, zoo, tmp_path):
         for method in ("did", "said"):
-            model = SubspaceModel(zoo.build("Bert", torch.float32), 1000, method)
+            model = SubspaceModel(zoo.build("Bert", torch.float32), 1000, method, projection="fastfood")
             model.save_pretrained(tmp_path, base_model=None)
             assert (tmp_path / WEIGHTS).stat().st_size < 5000
 

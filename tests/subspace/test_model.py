@@ -178,7 +178,7 @@ class TestErrors:
 
     def test_a_block_length_that_cannot_hold_d(self, zoo):
         with pytest.raises(DimensionError, match="block_length = 64"):
-            SubspaceModel(zoo.build("Bert"), 60, block_length=32)
+            SubspaceModel(zoo.build("Bert"), 60, projection="fastfood", block_length=32)
 
     @pytest.mark.parametrize(
         ("option", "value"),
