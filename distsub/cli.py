@@ -157,7 +157,7 @@ def plan(
     from distsub.config import load_sweep
     from distsub.runtime import planning
 
-    searches, totals = planning.plan(load_sweep(sweep_file), slots, probe, price_per_hour)
+    searches, totals = planning.plan(load_sweep(sweep_file), slots, probe, price_per_hour, _note)
     _print(searches if format is Format.table else totals, format)
     if format is Format.table:
         _print(totals, format)
@@ -363,7 +363,7 @@ def _open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     out = out if "://" in out else os.path.abspath(os.path.expanduser(out))
     from distsub.runtime import checks
 
-    checks.check(sweep)  # before the directory is made: a sweep that cannot run leaves nothing behind
+    checks.check(sweep, _note)  # before the directory is made: a sweep that cannot run leaves nothing behind
     return sweep, Store.create(out, sweep.text, sweep.fingerprint, str(sweep_file.resolve().parent))
 
 
@@ -437,6 +437,10 @@ def _answers(d90: "pa.Table", columns: Sequence[str] = ()) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _note(line: str) -> None:
+    _say(f"note: {line}")
 
 
 def _pictures(paths: list[str]) -> None:

@@ -30,7 +30,7 @@ from distsub.finetune import tasks
 from distsub.methods import Context, MethodTable, NonNegativeInt, PositiveInt, Table, TrajectoryTable
 from distsub.search import FRESH, PUBLISHED_RATIO, EtaChoice, Search, log_grid
 from distsub.search.stopping import Limit, Mode
-from distsub.trial import IDENTITY_VERSION, Budget, Method, Recording, Seeds, Span, Task, Trial, canonical, later
+from distsub.trial import IDENTITY_VERSION, Budget, Empty, Method, Recording, Seeds, Span, Task, Trial, canonical, later
 
 Policy = Literal["adaptive", "bisection", "grid"]
 
@@ -266,6 +266,21 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _label_list(value: Any) -> Any:
+    """Let true stand for the label that files spell so."""
+    return (
+        [str(each).lower() if isinstance(each, bool) else each for each in value] if isinstance(value, list) else value
+    )
+
+
+def _rows_or_share(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
+    share = isinstance(value, float) and 0.0 < value < 1.0
+    if value is not None and not whole and not share:
+        raise ValueError(f"give a number of rows from 1 on, or a share of them such as 0.2, not {value!r}")
+    return value
+
+
 class _Model(Table):
     name: str | None = None
     path: str | None = None
@@ -293,16 +308,20 @@ class _Task(Table):
     text: Annotated[list[str], BeforeValidator(_as_list)] | None = None
     label: str | None = None
     num_labels: PositiveInt | None = None
-    metric: Literal["accuracy", "matthews", "pearson", "f1"] | None = None
+    labels: Annotated[list[str | int], BeforeValidator(_label_list)] | None = None
+    metric: Literal["accuracy", "macro_f1", "matthews", "pearson", "f1"] | None = None
     train: str | None = None
     validation: str | None = None
     where: dict[str, str] | None = None
-    holdout: PositiveInt | None = None
+    holdout: Annotated[int | float, BeforeValidator(_rows_or_share)] | None = None
+    empty: Empty | None = None
 
     def record(self, directory: Path) -> Task:
         given = self.model_dump(exclude_none=True)
         if self.text is not None:
             given["text"] = tuple(self.text)
+        if self.labels is not None:
+            given["labels"] = tuple(str(label) for label in self.labels)
         if self.where is not None:
             given["where"] = tuple(sorted(self.where.items()))
         if self.path is not None:

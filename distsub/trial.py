@@ -21,6 +21,7 @@ DEFAULT_PROJECTION = "partition"
 """The cheapest family of P, and exactly isometric; the families give the same d90 within its interval (docs/d90.md)."""
 
 Ablation = Literal["zero", "hold", "reset"]
+Empty = Literal["refuse", "drop", "keep"]
 Head = Literal["in_subspace", "trained", "frozen"]
 Status = Literal["finished", "diverged", "stopped", "error"]
 
@@ -67,26 +68,31 @@ class Task:
         revision: The hub revision, or None for the default branch.
         text: One column, or two for sentence pairs.
         label: The label column.
-        num_labels: Number of classes; 1 means regression.
-        metric: accuracy, matthews, pearson or f1; the score that d90 is about.
+        num_labels: Number of classes; 1 means regression, None that they are counted in the rows.
+        metric: accuracy, macro_f1, matthews, pearson or f1; the score that d90 is about.
         train: Split (hub) or file stem (directory) to train on.
         validation: Split or file stem to evaluate on.
         where: Rows to keep, as (column, value) pairs; empty keeps all.
-        holdout: Rows to split off `train` for evaluation when there is no validation split, else None.
+        holdout: Rows to split off `train` for evaluation when there is no validation split, or their share of all
+            rows where it is a float; else None.
+        labels: The classes in their order, as the label column spells them; empty sorts them by name.
+        empty: What becomes of rows whose text is empty: "refuse", "drop" (and those without a label) or "keep".
     """
 
     name: str
     source: str
     text: tuple[str, ...]
     label: str = "label"
-    num_labels: int = 2
+    num_labels: int | None = 2
     metric: str = "accuracy"
     config: str | None = None
     revision: str | None = None
     train: str = "train"
     validation: str | None = "validation"
     where: tuple[tuple[str, str], ...] = ()
-    holdout: int | None = None
+    holdout: int | float | None = None
+    labels: tuple[str, ...] = later(())
+    empty: Empty = later("refuse")
 
 
 @dataclass(frozen=True)
@@ -358,6 +364,7 @@ class Observation:
         curve: (step, score) at each evaluation.
         predicted: Predicted class or value per evaluated example, in the evaluation set's order.
         target: True class or value per evaluated example.
+        labels: What the classes are called, in their order; empty where they are called 0, 1, 2 or there are none.
         steps: Optimiser steps taken.
         num_tokens: Training tokens seen, padding excluded.
         wall_s: Seconds in training and evaluation together.
@@ -385,6 +392,7 @@ class Observation:
     curve: tuple[tuple[int, float], ...] = ()
     predicted: tuple[float, ...] = ()
     target: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
     steps: int = 0
     num_tokens: int = 0
     wall_s: float = 0.0

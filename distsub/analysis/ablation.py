@@ -53,7 +53,7 @@ def score(metric: str, predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
     the labels; with more it is computed here from the confusion of the classes in the form of Gorodkin (2004).
 
     Args:
-        metric: "accuracy", "matthews", "pearson" or "f1".
+        metric: "accuracy", "macro_f1", "matthews", "pearson" or "f1".
         predicted: Shape [..., examples].
         target: The same shape.
 
@@ -65,6 +65,13 @@ def score(metric: str, predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
     if metric == "f1":
         both, either = ((predicted == 1) & (target == 1)).sum(-1), (predicted == 1).sum(-1) + (target == 1).sum(-1)
         return np.divide(2.0 * both, either, out=np.zeros(both.shape), where=either > 0)
+    if metric == "macro_f1":
+        each = []
+        for label in np.union1d(predicted, target):
+            either = (predicted == label).sum(-1) + (target == label).sum(-1)
+            both = ((predicted == label) & (target == label)).sum(-1)
+            each.append(np.divide(2.0 * both, either, out=np.full(both.shape, np.nan), where=either > 0))
+        return np.nanmean(each, axis=0)
     if metric == "pearson":
         x, y = predicted[..., None, :].astype(float), target[..., None, :].astype(float)
     else:  # one indicator per class: their summed covariance, which for two classes is the correlation

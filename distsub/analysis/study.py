@@ -300,8 +300,9 @@ def measure_geometry(
         for name, trial in chosen.items():
             seeds_of = {"head_seed": trial.seeds.head, "data_seed": trial.seeds.data}
             about[name] = {"task": trial.task.name, "model": model} | seeds_of
-        checkpoints = {name: trajectory.load(root / trajectory.FOLDER / name).updates for name in chosen}
-        labels = next(iter(chosen.values())).task.num_labels
+        read = {name: trajectory.load(root / trajectory.FOLDER / name) for name in chosen}
+        checkpoints = {name: each.updates for name, each in read.items()}
+        labels = next(iter(read.values())).meta["num_labels"]
         base = pretrained.build(pretrained.prepare(model, revision), labels, 0)
         for layer, entries in blocks(layout.entries(base)):
             found = layer_geometry(checkpoints, layer, [entry.name for entry in entries], d, mode)

@@ -159,8 +159,9 @@ def _trajectory(path: str | os.PathLike[str], recording: Recording) -> Update:
     def layers() -> Iterator[Layer]:
         trial = recording.trial
         prepared = pretrained.prepare(trial.model, trial.revision)
-        base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head)
-        last = trajectory.load(path).updates[-1]
+        recorded = trajectory.load(path)
+        base = pretrained.build(prepared, recorded.meta["num_labels"], trial.seeds.head)
+        last = recorded.updates[-1]
         for name, entries in blocks(layout.entries(base)):
             yield Layer(
                 name,

@@ -8,12 +8,14 @@ files, `batches` makes what a model reads of them.
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from distsub.errors import DataError
-from distsub.finetune import reading
+from distsub.finetune import labels, reading
 from distsub.trial import Budget, Task
 
 
@@ -36,11 +38,20 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Everything one trial reads, and a sha256 of it that tells whether two trials read the same."""
+    """Everything one trial reads.
+
+    Attributes:
+        train: Rows to train on.
+        validation: Rows to evaluate on.
+        dataset_hash: A sha256 of both that tells whether two trials read the same.
+        task: The task with its number of classes, counted where the sweep file leaves it out, and their names, where
+            they are not the class numbers.
+    """
 
     train: Split
     validation: Split
     dataset_hash: str
+    task: Task
 
 
 def load(task: Task, budget: Budget) -> Splits:
@@ -59,78 +70,94 @@ def load(task: Task, budget: Budget) -> Splits:
         DataError: A column is missing, a label or text is not usable, or a split is empty.
         UnavailableError: The data are not on this machine and cannot be fetched.
     """
+    names = (task.train,) if task.validation is None else (task.train, task.validation)
+    tables = [_usable(table, task, name) for table, name in zip(reading.read(task, names), names, strict=True)]
+    counts = [_counts(table[task.label]) for table in tables]
+    task = labels.settle(task, counts[0], counts[1] if len(counts) > 1 else {})
+    if task.metric == "f1" and task.num_labels != 2:
+        raise DataError(f'{task.name}: metric "f1" is for two labels, the rows have {task.num_labels}; use "macro_f1"')
+    found = [_numbers(table[task.label], task, name) for table, name in zip(tables, names, strict=True)]
     if task.validation is None:
-        (rows,) = reading.read(task, (task.train,))
-        rows = _checked(rows, task, task.train)
-        train, validation = _hold_out(rows, task)
+        chosen = _hold_out(found[0], task)
+        tables, found = tables * 2, found * 2
     else:
-        train, validation = reading.read(task, (task.train, task.validation))
-        train = _checked(train, task, task.train)
-        validation = _checked(validation, task, task.validation)
-    train = train.take(_subset(train.num_rows, budget.train_examples, "train"))
-    validation = validation.take(_subset(validation.num_rows, budget.eval_examples, "validation"))
-    splits = _to_split(train, task), _to_split(validation, task)
-    return Splits(*splits, _hash(splits))
+        chosen = np.arange(len(found[0])), np.arange(len(found[1]))
+    wanted = budget.train_examples, budget.eval_examples
+    train, validation = (
+        _split(table, task, numbers, rows[_subset(len(rows), most, salt)])
+        for table, numbers, rows, most, salt in zip(tables, found, chosen, wanted, ("train", "validation"), strict=True)
+    )
+    return Splits(train, validation, _hash((train, validation)), task)
 
 
-def _checked(table: pa.Table, task: Task, split: str) -> pa.Table:
-    """Refuse what cannot be trained on, and make numbers of the labels."""
-    where = f'{task.name} "{split}"'
+def num_labels(task: Task) -> int:
+    """Give a task's number of classes, 1 for regression; its rows are read where the sweep file does not say it.
+
+    Raises:
+        DistsubError: As `load`.
+    """
+    return task.num_labels or load(task, Budget(steps=1)).task.num_labels or 0
+
+
+def _usable(table: pa.Table, task: Task, split: str) -> pa.Table:
+    """Refuse rows that cannot be used, or leave them out."""
+    where, rows = f'{task.name} "{split}"', np.arange(table.num_rows)
     if not table.num_rows:
         kept = " with " + " and ".join(f"{column} = {value}" for column, value in task.where) if task.where else ""
         raise DataError(f"{where}: no rows{kept}; an empty split cannot be used, give labelled rows")
-    for column in task.text:
-        if table[column].null_count:
-            raise DataError(f'{where}: text column "{column}" is empty in {table[column].null_count} rows; remove them')
-    labels = table[task.label]
-    # Booleans are 0 and 1; what is missing becomes NaN.
-    truth = {"true": "1", "false": "0"}
-    labels = pa.chunked_array([pa.array([truth.get(x, x) for x in labels.to_pylist()], labels.type)])
-    try:
-        numbers = labels.cast(pa.float64())
-    except pa.ArrowInvalid as error:
-        wanted = "numbers" if task.num_labels == 1 else f"integers 0..{task.num_labels - 1}"
+    blank = {column: _blank(table[column]) for column in (*task.text, task.label)}
+    label = blank.pop(task.label)
+    text = np.any([*blank.values()], axis=0)
+    if task.empty == "refuse" and text.any():
+        cells = ", ".join(f'"{column}" in {bad.sum()}' for column, bad in blank.items() if bad.any())
         raise DataError(
-            f'{where}: label column "{task.label}" holds {_first_word(labels)}; allowed: {wanted}'
-        ) from error
-    values = numbers.to_numpy()
-    if missing := int((~np.isfinite(values)).sum()):
-        raise DataError(f'{where}: label column "{task.label}" is empty or not finite in {missing} rows')
-    if task.num_labels > 1:
-        wrong = values[(values != np.floor(values)) | (values < 0) | (values >= task.num_labels)]
-        if wrong.size:
-            raise DataError(
-                f'{where}: {wrong.size} labels in "{task.label}" are outside 0..{task.num_labels - 1}, first '
-                f"{wrong[0]:g}" + ("; -1 marks a split without labels" if wrong[0] == -1 else "; set num_labels")
-            )
-    return table.set_column(table.column_names.index(task.label), task.label, numbers)
+            f"{where}: the text is empty in {text.sum()} of {len(rows)} rows, first in row {rows[text][0] + 1} (column "
+            f'{cells}); fill them, or set empty = "drop" (leave them out) or "keep" (use them as they are)'
+        )
+    if task.empty != "drop" and label.any():
+        raise DataError(
+            f'{where}: label column "{task.label}" is empty in {label.sum()} of {len(rows)} rows, first in row '
+            f'{rows[label][0] + 1}; fill them, or set empty = "drop" (leave those rows out)'
+        )
+    if task.empty == "drop":
+        table = table.filter(pa.array(~(text | label)))
+        if not table.num_rows:
+            raise DataError(f'{where}: text or label is empty in all {len(rows)} rows, empty = "drop" leaves none')
+    return table
 
 
-def _first_word(labels: pa.ChunkedArray) -> str:
-    """Quote the first label that is no number."""
-    for label in labels.drop_null().to_pylist():
-        try:
-            float(label)
-        except ValueError:
-            return f'"{label[:40]}"'
-    return "text"
+def _blank(column: pa.ChunkedArray) -> np.ndarray:
+    """Find the cells without text: missing, or nothing but white space."""
+    empty: Any = pc.equal(pc.utf8_trim_whitespace(column), "")  # pyright: ignore[reportAttributeAccessIssue]
+    return empty.fill_null(True).to_numpy()
 
 
-def _hold_out(table: pa.Table, task: Task) -> tuple[pa.Table, pa.Table]:
-    """Split one table into train and validation, each class in proportion."""
-    rows, wanted = table.num_rows, task.holdout or 0
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {each["values"]: each["counts"] for each in column.value_counts().to_pylist()}
+
+
+def _numbers(column: pa.ChunkedArray, task: Task, split: str) -> np.ndarray:
+    """Turn a label column into class numbers or values."""
+    encoded: Any = pa.chunked_array([column.combine_chunks()]).chunk(0).dictionary_encode()
+    values = labels.encode(task, encoded.dictionary.to_pylist(), split)
+    return np.asarray(values, dtype=np.float64 if task.num_labels == 1 else np.int64)[encoded.indices.to_numpy()]
+
+
+def _hold_out(numbers: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the rows to train and to evaluate on out of one table, each class in proportion."""
+    rows, holdout = len(numbers), task.holdout or 0
+    wanted = max(1, round(holdout * rows)) if isinstance(holdout, float) else holdout
     if wanted >= rows:
-        raise DataError(f"{task.name}: holdout = {wanted} of {rows} rows leaves none to train on")
+        raise DataError(f"{task.name}: holdout = {holdout} of {rows} rows leaves none to train on")
     order = _order(rows, "holdout")
-    if task.num_labels > 1:
-        labels = table[task.label].to_numpy()
+    if task.num_labels != 1:
         # Rank each row within its class, as a share of the class: the first shares of all classes come first.
         share = np.empty(rows)
-        for label in np.unique(labels):
-            members = order[labels[order] == label]
+        for number in np.unique(numbers):
+            members = order[numbers[order] == number]
             share[members] = (np.arange(len(members)) + 0.5) / len(members)
         order = order[np.argsort(share[order], kind="stable")]
-    return table.take(np.sort(order[wanted:])), table.take(np.sort(order[:wanted]))
+    return np.sort(order[wanted:]), np.sort(order[:wanted])
 
 
 def _subset(rows: int, wanted: int | None, salt: str) -> np.ndarray:
@@ -145,9 +172,10 @@ def _order(rows: int, salt: str) -> np.ndarray:
     return np.argsort(np.frombuffer(b"".join(keys), dtype=">u8"), kind="stable")
 
 
-def _to_split(table: pa.Table, task: Task) -> Split:
-    labels = table[task.label].cast(pa.float64() if task.num_labels == 1 else pa.int64()).to_pylist()
-    return Split(tuple(table[column].to_pylist() for column in task.text), labels)
+def _split(table: pa.Table, task: Task, numbers: np.ndarray, rows: np.ndarray) -> Split:
+    chosen = table.take(rows)
+    texts = tuple([text or "" for text in chosen[column].to_pylist()] for column in task.text)
+    return Split(texts, numbers[rows].tolist())
 
 
 def _hash(splits: tuple[Split, Split]) -> str:

@@ -21,8 +21,9 @@ def evaluate(task: Task, predicted: Sequence[float], target: Sequence[float]) ->
         target: True class or value per example.
 
     Returns:
-        accuracy and matthews, and for two labels f1 of label 1; or pearson and spearman for regression. A constant
-        prediction correlates with nothing and scores 0; a prediction that is not finite scores nan.
+        accuracy, macro_f1 (the mean of the F1 of every class that is predicted or true) and matthews, and for two
+        labels f1 of label 1; or pearson and spearman for regression. A constant prediction correlates with nothing
+        and scores 0; a prediction that is not finite scores nan.
 
     Raises:
         DataError: No examples, or not as many predictions as targets.
@@ -38,6 +39,7 @@ def evaluate(task: Task, predicted: Sequence[float], target: Sequence[float]) ->
     constant = np.ptp(classes) == 0 or np.ptp(true) == 0
     scores = {
         "accuracy": float(accuracy_score(true, classes)),
+        "macro_f1": float(f1_score(true, classes, average="macro", zero_division=0.0)),  # pyright: ignore[reportArgumentType]
         "matthews": 0.0 if constant else float(matthews_corrcoef(true, classes)),
     }
     if task.num_labels == 2:
@@ -53,7 +55,8 @@ def chance(task: Task, target: Sequence[float]) -> float:
         target: True class or value per evaluated example.
 
     Returns:
-        The share of the majority class for accuracy, the F1 of always answering 1, or 0 for correlations.
+        The share of the majority class for accuracy, the F1 of always answering 1, the mean F1 of the best constant
+        answer, or 0 for correlations.
 
     Raises:
         DataError: No examples.
@@ -61,8 +64,11 @@ def chance(task: Task, target: Sequence[float]) -> float:
     truth = np.asarray(target, dtype=np.float64)
     if not truth.size:
         raise DataError("cannot compute the chance level of no targets")
-    if task.metric == "accuracy":
-        return float(np.unique(truth, return_counts=True)[1].max() / truth.size)
+    if task.metric in ("accuracy", "macro_f1"):
+        counts = np.unique(truth, return_counts=True)[1]
+        share = float(counts.max() / truth.size)
+        # Precision of the majority class is its share and recall 1; the others' F1 is 0.
+        return share if task.metric == "accuracy" else 2 * share / (1 + share) / counts.size
     if task.metric == "f1":
         return evaluate(task, np.ones_like(truth).tolist(), truth.tolist())["f1"]
     return 0.0

@@ -10,9 +10,10 @@ from pathlib import PurePath
 from typing import Any
 
 from distsub.errors import ConfigError, nearest
+from distsub.finetune.labels import plain
 from distsub.trial import Task
 
-METRICS = ("accuracy", "matthews", "pearson", "f1")
+METRICS = ("accuracy", "macro_f1", "matthews", "pearson", "f1")
 FILE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 
 _PAIR = ("sentence1", "sentence2")
@@ -90,9 +91,11 @@ def resolve(name: str, path: str | None = None, **overrides: Any) -> Task:
         raise ConfigError(f'unknown task "{name}" (own data needs path or source, and text); {nearest(name, TASKS)}')
     if "text" not in overrides:
         raise ConfigError(f'task "{name}": text is missing; name the one or two text columns')
-    if overrides.get("num_labels") == 1:
+    if overrides.get("metric") == "pearson" and not overrides.get("labels"):
+        overrides.setdefault("num_labels", 1)
+    if overrides.get("num_labels", len(overrides.get("labels", ()))) == 1:
         overrides.setdefault("metric", "pearson")
-    return _checked(Task(name=name, **overrides))
+    return _checked(Task(**{"name": name, "num_labels": len(overrides.get("labels", ())) or None, **overrides}))
 
 
 def is_file(path: str) -> bool:
@@ -106,19 +109,26 @@ def _checked(task: Task) -> Task:
         raise ConfigError(f"{where}: text names {len(task.text)} columns; allowed: one, or two for pairs")
     if task.metric not in METRICS:
         raise ConfigError(f'{where}: unknown metric "{task.metric}"; {nearest(task.metric, METRICS)}')
-    if task.num_labels < 1:
+    if task.num_labels is not None and task.num_labels < 1:
         raise ConfigError(f"{where}: num_labels = {task.num_labels}; allowed: 1 (regression) or more")
     if (task.num_labels == 1) != (task.metric == "pearson"):
         raise ConfigError(
             f'{where}: metric "{task.metric}" with num_labels = {task.num_labels}; '
             "regression is num_labels = 1 with pearson, classification is 2 or more with another metric"
         )
-    if task.metric == "f1" and task.num_labels != 2:
+    if task.labels and len(task.labels) != task.num_labels:
+        raise ConfigError(f"{where}: labels lists {len(task.labels)} classes, num_labels = {task.num_labels}")
+    names = [plain(label) for label in task.labels]
+    if task.labels and (len(set(names)) < max(2, len(names)) or not all(names)):
+        raise ConfigError(f"{where}: labels = {list(task.labels)}; give two or more names, each once and none empty")
+    if task.metric == "f1" and task.num_labels not in (2, None):
         raise ConfigError(f'{where}: metric "f1" is for two labels, num_labels = {task.num_labels}')
-    if task.holdout is not None and task.holdout < 1:
-        raise ConfigError(f"{where}: holdout = {task.holdout}; allowed: 1 or more rows")
+    if task.holdout is not None and not (task.holdout >= 1 if isinstance(task.holdout, int) else 0 < task.holdout < 1):
+        raise ConfigError(f"{where}: holdout = {task.holdout}; allowed: 1 or more rows, or a share such as 0.2")
     if task.validation == task.train:
         raise ConfigError(f'{where}: train and validation are both "{task.train}"; evaluate on rows not trained on')
     if task.validation is None and task.holdout is None:
-        raise ConfigError(f"{where}: no rows to evaluate on; give validation (a split) or holdout (rows)")
+        raise ConfigError(
+            f"{where}: no rows to evaluate on; give validation (a split) or holdout (rows, or a share such as 0.2)"
+        )
     return task

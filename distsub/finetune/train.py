@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from typing import Any, TypeVar
@@ -95,9 +95,10 @@ def train(
     prepared = pretrained.prepare(trial.model, trial.revision)
     tokenizer = pretrained.tokenizer(prepared)
     splits = data.load(task, budget)
+    task = splits.task
     examples = batches.tokenize(tokenizer, splits.train, budget.max_length)
-    evaluation = Evaluation(trial, tokenizer, splits.validation, device)
-    model, record = build_model(trial, prepared, device, snapshots)
+    evaluation = Evaluation(replace(trial, task=task), tokenizer, splits.validation, device)
+    model, record = build_model(replace(trial, task=task), prepared, device, snapshots)
     theta_0 = ablate.take(model, disabled or {})
     if trial.method.ablation in ("zero", "hold"):
         ablate.put(model, disabled or {})
@@ -172,6 +173,7 @@ def train(
         curve=tuple(curve) if scored else (),
         predicted=tuple(evaluation.predicted) if scored else (),
         target=tuple(float(label) for label in splits.validation.labels),
+        labels=task.labels,
         steps=step,
         num_tokens=num_tokens,
         wall_s=time.perf_counter() - began,
@@ -232,7 +234,9 @@ def build_model(
         TrajectoryError: The snapshots are of another layout.
     """
     full, method = trial.method.name == "full", trial.method
-    base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head, private=full).to(device)
+    labels = trial.task.num_labels or data.num_labels(trial.task)
+    base = pretrained.build(prepared, labels, trial.seeds.head, private=full).to(device)
+    adapter.name_labels(base, trial.task.labels)
     if full:
         size = sum(parameter.numel() for parameter in base.parameters())
         return base, {"num_params": size, "num_trained": size, "step_size": trial.learning_rate}

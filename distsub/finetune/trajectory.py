@@ -118,9 +118,10 @@ def record(
     """
     trial, target = recording.trial, Path(path)
     prepared = pretrained.prepare(trial.model, trial.revision)
-    num_rows = len(data.load(trial.task, trial.budget).train)
+    splits = data.load(trial.task, trial.budget)
+    num_rows, num_labels = len(splits.train), splits.task.num_labels or 0
     at = set(marks(recording, num_rows))
-    base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head)
+    base = pretrained.build(prepared, num_labels, trial.seeds.head)
     theta_0 = {name: parameter.detach() for name, parameter in base.named_parameters()}
     meta: dict[str, Any] = {
         "format": FORMAT,
@@ -133,7 +134,7 @@ def record(
         "weights_sha256": prepared.sha256,
         "architecture": type(base).__name__,
         "task": trial.task.name,
-        "num_labels": trial.task.num_labels,
+        "num_labels": num_labels,
         "method": trial.method.name,
         "trial_id": trial.id,
         "seeds": dataclasses.asdict(trial.seeds),

@@ -74,10 +74,12 @@ OBSERVATIONS = pa.schema(
         ("task_text", pa.list_(_TEXT)),
         ("task_label", _TEXT),
         ("task_num_labels", _INT),
+        ("task_labels", pa.list_(_TEXT)),
+        ("task_empty", _TEXT),
         ("task_train", _TEXT),
         ("task_validation", _TEXT),
         ("task_where", pa.list_(pa.struct([("column", _TEXT), ("value", _TEXT)]))),
-        ("task_holdout", _INT),
+        ("task_holdout", _FLOAT),
         ("budget_steps", _INT),
         ("batch_size", _INT),
         ("max_length", _INT),
@@ -97,6 +99,7 @@ OBSERVATIONS = pa.schema(
         ("correct", pa.list_(pa.bool_())),
         ("predicted", pa.list_(pa.float32())),
         ("target", pa.list_(pa.float32())),
+        ("labels", pa.list_(_TEXT)),
         ("provenance", pa.map_(_TEXT, _TEXT)),
         ("trial", _TEXT),
     ],
@@ -194,7 +197,7 @@ METHOD_COLUMNS = ("method", "projection", "normalization", "groups", "head", "va
 """The columns that name a method in all three tables."""
 
 
-ANSWERS = ("metrics", "predicted", "target", "provenance")
+ANSWERS = ("metrics", "predicted", "target", "labels", "provenance")
 """Columns of `from_row` that nearly all of a row's memory goes to and no decision of a search rests on."""
 
 RECORD = ("trial_id", "trial", *(each.name for each in dataclasses.fields(Observation) if each.name != "trial"))
@@ -305,7 +308,7 @@ class TrialReader:
 
 def _task(record: dict[str, Any]) -> Task:
     where = tuple((column, value) for column, value in record["where"])
-    return Task(**{**record, "text": tuple(record["text"]), "where": where})
+    return Task(**{**record, "text": tuple(record["text"]), "where": where, "labels": tuple(record.get("labels", ()))})
 
 
 def _span(record: dict[str, Any]) -> Span:
@@ -336,6 +339,7 @@ def to_table(observation: Observation) -> pa.Table:
         "correct": _correct(observation),
         "predicted": observation.predicted,
         "target": observation.target,
+        "labels": observation.labels,
         "provenance": observation.provenance,
     }
     row |= {name: getattr(trial, name) for name in ("model", "revision", "d", "eta", "learning_rate")}
@@ -345,6 +349,7 @@ def to_table(observation: Observation) -> pa.Table:
         f"task_{name}": getattr(task, name)
         for name in ("source", "config", "revision", "text", "label", "num_labels", "train", "validation", "holdout")
     }
+    row |= {"task_labels": task.labels, "task_empty": task.empty}
     row["task_where"] = [{"column": column, "value": value} for column, value in task.where]
     row |= {"method": method.name, "block_length": method.block_length}
     row |= {name: getattr(method, name) for name in (*METHOD_COLUMNS[1:], *_LEARNED_COLUMNS, *_ABLATION_COLUMNS)}
@@ -378,6 +383,7 @@ def from_row(row: Mapping[str, Any], reader: TrialReader | None = None) -> Obser
         curve=tuple((point["step"], point["score"]) for point in row["curve"]),
         predicted=tuple(row.get("predicted", ())),
         target=tuple(row.get("target", ())),
+        labels=tuple(row.get("labels") or ()),
         provenance=_pairs(row.get("provenance", ())),
         **{name: row[name] for name in _PLAIN},
     )

@@ -1,6 +1,7 @@
 """What a sweep asks for, tried before anything is spent."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from distsub.config import Sweep
@@ -9,20 +10,27 @@ from distsub.search import Search
 from distsub.trial import DEFAULT_PROJECTION, Method
 
 
-def check(sweep: Sweep) -> None:
+def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> None:
     """Make sure, before anything is spent, that every model and task is there and that every d fits.
+
+    Args:
+        sweep: What to check.
+        say: Told, in a line each, what a reader should know of the rows: classes, repeated texts.
 
     Raises:
         DistsubError: What cannot work, and how to mend it.
     """
-    from distsub.finetune import data, pretrained
+    from distsub.finetune import data, notes, pretrained
 
     _check_device(sweep)
     for task in sweep.tasks:
-        data.load(task, sweep.budget)
+        splits = data.load(task, sweep.budget)
+        num_labels = splits.task.num_labels or 0
+        for line in notes.notes(splits) if say else ():
+            say(line)
         for address in sweep.models:
             prepared = pretrained.prepare(address.name, address.revision)
-            model = pretrained.build(prepared, task.num_labels, head_seed=0)
+            model = pretrained.build(prepared, num_labels, head_seed=0)
             _check_length(model, pretrained.tokenizer(prepared), sweep.budget.max_length, address.name)
             for method, (dims, _) in sweep.arms():
                 _check_dims(dims, model, method)

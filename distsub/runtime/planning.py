@@ -3,6 +3,7 @@
 import os
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -43,7 +44,11 @@ class Probe:
 
 
 def plan(
-    sweep: Sweep, slots: int | None = None, probe: bool = False, price_per_hour: float | None = None
+    sweep: Sweep,
+    slots: int | None = None,
+    probe: bool = False,
+    price_per_hour: float | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Check a sweep and say what it will take.
 
@@ -52,6 +57,7 @@ def plan(
         slots: Trials at once; None takes [resources] max_concurrent_trials, or this machine's cores.
         probe: Time a few real steps of each model and method.
         price_per_hour: Of one slot.
+        say: Told what a reader should know of the rows, as `check` does.
 
     Returns:
         One row per search, and one row per total (at most and expected).
@@ -59,11 +65,12 @@ def plan(
     Raises:
         DistsubError: The sweep cannot run.
     """
-    check(sweep)
+    check(sweep, say)
     board = board_of(sweep)
     slots = slots or _slots(sweep)
     probes = _probe(sweep, board) if probe else {}
-    evaluated = {task.name: len(data.load(task, sweep.budget).validation) for task in sweep.tasks}
+    splits = {task.name: data.load(task, sweep.budget) for task in sweep.tasks}
+    evaluated = {name: len(each.validation) for name, each in splits.items()}
     facts = lru_cache(maxsize=None)(model_facts)  # a model is built once, however many seeds and tasks it has
 
     def row_bytes(task: str) -> float:
@@ -79,9 +86,8 @@ def plan(
     rows, result_bytes = [], sum(row_bytes(task) for _, task in baselines)
     for search in board.searches:
         method = search.method
-        about = facts(
-            search.model, search.revision, search.task.num_labels, method.head, method.groups, method.embeddings
-        )
+        num_labels = splits[search.task.name].task.num_labels or 0
+        about = facts(search.model, search.revision, num_labels, method.head, method.groups, method.embeddings)
         found = probes.get((search.task.name, search.model, method))
         most = board.policy.max_trials(search) - len(search.baseline_runs)
         result_bytes += most * (row_bytes(search.task.name) + ADAPTER_BYTES + NUMBER_BYTES * search.dims[-1])

@@ -187,17 +187,18 @@ def costs(sweep: Sweep) -> list[tuple[Recording, int]]:
     Raises:
         TrajectoryError: A task has too few steps for the checkpoints.
     """
-    rows: dict[Any, int] = {}
+    rows: dict[Any, tuple[int, int]] = {}
     sizes: dict[Any, int] = {}
     found = []
     for recording in sweep.recordings():
         trial = recording.trial
         if (key := (trial.task, trial.budget)) not in rows:
-            rows[key] = len(data.load(*key).train)
-        if (about := (trial.model, trial.revision, trial.task.num_labels)) not in sizes:
+            splits = data.load(*key)
+            rows[key] = len(splits.train), splits.task.num_labels or 0
+        if (about := (trial.model, trial.revision, rows[key][1])) not in sizes:
             model = pretrained.build(pretrained.prepare(*about[:2]), about[2], 0)
             sizes[about] = sum(parameter.numel() for parameter in model.parameters())
-        found.append((recording, trajectory.num_bytes(recording, sizes[about], rows[key])))
+        found.append((recording, trajectory.num_bytes(recording, sizes[about], rows[key][0])))
     return found
 
 

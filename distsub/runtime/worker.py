@@ -151,7 +151,6 @@ def save_adapter(store: Store, trial: Trial, model: SubspaceModel) -> None:
             folder,
             base_model=trial.model,
             revision=trial.revision,
-            num_labels=trial.task.num_labels,
             head_seed=trial.seeds.head,
             task=trial.task.name,
         )

@@ -49,6 +49,9 @@ def _of_table(guess: np.ndarray, truth: np.ndarray, metric: str) -> np.ndarray |
             positive = list(labels).index(1.0) if 1.0 in labels else -1
             total = rows[positive] + columns[positive]
             return float(2 * square[positive, positive] / total) if total > 0 else math.nan
+        if metric == "macro_f1":
+            seen = rows + columns > 0
+            return float((2 * np.diag(square)[seen] / (rows + columns)[seen]).mean())
         bottom = math.sqrt(max((1 - (rows**2).sum()) * (1 - (columns**2).sum()), 0.0))
         return float((hits - rows @ columns) / bottom) if bottom > 0 else math.nan
 

@@ -192,11 +192,12 @@ def _kind(trial: Trial) -> Hashable:
 
 
 def standard_error(score: float, num_eval: int, metric: str = "accuracy") -> float:
-    """Return the sampling error of a score: binomial for accuracy, of a correlation otherwise; never zero."""
+    """Return the sampling error of a score: binomial for shares, of a correlation otherwise; never zero."""
     num_eval = max(num_eval, 2)
-    if metric in ("accuracy", "f1"):
+    if metric in ("accuracy", "f1", "macro_f1"):
         share = min(max(score, 1 / num_eval), 1 - 1 / num_eval)
-        return math.sqrt(share * (1 - share) / num_eval)
+        # To macro F1 a rare class, of few examples, is worth as much as a large one: up to twice the variance.
+        return math.sqrt((2 if metric == "macro_f1" else 1) * share * (1 - share) / num_eval)
     return max(1 - score**2, 1 / num_eval) / math.sqrt(num_eval)
 
 

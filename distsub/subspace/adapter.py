@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "base_model": (str, type(None)),
     "revision": (str, type(None)),
     "num_labels": (int, type(None)),
+    "id2label": (dict, type(None)),
     "head_seed": (int, type(None)),
     "base_sha256": (str,),
     "weights_sha256": (str,),
@@ -84,6 +85,7 @@ def save_pretrained(
         "base_model": base_model,
         "revision": revision,
         "num_labels": labels,
+        "id2label": getattr(model.config, "id2label", None),
         "head_seed": head_seed,
         "task": dataclasses.asdict(task) if isinstance(task, Task) else task,
         "settings": model.settings,
@@ -172,6 +174,8 @@ def from_pretrained(
     except (DistsubError, TypeError, AttributeError) as error:
         raise AdapterError(f"the settings in {path / CONFIG} do not fit this model: {error}") from error
     _check_projection(path, config, model)
+    if names := config.get("id2label"):
+        name_labels(base, list(names.values()))
     for name, parameter in model.trained().items():
         saved = tensors.pop(name, None)
         if saved is None or saved.shape != parameter.shape:
@@ -185,6 +189,17 @@ def from_pretrained(
     if tensors:
         raise AdapterError(f"{path / WEIGHTS} has tensors that the settings do not know: {', '.join(sorted(tensors))}")
     return model.eval()
+
+
+def name_labels(model: nn.Module, labels: Sequence[str]) -> None:
+    """Tell a classifier's configuration what its classes are called, where there are no names LABEL_0 and so on.
+
+    Names that came with a checkpoint are those of its own head.
+    """
+    config: Any = model.config
+    names = labels or [f"LABEL_{i}" for i in range(config.num_labels)]
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
 
 
 @torch.no_grad()

@@ -31,7 +31,16 @@ def observation(correct, seed=0, method=Method("full"), task=TASK):  # noqa: B00
 
 @pytest.mark.parametrize(
     ("metric", "labels"),
-    [("accuracy", 2), ("accuracy", 3), ("matthews", 2), ("matthews", 4), ("f1", 2), ("pearson", 1)],
+    [
+        ("accuracy", 2),
+        ("accuracy", 3),
+        ("matthews", 2),
+        ("matthews", 4),
+        ("f1", 2),
+        ("macro_f1", 2),
+        ("macro_f1", 4),
+        ("pearson", 1),
+    ],
 )
 def test_scores_of_many_samples_are_the_librarys(metric, labels):
     draw = np.random.default_rng(0)

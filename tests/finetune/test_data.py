@@ -76,9 +76,42 @@ def test_holdout_is_disjoint_stratified_and_fixed(directory):
 
 
 def test_where_keeps_rows(directory):
-    assert len(data.load(mine(directory, where=(("part", "3"),)), ALL).train) == 10
+    assert len(data.load(mine(directory, where=(("part", "3"),), labels=("0", "1")), ALL).train) == 10
     with pytest.raises(DataError, match='"train": no rows with part = 9'):
         data.load(mine(directory, where=(("part", "9"),)), ALL)
+
+
+@pytest.mark.parametrize(("holdout", "rows"), [(30, 30), (0.3, 30), (0.301, 30), (0.001, 1), (0.99, 99)])
+def test_holdout_is_rows_or_a_share(directory, holdout, rows):
+    (directory / "rows.csv").write_text("text,label\n" + "".join(f"t{i},{int(i % 10 < 2)}\n" for i in range(100)))
+    splits = data.load(mine(directory / "rows.csv", holdout=holdout), ALL)
+    assert (len(splits.train), len(splits.validation)) == (100 - rows, rows)
+    assert sum(splits.validation.labels) == pytest.approx(rows / 5, abs=1)
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_empty_texts_are_refused_dropped_or_kept(tmp_path, pair):
+    first = ["a", "", "  ", None, "b", "c"]
+    table = pa.table({"one": ["x"] * 6 if pair else first, "two": first, "label": [0, 1, 0, 1, 1, None]})
+    for split in ("train", "validation"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    text = ("one", "two") if pair else ("two",)
+    with pytest.raises(DataError, match=r'"train": the text is empty in 3 of 6 rows, first in row 2 \(column "two"'):
+        data.load(mine(tmp_path, text=text), ALL)
+    dropped = data.load(mine(tmp_path, text=text, empty="drop"), ALL)
+    assert dropped.train.texts[-1] == ["a", "b"] and dropped.train.labels == [0, 1]
+    with pytest.raises(DataError, match=r'label column "label" is empty in 1 of 6 rows, first in row 6'):
+        data.load(mine(tmp_path, text=text, empty="keep"), ALL)
+    for split in ("train", "validation"):
+        pq.write_table(table.slice(0, 5), tmp_path / f"{split}.parquet")
+    kept = data.load(mine(tmp_path, text=text, empty="keep"), ALL)
+    assert [text.strip() for text in kept.train.texts[-1]] == ["a", "", "", "", "b"]
+
+
+def test_drop_that_leaves_nothing(directory):
+    (directory / "train.csv").write_text("text,label\n,0\na,\n")
+    with pytest.raises(DataError, match='empty in all 2 rows, empty = "drop" leaves none'):
+        data.load(mine(directory, empty="drop"), ALL)
 
 
 def test_pairs_and_regression(tmp_path):
@@ -105,12 +138,11 @@ def test_local_files_need_neither_the_hub_libraries_nor_a_cache(directory):
     ("rows", "message"),
     [
         ("txt,label\na,0\n", r'no column "text" in train\.csv; did you mean "txt"\? known: txt, label'),
-        ("text,label\na,2\n", r'1 labels in "label" are outside 0\.\.1, first 2; set num_labels'),
         ("text,label\na,-1\n", "-1 marks a split without labels"),
-        ("text,label\na,0.5\n", r"outside 0\.\.1, first 0\.5"),
-        ("text,label\na,yes\n", r'holds "yes"; allowed: integers 0\.\.1'),
-        ("text,label\na,\nb,1\n", "empty or not finite in 1 rows"),
-        ("text,label\n,0\n,1\nb,1\n", r'text column "text" is empty in 2 rows'),
+        ("text,label\na,0.5\n", r"not whole, first 0\.5"),
+        ("text,label\na,yes\nb,no\n", r"validation rows have labels that no training row has: 0, 1"),
+        ("text,label\na,\nb,1\n", r'label column "label" is empty in 1 of 2 rows, first in row 1; .*"drop"'),
+        ("text,label\n,0\n \t,1\nb,1\n", r'empty in 2 of 3 rows, first in row 1 \(column "text" in 2\); .*"keep"'),
         ("text,label\n", "no rows"),
         ("text,label\na,0,7\n", r"train\.csv is not a readable \.csv file"),
         ("", r"train\.csv is not a readable \.csv file"),

@@ -5,7 +5,7 @@ import pytest
 
 from distsub.errors import DataError
 from distsub.finetune.metrics import chance, evaluate
-from distsub.finetune.tasks import TASKS
+from distsub.finetune.tasks import TASKS, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def test_two_labels():
 
 
 def test_three_labels_have_no_f1():
-    assert evaluate(TASKS["mnli"], [0, 1, 2], [0, 1, 1]).keys() == {"accuracy", "matthews"}
+    assert evaluate(TASKS["mnli"], [0, 1, 2], [0, 1, 1]).keys() == {"accuracy", "macro_f1", "matthews"}
 
 
 def test_correlations():
@@ -36,7 +36,12 @@ def test_a_constant_prediction_scores_zero_without_a_warning():
     assert evaluate(TASKS["stsb"], [2, 2, 2], [1, 2, 3]) == {"pearson": 0.0, "spearman": 0.0}
     assert evaluate(TASKS["stsb"], [1, 1, 1 + 1e-15], [1, 2, 3])["pearson"] is not None
     assert evaluate(TASKS["cola"], [1, 1, 1], [1, 0, 1])["matthews"] == 0.0
-    assert evaluate(TASKS["mrpc"], [0, 0], [0, 0]) == {"accuracy": 1.0, "matthews": 0.0, "f1": 0.0}
+    assert evaluate(TASKS["mrpc"], [0, 0], [0, 0]) == {
+        "accuracy": 1.0,
+        "macro_f1": 1.0,
+        "matthews": 0.0,
+        "f1": 0.0,
+    }
 
 
 def test_a_prediction_that_is_not_finite_scores_nan():
@@ -53,6 +58,15 @@ def test_chance():
     assert chance(TASKS["mnli"], [0, 1, 2, 2]) == 0.5
     assert chance(TASKS["cola"], [1, 1, 0]) == 0.0
     assert chance(TASKS["stsb"], [1.0, 2.0]) == 0.0
+
+
+def test_macro_f1_weighs_every_class_the_same():
+    task = resolve("mine", path="/x", text=("text",), metric="macro_f1")
+    truth, guess = [0, 0, 0, 0, 1, 2], [0, 0, 0, 1, 1, 0]
+    # F1 of the classes: 2*3/(4+4), 2*1/(1+2), 0
+    assert evaluate(task, guess, truth)["macro_f1"] == pytest.approx((6 / 8 + 2 / 3 + 0) / 3)
+    best = max(evaluate(task, [answer] * 6, truth)["macro_f1"] for answer in (0, 1, 2))
+    assert chance(task, truth) == pytest.approx(best) == pytest.approx(2 * 4 / (6 + 4) / 3)
 
 
 def test_nothing_to_score():

@@ -105,7 +105,7 @@ def test_a_row_gives_back_the_very_observation(observation):
 def test_every_field_of_the_records_has_its_column(observation):
     seen = observation()
     row = to_table(seen).to_pylist()[0]
-    built = {"trial", "metrics", "curve", "provenance", "predicted", "target"}
+    built = {"trial", "metrics", "curve", "provenance", "predicted", "target", "labels"}
     for field in dataclasses.fields(Observation):
         assert field.name in row
         if field.name not in built:
@@ -113,7 +113,7 @@ def test_every_field_of_the_records_has_its_column(observation):
     renamed = {"name": "task", "metric": "metric"}
     for field in dataclasses.fields(Task):
         column = renamed.get(field.name, f"task_{field.name}")
-        if field.name not in ("text", "where"):
+        if field.name not in ("text", "where", "labels"):
             assert row[column] == getattr(seen.trial.task, field.name)
     for field in dataclasses.fields(Budget):
         assert row["budget_steps" if field.name == "steps" else field.name] == getattr(seen.trial.budget, field.name)

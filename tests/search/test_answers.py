@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from distsub.search.answers import influences, knot_scores, shared, variance
+from distsub.search.stopping import standard_error
 from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 
@@ -49,6 +50,20 @@ def test_multiclass_matthews_is_that_of_scikit_learn():
     draws = random.integers(0, 400, (1000, 400))
     bootstrap = np.std([matthews_corrcoef(truth[draw], guess[draw]) for draw in draws])
     assert found.std() / 20 == pytest.approx(bootstrap, rel=0.08)
+
+
+def test_macro_f1_has_the_bootstrap_error_of_scikit_learn():
+    from sklearn.metrics import f1_score
+
+    random = np.random.default_rng(2)
+    truth = random.choice(4, 500, p=[0.5, 0.3, 0.12, 0.08])
+    guess = np.where(random.random(500) < 0.7, truth, random.integers(0, 4, 500))
+    found = influences(observation("macro_f1", guess, truth))
+    draws = random.integers(0, 500, (1000, 500))
+    bootstrap = np.std([f1_score(truth[draw], guess[draw], average="macro") for draw in draws])
+    assert found.std() / np.sqrt(500) == pytest.approx(bootstrap, rel=0.08)
+    score = float(f1_score(truth, guess, average="macro"))
+    assert standard_error(score, 500, "macro_f1") == pytest.approx(bootstrap, rel=0.35)
 
 
 def test_without_answers_there_are_no_influences():
