@@ -158,9 +158,14 @@ def plan(
     from distsub.runtime import planning
 
     searches, totals = planning.plan(load_sweep(sweep_file), slots, probe, price_per_hour, _note)
-    _print(searches if format is Format.table else totals, format)
-    if format is Format.table:
+    if format is not Format.table:
         _print(totals, format)
+        return
+    _print(searches, format)
+    _line("")
+    _print(planning.side_by_side(totals), format)
+    if not probe:
+        _line("", "with --probe also the time")
 
 
 @app.command()
@@ -190,46 +195,56 @@ def status(out: Out, format: As = Format.table) -> None:
 
     Example: distsub status results/quickstart --format json
     """
-    _without_pandas()
-    from distsub.analysis.summary import SEARCH_COLUMNS
+    from distsub.results.arrow import without_pandas
+
+    without_pandas()
+    from distsub.analysis import standing
+    from distsub.results.drivers import drivers
 
     store = _open_results(out)
-    summary, _ = _summary(store)
-    _print(_told(store, summary.searches).select(list(SEARCH_COLUMNS)), format)
+    summary, sweep = _summary(store)
+    searches = _told(store, summary.searches)
     if format is not Format.table:
+        running = any(each.alive for each in drivers(store.files))
+        _print(standing.status_rows(searches, running), format)
         return
-    if summary.searches.num_rows > FEW:
-        print('intervals: distsub query OUT "select task, model, method, estimate_text from d90"')
-        return
-    _answers(summary.d90, ("task", "model", "method", "variant", "estimate_text", "trials"))
+    _line(*standing.standing(store, summary, sweep.name), "")
+    _print(standing.status_table(searches), format)
+    _line("")
+    if searches.num_rows > FEW:
+        _line('intervals: distsub query OUT "select task, model, method, estimate_text from d90"')
+    else:
+        _answers(summary.d90, ("task", "model", "method", "variant", "estimate_text", "trials"))
+    _line(*standing.smallest_lines(summary.smallest))
 
 
 @app.command()
 def query(
     out: Out,
     sql: Annotated[
-        str, typer.Argument(help="One SELECT over observations, searches, d90, published_* and the analyses.")
-    ],
+        str | None,
+        typer.Argument(help="One SELECT over observations, searches, d90, published_* and the analyses."),
+    ] = None,
     format: As = Format.table,
 ) -> None:
-    """Run read-only SQL (DuckDB) over the tables.
+    """Run read-only SQL (DuckDB) over the tables; without SQL, list them with their columns and three questions.
 
     Example: distsub query results/quickstart "select d, max(score) from observations group by d"
     """
-    _without_pandas()
-    from distsub.results import D90, OBSERVATIONS, SEARCHES, View, published_tables
+    from distsub.results.arrow import without_pandas
+
+    without_pandas()
+    from distsub.analysis import views
     from distsub.results import query as run_query
-    from distsub.results.analyses import TABLES, read_analysis
 
     store = _open_results(out)
-    views = {
-        "observations": View(OBSERVATIONS, store.table),
-        "searches": View(SEARCHES, lambda _: _summary(store)[0].searches),
-        "d90": View(D90, lambda _: _summary(store)[0].d90),
-    }
-    for name, schema in TABLES.items():
-        views[name] = View(schema, lambda _, name=name: read_analysis(store.files, name))
-    _print(_told(store, run_query({**views, **published_tables()}, sql)), format)
+    known = views.views_of(store, lambda: _summary(store)[0])
+    if sql is not None:
+        _print(_told(store, run_query(known, sql)), format)
+    elif format is Format.table:
+        _line(views.overview(known), "", *views.questions(store.uri))
+    else:
+        _print(views.columns_of(known), format)
 
 
 @app.command()
@@ -238,6 +253,7 @@ def report(
     to: Annotated[str | None, typer.Option(help="Where to write it; OUT/report otherwise.")] = None,
 ) -> None:
     """Draw the curves and write the tables and a page that shows both."""
+    from distsub.analysis import standing
     from distsub.results import write_report
     from distsub.runtime import launch
 
@@ -246,13 +262,14 @@ def report(
     d90 = _told(store, summary.d90)
     directory = to or f"{out.rstrip('/')}/report"
     rows = store.read()
-    page = write_report(rows, summary.searches, directory, d90=d90, title=sweep.name, fraction=sweep.fraction)
+    about: dict[str, Any] = {"title": sweep.name, "fraction": sweep.fraction, "adapters": summary.smallest}
+    page = write_report(rows, summary.searches, directory, d90=d90, **about)
     _answers(d90)
     if said := launch.stopped_text(rows):
-        print(f"stopping: {said}")
-    print(f"report: {page}")
+        _line(f"stopping: {said}")
+    _line(*standing.smallest_lines(summary.smallest), f"report: {page}")
     for picture in sorted(Path(directory).expanduser().glob("*.png")) if "://" not in directory else []:
-        print(f"curve:  {picture}")
+        _line(f"curve:  {picture}")
 
 
 @app.command()
@@ -338,9 +355,10 @@ def inspect(
     format: As = Format.table,
 ) -> None:
     """Describe a model's parameters and SAID groups, or a saved adapter."""
+    from distsub.results import render_facts
     from distsub.runtime import launch
 
-    _print(launch.inspect(what), format)
+    _line(render_facts(launch.inspect(what), format.value))
 
 
 @app.command()
@@ -386,29 +404,6 @@ def _summary(store: "Store") -> "tuple[Summary, Sweep]":
     return Summary(sweep.searches(), sweep.policy, store, sweep.limit), sweep
 
 
-class _Absent:
-    """An import finder for which there is no pandas."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError(name)
-
-
-def _without_pandas() -> None:
-    """Have pyarrow find no pandas when it first looks; whoever converts to pandas later finds it all the same.
-
-    It looks before it makes its first array, to tell a list from a Series: a fifth of a second for nothing.
-    """
-    import pyarrow as pa
-
-    finder = _Absent()
-    sys.meta_path.insert(0, finder)
-    try:
-        pa.array([0])
-    finally:
-        sys.meta_path.remove(finder)
-
-
 def _told(store: "Store", table: "pa.Table") -> "pa.Table":
     """Pass a table on, having said what the store skipped to make it."""
     for line in store.damaged:
@@ -422,17 +417,12 @@ def _told(store: "Store", table: "pa.Table") -> "pa.Table":
 
 def _answers(d90: "pa.Table", columns: Sequence[str] = ()) -> None:
     """List each d90, with the way of training where one has a name, and say what its reader must know."""
+    from distsub.analysis.standing import notes
     from distsub.analysis.summary import D90_COLUMNS
 
     named = d90["variant"].null_count < d90.num_rows
-    shown = [name for name in columns or D90_COLUMNS if name != "variant" or named]
-    _print(d90.select(shown), Format.table)
-    for row in d90.select(["task", "method", "variant", "projection", "warnings"]).to_pylist():
-        for note in row["warnings"]:
-            print(
-                f"note: {row['task']} {row['variant'] or row['method']} {row['projection'] or ''}".rstrip()
-                + f": {note}"
-            )
+    _print(d90.select([name for name in columns or D90_COLUMNS if name != "variant" or named]), Format.table)
+    _line(*notes(d90))
 
 
 def _say(line: str) -> None:
@@ -446,6 +436,13 @@ def _note(line: str) -> None:
 def _pictures(paths: list[str]) -> None:
     for path in paths:
         _say(f"figure: {path}")
+
+
+def _line(*lines: str) -> None:
+    from distsub.results import write_out
+
+    if lines:
+        write_out("\n".join(lines))
 
 
 def _print(table: "pa.Table", format: Format) -> None:

@@ -70,7 +70,8 @@ def test_status_in_every_format(finished, capsys):
     rows = json.loads(out)
     assert code == 0 and [row["search"].split("/")[2] for row in rows] == ["said", "did"]
     assert "outcome" in call(capsys, "status", finished / "out", "--format", "csv")[1].splitlines()[0]
-    assert "bracket_low" in call(capsys, "status", finished / "out")[1]
+    said = call(capsys, "status", finished / "out")[1]
+    assert said.startswith("tiny: done, 2 of 2 searches ended\n") and "bracket" in said
 
 
 def test_query_sees_all_views(finished, capsys):
@@ -103,12 +104,12 @@ def test_plan_counts_what_run_never_exceeds(finished, capsys):
 
 
 def test_inspect_a_model_and_an_adapter(finished, tiny_model, capsys):
-    rows = json.loads(call(capsys, "inspect", tiny_model, "--format", "json")[1])
-    facts = {row["key"]: row["value"] for row in rows}
-    assert facts["blocks"] == "2" and facts["groups_layer"] == "4" and int(facts["groups_tensor"]) > 30
+    facts = json.loads(call(capsys, "inspect", tiny_model, "--format", "json")[1])
+    assert facts["blocks"] == 2 and facts["groups_layer"] == 4 and facts["groups_tensor"] > 30
     adapter = next((finished / "out" / "adapters").iterdir())
-    rows = json.loads(call(capsys, "inspect", adapter, "--format", "json")[1])
-    assert {"d", "projection", "base_sha256"} <= {row["key"] for row in rows}
+    facts = json.loads(call(capsys, "inspect", adapter, "--format", "json")[1])
+    assert isinstance(facts["d"], int) and len(facts["base_sha256"]) == 64 and facts["revision"] is None
+    assert isinstance(facts["fingerprint"], list) and "torch" in facts["versions"]
 
 
 def test_init_writes_a_sweep_that_loads_and_keeps_what_is_there(tmp_path, capsys):
@@ -201,11 +202,12 @@ def test_compact_changes_no_answer(finished, tmp_path, capsys):
 
     copy = tmp_path / "copy"
     shutil.copytree(finished / "out", copy)
-    before = [call(capsys, *arguments)[:2] for arguments in (("status", copy), ("query", copy, "from d90"))]
+    listings = (("status", copy, "--format", "csv"), ("query", copy, "from d90"))
+    before = [call(capsys, *arguments)[:2] for arguments in listings]
     code, out, _ = call(capsys, "compact", copy, "--format", "json")
     [row] = json.loads(out)
     assert code == 0 and row["parts"] == 1 and row["merged"] == row["rows"] > 2 and row["loose"] == 0
-    assert [call(capsys, *arguments)[:2] for arguments in (("status", copy), ("query", copy, "from d90"))] == before
+    assert [call(capsys, *arguments)[:2] for arguments in listings] == before
     assert not list((copy / "observations").glob("*.parquet"))
 
 

@@ -15,18 +15,24 @@ from distsub.search import COLUMNS, Brief, Finding, Search, evidence, make_polic
 from distsub.search.stopping import Limit, audit_of
 from distsub.trial import Observation
 
-SEARCH_COLUMNS = (
-    "search", "outcome", "d90", "bracket_low", "bracket_high", "outcome_chance_corrected", "d90_chance_corrected",
-    "best_score", "threshold", "baseline_score", "trials", "wall_s",
-)  # fmt: skip
-"""What `distsub status` shows of a search."""
-
 D90_COLUMNS = (
-    "task", "method", "variant", "projection", "head", "num_params", "num_scales", "d90_per_seed", "d90",
-    "d90_outcome", "estimate_text", "d90_chance_corrected", "baseline_score", "threshold", "chance", "trials",
+    "task", "model", "method", "variant", "projection", "estimate_text", "d90_per_seed", "d90", "d90_outcome",
+    "d90_chance_corrected", "baseline_score", "threshold", "chance", "num_params", "num_scales", "trials",
 )  # fmt: skip
 """What `distsub run` and `distsub report` show at the end; `distsub query` has the rest."""
 
+ADAPTERS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("task", "model", "method", "variant")),
+        ("d", pa.int64()),
+        ("score", pa.float64()),
+        ("threshold", pa.float64()),
+        ("bytes", pa.int64()),
+        ("trial_id", pa.string()),
+        ("path", pa.string()),
+    ]
+)
+"""One saved adapter that passes; bytes are those of its files."""
 
 CURVE_POINTS = 41
 """Points at which the fitted score is tabulated, evenly in log d."""
@@ -61,6 +67,11 @@ class Summary:
         else:  # whether it ended a sweep is told by a board that has been told everything
             found = findings(searches, policy, self._store.read(answers=False), limit)
         return searches_table(searches, found, self._shares)
+
+    @cached_property
+    def smallest(self) -> pa.Table:
+        """The smallest saved adapter that passes, for each task and model, in the schema ADAPTERS."""
+        return smallest_adapters(self.searches, self._shares, self._store)
 
     @cached_property
     def d90(self) -> pa.Table:
@@ -179,6 +190,37 @@ def d90_table(
             | _estimate([search for search, _, _ in members], _observations(observations, ids))
         )
     return pa.Table.from_pylist(rows, schema=D90)
+
+
+def smallest_adapters(table: pa.Table, shared: Sequence[Sequence[Brief]], store: Store) -> pa.Table:
+    """Find the saved adapter of the smallest d that passes, for each task and model; of equals, the best score.
+
+    An adapter passes when its trial's score reaches the threshold of its search.
+
+    Args:
+        table: The searches' rows from `searches_table`.
+        shared: The rows of each search, from `shares`, in the same order.
+        store: Where the adapters lie.
+    """
+    passed: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for search, own in zip(table.to_pylist(), shared, strict=True):
+        if search["threshold"] is None:
+            continue
+        about = {name: search[name] for name in ("task", "model", "method", "variant", "threshold")}
+        for row in own:
+            if row.d is not None and row.score is not None and row.score >= search["threshold"]:
+                found = about | {"d": row.d, "score": row.score, "trial_id": row.trial_id}
+                passed.setdefault((search["task"], search["model"]), []).append(found)
+    kept = set(store.files.folders("adapters")) if passed else set()
+    rows = []
+    for candidates in passed.values():
+        for row in sorted(candidates, key=lambda row: (row["d"], -row["score"], row["trial_id"])):
+            folder = f"adapters/{row['trial_id']}"
+            sizes = store.files.sizes(folder) if row["trial_id"] in kept else {}
+            if {"adapter_config.json", "adapter_model.safetensors"} <= sizes.keys():
+                rows.append(row | {"bytes": sum(sizes.values()), "path": f"{store.uri.rstrip('/')}/{folder}"})
+                break
+    return pa.Table.from_pylist(rows, schema=ADAPTERS)
 
 
 def _observations(table: pa.Table, ids: Collection[str]) -> list[Observation]:

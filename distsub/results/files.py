@@ -117,9 +117,24 @@ class Files:
 
     def names(self, folder: str) -> list[str]:
         """List the files directly in a folder, sorted; none when there is no such folder."""
+        return sorted(info.base_name for info in self._list(folder) if info.is_file)
+
+    def folders(self, folder: str) -> list[str]:
+        """List the folders directly in a folder, sorted; none when there is no such folder."""
+        return sorted(info.base_name for info in self._list(folder) if info.type == pafs.FileType.Directory)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Give the bytes of each file directly in a folder."""
+        return {info.base_name: info.size for info in self._list(folder) if info.is_file}
+
+    def newest(self, folder: str) -> float | None:
+        """Say when a file directly in a folder was last written, in seconds since the epoch; None without one."""
+        times = [info.mtime for info in self._list(folder) if info.is_file and not info.base_name.startswith(".")]
+        return max((time.timestamp() for time in times if time), default=None)
+
+    def _list(self, folder: str) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
-        found = patiently(lambda: self.filesystem.get_file_info(selector))
-        return sorted(info.base_name for info in found if info.is_file)
+        return patiently(lambda: self.filesystem.get_file_info(selector))
 
     def make(self, folder: str) -> None:
         """Create a folder where folders exist; object stores have none."""

@@ -61,7 +61,7 @@ def render_facts(facts: Mapping[str, Any], format: str = "table", terminal: Term
         return _json(plain, terminal)
     if format == "csv":
         return _csv([["key", "value"], *plain.items()])
-    texts = {name: _bytes(value) if _is_size(name, value) else _cell(value) for name, value in plain.items()}
+    texts = {name: size_text(value) if _is_size(name, value) else _cell(value) for name, value in plain.items()}
     columns = [Column(printable(name, terminal), [printable(text, terminal)]) for name, text in texts.items()]
     return "\n".join(records(columns, 1, terminal))
 
@@ -125,7 +125,7 @@ def _table(table: pa.Table, terminal: Terminal) -> str:
             Column(
                 name=printable(field.name, terminal),
                 cells=[
-                    printable(_bytes(value) if _is_size(field.name, value) else _cell(value), terminal)
+                    printable(size_text(value) if _is_size(field.name, value) else _cell(value), terminal)
                     for value in values
                 ],
                 right=right,
@@ -151,7 +151,7 @@ def _cell(value: Any) -> str:
     return str(value) or '""'  # not to be taken for a value that is missing
 
 
-def _bytes(value: int) -> str:
+def size_text(value: int) -> str:
     """Show a size for people: 83464 is 81.5 KiB."""
     if abs(value) < 1024:
         return f"{value} B"

@@ -14,8 +14,9 @@ import pyarrow as pa
 from distsub.errors import OutputError
 from distsub.results.curves import curve_figure, panel_of
 from distsub.results.files import Files, first_line
-from distsub.results.listing import render
+from distsub.results.listing import render, size_text
 from distsub.results.schema import METHOD_COLUMNS, SEARCHES
+from distsub.results.terminal import printable
 from distsub.trial import Observation
 
 _CSS = """
@@ -36,6 +37,7 @@ def write_report(
     directory: str,
     *,
     d90: pa.Table | None = None,
+    adapters: pa.Table | None = None,
     title: str = "Intrinsic dimension",
     fraction: float = 0.9,
 ) -> str:
@@ -46,6 +48,7 @@ def write_report(
         searches: Rows in the schema SEARCHES.
         directory: A local path or a URI that pyarrow.fs understands; made if it is not there.
         d90: Rows in the schema D90, for intervals and fitted curves.
+        adapters: The smallest saved adapters that pass.
         title: Heading of the page.
         fraction: The fraction of full fine-tuning's score that the threshold is.
 
@@ -61,7 +64,7 @@ def write_report(
     figures = _figures(observations, searches, d90, fraction)
     sink = io.BytesIO()
     pq.write_table(searches, sink)
-    page = _page(observations, searches, d90, figures, title, fraction)
+    page = _page(observations, searches, d90, adapters, figures, title, fraction)
     try:
         files.make("")
         for name, image in figures.items():
@@ -99,6 +102,7 @@ def _page(
     observations: Sequence[Observation],
     searches: pa.Table,
     d90: pa.Table | None,
+    adapters: pa.Table | None,
     figures: dict[str, bytes],
     title: str,
     fraction: float,
@@ -108,17 +112,18 @@ def _page(
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())) or "none"
     hours = sum(seen.wall_s for seen in observations) / 3600
     images = "\n".join(
-        f'<p><img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(image).decode()}"></p>'
+        f'<p><img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}"></p>'
         for name, image in figures.items()
     )
     baselines = [seen for seen in observations if seen.trial.is_baseline]
     trials = [seen for seen in observations if not seen.trial.is_baseline]
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(printable(title))}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head><body>
-<h1>{html.escape(title)}</h1>
+<h1>{html.escape(printable(title))}</h1>
 <p>{searches.num_rows} searches, {len(observations)} trials ({counts}), {hours:.2f} hours of training.</p>
 {_estimates(d90)}
+{_smallest(adapters)}
 <h2>Searches</h2>
 {_html_table(_SEARCH_COLUMNS, ([row[name] for name in _SEARCH_COLUMNS] for row in searches.to_pylist()))}
 <h2>Score against dimension</h2>
@@ -142,10 +147,20 @@ def _estimates(d90: pa.Table | None) -> str:
     names = ("task", "model", *METHOD_COLUMNS, "estimate_text", "estimate_chance_corrected_text", "searches", "trials")
     rows = d90.to_pylist()
     notes = "".join(
-        f"<li>{html.escape(note)}</li>" for note in dict.fromkeys(n for row in rows for n in row["warnings"])
+        f"<li>{html.escape(printable(note))}</li>" for note in dict.fromkeys(n for row in rows for n in row["warnings"])
     )
     table = _html_table(names, ([row[name] for name in names] for row in rows))
     return f"<h2>d90 with its interval</h2>\n{table}\n" + (f"<ul>{notes}</ul>" if notes else "")
+
+
+def _smallest(adapters: pa.Table | None) -> str:
+    """List the smallest saved adapter that passes, for each task and model."""
+    if adapters is None or not adapters.num_rows:
+        return ""
+    rows = [row | {"bytes": size_text(row["bytes"])} for row in adapters.to_pylist()]
+    names = [name for name in adapters.schema.names if name != "trial_id"]
+    table = _html_table(names, ([row[name] for name in names] for row in rows))
+    return f"<h2>The smallest adapter that passes</h2>\n{table}"
 
 
 def _definition(fraction: float) -> str:
@@ -209,4 +224,4 @@ def _html_cell(value: Any) -> str:
         return f'<td class="number">{value:.4g}</td>' if abs(value) < 1e4 else f'<td class="number">{value:,.0f}</td>'
     if isinstance(value, int):
         return f'<td class="number">{value:,}</td>'
-    return f"<td>{html.escape(value if isinstance(value, str) else json.dumps(value))}</td>"
+    return f"<td>{html.escape(printable(value if isinstance(value, str) else json.dumps(value)))}</td>"

@@ -126,6 +126,26 @@ def wrap(text: str, width: int) -> list[str]:
     return [*lines, text] if text or not lines else lines
 
 
+def fold(text: str, terminal: Terminal, indent: str = "  ") -> str:
+    """Break a sentence at spaces so that it fits; words, such as paths, stay whole, so that they can be copied.
+
+    Args:
+        text: One printable line.
+        terminal: What it is written to.
+        indent: Begins every line but the first.
+    """
+    if not terminal.width or cells(text) <= terminal.width:
+        return text
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1].strip() else lines[-1] + word
+        if cells(longer) > terminal.width and lines[-1].strip():
+            lines.append(indent + word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
 def layout(columns: Sequence[Column], terminal: Terminal) -> str:
     """Write a table so that it fits.
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from distsub.config import Sweep
 from distsub.errors import ConfigError, UnavailableError
 from distsub.results import Store
+from distsub.results.drivers import Heartbeat
 from distsub.runtime.drain import TERMINATED, Drain
 from distsub.search import Board, make_policy
 from distsub.search.batch import Batch
@@ -125,7 +126,7 @@ def run(
     )
     if sweep.stops != "none" and not sweep.budget.eval_every:
         reporter.line("stopping nothing can end early: [budget] eval_every is not set")
-    with reporter, Drain() as drain, _ended_by(drain):
+    with Heartbeat(store.files), reporter, Drain() as drain, _ended_by(drain):
         if backend == "inline":
             from distsub.runtime import inline
 
@@ -207,7 +208,7 @@ def model_facts(
     }
 
 
-def inspect(what: str) -> pa.Table:
+def inspect(what: str) -> dict[str, Any]:
     """Describe a model's parameters, or a saved adapter.
 
     Raises:
@@ -224,7 +225,7 @@ def inspect(what: str) -> pa.Table:
         tensor = model_facts(what, None, 2, groups="tensor")
         facts = facts | {"groups_layer": facts["groups"], "groups_tensor": tensor["groups"]}
         del facts["groups"]
-    return pa.Table.from_pylist([{"key": key, "value": str(value)} for key, value in facts.items()])
+    return facts
 
 
 def doctor() -> tuple[pa.Table, bool]:

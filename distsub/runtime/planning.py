@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from distsub.config import Sweep
 from distsub.finetune import data, memory, train
+from distsub.results.listing import size_text
 from distsub.runtime.checks import check
 from distsub.runtime.launch import board_of, model_facts
 from distsub.runtime.recording import costs
 from distsub.search import make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
-from distsub.trial import DEFAULT_PROJECTION, Method, Trial
+from distsub.trial import DEFAULT_PROJECTION, Method, Seeds, Trial
 
 PROBE_STEPS = 6
 """Real steps timed per model, task and method; the first, which loads and warms up, is the start-up."""
@@ -93,7 +94,10 @@ def plan(
         result_bytes += most * (row_bytes(search.task.name) + ADAPTER_BYTES + NUMBER_BYTES * search.dims[-1])
         rows.append(
             {
-                "search": search.name,
+                "task": search.task.name,
+                "model": search.model,
+                "method": method.variant or method.name,
+                "seed": _seed(search.seeds),
                 "projection": method.projection,
                 "head": method.head,
                 "D": about["num_params"],
@@ -134,6 +138,37 @@ def plan(
     return pa.Table.from_pylist(rows), pa.Table.from_pylist(totals)
 
 
+def side_by_side(totals: pa.Table) -> pa.Table:
+    """Set what is expected beside what is never exceeded, for people.
+
+    Args:
+        totals: The second table of `plan`.
+    """
+    rows = sorted(totals.to_pylist(), key=lambda row: row["total"] != "expected")
+    names = {"trials": "trainings", "steps": "training steps", "first_batch": "trainings that start at once"}
+    shown = []
+    for name in totals.schema.names[1:]:
+        if any(row[name] is not None for row in rows):
+            cells = {row["total"]: _amount(name, row[name]) for row in rows}
+            shown.append({"what": names.get(name, name.replace("_", " "))} | cells)
+    return pa.Table.from_pylist(shown)
+
+
+def _amount(name: str, value: float | None) -> str | None:
+    if value is None:
+        return None
+    if name.endswith("_hours"):
+        return _duration(value)
+    return size_text(round(value)) if name.endswith("_bytes") else f"{value:,.10g}"
+
+
+def _duration(hours: float) -> str:
+    """Write a time for people."""
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    return f"{60 * hours:.0f} minutes" if hours * 60 >= 1 else f"{3600 * hours:.0f} seconds"
+
+
 def _total(name: str, cost: Cost, slots: int, first: int) -> dict[str, Any]:
     def rounded(value: float | None) -> float | None:
         return None if value is None else round(value, 3)
@@ -152,6 +187,11 @@ def _total(name: str, cost: Cost, slots: int, first: int) -> dict[str, Any]:
 
 def _kind(trial: Trial) -> tuple[str, str, Method]:
     return trial.task.name, trial.model, trial.method
+
+
+def _seed(seeds: Seeds) -> str:
+    numbers = [str(seed) for seed in (seeds.projection, seeds.head, seeds.data)]
+    return numbers[0] if len(set(numbers)) == 1 else "/".join(numbers)
 
 
 def _slots(sweep: Sweep) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from distsub.search.board import Board, family
-from distsub.search.policies import Policy
+from distsub.search.policies import Grid, Policy
 from distsub.search.spec import Search
 from distsub.trial import Trial
 
@@ -168,7 +168,7 @@ def _expect(members: Sequence[Search], policy: Policy, slots: int) -> tuple[floa
 
     one = members[0]
     bound = policy.max_trials(one) - len(one.baseline_runs)
-    if bound == len(one.dims) * one.num_tries:  # every trial there is
+    if isinstance(policy, Grid):  # every trial there is, whatever comes out
         return float(bound * len(members)), math.ceil(bound * len(members) / slots)
     first, last = math.log(one.dims[0]), math.log(one.dims[-1])
     rates = sorted({trial.learning_rate for trial in one.baseline})

@@ -1,0 +1,136 @@
+"""How a results directory stands: what runs it, what each search has found, and the smallest adapter that passes."""
+
+import sys
+import time
+from typing import Any
+
+import pyarrow as pa
+
+from distsub.analysis.summary import Summary
+from distsub.results import Store, printable
+from distsub.results.drivers import Driver, drivers
+from distsub.results.listing import size_text
+from distsub.results.terminal import Terminal, fold
+
+SHOWN = 4
+"""Trainings that are named of a driver."""
+
+
+def standing(store: Store, summary: Summary, title: str) -> list[str]:
+    """Say in a few lines whether a sweep is done, runs, or waits for the same command to go on.
+
+    Args:
+        store: The results.
+        summary: What they say.
+        title: Of the sweep.
+    """
+    outcomes = summary.searches["outcome"].to_pylist()
+    still = outcomes.count("open")
+    known = drivers(store.files)
+    alive = [each for each in known if each.alive]
+    if alive:
+        lines = [f"{title}: running, {still} of {len(outcomes)} searches open"]
+    elif not still:
+        lines = [f"{title}: done, {len(outcomes)} of {len(outcomes)} searches ended"]
+    else:
+        lines = [f"{title}: not running, {still} of {len(outcomes)} searches open; the same command resumes"]
+    lines += [_driver(each) for each in (alive or known)]
+    written, merged = store.files.newest("observations"), store.files.newest("parts")
+    halves = 0 if alive else len([each for each in store.files.names("checkpoints") if not each.startswith(".")])
+    said = [f"last row {_ago(written)}" if written else f"rows merged {_ago(merged)}" if merged else "no row yet"]
+    if halves:
+        said.append(f"{halves} trainings that were cut short go on from their checkpoints")
+    return list(map(_folded, [*lines, "; ".join(said)]))
+
+
+def _driver(driver: Driver) -> str:
+    where = f"process {driver.pid} on {driver.host}"
+    if not driver.alive:
+        return f"killed: {where}, last seen {_ago(driver.beat)}"
+    named = ", ".join(driver.training[:SHOWN])
+    more = f" and {len(driver.training) - SHOWN} more" if len(driver.training) > SHOWN else ""
+    return f"{where}, begun {_ago(driver.since)}" + (f", trains {named}{more}" if named else "")
+
+
+def _ago(then: float) -> str:
+    """Say how long ago something was, in one unit."""
+    seconds = max(0.0, time.time() - then)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def status_rows(searches: pa.Table, running: bool) -> pa.Table:
+    """Give all that is known of each search, and whether something runs the sweep, for a program to read."""
+    state = pa.array(["running" if running else "none"] * searches.num_rows, pa.string())
+    return searches.append_column("driver", state)
+
+
+def status_table(searches: pa.Table) -> pa.Table:
+    """Give what a person wants to know of each search."""
+    rows = []
+    for row in searches.to_pylist():
+        seeds = [str(row[f"{kind}_seed"]) for kind in ("projection", "head", "data")]
+        rows.append(
+            {
+                "task": row["task"],
+                "model": row["model"],
+                "method": row["variant"] or row["method"],
+                "projection": row["projection"],
+                "seed": seeds[0] if len(set(seeds)) == 1 else "/".join(seeds),
+                "outcome": _found(row["outcome"], row["d90"]),
+                "bracket": f"({_or_dash(row['bracket_low'])}, {_or_dash(row['bracket_high'])}]",
+                "chance_corrected": _found(row["outcome_chance_corrected"], row["d90_chance_corrected"]),
+                "best": row["best_score"],
+                "threshold": row["threshold"],
+                "full": row["baseline_score"],
+                "trials": row["trials"],
+                "minutes": row["wall_s"] / 60,
+            }
+        )
+    return pa.Table.from_pylist(rows)
+
+
+def _found(outcome: str, d: int | None) -> str:
+    return outcome if d is None else f"d90 = {d}"
+
+
+def _or_dash(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def smallest_lines(smallest: pa.Table) -> list[str]:
+    """Name the smallest adapter that passes, for each task and model: d, score, size and where it lies.
+
+    Args:
+        smallest: Rows of ADAPTERS.
+    """
+    lines = []
+    for row in smallest.to_pylist():
+        lines += [
+            _folded(
+                f"smallest adapter that passes: {row['task']} {row['variant'] or row['method']}: d = {row['d']}, "
+                f"score {row['score']:.4f} where {row['threshold']:.4f} passes, {size_text(row['bytes'])}"
+            ),
+            f"  {printable(row['path'])}",
+        ]
+    return lines
+
+
+def notes(d90: pa.Table) -> list[str]:
+    """Write what a reader must know of each estimate.
+
+    Args:
+        d90: Rows of D90.
+    """
+    found = []
+    for row in d90.select(["task", "method", "variant", "projection", "warnings"]).to_pylist():
+        about = f"{row['task']} {row['variant'] or row['method']} {row['projection'] or ''}".rstrip()
+        found += [_folded(f"note: {about}: {note}") for note in row["warnings"]]
+    return found
+
+
+def _folded(text: str) -> str:
+    terminal = Terminal.of(sys.stdout)
+    return fold(printable(text, terminal), terminal)

@@ -1,0 +1,161 @@
+"""Every listing as people and programs meet it: under a terminal, in a pipe that closes, on a full disk, as JSON."""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import pty
+import shlex
+import struct
+import subprocess
+import sys
+import termios
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+
+from distsub import cli
+from distsub.config import parse_sweep
+from distsub.results import Store
+from distsub.search import Board, make_policy
+from distsub.search.synthetic import Curve
+
+COMMAND = (sys.executable, "-m", "distsub.cli")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, tiny_text):
+    """The results of a sweep whose scores are made up, under names as bad as a file's may be."""
+    folder = tmp_path_factory.mktemp("listings")
+    text = tiny_text.replace('name = "tiny"', 'name = "t\\u001b[2J $x_1$ \\u6f22"')
+    sweep = parse_sweep(text, folder, "tiny.toml")
+    store = Store.create(folder / "out dir", text, sweep.fingerprint, str(folder))
+    board, curve = Board(sweep.searches(), make_policy(sweep.policy)), Curve(middle=3.0, eta_best=1.0, rate_best=3e-3)
+    while (trial := board.next(set(), 1)) is not None:
+        row = replace(curve.observe(trial), peak_bytes=3 * 2**30)
+        board.observe(row)
+        store.write(row)
+        if trial.d is not None:
+            store.files.make(f"adapters/{trial.id}")
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                store.files.put(f"adapters/{trial.id}/{name}", b"{}")
+    return folder / "out dir"
+
+
+QUERY = "select trial_id, task, model, status, d, score, peak_bytes from observations"
+LISTINGS = {
+    "status": lambda out: ("status", out),
+    "query": lambda out: ("query", out, QUERY),
+    "query all": lambda out: ("query", out, "from observations"),
+    "views": lambda out: ("query", out),
+    # "report": lambda out: ("report", out),
+}
+FEW = ["status", *(pytest.param(name, marks=pytest.mark.slow) for name in LISTINGS if name != "status")]
+FORMATTED = [name for name in LISTINGS if name != "report"]
+
+
+def called(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    return (end.value.code, *capsys.readouterr())
+
+
+def under_a_terminal(arguments, columns):
+    """Run a command under a pseudo-terminal of so many columns; give (exit code, what it showed)."""
+    primary, secondary = pty.openpty()
+    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdin=secondary, stdout=secondary, stderr=secondary, env=environment
+    ) as process:
+        os.close(secondary)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(primary, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            shown += piece
+    os.close(primary)
+    return process.returncode, shown.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("name", FEW)
+def test_a_listing_fits_the_terminal(out, name, columns):
+    code, shown = under_a_terminal(LISTINGS[name](out), columns)
+    assert code == 0 and "\x1b" not in shown and "Traceback" not in shown, shown
+    wide = [line for line in shown.splitlines() if cell_len(line) > columns]
+    # An address and a command for a shell are one word and one line, whatever their length, so that they can be copied.
+    assert all(line.lstrip().startswith((str(out), "report:", "curve:", "distsub query")) for line in wide), wide
+    assert r"t\x1b[2J $x_1$ 漢" in shown or name == "views"
+
+
+@pytest.mark.parametrize("name", FORMATTED)
+def test_json_and_csv_are_all_that_is_printed(out, name, capsys):
+    code, text, said = called(capsys, *LISTINGS[name](out), "--format", "json")
+    rows = json.loads(text)
+    assert code == 0 and not said and rows and all(isinstance(row, dict) for row in rows)
+    code, text, said = called(capsys, *LISTINGS[name](out), "--format", "csv")
+    header, *lines = csv.reader(io.StringIO(text))
+    assert code == 0 and not said and header == list(rows[0]) and len(lines) == len(rows)
+
+
+def test_status_names_the_smallest_adapter_that_passes(out, capsys):
+    _, text, _ = called(capsys, "status", out)
+    path = text.splitlines()[-1].strip()
+    assert os.path.isdir(path) and path.startswith(str(out / "adapters"))
+    assert "smallest adapter that passes" in text
+    called(capsys, "report", out)
+    assert path in (out / "report" / "report.html").read_text()
+
+
+def test_the_questions_run_as_printed(out, capsys):
+    _, text, _ = called(capsys, "query", out)
+    commands = text[text.index("  distsub query") :].split("\n  distsub query")
+    assert len(commands) == 3
+    for command in commands:
+        what = command.split('"\n')[0].removeprefix("  distsub query").strip()
+        words = shlex.split("query " + what + ('"' if what.count('"') % 2 else ""))
+        code, answer, said = called(capsys, *[word.strip("\n") for word in words if word.strip()], "--format", "json")
+        assert code == 0 and json.loads(answer) and not said
+
+
+def shell(line, **environment):
+    return subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, env=os.environ | environment, cwd=os.getcwd()
+    )
+
+
+def quoted(arguments):
+    return shlex.join([*COMMAND, *map(str, arguments)])
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_reader_that_leaves_is_no_error(out, name):
+    done = shell(f"{quoted(LISTINGS[name](out))} | head -c 1; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == 0 and not done.stderr
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_full_disk_is_told_in_one_line(out, name):
+    done = shell(f"{quoted(LISTINGS[name](out))} > /dev/full")
+    assert done.returncode == 2
+    assert done.stderr.startswith("distsub: cannot write to standard output (No space left on device)")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_an_ascii_terminal_gets_ascii(out, name):
+    done = shell(quoted(LISTINGS[name](out)), PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and not done.stderr and done.stdout.isascii()
+    assert r"\u6f22" in done.stdout or name == "views"
+
+
+def test_a_closed_output_is_no_error(out):
+    done = shell(f"{quoted(('status', out))} >&-")
+    assert done.returncode == 0 and not done.stderr
