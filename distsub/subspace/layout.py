@@ -18,7 +18,7 @@ GROUPS = ("layer", "tensor")
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter tensor: its first name, its place among the D positions and its SAID group of each kind."""
+    """One parameter: its first name, itself, its place among the D positions and its SAID group of each kind."""
 
     name: str
     frozen: Tensor
@@ -119,7 +119,7 @@ def entries(model: nn.Module, head: str = "in_subspace", embeddings: str = "in_s
         if name in apart:
             continue
         size = parameter.numel()
-        out.append(Entry(name, parameter.detach(), position, position + size, _layer_of(name, names, heads)))
+        out.append(Entry(name, parameter, position, position + size, _layer_of(name, names, heads)))
         position += size
     return out
 

@@ -6,36 +6,27 @@ backward pass makes it again, unit by unit, and each unit's weight gradient is r
 complete. So at any moment the weights, and the weight gradients, of one unit exist beside theta_0.
 """
 
+import json
 import math
 import os
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 
 from distsub.errors import ConfigError
-from distsub.subspace import bits
+from distsub.subspace import bits, guard
 from distsub.subspace import layout as layouts
+from distsub.subspace.doors import Door
 from distsub.subspace.families import Kind, assemble
 from distsub.subspace.fastfood import next_power_of_two
+from distsub.subspace.lending import Lending
 from distsub.subspace.trajectory import Snapshots
+from distsub.subspace.weights import Numbers, Weights
 from distsub.trial import DEFAULT_PROJECTION
 
 METHODS = ("did", "said")
-
-
-class SavedWeight(NamedTuple):
-    """What autograd keeps in place of a lent weight: where to find it when the unit's weights are made again."""
-
-    unit: int
-    dtype: torch.dtype
-    size: torch.Size
-    stride: tuple[int, ...]
-    offset: int
 
 
 class SubspaceModel(nn.Module):
@@ -96,7 +87,7 @@ class SubspaceModel(nn.Module):
             raise ConfigError(f"method = {method!r} is unknown; use one of {', '.join(METHODS)}")
         if scope == "layer" and method == "said":
             raise ConfigError('scope = "layer" has a theta for each layer and no scales; take method "did"')
-        if getattr(model, "_held", False):
+        if any(isinstance(module.__dict__.get("forward"), Door) for module in model.modules()):
             raise ConfigError("this model is held in a subspace already and would move twice; build a fresh one")
         model.requires_grad_(False)
         self.entries = layouts.entries(model, head, embeddings)
@@ -121,7 +112,7 @@ class SubspaceModel(nn.Module):
         if snapshots is not None:
             self.settings["snapshots"] = snapshots.describe()
         some = next(model.parameters())
-        dtype = torch.float64 if some.dtype == torch.float64 else torch.float32
+        dtype = _precision(some)
         shape = (self.projection.d,) if ensemble == 1 else (ensemble, self.projection.d)
         coordinates = torch.zeros(shape, dtype=dtype)
         if start == "random":
@@ -132,19 +123,10 @@ class SubspaceModel(nn.Module):
         apart = layouts.outside(model, head, embeddings)
         self.head = layouts.free(model, {name for name, policy in apart.items() if policy == "trained"})
         self.model = model
-        self._live: dict[int, tuple[int, torch.dtype]] = {}
-        self._frozen = {
-            id(owner._parameters[key]): (number, use)
-            for number, unit in sorted(enumerate(self.units), key=lambda item: item[1].rows)  # a tied table: by rows
-            for use, (owner, key, _) in enumerate(unit.uses)
-        }
-        self._remade: tuple[int, dict[torch.dtype, Tensor]] | None = None
-        for number, unit in enumerate(self.units):
-            self._hook(number, unit)
+        self.weights = Weights(self.projection, self.groups)
         blocks = [number for number, unit in enumerate(self.units) if unit.block]
-        for number in blocks[: math.ceil(recompute * len(blocks))]:
-            self._recompute(number)
-        model._held = True  # type: ignore[assignment]
+        self.lending = Lending(self, set(blocks[: math.ceil(recompute * len(blocks))]))
+        self.register_load_state_dict_post_hook(_forgive)
 
     @property
     def config(self) -> Any:
@@ -178,24 +160,85 @@ class SubspaceModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the base model at theta_0 + lambda * P theta."""
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack), _Reads(self):
-            return self.model(*args, **kwargs)
+        return self.model(*args, **kwargs)
 
     @torch.no_grad()
     def merged_state(self) -> dict[str, Tensor]:
         """Give the full weights theta_0 + lambda * P theta by name (D numbers: the whole model at once)."""
-        state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        for entry in self.entries:
-            state[entry.name] = self._weights(((entry.start, entry.stop),), [entry]).view(entry.frozen.shape)
-            state[entry.name] = state[entry.name].to(entry.frozen.dtype)
+        spanned = {entry.name for entry in self.entries}
+        with self.lending.giving("theta_0"):
+            state = self.model.state_dict()
+        state = {name: tensor if name in spanned else tensor.clone() for name, tensor in state.items()}
+        state |= {entry.name: self.weight(entry) for entry in self.entries}
         tied = {id(p): name for name, p in self.model.named_parameters()}
         for name, p in self.model.named_parameters(remove_duplicate=False):
             state[name] = state[tied[id(p)]]
         return state
 
+    @property
+    def numbers(self) -> Numbers:
+        """Theta and lambda as they are now, without their history."""
+        return Numbers(self.theta.detach(), self.scales.detach())
+
+    @torch.no_grad()
+    def weight(self, entry: layouts.Entry) -> Tensor:
+        """Make one parameter, theta_0 + lambda * P theta, in its shape and precision."""
+        flat = self.weights.make(self.numbers, ((entry.start, entry.stop),), [entry])
+        return flat.view(entry.frozen.shape).to(entry.frozen.dtype)
+
+    @torch.no_grad()
     def update(self, start: int, stop: int) -> Tensor:
         """Compute what is added to theta_0 on a slice of the positions, (lambda * P theta)[start:stop]."""
-        return self._scaled(self.projection.apply(self.theta.detach(), start, stop), start)
+        return self.weights.update(self.numbers, start, stop)
+
+    # States, copies, moves
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the trained numbers and the base model's buffers: theta_0 is left out, and named by a hash.
+
+        Load it into a `SubspaceModel` with the same settings and the same base model; another is refused.
+        """
+        with self.lending.giving("trained"):
+            return super().state_dict(*args, **kwargs)
+
+    def get_extra_state(self) -> Tensor:
+        """Say what the numbers belong to: settings, and a hash of entries of theta_0, as bytes of JSON."""
+        said = json.dumps({"settings": self.settings, "theta_0": guard.sample_hash(self)}, sort_keys=True)
+        return torch.frombuffer(bytearray(said.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Check that numbers which are about to be loaded belong here.
+
+        Raises:
+            ConfigError: They were trained under other settings, or on another base model.
+        """
+        given, own = (json.loads(bytes(each.cpu().tolist())) for each in (state, self.get_extra_state()))
+        mine, theirs = own["settings"], given["settings"]
+        differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        if differ:
+            said = ", ".join(f"{key} = {theirs.get(key)!r}, here {mine.get(key)!r}" for key in differ)
+            raise ConfigError(f"this state was trained under other settings: {said}; wrap the base model with those")
+        if given["theta_0"] != own["theta_0"]:
+            raise ConfigError(
+                "this state was trained on another theta_0: wrap the base model of its training, with that head"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SubspaceModel":
+        """Move or cast: the base model as any other, the trained numbers so that they stay precise enough to train."""
+        if recurse:
+            self.model._apply(fn)
+        dtype = _precision(next(self.model.parameters()))
+        for parameter in (self.coordinates, self.scales):
+            with torch.no_grad():
+                parameter.data = parameter.data.to(fn(parameter.data).device, dtype)
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.to(parameter.device, dtype)
+        return self
+
+    def _replicate_for_data_parallel(self) -> Never:
+        guard.refuse(
+            "nn.DataParallel copies weights that a SubspaceModel makes as it runs: use DistributedDataParallel"
+        )
 
     def save_pretrained(self, directory: str | os.PathLike[str], **identity: Any) -> None:
         """Save the trained numbers; see `adapter.save_pretrained` for what else may be said of them."""
@@ -212,258 +255,15 @@ class SubspaceModel(nn.Module):
 
         return adapter.from_pretrained(directory, base, snapshots)
 
-    # Making weights
 
-    def _scaled(self, flat: Tensor, start: int) -> Tensor:
-        """Multiply a slice of positions by its groups' scales, in place."""
-        if self.scales.numel():
-            for low, high, group in self._group_runs(start, start + flat.numel()):
-                flat[low - start : high - start].mul_(self.scales.detach()[group])
-        return flat
-
-    def _group_runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Cut a slice of positions where the SAID group changes."""
-        for low, high, group in self.groups:
-            if low < stop and high > start:
-                yield max(low, start), min(high, stop), group
-
-    def _weights(self, runs: tuple[tuple[int, int], ...], used: list[layouts.Entry]) -> Tensor:
-        """Compute theta_0 + lambda * P theta over runs of positions, laid end to end."""
-        pieces = [self.update(start, stop) for start, stop in runs]
-        flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        once = {entry.start: entry for entry in used}  # tied weights are several uses of one entry
-        for entry, offset in layouts.offsets(runs, list(once.values())):
-            flat[offset : offset + entry.stop - entry.start].view(entry.frozen.shape).add_(entry.frozen)
-        return flat
-
-    @torch.no_grad()
-    def _unit_weights(self, number: int) -> Tensor:
-        """Make a unit's weights in one buffer, its runs end to end."""
-        unit = self.units[number]
-        return self._weights(unit.runs, [entry for _, _, entry in unit.uses])
-
-    def lent(self, number: int) -> tuple[Tensor, ...]:
-        """Make a unit's weights, one view per use, in the precision that each runs in."""
-        unit, flat = self.units[number], self._unit_weights(number)
-        wanted = [self._run_dtype(entry.frozen) for _, _, entry in unit.uses]
-        buffers = {dtype: flat.to(dtype) for dtype in {*wanted, flat.dtype}}
-        return tuple(
-            buffers[dtype][offset : offset + entry.stop - entry.start].view(entry.frozen.shape)
-            for dtype, (entry, offset) in zip(
-                wanted, layouts.offsets(unit.runs, [e for _, _, e in unit.uses]), strict=True
-            )
-        )
-
-    def _run_dtype(self, frozen: Tensor) -> torch.dtype:
-        """Tell the precision in which a weight is lent: a matrix in autocast's, which then makes no copy of its own."""
-        device = frozen.device.type
-        if torch.is_autocast_enabled(device) and frozen.dim() > 1 and frozen.dtype == torch.float32:
-            return torch.get_autocast_dtype(device)
-        return frozen.dtype
-
-    def reduce(self, number: int, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor | None]:
-        """Reduce a unit's weight gradients to coordinates and scales: lambda P^T g and <g_i, (P theta)_i>."""
-        unit = self.units[number]
-        size = sum(stop - start for start, stop in unit.runs)
-        flat = self.coordinates.new_zeros(size)
-        for (entry, offset), grad in zip(layouts.offsets(unit.runs, [e for _, _, e in unit.uses]), grads, strict=True):
-            if grad is not None:
-                flat[offset : offset + entry.stop - entry.start].view(grad.shape).add_(grad)
-        theta, done = self.coordinates.new_zeros(self.projection.d), 0
-        scales = torch.zeros_like(self.scales) if self.scales.numel() else None
-        for start, stop in unit.runs:
-            grad = flat[done : done + stop - start]
-            done += stop - start
-            self._reduce_run(grad, start, theta, scales)
-        return theta, scales
-
-    def _reduce_run(self, grad: Tensor, start: int, theta: Tensor, scales: Tensor | None) -> None:
-        """Add one contiguous slice's share to the reduced gradients."""
-        runs = list(self._group_runs(start, start + grad.numel()))
-        if scales is None:
-            theta.add_(self.projection.adjoint(grad, start))
-        elif len(runs) == 1:
-            # <g, P theta> = <P^T g, theta>: the scale's gradient costs nothing more.
-            reduced = self.projection.adjoint(grad, start)
-            group = runs[0][2]
-            theta.add_(reduced * self.scales.detach()[group])
-            scales[group] += torch.dot(reduced, self.theta.detach())
-        else:
-            update = self.projection.apply(self.theta.detach(), start, start + grad.numel())
-            for low, high, group in runs:
-                scales[group] += torch.dot(grad[low - start : high - start], update[low - start : high - start])
-            theta.add_(self.projection.adjoint(self._scaled(grad, start), start))
-
-    def drop(self, number: int) -> None:
-        """Forget the remade weights of a unit whose backward pass is over."""
-        if self._remade is not None and self._remade[0] == number:
-            self._remade = None
-
-    # Lending weights
-
-    def _hook(self, number: int, unit: layouts.Unit) -> None:
-        """Lend a unit's weights to its modules while it runs; rows of tables are made where they are read."""
-        if unit.rows:
-            return
-
-        def lend(module: nn.Module, args: tuple[Any, ...]) -> None:
-            for weight, (owner, key, _) in zip(self._lend(number), unit.uses, strict=True):
-                owner._parameters[key] = weight  # type: ignore[assignment]
-
-        frozen = [owner._parameters[key] for owner, key, _ in unit.uses]
-
-        def give_back(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            for parameter, (owner, key, _) in zip(frozen, unit.uses, strict=True):
-                owner._parameters[key] = parameter
-            self._take_back(number)
-
-        unit.module.register_forward_pre_hook(lend)
-        unit.module.register_forward_hook(give_back, always_call=True)
-
-    def _recompute(self, number: int) -> None:
-        """Keep none of a block's activations: it runs again, on weights made again, when backward asks for them."""
-        unit = self.units[number]
-        frozen = [owner._parameters[key] for owner, key, _ in unit.uses]
-        forward = unit.module.forward
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            owner, key, _ = unit.uses[0]
-            if owner._parameters[key] is not frozen[0]:
-                return forward(*args, **kwargs)
-            # The second time no hook has lent anything. These weights only stand for the first ones, whose gradients
-            # flow to the trained numbers.
-            for weight, (owner, key, _) in zip(self.lent(number), unit.uses, strict=True):
-                owner._parameters[key] = weight.detach().requires_grad_()  # type: ignore[assignment]
-            try:
-                with _Reads(self):
-                    return forward(*args, **kwargs)
-            finally:
-                for parameter, (owner, key, _) in zip(frozen, unit.uses, strict=True):
-                    owner._parameters[key] = parameter
-
-        def keep_nothing(*args: Any, **kwargs: Any) -> Any:
-            # A cache of keys and values is written to by every run, so a block that is given one runs once.
-            cached = any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values()))
-            if cached or not torch.is_grad_enabled():
-                return forward(*args, **kwargs)
-            return checkpoint(run, *args, use_reentrant=False, **kwargs)
-
-        unit.module.forward = keep_nothing
-
-    def _lend(self, number: int) -> tuple[Tensor, ...]:
-        """Make a unit's weights and note whose they are, for as long as the caller keeps them."""
-        weights: tuple[Tensor, ...] = _Weights.apply(self.theta, self.scales, self, number)  # type: ignore[assignment]
-        self._live |= {weight.untyped_storage().data_ptr(): (number, weight.dtype) for weight in weights}
-        return weights
-
-    def _take_back(self, number: int) -> None:
-        """Forget where a unit's weights were: their memory is about to be used again."""
-        self._live = {pointer: owner for pointer, owner in self._live.items() if owner[0] != number}
-
-    def _look_up(self, number: int, index: Tensor, output: Tensor) -> Tensor:
-        """Add the update to rows that were looked up in theta_0's table; of the table, only these rows are made."""
-        rows, place = torch.unique(index, return_inverse=True)
-        entry = self.units[number].uses[0][2]
-        update: Tensor = _Rows.apply(self.theta, self.scales, self, entry, rows)  # type: ignore[assignment]
-        return output + update[place].to(output.dtype)
-
-    def _pack(self, tensor: Tensor) -> Tensor | SavedWeight:
-        owner = self._live.get(tensor.untyped_storage().data_ptr())
-        if owner is None:
-            return tensor
-        return SavedWeight(*owner, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
-
-    def _unpack(self, saved: Tensor | SavedWeight) -> Tensor:
-        if isinstance(saved, Tensor):
-            return saved
-        if self._remade is None or self._remade[0] != saved.unit:
-            flat = self._unit_weights(saved.unit)
-            self._remade = (saved.unit, {flat.dtype: flat})
-        buffers = self._remade[1]
-        if saved.dtype not in buffers:
-            buffers[saved.dtype] = buffers[self.coordinates.dtype].to(saved.dtype)
-        return buffers[saved.dtype].as_strided(saved.size, saved.stride, saved.offset)
+def _precision(base: Tensor) -> torch.dtype:
+    """Give the precision of the trained numbers: never less than float32."""
+    return torch.float64 if base.dtype == torch.float64 else torch.float32
 
 
-_SHAPE_ONLY = {"__get__", "size", "dim", "numel", "is_floating_point"}
-"""Names of functions that need none of a weight's numbers."""
-
-
-class _Reads(TorchFunctionMode):
-    """Sees every operation on a frozen parameter that no hook has lent, and gives it the updated weight instead.
-
-    That is each look-up in an embedding table, of which only the rows are made, and what models do outside a
-    module's own forward: DeBERTa reads its table of relative positions as a matrix, attention modules read a
-    child's weight. Such a unit is lent once, until the forward pass ends.
-    """
-
-    def __init__(self, model: SubspaceModel) -> None:
-        super().__init__()
-        self._model = model
-        self._lent: dict[int, tuple[Tensor, ...]] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.__name__ in _SHAPE_ONLY:
-            return func(*args, **kwargs)
-        frozen = self._model._frozen
-        if func is functional.embedding and len(args) > 1 and id(args[1]) in frozen and kwargs.get("max_norm") is None:
-            number, _ = frozen[id(args[1])]
-            if self._model.units[number].rows:
-                return self._model._look_up(number, args[0], func(*args, **kwargs))
-        return func(*self._updated(args), **{key: self._updated(value) for key, value in kwargs.items()})
-
-    def _updated(self, value: Any) -> Any:
-        """Replace frozen parameters by their updated weights, inside tuples and lists too."""
-        if type(value) in (tuple, list):
-            return type(value)([self._updated(item) for item in value])
-        number, use = self._model._frozen.get(id(value), (None, 0))
-        if number is None:
-            return value
-        if number not in self._lent:
-            self._lent[number] = self._model._lend(number)
-        return self._lent[number][use]
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        for number in self._lent:
-            self._model._take_back(number)
-        self._lent = {}
-
-
-class _Weights(torch.autograd.Function):
-    """A unit's weights as a function of the trained numbers."""
-
-    @staticmethod
-    def forward(ctx: Any, coordinates: Tensor, scales: Tensor, model: SubspaceModel, number: int) -> tuple[Tensor, ...]:
-        ctx.model, ctx.number = model, number
-        return model.lent(number)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        ctx.model.drop(ctx.number)
-        return (*ctx.model.reduce(ctx.number, grads), None, None)
-
-
-class _Rows(torch.autograd.Function):
-    """The update of some rows of an embedding table as a function of the trained numbers."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, coordinates: Tensor, scales: Tensor, model: SubspaceModel, entry: layouts.Entry, rows: Tensor
-    ) -> Tensor:
-        ctx.model, ctx.entry, ctx.rows = model, entry, rows
-        update = model.projection.apply_rows(coordinates, entry.start, entry.frozen.shape[1], rows)
-        [(_, _, group)] = model._group_runs(entry.start, entry.stop)
-        return update * scales[group] if scales.numel() else update
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        model = ctx.model
-        reduced = model.projection.adjoint_rows(grad.contiguous(), ctx.entry.start, ctx.rows)
-        if not model.scales.numel():
-            return reduced, None, None, None, None
-        [(_, _, group)] = model._group_runs(ctx.entry.start, ctx.entry.stop)
-        scales = torch.zeros_like(model.scales)
-        scales[group] = torch.dot(reduced, model.theta.detach())
-        return reduced * model.scales.detach()[group], scales, None, None, None
+def _forgive(held: SubspaceModel, keys: Any) -> None:
+    """Do not count what `state_dict` leaves out as missing where it is loaded."""
+    left_out = tuple(
+        f"model.{name}" for name, p in held.model.named_parameters(remove_duplicate=False) if not p.requires_grad
+    )
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(left_out)]

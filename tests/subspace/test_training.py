@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from distsub.subspace.model import SubspaceModel
+from distsub.subspace.session import SavedTensor, Session
+from distsub.subspace.weights import Numbers
 
 
 def map_read_only(path: Path) -> dict[str, torch.Tensor]:
@@ -54,16 +56,16 @@ def watch(model: SubspaceModel) -> tuple[dict[int, int], list[int]]:
     references: list[tuple[weakref.ref[torch.UntypedStorage], int]] = []
     sizes: dict[int, int] = {}
     made: list[int] = []
-    original = model._unit_weights
+    original = model.lending.unit_weights
 
-    def watched(number: int) -> torch.Tensor:
-        flat = original(number)
+    def watched(numbers: Numbers, number: int) -> torch.Tensor:
+        flat = original(numbers, number)
         references.append((weakref.ref(flat.untyped_storage()), flat.numel()))
         sizes[number] = flat.numel()
         made.append(sum(size for reference, size in references if reference() is not None))
         return flat
 
-    model._unit_weights = watched
+    model.lending.unit_weights = watched
     return sizes, made
 
 
@@ -88,7 +90,7 @@ class TestFrozenWeights:
         model = SubspaceModel(base, 60, **settings).train()
         losses = self.train(zoo, model)
         assert losses[-1] != losses[0]
-        for name, tensor in base.state_dict().items():
+        for name, tensor in base.named_parameters():
             assert torch.equal(tensor, before[name]) or name in model.head
 
     def test_read_only_memory_map(self, zoo, tmp_path: Path):
@@ -131,7 +133,7 @@ class TestFrozenWeights:
         assert fingerprint(model.model) == before
         held = [p for module in model.model.modules() for p in module._parameters.values() if p is not None]
         assert all(isinstance(p, nn.Parameter) for p in held)
-        assert not model._live
+        assert not model.lending._session
 
 
 class TestTrainingMode:
@@ -188,7 +190,7 @@ class TestTrainingMode:
             out = model(**data.inputs, labels=data.labels)
             out.loss.backward()
             results.append((out.logits, model.coordinates.grad, model.scales.grad))
-            assert not model._live
+            assert not model.lending._session
         for kept, again in zip(*results, strict=True):
             assert torch.equal(kept, again)
 
@@ -223,8 +225,8 @@ class TestMemory:
         assert forward == len(sizes) >= 7
         assert len(made) == 2 * forward  # each once more for the backward pass
         assert max(made) <= 1.2 * block < 0.4 * total
-        assert model._remade is None
-        assert not model._live
+        assert model.lending._remade is None
+        assert not model.lending._session
 
     def test_nothing_grows_over_fifty_steps(self, zoo):
         model, data = SubspaceModel(zoo.build("DebertaV2", torch.float32), 60, "said").train(), zoo.batch("DebertaV2")
@@ -246,22 +248,24 @@ class TestMemory:
             step()
         gc.collect()
         assert tensors() <= before
-        assert not model._live
+        assert not model.lending._session
 
-    def test_recomputed_blocks_keep_nothing(self, zoo):
+    def test_recomputed_blocks_keep_nothing(self, zoo, monkeypatch):
         def kept(share: float) -> int:
             base = zoo.build("Bert", num_hidden_layers=6)
             model, data, sizes = SubspaceModel(base, 60, recompute=share), zoo.batch("Bert"), {}
-            pack = model._pack
+            pack = Session.pack
 
-            def watched(tensor: torch.Tensor):
-                note = pack(tensor)
-                if isinstance(note, torch.Tensor):
-                    sizes[note.untyped_storage().data_ptr()] = note.untyped_storage().nbytes()
+            def watched(session: Session, tensor: torch.Tensor):
+                note = pack(session, tensor)
+                if isinstance(note, SavedTensor):
+                    kept = note.tensor.untyped_storage()
+                    sizes[kept.data_ptr()] = kept.nbytes()
                 return note
 
-            model._pack = watched
+            monkeypatch.setattr(Session, "pack", watched)
             model(**data.inputs, labels=data.labels)
+            monkeypatch.undo()
             return sum(sizes.values())
 
         none, one, all_six = kept(0.0), kept(1 / 6), kept(1.0)
