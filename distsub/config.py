@@ -295,8 +295,19 @@ class _Model(Table):
         return self
 
     def record(self, directory: Path) -> Model:
-        local = self.path or (self.name if self.name and self.name.startswith((".", "/", "~")) else None)
-        return Model(_absolute(local, directory) if local else self.name or "", self.revision)
+        name = self.path or self.name or ""
+        if self.path or name.startswith((".", "/", "~")):
+            return Model(_absolute(name, directory), None)
+        beside = directory / name / "config.json"
+        if self.revision is None and not name.startswith("package:") and beside.is_file():
+            return Model(_absolute(name, directory), None)
+        # Whoever looked at the current directory would answer for another model from another directory.
+        if not name.startswith("package:") and Path(name, "config.json").is_file():
+            raise ConfigError(
+                f"models: {name!r} is a folder in {Path.cwd()}, where the sweep was started, not beside the sweep file; "
+                f"give {{ path = ... }} as seen from {directory}"
+            )
+        return Model(name, self.revision)
 
 
 class _Task(Table):

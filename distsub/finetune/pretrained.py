@@ -1,156 +1,152 @@
 """Pretrained models by address: a package, a local directory or a hub id, as read-only memory-mapped weights.
 
-`prepare` brings a model into the run's precision once per machine; `build` makes a classifier whose parameters are
-views of that file, so that every process of a machine shares one copy. Only the head, which no checkpoint carries,
-is memory of its own; it comes from a seed.
+`prepare` gives the tensors that transformers loads as float32 files, once per machine; `build` makes a classifier whose
+parameters are views of them, so that every process of a machine shares one copy. Only the head, which no checkpoint
+carries, is memory of its own; it comes from a seed.
 """
 
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
 from torch import nn
 
 from distsub.errors import AdapterError, UnavailableError
-from distsub.finetune import packages
+from distsub.finetune import checkpoints, explain
+from distsub.finetune.addresses import SMALL_FILES, locate
 from distsub.subspace import adapter, bits, layout
 from distsub.subspace.model import SubspaceModel
 
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "merges.txt", "*.tiktoken", "*.jinja")
+_FORMAT = 2  # of a directory in the cache
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model directory ready to be memory-mapped.
+    """A model ready to be memory-mapped.
 
     Attributes:
-        path: Directory with config, tokenizer and safetensors in float32.
-        sha256: Hash of the checkpoint's tensors (names, shapes, float32 bytes), the identity of theta_0.
+        path: Directory with config.json and the weights as float32 safetensors.
+        sha256: Hash of the tensors that transformers loads (names, shapes, float32 bytes), the identity of theta_0.
+        name: The model as it was asked for, for messages.
+        source: The model's own directory, which holds the tokenizer.
     """
 
     path: Path
     sha256: str
+    name: str
+    source: Path
 
 
 def cache_directory() -> Path:
-    """Give the directory for converted weights: DISTSUB_CACHE, or the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "distsub"
-    return Path(os.environ.get("DISTSUB_CACHE", default))
-
-
-def locate(model: str, revision: str | None = None) -> Path:
-    """Find a model's files.
-
-    Args:
-        model: "package:NAME", a local directory, or a hub id such as "FacebookAI/roberta-base".
-        revision: Hub revision.
+    """Give the directory for converted weights: DISTSUB_CACHE, or the user's cache.
 
     Raises:
-        UnavailableError: Nothing there, and the hub cannot be asked or does not know it.
+        UnavailableError: Neither is known.
     """
-    if model.startswith("package:"):
-        return packages.model_directory(model)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UnavailableError(f"model {model!r} is a directory without config.json; give a transformers directory")
-        return path
-    if model.startswith((".", "/", "~")):
-        raise UnavailableError(
-            f"model {model!r} is no directory; give a transformers directory, a hub id or package:NAME"
-        )
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.tiktoken", "*.jinja"]
+    if own := os.environ.get("DISTSUB_CACHE"):
+        return Path(own).expanduser().absolute()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).absolute() / "distsub"
     try:
-        found = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-        if not list(found.glob("*.safetensors")):
-            found = Path(snapshot_download(model, revision=revision, allow_patterns=[*patterns, "pytorch_model*.bin"]))
-    except Exception as error:  # the hub client raises a dozen unrelated types; all mean the same to a user
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnavailableError(
-            f"model {model!r} is neither cached here nor reachable on the hub ({reason}); "
-            f"give a local directory, package:NAME, or run once with the network"
-        ) from None
-    return found
+        return Path.home() / ".cache" / "distsub"
+    except RuntimeError:  # no HOME, and the system does not know this user
+        raise UnavailableError("no home directory is known; set DISTSUB_CACHE to a directory for weights") from None
+
+
+def prepare(model: str, revision: str | None = None) -> Prepared:
+    """Find a model, and make its weights float32 safetensors once per machine.
+
+    A checkpoint that is float32 safetensors already is used where it lies. Files are known by their content, which is
+    read once per process as long as nobody touches them. Of several processes that prepare the same model at once, one
+    converts and the others wait for it; where the lock does not work, as on some network file systems, each writes a
+    directory of its own and the first rename wins.
+
+    Raises:
+        UnavailableError: The model cannot be found or loaded, or the cache cannot be written.
+    """
+    source = locate(model, revision)
+    try:
+        config = checkpoints.read_config(source)
+        files = checkpoints.files(source, config)
+        config.pop("transformers_weights", None)  # in the cache they have the usual names
+        hashes = [checkpoints.content_hash(file) for file in files]
+        return _prepare(model, source, json.dumps(config), tuple(zip(files, hashes, strict=True)), cache_directory())
+    except UnavailableError as error:
+        raise UnavailableError(f"model {model!r}: {error}") from None
+    except OSError as error:
+        raise UnavailableError(f"model {model!r} cannot be read: {error.strerror}: {error.filename}") from None
 
 
 @lru_cache(maxsize=16)
-def prepare(model: str, revision: str | None = None) -> Prepared:
-    """Convert a checkpoint to float32 safetensors, once per machine, and hash it.
-
-    A checkpoint that is float32 safetensors already is used where it lies. Of several processes that prepare the same
-    model at once, one converts and the others wait for it; where the lock does not work, as on some network file
-    systems, each writes a directory of its own and the first rename wins.
-
-    Raises:
-        UnavailableError: The model cannot be found or read.
-    """
-    source = locate(model, revision)
-    files = sorted(source.glob("*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
-    if not files:
-        raise UnavailableError(f"model {model!r} has no *.safetensors and no pytorch_model.bin in {source.name}")
-    stamp = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    target = cache_directory() / hashlib.sha256(json.dumps(["float32", stamp]).encode()).hexdigest()[:24]
+def _prepare(model: str, source: Path, config: str, files: tuple[tuple[Path, str], ...], cache: Path) -> Prepared:
+    paths = [file for file, _ in files]
+    in_place = checkpoints.is_float32(paths)
+    known: list[Any] = [_FORMAT, metadata.version("transformers"), config, [digest for _, digest in files]]
+    if in_place:  # by links to the files, so of no use for a copy of them
+        known.append([str(file.resolve()) for file in paths])
+    target = cache / hashlib.sha256(json.dumps(known).encode()).hexdigest()[:24]
     record = target / "distsub.json"
     if not record.is_file():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{target}.lock"):  # the system lets go of it when its process dies
+            with _locked(target) as alone:
                 if not record.is_file():
-                    _convert(source, files, target)
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise UnavailableError(f"model {model!r} cannot be read: {str(error).splitlines()[0]}") from None
-        except UnpicklingError:  # its own message advises to load the file with its code
+                    for dead in target.parent.glob(f".{target.name}-*") if alone else ():  # of a killed process
+                        shutil.rmtree(dead, ignore_errors=True)
+                    _convert(model, config, paths, in_place, target)
+        except UnavailableError:
+            raise
+        except OSError as error:
             raise UnavailableError(
-                f"model {model!r}: {', '.join(file.name for file in files)} is damaged or holds more than tensors, "
-                "which could run code when loaded; give the model as safetensors"
+                f"the cache {cache} cannot be written ({error.strerror or error}); set DISTSUB_CACHE to a directory "
+                "with room for the weights in float32"
             ) from None
-    saved = json.loads(record.read_text())
-    return Prepared(Path(saved["path"]) if saved["path"] else target, saved["sha256"])
+    return Prepared(target, json.loads(record.read_text())["sha256"], model, source)
 
 
-def _convert(source: Path, files: list[Path], target: Path) -> None:
-    """Write the hash, and the float32 copy where one is needed, in one rename."""
-    from safetensors.torch import load_file, save_file
+prepare.cache_clear = _prepare.cache_clear  # pyright: ignore[reportFunctionMemberAccess]
 
-    work = Path(tempfile.mkdtemp(prefix=".convert-", dir=target.parent))
+
+@contextmanager
+def _locked(target: Path) -> Iterator[bool]:
+    """Wait for whoever converts the same files, and tell whether a lock is held; it goes when its process dies."""
+    lock = FileLock(f"{target}.lock", mode=0o666)
     try:
-        state: dict[str, torch.Tensor] = {}
-        ready = True
-        for file in files:
-            if file.suffix == ".safetensors":
-                state |= load_file(file)
-            else:
-                ready = False
-                state |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        digest = hashlib.sha256()
-        for name in sorted(state):
-            floating = state[name].is_floating_point()
-            ready &= not floating or state[name].dtype == torch.float32
-            tensor = (state[name].float() if floating else state[name]).contiguous()
-            digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-            state[name] = tensor
-        if not ready:
-            for pattern in _SMALL_FILES:
-                for file in source.glob(pattern):
-                    if not file.name.endswith(".index.json"):
-                        shutil.copy(file, work / file.name)
-            state = {name: tensor.clone() for name, tensor in state.items()}  # tied tensors must not share memory
-            save_file(state, work / "model.safetensors", metadata={"format": "pt"})
-        record = {"path": str(source.resolve()) if ready else None, "sha256": digest.hexdigest()}
-        (work / "distsub.json").write_text(json.dumps(record))
+        lock.acquire()
+    except (OSError, NotImplementedError):  # no locks on this file system, or the lock is another user's
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _convert(model: str, config: str, files: list[Path], in_place: bool, target: Path) -> None:
+    """Write config, weights and the hash of what transformers loads of them, in one rename."""
+    work = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    work.mkdir()  # not tempfile's: that is for its owner alone
+    try:
+        (work / "config.json").write_text(config)
+        if in_place:
+            checkpoints.link(files, work)
+        else:
+            checkpoints.write_float32(files, work)
+        loaded, fresh = _load(Prepared(work, "", model, work))
+        (work / "distsub.json").write_text(json.dumps({"sha256": _hash(loaded, fresh)}))
+        del loaded
+        checkpoints.share(work)
         try:
             work.rename(target)
         except OSError:  # another process was first; its directory is the same
@@ -158,6 +154,44 @@ def _convert(source: Path, files: list[Path], target: Path) -> None:
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _hash(model: nn.Module, fresh: set[str]) -> str:
+    """Hash the tensors of a model that its checkpoint gave, a tied one once."""
+    stored = set(model.state_dict())
+    tensors = {**dict(model.named_parameters()), **{k: v for k, v in model.named_buffers() if k in stored}}
+    digest = hashlib.sha256()
+    for name in sorted(tensors.keys() - fresh):
+        tensor = tensors[name].detach().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _load(prepared: Prepared, **settings: Any) -> tuple[Any, set[str]]:
+    """Load a sequence classifier as transformers does; the second value names what the checkpoint does not give."""
+    try:
+        with _quiet():
+            from transformers import AutoModelForSequenceClassification
+
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                prepared.path,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                **settings,
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a config can make the constructors of some hundred architectures raise
+        raise UnavailableError(f"no sequence classifier can be made of it: {explain.reason(error)}") from None
+    fresh = set(info["missing_keys"]) | {
+        item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]
+    }
+    _check_loaded(model, fresh, prepared)
+    return model, fresh
 
 
 def build(prepared: Prepared, num_labels: int, head_seed: int, private: bool = False) -> nn.Module:
@@ -175,25 +209,13 @@ def build(prepared: Prepared, num_labels: int, head_seed: int, private: bool = F
     Raises:
         UnavailableError: transformers cannot make a sequence classifier of it.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    settings: dict[str, Any] = {"num_labels": num_labels, "dtype": torch.float32, "trust_remote_code": False}
+    settings: dict[str, Any] = {"num_labels": num_labels}
     if num_labels == 1:
         settings["problem_type"] = "regression"
-    with _quiet():
-        try:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                prepared.path, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True, **settings
-            )
-        except (ValueError, KeyError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            if "custom code" in reason:
-                reason = "it needs code of its own (auto_map in config.json), which is never run; use another model"
-            raise UnavailableError(f"no sequence classifier can be made of {prepared.path.name}: {reason}") from None
-    fresh = set(info["missing_keys"]) | {
-        item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]
-    }
-    _check_loaded(model, fresh, prepared)
+    try:
+        model, fresh = _load(prepared, **settings)
+    except UnavailableError as error:
+        raise UnavailableError(f"model {prepared.name!r}: {error}") from None
     init_head(model, fresh, head_seed)
     if private:
         for owner in model.modules():
@@ -211,10 +233,8 @@ def _check_loaded(model: nn.Module, fresh: set[str], prepared: Prepared) -> None
     own = {name for name, _ in model.named_parameters()}
     wrong = sorted(name for name in fresh & own - layout.head_names(model) if "pooler" not in name)
     if wrong:
-        raise UnavailableError(
-            f"{prepared.path} lacks {len(wrong)} tensors of the base model, or has them in other shapes, first "
-            f"{wrong[0]}: its config.json does not belong to its weights; give a whole transformers directory"
-        )
+        held = checkpoints.names(sorted(prepared.path.glob("*.safetensors")))
+        raise UnavailableError(explain.lacking(wrong, held))
 
 
 def init_head(model: nn.Module, names: set[str], seed: int) -> None:
@@ -240,14 +260,21 @@ def tokenizer(prepared: Prepared) -> Any:
     Raises:
         UnavailableError: There is no tokenizer in the model's directory.
     """
-    from transformers import AutoTokenizer
-
     try:
-        loaded = AutoTokenizer.from_pretrained(prepared.path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnavailableError(f"no tokenizer in {prepared.path.name}: {str(error).splitlines()[0]}") from None
+        for pattern in SMALL_FILES:
+            for file in prepared.source.glob(pattern):
+                checkpoints.check_present(file, may_be_empty=True)
+        with _quiet():
+            from transformers import AutoTokenizer
+
+            loaded = AutoTokenizer.from_pretrained(prepared.source, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers' own code raises plain Exception, and each file format its own kind
+        raise UnavailableError(
+            f"model {prepared.name!r} has no tokenizer that can be used: {explain.reason(error, prepared.source)}"
+        ) from None
     if len(loaded) <= len(set(loaded.all_special_ids)):
-        raise UnavailableError(f"no tokenizer in {prepared.path}: its vocabulary is empty; add tokenizer.json there")
+        reason = explain.missing_package(prepared.source) or "its vocabulary is empty; add tokenizer.json there"
+        raise UnavailableError(f"model {prepared.name!r} has no tokenizer that can be used: {reason}")
     if loaded.pad_token_id is None:
         loaded.pad_token = loaded.eos_token
     return loaded

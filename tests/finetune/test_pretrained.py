@@ -21,7 +21,8 @@ def own_cache(monkeypatch, tmp_path):
 
 def test_float32_weights_are_used_where_they_lie(tiny_model):
     prepared = pretrained.prepare(tiny_model)
-    assert prepared.path == Path(tiny_model).resolve() and len(prepared.sha256) == 64
+    weights = prepared.path / "model.safetensors"
+    assert weights.resolve() == Path(tiny_model).resolve() / "model.safetensors" and len(prepared.sha256) == 64
 
 
 def test_half_precision_is_converted_once_and_hashes_by_value(tiny_model, tmp_path):
@@ -33,6 +34,7 @@ def test_half_precision_is_converted_once_and_hashes_by_value(tiny_model, tmp_pa
     pretrained.prepare.cache_clear()
     assert pretrained.prepare(str(half)) == prepared
     assert (prepared.path / "model.safetensors").stat().st_mtime_ns == stamp
+    assert not (prepared.path / "model.safetensors").is_symlink()
     model = pretrained.build(prepared, 2, 0)
     assert torch.equal(dict(model.named_parameters())["bert.pooler.dense.weight"], state["pooler.dense.weight"].float())
 

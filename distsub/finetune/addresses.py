@@ -1,0 +1,64 @@
+"""Where a model's files are: an installed package, a local directory, or the hub."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from distsub.errors import UnavailableError
+from distsub.finetune import checkpoints, explain, packages
+
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja", "*.codes")
+"""What a model has beside its weights: configuration and tokenizer, and no code."""
+
+
+def locate(model: str, revision: str | None = None) -> Path:
+    """Find a model's files.
+
+    Args:
+        model: "package:NAME", a local directory, or a hub id such as "FacebookAI/roberta-base".
+        revision: Hub revision.
+
+    Raises:
+        UnavailableError: Nothing there, and the hub cannot be asked or does not know it.
+    """
+    if model.startswith("package:"):
+        return packages.model_directory(model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UnavailableError(f"model {model!r} is a directory without config.json; give a transformers directory")
+        return path.resolve()
+    if model.startswith((".", "/", "~")) or path.is_file():
+        raise UnavailableError(
+            f"model {model!r} is no directory; give a transformers directory, a hub id or package:NAME"
+        )
+    return _download(model, revision)
+
+
+@lru_cache(maxsize=16)
+def _download(model: str, revision: str | None) -> Path:
+    """Fetch a model from the hub: its small files, then the weights that transformers would take."""
+    from huggingface_hub import snapshot_download
+
+    def fetch(*patterns: str) -> Path:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=[*SMALL_FILES, *patterns]))
+
+    try:
+        found = fetch(checkpoints.NAMES[0])
+        config = json.loads((found / "config.json").read_text()) if (found / "config.json").is_file() else {}
+        if isinstance(own := config.get("transformers_weights"), str):
+            found = fetch(own)
+        first = checkpoints.index_of(found, config)
+        if first is None or first.suffix == ".bin" or first.name == checkpoints.NAMES[3]:
+            found = fetch(checkpoints.NAMES[2])
+            first = checkpoints.index_of(found, config)
+        if first is not None and first.suffix == ".json":
+            found = fetch(*checkpoints.shards(first))
+    except UnavailableError as error:
+        raise UnavailableError(f"model {model!r}: {error}") from None
+    except Exception as error:  # the hub client raises a dozen unrelated types; all mean the same to a user
+        raise UnavailableError(
+            f"model {model!r} is neither cached here nor reachable on the hub ({explain.first_line(error)}); "
+            f"give a local directory, package:NAME, or run once with the network"
+        ) from None
+    return found

@@ -1,0 +1,337 @@
+"""Which files are a model's weights, by the rule of transformers, and the same tensors as float32 safetensors.
+
+A folder often holds more than one checkpoint: adapters, optimiser states, other precisions, the publisher's own
+format. transformers takes the first of `NAMES` and whatever an index names, so exactly that is read here.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from distsub.errors import UnavailableError
+
+NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""What transformers looks for, in its order."""
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+# What old versions of transformers saved beside the weights; any other integer tensor might be a quantised weight.
+_COUNTERS = ("position_ids", "token_type_ids", "num_batches_tracked")
+_MASKS = ("attn.bias", "attention.bias")  # causal masks [1, 1, length, length]
+_BUILT_IN = ("eager", "sdpa", "batched_mm", "grouped_mm")
+_SHARD_BYTES = 2**30  # a conversion holds one shard in memory
+_FOREIGN = {
+    "*.gguf": "GGUF weights, which are quantised; give the model as safetensors",
+    "adapter_model.*": "a PEFT adapter; merge it into its base (merge_and_unload) and save that",
+    "tf_model.h5": "TensorFlow weights; save the model with transformers 4 as safetensors",
+    "*.ckpt*": "TensorFlow weights; save the model with transformers 4 as safetensors",
+    "flax_model*": "Flax weights; save the model with transformers 4 as safetensors",
+    "*.onnx": "an ONNX graph; give the model as safetensors",
+    "model.*.safetensors": "a variant; copy it to model.safetensors if it is the one you want",
+    "pytorch_model.*.bin": "a variant; copy it to pytorch_model.bin if it is the one you want",
+    "*.safetensors": "not named as transformers expects; rename it to model.safetensors if it is the whole model",
+    "*.bin": "not named as transformers expects; rename it to pytorch_model.bin if it is the whole model",
+    "*.pt*": "not named as transformers expects; save the model with save_pretrained",
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UnavailableError: The file cannot be read, or holds something else.
+    """
+    check_present(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnavailableError(f"{path.name} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UnavailableError(f"{path.name} is no JSON object; give the model's own file")
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a model's config.json without what would bring code or another numeric format.
+
+    Attention and expert kernels named there are dropped, so that transformers takes its own: an id such as "org/kernel"
+    would be fetched and run.
+
+    Raises:
+        UnavailableError: It is damaged, has no model_type, or says that the weights are quantised.
+    """
+    config = read_json(folder / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise UnavailableError('config.json has no "model_type", so it is no model of transformers')
+    if kind := _quantised(config):
+        raise UnavailableError(
+            f"its weights are quantised (config.json: {kind}); give the original, unquantised model, or remove "
+            "that key if the weights are not"
+        )
+    return _without_code(config)
+
+
+def _quantised(config: dict[str, Any]) -> str | None:
+    for key, value in config.items():
+        if key in ("quantization_config", "compression_config") and value:
+            method = value.get("quant_method") if isinstance(value, dict) else None
+            return f"{key}, {method}" if method else key
+        if isinstance(value, dict) and (found := _quantised(value)):
+            return found
+    return None
+
+
+def _without_code(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for key, value in config.items():
+        if key in ("custom_pipelines", "quantization_config", "compression_config"):
+            continue
+        if key.strip("_").removesuffix("_internal") in ("attn_implementation", "experts_implementation") and (
+            value not in _BUILT_IN
+        ):
+            continue
+        kept[key] = _without_code(value) if isinstance(value, dict) else value
+    return kept
+
+
+def check_present(path: Path, may_be_empty: bool = False) -> None:
+    """Refuse a file that is empty, or only says where Git LFS keeps it.
+
+    Raises:
+        UnavailableError: It is.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise UnavailableError(f"{path.name} cannot be read: {error.strerror}") from None
+    if not start and not may_be_empty:
+        raise UnavailableError(f"{path.name} is empty; copy or download it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise UnavailableError(f"{path.name} is a Git LFS pointer, not the file itself; run `git lfs pull` there")
+
+
+def index_of(folder: Path, config: dict[str, Any]) -> Path | None:
+    """Find the file that transformers starts from: the weights, or the index of their shards."""
+    own = config.get("transformers_weights")
+    names = (own,) if isinstance(own, str) else NAMES
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def shards(index: Path) -> list[str]:
+    """List the files that an index names, in the order in which transformers reads them.
+
+    Raises:
+        UnavailableError: It is no index, or names files elsewhere.
+    """
+    table = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
+    if not names:
+        raise UnavailableError(f"{index.name} names no files: it has no weight_map")
+    if wrong := next((name for name in names if Path(name).is_absolute() or ".." in Path(name).parts), None):
+        raise UnavailableError(f"{index.name} names {wrong}, which lies outside the model's folder")
+    return names
+
+
+def files(folder: Path, config: dict[str, Any]) -> list[Path]:
+    """List the files that hold a model's weights, in the order in which transformers reads them.
+
+    Args:
+        folder: A model's directory.
+        config: Its config.json.
+
+    Raises:
+        UnavailableError: There are none, one is missing, or one is empty.
+    """
+    first = index_of(folder, config)
+    if first is None:
+        for pattern, what in _FOREIGN.items():
+            if found := sorted(folder.glob(pattern)):
+                raise UnavailableError(f"no {NAMES[0]} and no {NAMES[2]} in it; {found[0].name} is {what}")
+        raise UnavailableError(f"no weights in it; transformers looks for {', '.join(NAMES)}")
+    found = [folder / name for name in shards(first)] if first.suffix == ".json" else [first]
+    if missing := [file.name for file in found if not file.is_file()]:
+        raise UnavailableError(
+            f"{first.name} names {missing[0]}, which is missing ({len(missing)} of {len(found)} files are); "
+            "copy or download it"
+        )
+    for file in found:
+        check_present(file)
+    return found
+
+
+def content_hash(path: Path) -> str:
+    """Hash a file's bytes, once per process as long as nobody touches it.
+
+    The time of its last change cannot be set back as its size and modification time can, so an edit in place is seen.
+    """
+    about = path.stat()
+    return _sha256(path, (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, about.st_dev))
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, stamp: tuple[int, ...]) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_float32(found: list[Path]) -> bool:
+    """Tell from the headers alone whether files can be mapped as they are.
+
+    Raises:
+        UnavailableError: One is damaged, or holds numbers that are no weights.
+    """
+    ready = all(file.suffix == ".safetensors" for file in found)
+    for file in found if ready else []:
+        with _reading(file), safe_open(file, framework="pt") as opened:
+            # Other versions of transformers refuse a file that does not say that its tensors are PyTorch's.
+            ready &= (opened.metadata() or {}).get("format") == "pt"
+            for name in opened.keys():  # noqa: SIM118 - not a dictionary
+                part = opened.get_slice(name)
+                ready &= part.get_dtype() == "F32" or (
+                    part.get_dtype().startswith(("BOOL", "I", "U")) and _is_table(name, len(part.get_shape()))
+                )
+    return ready
+
+
+def names(found: list[Path]) -> list[str]:
+    """List the tensors' names, sorted."""
+    return sorted({name for file in found for name, _ in _tensors(file)})
+
+
+def link(found: list[Path], folder: Path) -> None:
+    """Make float32 files appear in another folder under the names that transformers looks for."""
+    placed = _places(folder, len(found))
+    for file, place in zip(found, placed, strict=True):
+        place.symlink_to(file.resolve())
+    _write_index(placed)
+
+
+def write_float32(found: list[Path], folder: Path) -> None:
+    """Write the tensors of a checkpoint as float32 safetensors, one shard of a GiB in memory at a time.
+
+    Floating-point values are widened exactly as transformers does it. Integers that are no known table are left out:
+    where they were a weight, it is then missing, which is refused.
+
+    Raises:
+        UnavailableError: A file is damaged, holds code, or numbers that are no weights.
+    """
+    from safetensors.torch import save_file
+
+    parts: list[Path] = []
+    held: dict[str, torch.Tensor] = {}
+    size = 0
+
+    def flush() -> None:
+        nonlocal size
+        parts.append(folder / f"part-{len(parts):05d}.safetensors")
+        save_file(held, parts[-1], metadata={"format": "pt"})
+        held.clear()
+        size = 0
+
+    for file in found:
+        for name, tensor in _tensors(file):
+            if tensor.is_floating_point():
+                held[name] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            elif tensor.dtype == torch.bool or _is_table(name, tensor.dim()):
+                held[name] = tensor.clone(memory_format=torch.contiguous_format)
+            size += 4 * tensor.numel()
+            if size >= _SHARD_BYTES:
+                flush()
+    if held or not parts:
+        flush()
+    placed = _places(folder, len(parts))
+    for part, place in zip(parts, placed, strict=True):
+        part.rename(place)
+    _write_index(placed)
+
+
+def _is_table(name: str, dimensions: int) -> bool:
+    return name.endswith(_COUNTERS) or (name.endswith(_MASKS) and dimensions == 4)
+
+
+def _places(folder: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [folder / NAMES[0]]
+    return [folder / f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+def _write_index(placed: list[Path]) -> None:
+    if len(placed) == 1:
+        return
+    table = {}
+    for place in placed:
+        with safe_open(place, framework="pt") as opened:
+            table |= dict.fromkeys(opened.keys(), place.name)
+    (placed[0].parent / NAMES[1]).write_text(json.dumps({"metadata": {}, "weight_map": table}))
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read a file's tensors one after the other, mapped where its format allows it."""
+    with _reading(file):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a dictionary
+                    yield name, _usable(name, opened.get_tensor(name))
+            return
+        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+        with file.open("rb") as opened:
+            mapped = opened.read(4) == b"PK\x03\x04"
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
+        if not tensors:
+            held = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise UnavailableError(
+                f"{file.name} is no dictionary of tensors (it holds {held[:80]}); save the model with save_pretrained"
+            )
+        for name, tensor in tensors.items():
+            yield str(name), _usable(str(name), tensor.detach())
+
+
+def _usable(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.layout != torch.strided or tensor.dtype not in (*FLOATS, *INTEGERS):
+        kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
+        raise UnavailableError(f"its weights are quantised ({name} is {kind}); give the original, unquantised model")
+    return tensor
+
+
+class _reading:
+    """Turn whatever a damaged file makes its reader say into one line that names the file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UnpicklingError):  # its own message advises to load the file with its code
+            raise UnavailableError(
+                f"{self._file.name} is damaged or holds more than tensors, which could run code when loaded; "
+                "give the model as safetensors"
+            ) from None
+        if isinstance(error, SafetensorError | RuntimeError | ValueError | EOFError | KeyError | AttributeError):
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UnavailableError(
+                f"{self._file.name} cannot be read: {reason}; copy or download it again if it is cut short"
+            ) from None
+        if isinstance(error, OSError) and not isinstance(error, UnavailableError):
+            raise UnavailableError(f"{self._file.name} cannot be read: {error.strerror or error}") from None
+
+
+def share(folder: Path) -> None:
+    """Give a new folder's files the rights that the umask gives, as safetensors writes them for its owner alone."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for file in folder.iterdir():
+        if not file.is_symlink():
+            os.chmod(file, mode)
