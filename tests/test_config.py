@@ -243,6 +243,23 @@ def test_all_mistakes_come_at_once():
     assert len(str(caught.value).splitlines()) == 3
 
 
+def test_a_model_that_is_a_folder_lies_beside_the_sweep_file_wherever_one_stands(tmp_path, monkeypatch):
+    text = TEXT.replace('"./model"', '"m", "org/m"')
+    for folder in ("sweeps/m", "sweeps/org/m", "elsewhere/m", "elsewhere/org/m"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text("{}")
+    (tmp_path / "sweeps" / "mine.toml").write_text(text)
+    for place in ("sweeps", "elsewhere", ""):
+        monkeypatch.chdir(tmp_path / place)
+        names = [model.name for model in load_sweep(tmp_path / "sweeps" / "mine.toml").models]
+        assert names[1:] == [str(tmp_path / "sweeps/m"), str(tmp_path / "sweeps/org/m")]
+    (tmp_path / "sweeps/org/m/config.json").unlink()
+    assert load_sweep(tmp_path / "sweeps" / "mine.toml").models[2].name == "org/m"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="'org/m' is a folder of the current directory, not one beside"):
+        load_sweep(tmp_path / "sweeps" / "mine.toml")
+
+
 def test_unreadable_files(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the sweep file: No such file"):
         load_sweep(tmp_path / "none.toml")

@@ -28,6 +28,8 @@ def reason(error: Exception, folder: Path | None = None) -> str:
         name = getattr(error, "name", None) or (asked[1] if asked else None)
         if name and "transformers" not in name:
             return f"it needs the package {name}; pip install {name}"
+    if "instantiate the backend tokenizer" in text:
+        return "it has no tokenizer.json, nor files that one could be made from; add what save_pretrained of it writes"
     if "custom code" in text or "trust_remote_code" in text:
         return "it needs code of its own (auto_map in its configuration), which is never run; use another model"
     kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
