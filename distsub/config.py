@@ -214,15 +214,7 @@ def load_sweep(path: str | Path) -> Sweep:
         raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the sweep file: {error.strerror}") from error
-    sweep = parse_sweep(text, directory=path.parent, origin=str(path))
-    for model in sweep.models:
-        # A training would take the folder for the hub's model, and another one when started elsewhere.
-        if not os.path.isabs(model.name) and Path(model.name, "config.json").is_file():
-            raise ConfigError(
-                f"{path}: model {model.name!r} is a folder of the current directory, not one beside the sweep file; "
-                "give { path = ... } as seen from the sweep file"
-            )
-    return sweep
+    return parse_sweep(text, directory=path.parent, origin=str(path))
 
 
 def parse_sweep(text: str, directory: str | Path = ".", origin: str = "sweep") -> Sweep:
@@ -305,8 +297,7 @@ class _Model(Table):
     def record(self, directory: Path) -> Model:
         name = self.path or self.name or ""
         local = self.path is not None or name.startswith((".", "/", "~"))
-        if not local and not name.startswith("package:"):
-            local = self.revision is None and (directory / name / "config.json").is_file()
+        local = local or (self.revision is None and (directory / name / "config.json").is_file())
         return Model(_absolute(name, directory) if local else name, self.revision)
 
 

@@ -8,6 +8,7 @@ import pytest
 from distsub import config
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError
+from distsub.runtime import checks
 from distsub.search.stopping import Limit
 from distsub.trial import Budget, Method, Seeds
 
@@ -257,7 +258,7 @@ def test_a_model_that_is_a_folder_lies_beside_the_sweep_file_wherever_one_stands
     assert load_sweep(tmp_path / "sweeps" / "mine.toml").models[2].name == "org/m"
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="'org/m' is a folder of the current directory, not one beside"):
-        load_sweep(tmp_path / "sweeps" / "mine.toml")
+        checks.check(load_sweep(tmp_path / "sweeps" / "mine.toml"))
 
 
 def test_unreadable_files(tmp_path):

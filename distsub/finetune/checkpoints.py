@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import stat
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -287,7 +288,9 @@ def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
         # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
         with file.open("rb") as opened:
             mapped = opened.read(4) == b"PK\x03\x04"
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, and about types that are refused below
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
         tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
         if not tensors:
             held = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__

@@ -23,6 +23,7 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> None:
     from distsub.finetune import data, notes, pretrained
 
     _check_device(sweep)
+    _check_places(sweep)
     for task in sweep.tasks:
         splits = data.load(task, sweep.budget)
         num_labels = splits.task.num_labels or 0
@@ -39,6 +40,16 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> None:
         if search.method.span is not None and (kind := (search.task, search.method)) not in done:
             done.add(kind)
             _check_span(search)
+
+
+def _check_places(sweep: Sweep) -> None:
+    """Refuse a hub's name that is also a folder here: a training would take that, and another one from elsewhere."""
+    for address in sweep.models:
+        if not os.path.isabs(address.name) and Path(address.name, "config.json").is_file():
+            raise ConfigError(
+                f"models: {address.name!r} is a folder of the current directory, not one beside the sweep file; give "
+                "{ path = ... } as seen from the sweep file"
+            )
 
 
 def _check_device(sweep: Sweep) -> None:
