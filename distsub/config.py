@@ -317,6 +317,9 @@ class _Task(Table):
     where: dict[str, str] | None = None
     holdout: Annotated[int | float, BeforeValidator(_rows_or_share)] | None = None
     empty: Empty | None = None
+    separator: str | None = None
+    quote: Literal["double", "none"] | None = None
+    encoding: str | None = None
 
     def record(self, directory: Path) -> Task:
         given = self.model_dump(exclude_none=True)

@@ -77,6 +77,9 @@ class Task:
             rows where it is a float; else None.
         labels: The classes in their order, as the label column spells them; empty sorts them by name.
         empty: What becomes of rows whose text is empty: "refuse", "drop" (and those without a label) or "keep".
+        separator: What stands between the cells of CSV or TSV, or None to find it.
+        quote: "double" if cells may stand in quotation marks, "none" if those are part of the text, or None to find it.
+        encoding: Of text files: a codec of Python; None for the byte order mark's, else UTF-8.
     """
 
     name: str
@@ -93,6 +96,9 @@ class Task:
     holdout: int | float | None = None
     labels: tuple[str, ...] = later(())
     empty: Empty = later("refuse")
+    separator: str | None = later(None)
+    quote: Literal["double", "none"] | None = later(None)
+    encoding: str | None = later(None)
 
 
 @dataclass(frozen=True)

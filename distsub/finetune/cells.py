@@ -7,7 +7,7 @@ What is missing (null, NaN, an empty cell, an empty text, which CSV cannot tell 
 """
 
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from distsub.errors import DataError
+from distsub.errors import DataError, nearest
 
 # Its functions are made when it is imported: a type checker sees none of them.
 pc: Any = pyarrow.compute
@@ -24,25 +24,44 @@ pc: Any = pyarrow.compute
 TEXT = pa.large_string()
 """The type of every column that is read. Large: 32-bit offsets overflow when rows of 2 GB are taken at once."""
 
+_TYPES = pa.types
+_KINDS = {
+    "text": (
+        *(_TYPES.is_string, _TYPES.is_large_string, _TYPES.is_string_view),
+        *(_TYPES.is_binary, _TYPES.is_large_binary, _TYPES.is_binary_view, _TYPES.is_fixed_size_binary),
+    ),
+    "number": (_TYPES.is_integer, _TYPES.is_floating, _TYPES.is_decimal),
+    "truth": (_TYPES.is_boolean,),
+    "time": (_TYPES.is_date, _TYPES.is_timestamp, _TYPES.is_time),
+}
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?)(?:0*)(Z|[+-]\d\d:?\d\d)?)?")
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Tell whether a column of this type holds text (bytes count, if they are UTF-8)."""
-    kind = _inside(kind)
-    return any(
-        test(kind)
-        for test in (
-            pa.types.is_string,
-            pa.types.is_large_string,
-            pa.types.is_string_view,
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-            pa.types.is_binary_view,
-            pa.types.is_fixed_size_binary,
-        )
-    )
+WORDS = {"text": "text", "number": "numbers", "truth": "true or false", "time": "dates or times", "mixed": "a mixture"}
+"""What `kind` tells apart, for messages."""
+
+
+def need(present: Sequence[str], columns: Sequence[str]) -> None:
+    """Refuse a table that lacks a column, or has it twice.
+
+    Raises:
+        DataError: Without the name of the table.
+    """
+    for name in columns:
+        if name not in present:
+            raise DataError(f'has no column "{name}"; {nearest(name, present)}')
+        if list(present).count(name) > 1:
+            raise DataError(f'has more than one column "{name}"; keep one')
+
+
+def kind(of: pa.DataType) -> str:
+    """Tell what a column of this type holds: a key of `WORDS`, or "" where nothing is said or nothing can be."""
+    inside = _inside(of)
+    for name, tests in _KINDS.items():
+        if any(test(inside) for test in tests):
+            return name
+    return ""
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -58,25 +77,25 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
         DataError: Lists, structs or another type without a text, or bytes that are not UTF-8.
     """
     column = _plain(column)
-    kind = column.type
-    if is_text(kind):
+    stored = column.type
+    if kind(stored) == "text":
         try:
             text = column.cast(TEXT)
             text.validate(full=True)
         except pa.ArrowInvalid as error:
             raise DataError("holds bytes that are not text in UTF-8; convert it") from error
-    elif pa.types.is_floating(kind):
-        width = np.dtype(kind.to_pandas_dtype()).type
-        wide = column.cast(pa.float32()) if pa.types.is_float16(kind) else column
+    elif pa.types.is_floating(stored):
+        width = np.dtype(stored.to_pandas_dtype()).type
+        wide = column.cast(pa.float32()) if pa.types.is_float16(stored) else column
         text = _by_value(pc.if_else(pc.is_nan(wide), None, wide), lambda value: number_text(value, width))
-    elif pa.types.is_decimal(kind):
+    elif pa.types.is_decimal(stored):
         text = _by_value(column.cast(TEXT), lambda value: number_text(Decimal(value)))
-    elif pa.types.is_timestamp(kind) or pa.types.is_time(kind):
+    elif pa.types.is_timestamp(stored) or pa.types.is_time(stored):
         text = _by_value(column.cast(TEXT), _without_zeros)
-    elif any(test(kind) for test in (pa.types.is_integer, pa.types.is_boolean, pa.types.is_null, pa.types.is_date)):
+    elif kind(stored) or pa.types.is_null(stored):
         text = column.cast(TEXT)
     else:
-        raise DataError(f"holds {kind}; a column must hold one text, number, date or true/false in each row")
+        raise DataError(f"holds {stored}; a column must hold one text, number, date or true/false in each row")
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, TEXT), text)
 
 
@@ -121,7 +140,12 @@ def matching(column: pa.ChunkedArray, wanted: str) -> pa.ChunkedArray:
     return pc.fill_null(pc.equal(column, found[0] if found else wanted), False)
 
 
-def _value(text: str) -> Hashable:
+def all_hold(column: pa.ChunkedArray, wanted: str) -> bool:
+    """Tell whether all texts of a column write values of one kind ("number", "truth" or "time")."""
+    return all(text is None or _value(text)[0] == wanted for text in column.unique().to_pylist())
+
+
+def _value(text: str) -> tuple[str, Hashable]:
     """Give what a text means where two are compared."""
     if _NUMBER.fullmatch(text):
         return "number", Decimal(text)
@@ -131,9 +155,9 @@ def _value(text: str) -> Hashable:
         try:
             time = datetime.fromisoformat(f"{found[1]}T{found[2] or '00:00'}{found[3] or ''}")
         except ValueError:
-            return text
+            return "text", text
         return "time", time.astimezone(UTC) if time.tzinfo else time
-    return text
+    return "text", text
 
 
 def _inside(kind: pa.DataType) -> pa.DataType:

@@ -12,13 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub.errors import DataError, UnavailableError, nearest
-from distsub.finetune import cells, packages
-from distsub.finetune.tasks import FILE_SUFFIXES, is_file
+from distsub.errors import DataError, UnavailableError
+from distsub.finetune import cells, layouts, packages, tables
 from distsub.trial import Task
-
-# Reading CSV, pyarrow would take an interrupt for itself and raise an error that looks like a bad file.
-pa.enable_signal_handlers(False)
 
 
 def read(task: Task, splits: Sequence[str]) -> list[pa.Table]:
@@ -40,71 +36,39 @@ def read(task: Task, splits: Sequence[str]) -> list[pa.Table]:
 
 
 def _read(task: Task, splits: Sequence[str]) -> list[pa.Table]:
+    """Read splits from wherever the source points, and refuse what cannot be read in the task's name."""
     source = task.source
-    if packages.is_package(source):
-        files = packages.resolve(source)
-        if len(files) != 1:
-            raise DataError(f"{task.name}: {source} names {len(files)} files; name one, as in package:NAME/FILE.csv")
-        return [_read_file(files[0], task)] * len(splits)
     path = Path(source).expanduser()
-    if not (path.is_absolute() or source.startswith(".") or path.exists()):
-        return _read_hub(task, splits)
-    if not path.exists():
-        raise UnavailableError(f"{task.name}: no file or directory {path}; path is relative to the sweep file")
-    if path.is_file():
-        if len(set(splits)) > 1:
-            raise DataError(f"{task.name}: {path} is one file; set holdout to the rows to evaluate on")
-        return [_read_file(path, task)]
-    return [pa.concat_tables([_read_file(file, task) for file in _split_files(path, split, task)]) for split in splits]
-
-
-def _split_files(directory: Path, split: str, task: Task) -> list[Path]:
-    exact = [file for suffix in FILE_SUFFIXES if (file := directory / (split + suffix)).is_file()]
-    found = exact or sorted(directory.glob(f"{split}-*-of-*.parquet"))
-    if len(exact) > 1:
-        raise DataError(f"{task.name}: {' and '.join(file.name for file in exact)} in {directory}; keep one")
-    if not found:
-        present = [file.name for file in sorted(directory.iterdir()) if is_file(file.name)]
-        raise DataError(
-            f"{task.name}: no {split}{{{','.join(FILE_SUFFIXES)}}} in {directory} (there: "
-            f"{', '.join(present) or 'no data files'}); set train or validation to a file stem, or holdout to rows"
-        )
-    return found
-
-
-def _read_file(path: Path, task: Task) -> pa.Table:
-    """Read the columns that the task needs of one local file."""
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
     try:
-        if path.suffix == ".parquet":
-            # Names first: a missing column is then our error and not the reader's.
-            _need_columns(pyarrow.parquet.read_schema(path).names, task, path.name)
-            # No partitioning: a folder called label=1 above the file is not a column.
-            table = pyarrow.parquet.read_table(path, columns=_columns(task), partitioning=None)  # pyright: ignore[reportArgumentType]
-        elif path.suffix in (".csv", ".tsv"):
-            table = pyarrow.csv.read_csv(
-                path,
-                parse_options=pyarrow.csv.ParseOptions(
-                    delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True
-                ),
-                # Only an empty cell is missing: "NA" and "null" are words. Text that looks like a number stays text.
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(_columns(task), pa.string()), null_values=[""], strings_can_be_null=True
-                ),
-            )
-        elif path.suffix in (".jsonl", ".json"):
-            table = pyarrow.json.read_json(path)
-        else:
-            raise DataError(f"{task.name}: cannot read {path}; allowed: {', '.join(FILE_SUFFIXES)}")
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{task.name}: {path} is not a readable {path.suffix} file: {_line(error)}") from error
+        if packages.is_package(source):
+            files = packages.resolve(source)
+            if len(files) != 1:
+                raise DataError(f"{source} names {len(files)} files; name one, as in package:NAME/FILE.csv")
+            return [_files(files, task)] * len(splits)
+        if not (path.is_absolute() or source.startswith(".") or path.exists()):
+            return _read_hub(task, splits)
+        if not path.exists():
+            raise UnavailableError(f"no file or directory {path}; path is relative to the sweep file")
+        return _read_path(path, task, splits)
+    except (DataError, UnavailableError) as error:
+        raise type(error)(f"{task.name}: {error}") from error
     except OSError as error:
-        raise UnavailableError(f"{task.name}: cannot read {path}: {_line(error)}") from error
-    _need_columns(table.column_names, task, path.name)
-    return _as_text(table, task, path.name)
+        raise UnavailableError(f"{task.name}: cannot read {path}: {error.strerror or error}") from error
+
+
+def _read_path(path: Path, task: Task, splits: Sequence[str]) -> list[pa.Table]:
+    if path.is_dir():
+        try:
+            whole = layouts.dataset_files(path)
+            if whole is None:
+                return [_files(files, task) for files in layouts.split_files(path, splits, task.config)]
+        except DataError as error:
+            raise error if str(path) in str(error) else DataError(f"{path} {error}") from error
+    else:
+        whole = [path]
+    if len(set(splits)) > 1:
+        raise DataError(f"{path} is one table without splits; set holdout to the rows to evaluate on")
+    return [_files(whole, task)]
 
 
 def _read_hub(task: Task, splits: Sequence[str]) -> list[pa.Table]:
@@ -123,15 +87,20 @@ def _read_hub(task: Task, splits: Sequence[str]) -> list[pa.Table]:
         # Not cached is an OSError for a dataset and a ValueError for a configuration of a cached one.
         if isinstance(error, OSError) or "cache" in str(error):
             raise UnavailableError(
-                f"{task.name}: dataset {what} is not in the cache of this machine and cannot be fetched; give the "
+                f"dataset {what} is not in the cache of this machine and cannot be fetched; give the "
                 f"task a path to local files, or fill the cache (HF_HOME) on a machine with network: {_line(error)}"
             ) from error
-        raise DataError(f"{task.name}: dataset {what}, splits {', '.join(splits)}: {_line(error)}") from error
-    tables = []
+        raise DataError(f"dataset {what}, splits {', '.join(splits)}: {_line(error)}") from error
+    read = []
     for dataset, split in zip(loaded, splits, strict=True):
-        _need_columns(dataset.column_names, task, f"{what} {split}")
-        tables.append(_as_text(dataset.select_columns(_columns(task)).with_format("arrow")[:], task, f"{what} {split}"))
-    return tables
+        origin = f"{what} {split}"
+        try:
+            cells.need(dataset.column_names, _columns(task))
+        except DataError as error:
+            raise DataError(f"{origin} {error}") from error
+        table = dataset.select_columns(_columns(task)).with_format("arrow")[:]
+        read.append(tables.as_text(table, task.text, origin))
+    return read
 
 
 @contextmanager
@@ -161,26 +130,13 @@ def _columns(task: Task) -> list[str]:
     return list(dict.fromkeys((*task.text, task.label, *(column for column, _ in task.where))))
 
 
-def _need_columns(present: Sequence[str], task: Task, origin: str) -> None:
-    for column in _columns(task):
-        if column not in present:
-            raise DataError(f'{task.name}: no column "{column}" in {origin}; {nearest(column, present)}')
-        if list(present).count(column) > 1:
-            raise DataError(f'{task.name}: {origin} has more than one column "{column}"; keep one')
-
-
-def _as_text(table: pa.Table, task: Task, origin: str) -> pa.Table:
-    """Give the columns that the task needs their one form."""
-    columns = {}
-    for name in _columns(task):
-        column = table[name]
-        if name in task.text and not (cells.is_text(column.type) or pa.types.is_null(column.type)):
-            raise DataError(f'{task.name}: text column "{name}" holds {column.type}, not text, in {origin}')
-        try:
-            columns[name] = cells.as_text(column)
-        except DataError as error:
-            raise DataError(f'{task.name}: column "{name}" of {origin} {error}') from error
-    return pa.table(columns)
+def _files(files: Sequence[Path], task: Task) -> pa.Table:
+    """Read files of one split one after the other, whatever types their columns have."""
+    given = tables.Writing(task.separator, task.quote, task.encoding)
+    found = [tables.read_file(file, _columns(task), task.text, given) for file in files]
+    for name in set(_columns(task)) - set(task.text):
+        tables.agree(found, name)
+    return pa.concat_tables([each.table for each in found])
 
 
 def _kept(table: pa.Table, task: Task, split: str) -> pa.Table:

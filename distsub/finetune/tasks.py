@@ -14,7 +14,8 @@ from distsub.finetune.labels import plain
 from distsub.trial import Task
 
 METRICS = ("accuracy", "macro_f1", "matthews", "pearson", "f1")
-FILE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
+FILE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json", ".arrow", ".feather", ".ndjson", ".tab")
+COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 _PAIR = ("sentence1", "sentence2")
 _NLI = ("premise", "hypothesis")
@@ -99,12 +100,28 @@ def resolve(name: str, path: str | None = None, **overrides: Any) -> Task:
 
 
 def is_file(path: str) -> bool:
-    """Tell by its suffix whether a local path is one file of rows (else a directory of splits)."""
-    return PurePath(path).suffix in FILE_SUFFIXES
+    """Tell by its suffix whether a local path is one file of rows, compressed or not (else a directory of splits)."""
+    name = PurePath(path).name.lower()
+    return PurePath(bare_name(name)).suffix in FILE_SUFFIXES or PurePath(name).suffix in COMPRESSION_SUFFIXES
+
+
+def bare_name(name: str) -> str:
+    """Take the suffixes of compression off a file name."""
+    while PurePath(name).suffix.lower() in COMPRESSION_SUFFIXES:
+        name = PurePath(name).stem
+    return name
 
 
 def _checked(task: Task) -> Task:
     where = f'task "{task.name}"'
+    if task.separator is not None and (len(task.separator) != 1 or task.separator in '"\r\n'):
+        raise ConfigError(f"{where}: separator = {task.separator!r}; allowed: one character, such as ; or \\t")
+    if task.quote not in (None, "double", "none"):
+        raise ConfigError(f'{where}: quote = "{task.quote}"; allowed: "double" (around cells), "none" (part of texts)')
+    if task.encoding is not None and not _is_encoding(task.encoding):
+        raise ConfigError(
+            f'{where}: unknown encoding "{task.encoding}"; such as "utf-8", "utf-16", "cp1252", "latin-1"'
+        )
     if len(task.text) not in (1, 2):
         raise ConfigError(f"{where}: text names {len(task.text)} columns; allowed: one, or two for pairs")
     if task.metric not in METRICS:
@@ -132,3 +149,11 @@ def _checked(task: Task) -> Task:
             f"{where}: no rows to evaluate on; give validation (a split) or holdout (rows, or a share such as 0.2)"
         )
     return task
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        # Some codecs of Python make bytes of bytes.
+        return isinstance(b"".decode(name), str)
+    except (LookupError, ValueError):
+        return False
