@@ -7,7 +7,6 @@ given and what is allowed; all complaints about a file come at once.
 import dataclasses
 import hashlib
 import json
-import os
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +25,11 @@ from pydantic import (
 
 from distsub.complaints import complaint
 from distsub.errors import ConfigError
-from distsub.finetune import tasks
 from distsub.methods import Context, MethodTable, NonNegativeInt, PositiveInt, Table, TrajectoryTable
 from distsub.search import FRESH, PUBLISHED_RATIO, EtaChoice, Search, log_grid
 from distsub.search.stopping import Limit, Mode
-from distsub.trial import IDENTITY_VERSION, Budget, Empty, Method, Recording, Seeds, Span, Task, Trial, canonical, later
+from distsub.task_table import TaskTable, absolute
+from distsub.trial import IDENTITY_VERSION, Budget, Method, Recording, Seeds, Span, Task, Trial, canonical, later
 
 Policy = Literal["adaptive", "bisection", "grid"]
 
@@ -262,25 +261,6 @@ def _seed_list(value: Any) -> Any:
     return value
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _label_list(value: Any) -> Any:
-    """Let true stand for the label that files spell so."""
-    return (
-        [str(each).lower() if isinstance(each, bool) else each for each in value] if isinstance(value, list) else value
-    )
-
-
-def _rows_or_share(value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
-    share = isinstance(value, float) and 0.0 < value < 1.0
-    if value is not None and not whole and not share:
-        raise ValueError(f"give a number of rows from 1 on, or a share of them such as 0.2, not {value!r}")
-    return value
-
-
 class _Model(Table):
     name: str | None = None
     path: str | None = None
@@ -298,40 +278,7 @@ class _Model(Table):
         name = self.path or self.name or ""
         local = self.path is not None or name.startswith((".", "/", "~"))
         local = local or (self.revision is None and (directory / name / "config.json").is_file())
-        return Model(_absolute(name, directory) if local else name, self.revision)
-
-
-class _Task(Table):
-    name: str
-    path: str | None = None
-    source: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    text: Annotated[list[str], BeforeValidator(_as_list)] | None = None
-    label: str | None = None
-    num_labels: PositiveInt | None = None
-    labels: Annotated[list[str | int], BeforeValidator(_label_list)] | None = None
-    metric: Literal["accuracy", "macro_f1", "matthews", "pearson", "f1"] | None = None
-    train: str | None = None
-    validation: str | None = None
-    where: dict[str, str] | None = None
-    holdout: Annotated[int | float, BeforeValidator(_rows_or_share)] | None = None
-    empty: Empty | None = None
-    separator: str | None = None
-    quote: Literal["double", "none"] | None = None
-    encoding: str | None = None
-
-    def record(self, directory: Path) -> Task:
-        given = self.model_dump(exclude_none=True)
-        if self.text is not None:
-            given["text"] = tuple(self.text)
-        if self.labels is not None:
-            given["labels"] = tuple(str(label) for label in self.labels)
-        if self.where is not None:
-            given["where"] = tuple(sorted(self.where.items()))
-        if self.path is not None:
-            given["path"] = _absolute(self.path, directory)
-        return tasks.resolve(**given)
+        return Model(absolute(name, directory) if local else name, self.revision)
 
 
 class _Seeds(Table):
@@ -414,7 +361,7 @@ class _Limit(Table):
 class _File(Table):
     name: Annotated[str, Field(min_length=1)]
     models: Annotated[list[Annotated[_Model, BeforeValidator(_shorthand("name"))]], Field(min_length=1)]
-    tasks: Annotated[list[Annotated[_Task, BeforeValidator(_shorthand("name"))]], Field(min_length=1)]
+    tasks: Annotated[list[Annotated[TaskTable, BeforeValidator(_shorthand("name"))]], Field(min_length=1)]
     methods: Annotated[list[Annotated[MethodTable, BeforeValidator(_shorthand("name"))]], Field(min_length=1)]
     seeds: Annotated[list[_Seeds], BeforeValidator(_seed_list), Field(min_length=1)]
     dims: _Dims
@@ -478,11 +425,6 @@ class _File(Table):
             grids=grids if any(own != (None, None) for own in grids) else (),
             trajectory=None if self.trajectory is None else span,
         )
-
-
-def _absolute(path: str, directory: Path) -> str:
-    """Start a path at the sweep file: trials run in other directories, and a link may stand for a moving target."""
-    return os.path.abspath(directory / Path(path).expanduser())
 
 
 def _distinct(records: list[T], key: str) -> tuple[T, ...]:

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "search": {"errors", "trial"},
     "results": {"errors", "trial"},
     "methods": {"errors", "trial"},
-    "config": {"errors", "complaints", "methods", "trial", "search", "finetune"},
+    "task_table": {"errors", "methods", "trial", "finetune"},
+    "config": {"errors", "complaints", "methods", "task_table", "trial", "search", "finetune"},
     "runtime": {"errors", "trial", "subspace", "finetune", "search", "results", "config"},
     "analysis": {"errors", "trial", "subspace", "finetune", "search", "results"},
     "cli": {

@@ -275,7 +275,7 @@ def test_the_documented_file_loads_and_every_key_is_documented():
     for table in (
         "_File",
         "_Model",
-        "_Task",
+        "TaskTable",
         "MethodTable",
         "TrajectoryTable",
         "_Seeds",
