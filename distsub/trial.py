@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Literal
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 """Raised when the same record would train to another result; old rows are then not mistaken for new ones."""
 
 _ZHANG2023 = ("trained", "trained", 16, "random", 0.01)
@@ -185,7 +185,7 @@ class Budget:
         max_length: Tokens per example, longer ones are cut.
         train_examples: Training rows, a fixed draw that is the same for every seed; None takes all.
         eval_examples: Evaluation rows, a fixed draw; None takes all.
-        warmup: Fraction of the steps over which the learning rate rises; it then falls linearly to 0.
+        warmup: Fraction of the steps over which the learning rate rises; it then falls linearly towards 0.
         eval_every: Steps between evaluations; None evaluates at the end only.
         weight_decay: AdamW weight decay of full fine-tuning and of a trained head, never of coordinates.
         max_grad_norm: Gradient clipping; None is off.

@@ -26,9 +26,9 @@ FULL = Trial("package:tiny", TASK, Method("full"), None, 2e-5, None, Seeds(0, 2,
 
 
 def test_ids_never_change():
-    """Golden: tables written with version 1 name their rows like this."""
-    assert SUBSPACE.id == "a3d3178f2d96005f"
-    assert FULL.id == "a5d6df9efcb1bf83"
+    """Golden: tables written with version 2 name their rows like this."""
+    assert SUBSPACE.id == "16e4b67c36557245"
+    assert FULL.id == "97ff769f3604c89f"
     search = Search(
         TASK, "package:tiny", SUBSPACE.method, SUBSPACE.seeds, BUDGET, (100, 200), (0.3, 1.0), 2e-5, baseline=(FULL,)
     )

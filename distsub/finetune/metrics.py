@@ -23,7 +23,7 @@ def evaluate(task: Task, predicted: Sequence[float], target: Sequence[float]) ->
     Returns:
         accuracy, macro_f1 (the mean of the F1 of every class that is predicted or true) and matthews, and for two
         labels f1 of label 1; or pearson and spearman for regression. A constant prediction correlates with nothing
-        and scores 0; a prediction that is not finite scores nan.
+        and scores 0; one prediction that is not finite makes every score nan.
 
     Raises:
         DataError: No examples, or not as many predictions as targets.
@@ -31,6 +31,9 @@ def evaluate(task: Task, predicted: Sequence[float], target: Sequence[float]) ->
     guess, truth = np.asarray(predicted, dtype=np.float64), np.asarray(target, dtype=np.float64)
     if guess.shape != truth.shape or truth.ndim != 1 or not truth.size:
         raise DataError(f"cannot score {guess.size} predictions against {truth.size} targets")
+    if not np.isfinite(guess).all():
+        names = ("pearson", "spearman") if task.num_labels == 1 else ("accuracy", "macro_f1", "matthews", "f1")
+        return dict.fromkeys(names, float("nan"))
     if task.num_labels == 1:
         return _correlations(guess, truth)
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -77,8 +80,6 @@ def chance(task: Task, target: Sequence[float]) -> float:
 def _correlations(guess: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     from scipy.stats import pearsonr, spearmanr
 
-    if not np.isfinite(guess).all():
-        return {"pearson": float("nan"), "spearman": float("nan")}
     if truth.size < 2 or np.ptp(guess) == 0 or np.ptp(truth) == 0:
         return {"pearson": 0.0, "spearman": 0.0}
     with warnings.catch_warnings():

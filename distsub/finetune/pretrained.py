@@ -1,10 +1,11 @@
 """Pretrained models by address: a package, a local directory or a hub id, as read-only memory-mapped weights.
 
 `prepare` gives the tensors that transformers loads as float32 files, once per machine; `build` makes a classifier whose
-parameters are views of them, so that every process of a machine shares one copy. Only the head, which no checkpoint
-carries, is memory of its own; it comes from a seed.
+parameters are views of them, so that every process of a machine shares one copy. Only the head, which belongs to the
+task, is memory of its own; it comes from a seed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,7 +26,8 @@ from torch import nn
 from distsub.errors import AdapterError, UnavailableError
 from distsub.finetune import checkpoints, explain
 from distsub.finetune.addresses import SMALL_FILES, locate
-from distsub.subspace import adapter, bits, layout
+from distsub.finetune.fit import fit_padding, fit_tokenizer, init_head
+from distsub.subspace import adapter, layout
 from distsub.subspace.model import SubspaceModel
 
 _FORMAT = 2  # of a directory in the cache
@@ -200,7 +202,8 @@ def build(prepared: Prepared, num_labels: int, head_seed: int, private: bool = F
     Args:
         prepared: From `prepare`.
         num_labels: Classes; 1 means regression.
-        head_seed: Seed of the parameters that the checkpoint does not carry.
+        head_seed: Seed of the head, and of what else the checkpoint does not carry. A head that it carries is of
+            another task, and not used.
         private: Copy the weights, so that they may be trained.
 
     Returns:
@@ -209,22 +212,20 @@ def build(prepared: Prepared, num_labels: int, head_seed: int, private: bool = F
     Raises:
         UnavailableError: transformers cannot make a sequence classifier of it.
     """
-    settings: dict[str, Any] = {"num_labels": num_labels}
-    if num_labels == 1:
-        settings["problem_type"] = "regression"
+    problem = "regression" if num_labels == 1 else "single_label_classification"
     try:
-        model, fresh = _load(prepared, **settings)
+        model, fresh = _load(prepared, num_labels=num_labels, problem_type=problem, return_dict=True)
     except UnavailableError as error:
         raise UnavailableError(f"model {prepared.name!r}: {error}") from None
-    init_head(model, fresh, head_seed)
+    init_head(model, fresh | layout.head_names(model), head_seed)
     if private:
         for owner in model.modules():
             for key, parameter in owner._parameters.items():
                 if parameter is not None:
                     owner._parameters[key] = nn.Parameter(parameter.detach().clone())
         model.tie_weights()
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer(prepared).pad_token_id
+    with contextlib.suppress(UnavailableError):  # a model to look at may have no tokenizer; one to train is refused
+        fit_padding(model, tokenizer(prepared).pad_token_id)
     return model.train()
 
 
@@ -237,28 +238,11 @@ def _check_loaded(model: nn.Module, fresh: set[str], prepared: Prepared) -> None
         raise UnavailableError(explain.lacking(wrong, held))
 
 
-def init_head(model: nn.Module, names: set[str], seed: int) -> None:
-    """Fill parameters that no checkpoint carries from counter-based random bits, the same on every machine.
-
-    Matrices are N(0, initializer_range^2), as transformers draws them; biases 0, norm gains 1.
-    """
-    config: Any = model.config
-    std = getattr(config, "initializer_range", None) or getattr(config, "init_std", 0.02)
-    for name, parameter in model.named_parameters():
-        if name in names:
-            with torch.no_grad():
-                if parameter.dim() > 1:
-                    values = bits.normals(seed, f"head/{name}", 0, parameter.numel(), parameter.device)
-                    parameter.copy_(values.view(parameter.shape) * std)
-                else:
-                    parameter.fill_(1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0)
-
-
 def tokenizer(prepared: Prepared) -> Any:
-    """Load the tokenizer, with a padding token (the end of sequence where it has none).
+    """Load the tokenizer, to give what the model reads (`fit.fit_tokenizer`).
 
     Raises:
-        UnavailableError: There is no tokenizer in the model's directory.
+        UnavailableError: There is no tokenizer in the model's directory, or none that can pad.
     """
     try:
         for pattern in SMALL_FILES:
@@ -275,8 +259,7 @@ def tokenizer(prepared: Prepared) -> Any:
     if len(loaded) <= len(set(loaded.all_special_ids)):
         reason = explain.missing_package(prepared.source) or "its vocabulary is empty; add tokenizer.json there"
         raise UnavailableError(f"model {prepared.name!r} has no tokenizer that can be used: {reason}")
-    if loaded.pad_token_id is None:
-        loaded.pad_token = loaded.eos_token
+    fit_tokenizer(loaded, prepared.source, prepared.name)
     return loaded
 
 

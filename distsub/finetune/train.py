@@ -105,7 +105,9 @@ def train(
     if start is not None and isinstance(model, SubspaceModel):
         adapter.start_from(model, start)
     optimizer = build_optimizer(trial, model, record["step_size"])
-    schedule = _schedule(optimizer, budget.steps, budget.warmup)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, budget.steps, budget.warmup)
+    )
     precision, autocast = autocast_for(budget.precision, device)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     torch.manual_seed(trial.seeds.data)  # dropout; batches have a generator of their own
@@ -155,7 +157,8 @@ def train(
             score = evaluation.run(model, autocast)
             curve.append((step, score))
             if not math.isfinite(score):
-                status, error = "diverged", f"score was {score} after step {step}"
+                wrong = sum(not math.isfinite(value) for value in evaluation.predicted)
+                status, error = "diverged", f"logits of {wrong} of {num_eval} rows were not finite after step {step}"
                 break
         stop = yield Progress(step, budget.steps, value, score, tuple(curve), num_eval, chance, checkpoint)
         if stop and score is not None and step < budget.steps:
@@ -213,7 +216,8 @@ class Evaluation:
             batch = batches.collate(self._tokenizer, self._examples, indices)
             with autocast():
                 logits = model(**{k: v.to(self._device) for k, v in batch.items()}).logits.float()
-            values = logits.squeeze(-1) if self._task.num_labels == 1 else logits.argmax(-1)
+            values = logits.squeeze(-1) if self._task.num_labels == 1 else logits.argmax(-1).float()
+            values = values.masked_fill(~logits.isfinite().all(-1), math.nan)  # the argmax of nan is a class
             for i, value in zip(indices, values.tolist(), strict=True):
                 predicted[i] = float(value)
         model.train()
@@ -293,10 +297,27 @@ def build_optimizer(trial: Trial, model: nn.Module, step: float) -> torch.optim.
     return torch.optim.AdamW(groups)
 
 
-def _schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> Any:
-    from transformers import get_linear_schedule_with_warmup
+def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Give the share of the peak learning rate at which a step is taken.
 
-    return get_linear_schedule_with_warmup(optimizer, max(1, round(warmup * steps)), steps)
+    Rises linearly over the first w = min(round(warmup * steps), steps - 1) steps, is 1 at the next and falls linearly
+    from there. No step has a rate of 0, and without warm-up the first one has the full rate.
+
+    Args:
+        step: The step, from 0.
+        steps: Steps in all.
+        warmup: Share of them in which the rate rises.
+
+    Returns:
+        (step + 1) / (w + 1) before step w, (steps - step) / (steps - w) from it on.
+
+    >>> [learning_rate_factor(step, 4, 0.25) for step in range(4)]
+    [0.5, 1.0, 0.6666666666666666, 0.3333333333333333]
+    """
+    rising = min(round(warmup * steps), steps - 1)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return (steps - step) / (steps - rising)  # a scheduler asks once more after the last step: 0
 
 
 def _provenance(device: str, precision: str, weights: str, dataset: str) -> tuple[tuple[str, str], ...]:

@@ -76,3 +76,14 @@ def test_nothing_to_score():
         evaluate(TASKS["mrpc"], [1, 0], [1])
     with pytest.raises(DataError, match="no targets"):
         chance(TASKS["mrpc"], [])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_one_class_that_is_not_finite_makes_the_score_nan(name):
+    assert math.isnan(evaluate(TASKS[name], [0, math.nan, 1], [0, 1, 1])[TASKS[name].metric])
+
+
+def test_every_metric_of_a_task_is_nan_where_one_prediction_is():
+    for name in ("mrpc", "mnli"):
+        good, bad = evaluate(TASKS[name], [0, 1], [0, 1]), evaluate(TASKS[name], [0, math.inf], [0, 1])
+        assert good.keys() <= bad.keys() and all(math.isnan(value) for value in bad.values())
