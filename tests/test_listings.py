@@ -50,7 +50,7 @@ LISTINGS = {
     "query": lambda out: ("query", out, QUERY),
     "query all": lambda out: ("query", out, "from observations"),
     "views": lambda out: ("query", out),
-    # "report": lambda out: ("report", out),
+    "report": lambda out: ("report", out),
 }
 FEW = ["status", *(pytest.param(name, marks=pytest.mark.slow) for name in LISTINGS if name != "status")]
 FORMATTED = [name for name in LISTINGS if name != "report"]

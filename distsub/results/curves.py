@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from distsub.results.drawing import drawable, literal
 from distsub.results.schema import METHOD_COLUMNS, censored_median
 from distsub.trial import Observation, Trial
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Panel = tuple[str, str, tuple[str | None, ...]]
 """Task, model and method (the values of METHOD_COLUMNS): what shares one set of axes."""
@@ -15,6 +19,15 @@ Panel = tuple[str, str, tuple[str | None, ...]]
 _PANEL_INCHES = (5.6, 4.1)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _INK, _BAND, _FIT = "#1b1b1b", "#8c96a3", "#0072b2"
+_WITH_INTERVAL = {"found", "below_range", "above_range"}
+_REASONS = {
+    "baseline_at_chance": "no d90: full fine-tuning is not above chance,\nso there is nothing to reach",
+    "baseline_missing": "no d90: full fine-tuning has no score,\nso there is no threshold",
+    "not_monotone": "no single d90: a d passed and a larger one did not",
+    "trial_failed": "no d90: a trial that decides it ended in an error",
+    "not_confirmed": "no d90: what passed fell short under fresh seeds",
+}
+"""Words for a panel, by the outcome of its searches."""
 _LINES = {
     "baseline_score": ("full fine-tuning", {"color": "#009e73", "linestyle": "-", "linewidth": 1.0}),
     "threshold": ("threshold", {"color": _INK, "linestyle": "-", "linewidth": 1.4}),
@@ -23,6 +36,7 @@ _LINES = {
 }
 
 
+@literal
 def curve_figure(
     observations: Sequence[Observation],
     searches: pa.Table,
@@ -36,7 +50,8 @@ def curve_figure(
     Dots are trials, coloured by eta (by learning rate where no trial has an eta), shaped by seeds; hollow ones
     were stopped early, crosses on the floor diverged. Solid line: relative threshold; dashed: chance-corrected;
     dark vertical lines and grey bands: d90 and bracket of each search. Blue: expected score with its 95% band, and
-    along the bottom the 95% interval of d90.
+    along the bottom the 95% interval of d90, with an arrowhead where it runs beyond the d that could be tried. A panel
+    without a d90 says why.
 
     Args:
         observations: Trials; full fine-tuning and trials without a result are not drawn.
@@ -45,6 +60,14 @@ def curve_figure(
         d90: Rows in the schema D90, for the fitted curve and the interval of d90.
         fraction: The fraction of full fine-tuning's score that the threshold is.
     """
+    draw_curves(observations, searches, d90=d90, fraction=fraction).savefig(path, format="png")
+
+
+@literal
+def draw_curves(
+    observations: Sequence[Observation], searches: pa.Table, *, d90: pa.Table | None = None, fraction: float = 0.9
+) -> "Figure":
+    """Draw what `curve_figure` writes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -63,16 +86,17 @@ def curve_figure(
         mine = [seen for seen in shown if panel_of(seen.trial) == panel]
         found = [row for row in rows if _row_panel(row) == panel]
         scores, levels = _panel(axes, panel, mine, found, (colours, shapes))
-        for row in d90.to_pylist() if d90 is not None else []:
-            if _row_panel(row) == panel:
-                _estimate(axes, row, [seen.trial.d for seen in mine if seen.trial.d])
+        estimates = [row for row in (d90.to_pylist() if d90 is not None else []) if _row_panel(row) == panel]
+        for row in estimates:
+            _estimate(axes, row, [seen.trial.d for seen in mine if seen.trial.d])
+        _reason(axes, mine, found, estimates)
         drawn.setdefault(panel[:2], []).append((axes, scores, levels))
     for together in drawn.values():
         _share_scale(together, fraction)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     _legend(figure, shown, colours, shapes)
-    figure.savefig(path, format="png")
+    return figure
 
 
 def panel_of(trial: Trial) -> Panel:
@@ -116,14 +140,49 @@ def _estimate(axes: Any, row: dict[str, Any], dims: Sequence[int]) -> None:
             d, [p["low"] for p in points], [p["high"] for p in points], color=_FIT, alpha=0.13, linewidth=0, zorder=1
         )
         axes.plot(d, [point["middle"] for point in points], color=_FIT, linewidth=1.3, zorder=2)
-    if row["estimate"] is not None:
-        low, high = row["estimate_low"] or min(dims), row["estimate_high"] or max(dims)
-        ends = {"transform": axes.get_xaxis_transform(), "color": _FIT, "zorder": 4, "clip_on": False}
-        axes.plot([low, high], [0.02, 0.02], linewidth=3, solid_capstyle="butt", **ends)
-        axes.plot([row["estimate"]], [0.02], marker="D", markersize=5, **ends)
-        axes.text(
-            0.5, -0.2, row["estimate_text"], transform=axes.transAxes, fontsize=8.5, color=_FIT, ha="center", va="top"
-        )
+    if row["estimate_outcome"] not in _WITH_INTERVAL:
+        return
+    if dims:
+        _interval(axes, row["estimate"], row["estimate_low"], row["estimate_high"])
+    text = axes.text(
+        0.5, -0.2, row["estimate_text"], transform=axes.transAxes, fontsize=8.5, color=_FIT, ha="center", va="top"
+    )
+    text.set_gid("estimate")
+
+
+def _interval(axes: Any, middle: float | None, low: float | None, high: float | None) -> None:
+    """Draw an interval along the bottom; an end that is open runs off the axis, with an arrowhead there."""
+    left, right = axes.get_xlim()
+    ends = [end for end in (low, middle, high) if end is not None]
+    left, right = min([left, *(end / 1.1 for end in ends)]), max([right, *(end * 1.1 for end in ends)])
+    axes.set_xlim(left, right)
+    look = {"transform": axes.get_xaxis_transform(), "color": _FIT, "zorder": 4, "clip_on": False}
+    span = [left if low is None else low, right if high is None else high]
+    axes.plot(span, [0.02, 0.02], linewidth=3, solid_capstyle="butt", gid="interval", **look)
+    for end, at, marker in ((low, left, "<"), (high, right, ">")):
+        if end is None:
+            axes.plot([at], [0.02], marker=marker, markersize=9, gid="open end", **look)
+    if middle is not None:
+        axes.plot([middle], [0.02], marker="D", markersize=5, gid="estimate", **look)
+
+
+def _reason(
+    axes: Any, shown: Sequence[Observation], rows: list[dict[str, Any]], estimates: list[dict[str, Any]]
+) -> None:
+    """Say in a panel without a d90 why it has none, in words where the curve would be."""
+    outcomes = {row["outcome"] for row in rows} | {row["estimate_outcome"] for row in estimates}
+    told = next((words for outcome, words in _REASONS.items() if outcome in outcomes), None)
+    if told is None and not shown:
+        told = "no subspace trial has a result yet"
+    if told is None or outcomes & _WITH_INTERVAL:
+        return
+    if not shown:
+        axes.set_xticks([])
+        axes.set_xticks([], minor=True)
+    axes.text(
+        0.5, 0.5, told, transform=axes.transAxes, ha="center", va="center", fontsize=10, color=_INK, zorder=6,
+        gid="reason", bbox={"facecolor": "white", "edgecolor": _BAND, "alpha": 0.9, "boxstyle": "round,pad=0.5"},
+    )  # fmt: skip
 
 
 def _share_scale(together: Sequence[tuple[Any, list[float], dict[str, float]]], fraction: float) -> None:
@@ -143,7 +202,8 @@ def _words_around(axes: Any, panel: Panel, rows: list[dict[str, Any]], metric: s
     names = ", ".join(part for part in [*parts, f"head {(head or '').replace('_', ' ')}"] if part)
     short = model.removeprefix("package:").rstrip("/")
     short = short if len(short) <= 40 else "…" + short[-39:]
-    axes.set_title(f"{task} · {short} · {variant or (method or '').upper()}", loc="left", fontsize=10, pad=34)
+    title = f"{task} · {short} · {variant or (method or '').upper()}"
+    axes.set_title(drawable(title), loc="left", fontsize=10, pad=34)
     axes.text(0, 1.075, names, transform=axes.transAxes, fontsize=8, color="#555555", va="bottom")
     axes.text(0, 1.015, _finding(rows), transform=axes.transAxes, fontsize=8.5, color=_INK, va="bottom")
     axes.set_xlabel("subspace dimension d", fontsize=9)

@@ -3,16 +3,26 @@
 Every function draws one PNG from rows alone, so that a figure can be made again from a results directory.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import IO, Any
 
 import pyarrow as pa
 
+from distsub.results.drawing import (
+    INK,
+    add_legend,
+    drawable_rows,
+    heat_map,
+    literal,
+    make_grid,
+    make_panels,
+    plain_axes,
+)
+
 Target = str | IO[bytes]
 
-_INK, _GREY, _BLUE, _RED = "#1b1b1b", "#8c96a3", "#0072b2", "#d55e00"
+_INK, _GREY, _BLUE, _RED = INK, "#8c96a3", "#0072b2", "#d55e00"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c96a3", "#1b1b1b")
 _COMPONENTS = (
     *("attention query", "attention key", "attention value", "attention output"),
@@ -30,6 +40,7 @@ _MASKS = {
 """What ablation bars are called and coloured; "none" is full fine-tuning of all weights."""
 
 
+@literal
 def spikes_figure(profiles: pa.Table, to: Target, *, k: float = 3.0, layers: int = 3, updates: int = 6) -> None:
     """Draw updates along their layers, one row per update and one column per layer: does anything stand out?
 
@@ -51,7 +62,7 @@ def spikes_figure(profiles: pa.Table, to: Target, *, k: float = 3.0, layers: int
     shown = [ways[way] for way in order[:updates]]
     names = list(dict.fromkeys(row["layer"] for part in shown for row in part))
     kept = [names[round(i * (len(names) - 1) / max(1, layers - 1))] for i in range(min(layers, len(names)))]
-    figure, grid = _grid(len(shown), len(kept), 4.6, 1.9)
+    figure, grid = make_grid(len(shown), len(kept), 4.6, 1.9)
     seen = [abs(row[end]) for part in shown for row in part if row["layer"] in kept for end in ("low", "high")]
     top = 1.15 * max([1.5 * k, *seen])  # one scale for all, so that what stands out in one is seen beside the others
     for number, part in enumerate(shown):
@@ -74,9 +85,10 @@ def _spikes(axes: Any, rows: list[dict[str, Any]], k: float) -> None:
     axes.plot(norms, [0.03] * len(norms), "|", color=_RED, markersize=7, transform=axes.get_xaxis_transform())
     peak = max((max(abs(row["low"]), abs(row["high"])) for row in rows), default=1.0)
     axes.text(0.99, 0.95, f"max {peak:.1f} sigma", transform=axes.transAxes, fontsize=7.5, ha="right", va="top")
-    _plain(axes)
+    plain_axes(axes)
 
 
+@literal
 def components_figure(summaries: pa.Table, to: Target) -> None:
     """Draw which components and layers hold the outliers by the layer's sigma, one panel per way of training.
 
@@ -87,7 +99,7 @@ def components_figure(summaries: pa.Table, to: Target) -> None:
         summaries: Rows of OUTLIER_SUMMARIES.
         to: Where the PNG goes.
     """
-    rows = summaries.to_pylist()
+    rows = drawable_rows(summaries)
     panels = list(dict.fromkeys((row["model"], row["variant"], row["kind"]) for row in rows))
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     components = list(dict.fromkeys(row["component"] for row in rows if row["component"]))
@@ -95,10 +107,10 @@ def components_figure(summaries: pa.Table, to: Target) -> None:
     drawn = [(panel, [row for row in rows if (row["model"], row["variant"], row["kind"]) == panel]) for panel in panels]
     parts = [[[_share(mine, layer, part) for part in components] for layer in layers] for _, mine in drawn]
     top = max([0.01, *(cell for cells in parts for line in cells for cell in line if cell is not None)])
-    figure, grid = _grid(len(panels), 1, 1.4 + 0.95 * len(components), 1.1 + 0.34 * len(layers))
+    figure, grid = make_grid(len(panels), 1, 1.4 + 0.95 * len(components), 1.1 + 0.34 * len(layers))
     for axes, (panel, mine), cells in zip([line[0] for line in grid], drawn, parts, strict=False):
         labels = [f"{_number(layer)}  ({_times(mine, layer)})" for layer in layers]
-        _heat(axes, cells, labels, components, lambda value: f"{100 * value:.2g}%", "Reds", (0.0, top))
+        heat_map(axes, cells, labels, components, lambda value: f"{100 * value:.2g}%", "Reds", (0.0, top))
         axes.set_ylabel("layer (times a Gaussian)", fontsize=8)
         axes.set_title(_title(panel[0], f"{panel[1]} {'' if panel[2] == 'adapter' else 'θ_T - θ₀'}"), fontsize=9)
     _save(figure, to)
@@ -116,6 +128,7 @@ def _times(rows: list[dict[str, Any]], layer: str) -> str:
     return f"{sum(row['outliers'] for row in mine) / expected:.1f}" if expected else "-"
 
 
+@literal
 def ablation_figure(ablations: pa.Table, to: Target) -> None:
     """Draw what disabling weights costs: bars per task and mask, one panel per edit and kind of update.
 
@@ -125,10 +138,10 @@ def ablation_figure(ablations: pa.Table, to: Target) -> None:
         ablations: Rows of ABLATIONS.
         to: Where the PNG goes.
     """
-    rows = [row for row in ablations.to_pylist() if row["versus"] == "none"]
+    rows = [row for row in drawable_rows(ablations) if row["versus"] == "none"]
     panels = list(dict.fromkeys((row["model"], row["edit"], row["variant"]) for row in rows))
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure, grid = _grid(len(panels), 1, 2.2 + 2.1 * len(tasks), 2.9)
+    figure, grid = make_grid(len(panels), 1, 2.2 + 2.1 * len(tasks), 2.9)
     words = {
         "zero": "set to zero, then fine-tuned",
         "hold": "fine-tuned, held at zero",
@@ -144,9 +157,9 @@ def ablation_figure(ablations: pa.Table, to: Target) -> None:
             fontsize=9,
         )
         axes.set_ylabel("score", fontsize=8)
-        _plain(axes)
+        plain_axes(axes)
     present = [key for key in _MASKS if key == "none" or any(row["mask"] == key for row in rows)]
-    _legend(figure, [(_MASKS[key][0], _MASKS[key][1]) for key in present])
+    add_legend(figure, [(_MASKS[key][0], _MASKS[key][1]) for key in present])
     _save(figure, to)
 
 
@@ -170,6 +183,7 @@ def _bars(axes: Any, at: int, rows: list[dict[str, Any]]) -> None:
         axes.hlines(first["chance"], at - 0.45, at + 0.45, color=_INK, linestyle=":", linewidth=1.1, zorder=3)
 
 
+@literal
 def transfer_figure(transfer: pa.Table, to: Target) -> None:
     """Draw scores by source and target task, coloured by the share of the way from random to full fine-tuning.
 
@@ -179,16 +193,16 @@ def transfer_figure(transfer: pa.Table, to: Target) -> None:
         transfer: Rows of TRANSFER.
         to: Where the PNG goes.
     """
-    rows = transfer.to_pylist()
+    rows = drawable_rows(transfer)
     panels = list(dict.fromkeys((row["model"], row["d"], row["training"]) for row in rows))
     names = list(dict.fromkeys([row["source"] for row in rows] + [row["target"] for row in rows]))
-    figure, places = _panels(len(panels), 3, max(3.4, 2.2 + 0.85 * len(names)), 1.5 + 0.5 * len(names))
+    figure, places = make_panels(len(panels), 3, max(3.4, 2.2 + 0.85 * len(names)), 1.5 + 0.5 * len(names))
     for axes, panel in zip(places, panels, strict=True):
         mine = [row for row in rows if (row["model"], row["d"], row["training"]) == panel]
         found = {(row["source"], row["target"]): row for row in mine}
         colour = [[_cell(found, source, target, "recovered") for target in names] for source in names]
         score = [[_cell(found, source, target, "score") for target in names] for source in names]
-        _heat(axes, colour, names, names, None, "RdBu", (-1.0, 1.0), score)
+        heat_map(axes, colour, names, names, None, "RdBu", (-1.0, 1.0), score)
         axes.set_xlabel("target task", fontsize=8)
         axes.set_ylabel("source of the subspace", fontsize=8)
         said = f"d = {panel[1]} per layer, {panel[2]} training\nscore; blue: as full, white: as random"
@@ -196,6 +210,7 @@ def transfer_figure(transfer: pa.Table, to: Target) -> None:
     _save(figure, to)
 
 
+@literal
 def angles_figure(angles: pa.Table, to: Target) -> None:
     """Draw how much two tasks' subspaces share: mean squared cosine of the principal angles, averaged over layers.
 
@@ -203,17 +218,17 @@ def angles_figure(angles: pa.Table, to: Target) -> None:
         angles: Rows of ANGLES.
         to: Where the PNG goes.
     """
-    rows = [row for row in angles.to_pylist() if row["overlap"] is not None]
+    rows = [row for row in drawable_rows(angles) if row["overlap"] is not None]
     panels = list(dict.fromkeys(row["model"] for row in rows))
     names = list(dict.fromkeys([row["source"] for row in rows] + [row["target"] for row in rows]))
-    figure, grid = _grid(len(panels), 1, 2.2 + 0.85 * len(names), 1.5 + 0.5 * len(names))
+    figure, grid = make_grid(len(panels), 1, 2.2 + 0.85 * len(names), 1.5 + 0.5 * len(names))
     for axes, model in zip([line[0] for line in grid], panels, strict=False):
         cells = []
         for source in names:
             cells.append([_overlap([row for row in rows if row["model"] == model], source, target) for target in names])
         expected = [row["expected_overlap"] for row in rows if row["model"] == model]
         top = max([0.01, *(cell for line in cells for cell in line if cell is not None)])
-        _heat(axes, cells, names, names, lambda value: f"{value:.2g}", "Blues", (0.0, top))
+        heat_map(axes, cells, names, names, lambda value: f"{value:.2g}", "Blues", (0.0, top))
         chance = f"{sum(expected) / len(expected):.1g}" if expected else "-"
         axes.set_title(_title(model, f"overlap of spans\nof different runs; random: {chance}"), fontsize=9)
     _save(figure, to)
@@ -235,6 +250,7 @@ def curves(modes: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(way for (_, _, way), count in tried.items() if count > 1))
 
 
+@literal
 def dims_figure(modes: pa.Table, to: Target) -> None:
     """Draw score against d for every way of training that has several, learned and random on one axis.
 
@@ -245,11 +261,11 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
         modes: Rows of MODES.
         to: Where the PNG goes.
     """
-    rows = modes.to_pylist()
+    rows = drawable_rows(modes)
     panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
     ways = curves(rows)
     colours = {way: _COLOURS[index % len(_COLOURS)] for index, way in enumerate(ways)}
-    figure, places = _panels(len(panels), 3, 4.0, 3.0)
+    figure, places = make_panels(len(panels), 3, 4.0, 3.0)
     for axes, panel in zip(places, panels, strict=True):
         mine = [row for row in rows if (row["model"], row["task"]) == panel]
         for way in ways:
@@ -262,11 +278,12 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
             axes.axhline(mine[0]["chance"], color=_INK, linestyle=":", linewidth=1.0)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.xaxis.set_minor_formatter(lambda x, _: "")
         axes.set_title(_title(panel[0], panel[1]), fontsize=9)
         axes.set_xlabel("d per layer", fontsize=8)
         axes.set_ylabel(mine[0]["metric"] if mine else "score", fontsize=8)
-        _plain(axes)
-    _legend(figure, [(way, colours[way]) for way in ways])
+        plain_axes(axes)
+    add_legend(figure, [(way, colours[way]) for way in ways])
     _save(figure, to)
 
 
@@ -293,6 +310,7 @@ def _limit(set_limits: Any, rows: Sequence[dict[str, Any]]) -> None:
         set_limits(min(known) - room, max(known) + room)
 
 
+@literal
 def modes_figure(modes: pa.Table, to: Target) -> None:
     """Draw the scores of all ways of training side by side, the best on top; one panel per model and task.
 
@@ -303,10 +321,10 @@ def modes_figure(modes: pa.Table, to: Target) -> None:
         modes: Rows of MODES.
         to: Where the PNG goes.
     """
-    rows = modes.to_pylist()
+    rows = drawable_rows(modes)
     panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
     most = max((sum((row["model"], row["task"]) == panel for row in rows) for panel in panels), default=1)
-    figure, places = _panels(len(panels), 2, 5.5, 1.2 + 0.24 * most)
+    figure, places = make_panels(len(panels), 2, 5.5, 1.2 + 0.24 * most)
     for axes, panel in zip(places, panels, strict=True):
         mine = sorted((row for row in rows if (row["model"], row["task"]) == panel), key=lambda row: row["score"])
         for y, row in enumerate(mine):
@@ -325,10 +343,11 @@ def modes_figure(modes: pa.Table, to: Target) -> None:
         _limit(axes.set_xlim, mine)
         axes.set_title(_title(*panel), fontsize=9)
         axes.set_xlabel(mine[0]["metric"], fontsize=8)
-        _plain(axes)
+        plain_axes(axes)
     _save(figure, to)
 
 
+@literal
 def spectra_figure(spectra: pa.Table, to: Target) -> None:
     """Draw the share of a trajectory's movement outside its first directions, one line per layer, a panel per task.
 
@@ -338,11 +357,11 @@ def spectra_figure(spectra: pa.Table, to: Target) -> None:
     """
     from matplotlib import colormaps
 
-    rows = spectra.to_pylist()
+    rows = drawable_rows(spectra)
     panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     shades = {layer: colormaps["viridis"](0.9 * i / max(1, len(layers) - 1)) for i, layer in enumerate(layers)}
-    figure, places = _panels(len(panels), 3, 4.0, 2.8)
+    figure, places = make_panels(len(panels), 3, 4.0, 2.8)
     for axes, panel in zip(places, panels, strict=True):
         lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in rows:
@@ -352,97 +371,27 @@ def spectra_figure(spectra: pa.Table, to: Target) -> None:
             outside = [(row["rank"], 1 - row["cumulative"]) for row in line if row["cumulative"] < 1 - 1e-12]
             axes.plot([rank for rank, _ in outside], [rest for _, rest in outside], color=shades[layer], linewidth=1.1)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.yaxis.set_minor_formatter(lambda x, _: "")
         axes.set_title(_title(panel[0], panel[1]), fontsize=9)
         axes.set_xlabel("directions", fontsize=8)
         axes.set_ylabel("share of |W|² outside", fontsize=8)
-        _plain(axes)
-    _legend(figure, [(f"layer {_number(layer)}", shades[layer]) for layer in layers])
+        plain_axes(axes)
+    add_legend(figure, [(f"layer {_number(layer)}", shades[layer]) for layer in layers])
     _save(figure, to)
 
 
 # ---- what they share
 
 
-def _grid(lines: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    """Make a figure with so many panels of a size in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    lines, columns = max(1, lines), max(1, columns)
-    figure = Figure(figsize=(width * columns, height * lines + 0.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(lines, columns, squeeze=False)
-
-
-def _panels(count: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    """Make a figure of so many panels, at most so many beside each other; places that stay empty are not shown."""
-    columns = min(columns, max(1, count))
-    figure, grid = _grid(-(-count // columns), columns, width, height)
-    places = [axes for line in grid for axes in line]
-    for axes in places[count:]:
-        axes.set_visible(False)
-    return figure, places[:count]
-
-
 def _save(figure: Any, to: Target) -> None:
     figure.savefig(to, format="png")
-
-
-def _heat(
-    axes: Any,
-    cells: Sequence[Sequence[float | None]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    text: Any,
-    colours: str,
-    limits: tuple[float, float],
-    shown: Sequence[Sequence[float | None]] | None = None,
-) -> None:
-    """Draw a labelled matrix with its numbers; cells without a value stay grey."""
-    import numpy as np
-
-    values = np.array([[math.nan if cell is None else cell for cell in line] for line in cells], dtype=float)
-    values = values.reshape(len(rows), len(columns))
-    low, high = limits
-    pale = (low + high) / 2 if low < 0 else low  # where a diverging or a rising colour map is white
-    axes.set_facecolor("#e6e6e6")
-    axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
-    for i in range(len(rows)):
-        for j in range(len(columns)):
-            number = (shown or cells)[i][j]
-            if number is None:
-                continue
-            dark = abs(values[i, j] - pale) > 0.6 * (high - pale)
-            said = text(number) if text else f"{number:.3f}"
-            axes.text(j, i, said, ha="center", va="center", fontsize=7.5, color="white" if dark else _INK)
-    axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=30, ha="right")
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
-
-
-def _legend(figure: Any, entries: Sequence[tuple[str, Any]]) -> None:
-    from matplotlib.patches import Patch
-
-    if entries:
-        handles = [Patch(color=colour, label=label) for label, colour in entries]
-        longest = max(len(label) for label, _ in entries)
-        fit = int(figure.get_figwidth() / (0.5 + 0.07 * longest))  # inches: a patch, and letters of 8 points
-        columns = max(1, min(6, fit, len(handles)))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-
-
-def _plain(axes: Any) -> None:
-    axes.tick_params(labelsize=8)
-    axes.grid(True, axis="y", color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
 
 
 def _by(table: pa.Table, column: str) -> dict[str, list[dict[str, Any]]]:
     """Group rows by a column, in the order in which its values come."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
+    for row in drawable_rows(table):
         found.setdefault(row[column], []).append(row)
     return found
 

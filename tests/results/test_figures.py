@@ -4,6 +4,7 @@ import io
 
 import pyarrow as pa
 import pytest
+from matplotlib.text import Text
 
 from distsub.results import figures
 from distsub.results.analyses import ABLATIONS, ANGLES, MODES, OUTLIER_SUMMARIES, PROFILES, SPECTRA, TRANSFER
@@ -107,6 +108,21 @@ def test_a_figure_is_a_picture(name, some):
     sink = io.BytesIO()
     getattr(figures, f"{name}_figure")(pa.Table.from_pylist(rows if some else [], schema=schema), sink)
     assert sink.getvalue().startswith(b"\x89PNG") and len(sink.getvalue()) > 1000
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_names_are_drawn_as_they_are(name, monkeypatch):
+    """No formula, no control character, no character without a picture: each would be a warning or an error."""
+    schema, rows = ROWS[name]
+    bad = {"task": "$x_$", "model": "a/$\\frac$", "variant": "\x1b[2J\u6f22", "source": "$a$", "target": "\u202eb"}
+    named = [row | {key: value for key, value in bad.items() if row.get(key) not in (None, "full")} for row in rows]
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, to: (figure.canvas.draw(), drawn.append(figure)))
+    getattr(figures, f"{name}_figure")(pa.Table.from_pylist(named, schema=schema), io.BytesIO())
+    texts = [text for text in drawn[0].findobj(Text) if text.get_text()]
+    assert texts and not any(text.get_parse_math() for text in texts)
+    assert all(char.isprintable() or char == "\n" for text in texts for char in text.get_text())
+    assert any("$" in text.get_text() for text in texts)
 
 
 def test_a_curve_takes_two_d_of_one_way_on_one_task():

@@ -12,9 +12,9 @@ from pyarrow import csv
 from pyarrow import parquet as pq
 
 from distsub.errors import OutputError
-from distsub.results.curves import curve_figure, spread_apart
+from distsub.results.curves import curve_figure, draw_curves, spread_apart
 from distsub.results.report import write_report
-from distsub.results.schema import SEARCHES
+from distsub.results.schema import D90, SEARCHES
 from distsub.trial import Method, Seeds
 
 
@@ -118,6 +118,79 @@ def test_a_figure_is_drawn_whatever_there_is(tmp_path, trials, searches, observa
     sink = io.BytesIO()
     curve_figure(shown, rows, sink)
     assert sink.getvalue().startswith(b"\x89PNG")
+
+
+def estimated(searches, outcome, low, middle, high):
+    """One row of D90 for the searches' panel."""
+    row = dict.fromkeys(D90.names) | {name: searches[name][0].as_py() for name in D90.names if name in SEARCHES.names}
+    row |= {"estimate_outcome": outcome, "estimate_low": low, "estimate": middle, "estimate_high": high}
+    return pa.Table.from_pylist([row | {"estimate_text": "d90 in words", "warnings": []}], schema=D90)
+
+
+def artists(axes, gid):
+    return [each for each in axes.get_children() if each.get_gid() == gid]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "low", "middle", "high"),
+    [
+        ("found", 150.0, 300.0, 400.0),
+        ("found", 150.0, 300.0, None),
+        ("found", None, 300.0, 400.0),
+        ("found", None, 300.0, None),
+        ("above_range", 390.0, None, None),
+        ("below_range", None, None, 120.0),
+        ("found", 5.0, 300.0, 90_000.0),
+    ],
+)
+def test_an_interval_runs_off_the_axis_where_it_is_open(trials, searches, outcome, low, middle, high):
+    figure = draw_curves(trials, searches, d90=estimated(searches, outcome, low, middle, high))
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    left, right = axes.get_xlim()
+    [bar] = artists(axes, "interval")
+    assert list(bar.get_xdata()) == pytest.approx([low or left, high or right])
+    heads = {head.get_marker(): head.get_xdata()[0] for head in artists(axes, "open end")}
+    assert heads == {mark: at for mark, at, end in (("<", left, low), (">", right, high)) if end is None}
+    assert all(left < end < right for end in (low, middle, high) if end is not None), "closed ends lie inside"
+    assert [mark.get_xdata()[0] for mark in artists(axes, "estimate") if hasattr(mark, "get_xdata")] == (
+        [middle] if middle else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        ("baseline_at_chance", "not above chance"),
+        ("baseline_missing", "no threshold"),
+        ("not_monotone", "no single d90"),
+        ("open", "no subspace trial has a result yet"),
+        ("found", None),
+    ],
+)
+@pytest.mark.parametrize("some", [True, False])
+def test_a_panel_without_a_d90_says_why(trials, searches, outcome, words, some):
+    rows = [row | {"outcome": outcome, "d90": None} for row in searches.to_pylist()]
+    table = pa.Table.from_pylist(rows, schema=SEARCHES)
+    figure = draw_curves(trials if some else [], table)
+    said = [text.get_text() for text in artists(figure.axes[0], "reason")]
+    if words is None or (some and outcome == "open"):
+        assert said == []
+    else:
+        [text] = said
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    "name", ["a$x_1$b", "$\\frac{1}{0}$", "two\nlines", "esc\x1b[2J", "\u6f22\u5b57", "\u202egpj", "$"]
+)
+def test_a_name_is_drawn_as_it_is(trials, searches, name):
+    table = pa.Table.from_pylist([row | {"task": name} for row in searches.to_pylist()], schema=SEARCHES)
+    figure = draw_curves([], table)
+    figure.canvas.draw()  # a formula that is none, or a character without a picture, would be an error here
+    title = figure.axes[0].get_title(loc="left")
+    assert title.startswith(name if name.isascii() and name.isprintable() else name[:1] if name[0] < "~" else "\\u")
+    assert not figure.axes[0].title.get_parse_math()
 
 
 def test_labels_are_pushed_apart_and_stay_inside():
