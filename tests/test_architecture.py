@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from distsub.config import parse_sweep
+from distsub.finetune.propose import known
 from distsub.results import Store
-from distsub.templates import SWEEP
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "distsub"
 
 MAY_IMPORT = {
     "errors": set(),
-    "templates": set(),
     "complaints": {"errors"},
     "trial": {"errors"},
     "subspace": {"errors", "trial"},
@@ -38,7 +37,6 @@ MAY_IMPORT = {
         "config",
         "runtime",
         "analysis",
-        "templates",
     },
 }
 PURE = {"search": {"torch", "ray", "time", "random"}, "results": {"torch", "ray"}}
@@ -91,7 +89,7 @@ def test_help_loads_nothing_heavy():
 
 
 def test_reading_results_loads_nothing_heavy(tmp_path):
-    text = SWEEP.format(model='"org/model"', task='"mrpc"')
+    text = known("org/model", "mrpc", tmp_path)
     store = Store.create(tmp_path / "out", text, parse_sweep(text).fingerprint)
     heavy = ("torch", "ray", "transformers", "pandas", "scipy", "matplotlib", "optuna", "sklearn")
     code = (

@@ -1,7 +1,10 @@
 """SQL over the views: what it reads, what it refuses, and what it says."""
 
 import os
+import re
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import dataset as pads
@@ -207,3 +210,25 @@ def test_an_error_in_the_values_is_told_once(views):
     lazy = {**views, "observations": View(OBSERVATIONS, views["observations"].select)}
     with pytest.raises(QueryError, match="Conversion Error"):
         query(lazy, "select cast(task as int) from observations")
+
+
+@pytest.mark.parametrize("names", [("access", "billing", "vpn"), ()])
+def test_documented_scores_of_classes_are_those_of_scikit_learn(observation, names):
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    draw = np.random.default_rng(0)
+    truth = draw.integers(0, 3, 60)
+    guess = np.where(draw.random(60) < 0.6, truth, draw.integers(0, 2, 60))
+    best = observation(1, score=0.9, predicted=tuple(map(float, guess)), target=tuple(map(float, truth)), labels=names)
+    rows = {"observations": pa.concat_tables([to_table(best), to_table(observation(2, score=0.1))])}
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    block = next(block for block in re.findall(r"```sql\n(.*?)```", page, re.S) if "confusion" in block)
+    scores, confusion = (query(rows, sql).to_pylist() for sql in block.split(";\n")[-3:-1])
+    shown = names or ("0", "1", "2")
+    expected = precision_recall_fscore_support(truth, guess, zero_division=0.0)
+    for i, row in enumerate(scores):
+        found = [row[name] for name in ("precision", "recall", "f1", "examples")]
+        assert row["class"] == shown[i] and found == pytest.approx([column[i] for column in expected])
+    table = confusion_matrix(truth, guess)
+    cells = {(row["truth"], row["predicted"]): row["examples"] for row in confusion}
+    assert cells == {(shown[i], shown[j]): n for (i, j), n in np.ndenumerate(table) if n}

@@ -1,0 +1,257 @@
+"""Look at a person's data and model before a sweep is written: what lies in the file, in numbers."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distsub.errors import ConfigError, DataError
+from distsub.finetune import batches, data, labels, layouts, notes, pretrained, reading, tables
+from distsub.finetune.tasks import TASKS, resolve
+from distsub.trial import Budget, Task
+
+SAMPLE = 2000
+"""Rows whose tokens are counted."""
+
+_TEXTS = (
+    *("text", "sentence", "body", "content", "message", "review", "description", "comment", "question", "utterance"),
+    *("query", "document", "tweet", "title", "subject", "sentence1", "premise"),
+)
+_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("subject", "body"))
+_LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "y", "score", "rating")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was seen of rows and model.
+
+    Attributes:
+        task: The rows as a task, with its classes settled.
+        origin: How the file is written, in words.
+        guessed: What was chosen without being asked for, a sentence each.
+        rows: Rows in the files, training and evaluation together.
+        empty_cells: By column, rows in which it is empty.
+        train, validation: Rows to train and to evaluate on.
+        counts: Rows of each class, by name; of regression the smallest and largest value.
+        notes: Repeated and contradictory texts.
+        lengths: Tokens a row: median, 98th percentile, longest; special tokens included.
+        max_positions: Tokens that the model takes at most.
+        num_params: D, head included.
+    """
+
+    task: Task
+    origin: str
+    guessed: tuple[str, ...]
+    rows: int
+    empty_cells: tuple[tuple[str, int], ...]
+    train: int
+    validation: int
+    counts: tuple[tuple[str, float], ...]
+    notes: tuple[str, ...]
+    lengths: tuple[int, int, int]
+    max_positions: int
+    num_params: int
+
+
+def survey(
+    source: Path,
+    model: str,
+    text: str | None = None,
+    label: str | None = None,
+    validation: Path | None = None,
+    holdout: int | float | None = None,
+) -> Facts:
+    """Look at data and model.
+
+    Args:
+        source: A file, or a folder with `train` and perhaps `validation`.
+        model: Whose tokens are counted.
+        text: One column, or two with a comma between that make a pair; None to choose.
+        label: The label's column; None to choose.
+        validation: A file of rows to evaluate on, in the folder of `source`; None takes the folder's or holds some out.
+        holdout: Rows to hold out, or their share.
+
+    Raises:
+        DistsubError: The data cannot be read or used, or the model not loaded; one line.
+    """
+    place, files = _place(source.expanduser().absolute(), validation, holdout)
+    found = tables.sniff(files[0])
+    columns, guessed = _columns(found, text, label)
+    task = resolve(_name(source), text=columns[:-1], label=columns[-1], **place, **_written(found))
+    splits = [task.train] + ([] if task.validation is None else [task.validation])
+    read = reading.read(task, splits)
+    empty = {column: sum(_empty(table[column]) for table in read) for column in columns}
+    seen = _settled(replace(task, empty=_policy(task, read, empty)))
+    return Facts(
+        task=seen.task,
+        origin=_origin(found, len(files)),
+        guessed=guessed,
+        rows=sum(table.num_rows for table in read),
+        empty_cells=tuple((column, number) for column, number in empty.items() if number),
+        train=len(seen.train),
+        validation=len(seen.validation),
+        counts=_counts(seen),
+        notes=tuple(line for line in notes.notes(seen) if " classes, " not in line),
+        **_model(model, seen.task.num_labels or 0, seen.train),
+    )
+
+
+def _place(source: Path, validation: Path | None, holdout: int | float | None) -> tuple[dict[str, Any], list[Path]]:
+    """Say where rows to train and to evaluate on are, and which files hold the former."""
+    if validation is not None:
+        other = validation.expanduser().absolute()
+        if holdout is not None:
+            raise ConfigError("give --validation (a file) or --holdout (rows to split off), not both")
+        if not source.is_file() or other.parent != source.parent or other.stem == source.stem:
+            raise ConfigError(
+                f"--validation {validation} must be a file of another name beside --data {source}: a task's splits are "
+                "files of one folder"
+            )
+        stems = [path.name.split(".")[0] for path in (source, other)]
+        return {"path": str(source.parent), "train": stems[0], "validation": stems[1]}, [source]
+    if not source.is_dir():
+        return {"path": str(source), "holdout": holdout or 0.2}, [source]
+    whole = layouts.dataset_files(source)
+    if whole is not None:
+        return {"path": str(source), "holdout": holdout or 0.2}, whole
+    try:
+        (files,) = layouts.split_files(source, ("train",))
+    except DataError as error:
+        raise DataError(f"{source} {error}; give --data a file") from error
+    if holdout is None:
+        for name in ("validation", "dev", "valid", "test"):
+            try:
+                layouts.split_files(source, (name,))
+            except DataError:
+                continue
+            return {"path": str(source), "validation": name}, files
+    return {"path": str(source), "holdout": holdout or 0.2}, files
+
+
+def _name(source: Path) -> str:
+    """Name the task after its file; a name that means another task gets a prefix."""
+    name = source.expanduser().absolute().name.split(".")[0] or "data"
+    return f"my-{name}" if name in TASKS else name
+
+
+def _written(found: tables.FileTable) -> dict[str, str]:
+    """Give the keys of a task that say how its files are written, where a reader would have to guess."""
+    written, usual = found.format, {"separator": "\t" if found.path.suffix in (".tsv", ".tab") else ","}
+    keys = {"separator": written.separator, "quote": written.quote, "encoding": written.encoding}
+    usual |= {"encoding": "utf-8", "quote": "double"}
+    said = {key: value for key, value in keys.items() if value is not None and value.lower() != usual[key]}
+    return {key: value for key, value in said.items() if (key, value) != ("encoding", "utf-8-sig")}
+
+
+def _columns(found: tables.FileTable, asked: str | None, label: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Take the columns that are named, and choose the others where that is clear."""
+    present, guessed = found.format.columns, []
+    text = (asked,) if asked in present else tuple(name.strip() for name in (asked or "").split(",") if name.strip())
+    if len(text) > 2:
+        raise ConfigError(f"--text names {len(text)} columns; allowed: one, or two for pairs")
+    for column in (*text, *([label] if label else [])):
+        if column not in present:
+            close = difflib.get_close_matches(column, present, n=1)
+            hint = f'did you mean "{close[0]}"? ' if close else ""
+            raise DataError(f'no column "{column}" in {found.path}; {hint}columns: {_listed(found)}')
+    if label in text:
+        raise ConfigError(f"--label {label} is also in --text: the answer must not stand in the question")
+    lower = {column.lower(): column for column in present if column not in text and column != label}
+    if label is None:
+        label = next((lower.pop(name) for name in _LABELS if name in lower), None)
+        if label is None:
+            raise DataError(f"which column of {found.path} is the label? give --label; columns: {_listed(found)}")
+        guessed.append(f'label: column "{label}", by its name (--label says otherwise)')
+    if not text:
+        pair = next((pair for pair in _PAIRS if all(name in lower for name in pair)), None)
+        names = pair or [name for name in _TEXTS if name in lower][:1]
+        text = tuple(lower[name] for name in names)
+        if not text:
+            raise DataError(f"which column of {found.path} is the text? give --text; columns: {_listed(found)}")
+        words = " and ".join(f'"{name}"' for name in text)
+        guessed.append(f"text: column {words}, by {'their names, as a pair' if pair else 'its name'} (--text)")
+    return (*text, label), tuple(guessed)
+
+
+def _listed(found: tables.FileTable) -> str:
+    """List columns with what the first row has in them."""
+    shown = []
+    for name in found.format.columns[:20]:
+        first = next((cell for cell in found.table[name].slice(0, 20).to_pylist() if cell), None)
+        cell = "empty" if first is None else " ".join(first.split())
+        shown.append(f"{name} ({cell[:24]}{'...' if len(cell) > 24 else ''})")
+    return ", ".join(shown) + (", ..." if len(found.format.columns) > 20 else "")
+
+
+def _empty(column: pa.ChunkedArray) -> int:
+    return sum(labels.is_missing(cell) for cell in column.to_pylist())
+
+
+def _policy(task: Task, read: Sequence[pa.Table], empty: dict[str, int]) -> Any:
+    """Leave rows without text or label out; keep pairs of which every row has one text at least."""
+    if not any(empty.values()):
+        return "refuse"
+    if len(task.text) == 2 and not empty[task.label]:
+        pairs = [zip(*(table[column].to_pylist() for column in task.text), strict=True) for table in read]
+        if not any(labels.is_missing(a) and labels.is_missing(b) for rows in pairs for a, b in rows):
+            return "keep"
+    return "drop"
+
+
+def _settled(task: Task) -> data.Splits:
+    """Read the rows as classes, or as values where the labels are numbers that cannot be classes."""
+    try:
+        return data.load(task, Budget(steps=1))
+    except DataError as error:
+        try:
+            return data.load(replace(task, num_labels=1, metric="pearson"), Budget(steps=1))
+        except DataError:
+            raise error from None
+
+
+def _counts(seen: data.Splits) -> tuple[tuple[str, float], ...]:
+    numbers = [*seen.train.labels, *seen.validation.labels]
+    if seen.task.num_labels == 1:
+        return ("smallest", min(numbers)), ("largest", max(numbers))
+    names = seen.task.labels or tuple(str(i) for i in range(seen.task.num_labels or 0))
+    return tuple((name, numbers.count(i)) for i, name in enumerate(names))
+
+
+def _model(model: str, num_labels: int, split: data.Split) -> dict[str, Any]:
+    """Count a row's tokens by the model's own tokenizer, and the model's numbers."""
+    prepared = pretrained.prepare(model)
+    tokenizer = pretrained.tokenizer(prepared)
+    built: Any = pretrained.build(prepared, num_labels, head_seed=0)
+    rows = np.unique(np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).astype(int))
+    some = data.Split(tuple([texts[i] for i in rows] for texts in split.texts), [split.labels[i] for i in rows])
+    longest = [limit for limit in (tokenizer.model_max_length, _positions(built.config)) if 0 < limit < 10**6]
+    limit = min(longest, default=512)
+    lengths = sorted(len(each["input_ids"]) for each in batches.tokenize(tokenizer, some, 10**6))
+    return {
+        "lengths": (lengths[len(lengths) // 2], lengths[int(0.98 * (len(lengths) - 1))], lengths[-1]),
+        "max_positions": limit,
+        "num_params": sum(parameter.numel() for parameter in built.parameters()),
+    }
+
+
+def _positions(config: Any) -> int:
+    """Give the longest row that a model's positions allow; RoBERTa's count from the padding id on."""
+    most = getattr(config, "max_position_embeddings", None) or 0
+    reserved = (config.pad_token_id or 0) + 1 if "roberta" in str(config.model_type) else 0
+    return most - reserved
+
+
+def _origin(found: tables.FileTable, files: int) -> str:
+    """Say how the file is written, as a person would."""
+    written, names = found.format, {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+    kind = {"csv": "separated text", "json": "JSON"}.get(written.kind, written.kind.capitalize())
+    parts = [kind]
+    if written.separator:
+        parts.append(f"separator {names.get(written.separator, written.separator)}")
+    parts += [part for part in (written.encoding, written.compression) if part]
+    parts += [f"first of {files} files"] if files > 1 else []
+    return ", ".join([*parts, *written.notes])
