@@ -208,9 +208,13 @@ def _settled(task: Task) -> data.Splits:
         return data.load(task, Budget(steps=1))
     except DataError as error:
         try:
-            return data.load(replace(task, num_labels=1, metric="pearson"), Budget(steps=1))
+            seen = data.load(replace(task, num_labels=1, metric="pearson"), Budget(steps=1))
         except DataError:
             raise error from None
+        values = [*seen.train.labels, *seen.validation.labels]
+        if len(set(values)) == len(values) and all(value == int(value) for value in values):
+            raise error from None  # whole numbers, each once: rather an id than a value
+        return seen
 
 
 def _counts(seen: data.Splits) -> tuple[tuple[str, float], ...]:

@@ -91,9 +91,10 @@ def test_values_are_a_regression_and_ids_are_refused(tmp_path, tiny_model):
     facts = survey(write(tmp_path / "v.csv", table, header=("text", "score")), tiny_model)
     proposal = propose.propose(facts)
     assert (facts.task.num_labels, proposal.metric) == (1, "pearson")
-    table = [[text, f"id{i}"] for i, (text, _) in enumerate(table)]
-    with pytest.raises(DistsubError, match="regression or an id column"):
-        survey(write(tmp_path / "v.csv", table, header=("text", "label")), tiny_model)
+    for spelling in ("id{}", "{}"):
+        table = [[text, spelling.format(i)] for i, (text, _) in enumerate(table)]
+        with pytest.raises(DistsubError, match="regression or an id column"):
+            survey(write(tmp_path / "v.csv", table, header=("text", "label")), tiny_model)
 
 
 def test_rows_without_a_label_are_left_out_and_said(tmp_path, tiny_model):
