@@ -57,9 +57,6 @@ INTERRUPTED = 130
 FEW = 200
 """Searches up to which `status` works out the intervals too, a few hundredths of a second for each model and task."""
 
-MANY = 5000
-"""Row files from which reading them one by one is felt."""
-
 SweepFile = Annotated[Path, typer.Argument(readable=False, help="Sweep file (TOML); docs/sweep-file.md describes it.")]
 Out = Annotated[str, typer.Argument(help="Results directory: a path, or s3://, gs://, hdfs://.")]
 As = Annotated[Format, typer.Option("--format", help="How to print the listing.")]
@@ -413,12 +410,8 @@ def _summary(store: "Store") -> "tuple[Summary, Sweep]":
 
 def _told(store: "Store", table: "pa.Table") -> "pa.Table":
     """Pass a table on, having said what the store skipped to make it."""
-    for line in store.damaged:
-        print(f"distsub: skipped {line}", file=sys.stderr)
-    if store.loose > MANY:
-        print(
-            f"distsub: {store.loose} rows lie in files of their own; `distsub compact` makes this fast", file=sys.stderr
-        )
+    for line in store.notices():
+        print(f"distsub: {line}", file=sys.stderr)
     return table
 
 

@@ -39,7 +39,7 @@ def standing(store: Store, summary: Summary, title: str) -> list[str]:
     halves = 0 if alive else len([each for each in store.files.names("checkpoints") if not each.startswith(".")])
     said = [f"last row {_ago(written)}" if written else f"rows merged {_ago(merged)}" if merged else "no row yet"]
     if halves:
-        said.append(f"{halves} trainings that were cut short go on from their checkpoints")
+        said.append(f"trainings that go on from a checkpoint: {halves}")
     return list(map(_folded, [*lines, "; ".join(said)]))
 
 

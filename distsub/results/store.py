@@ -30,6 +30,8 @@ _SWEEP, _IDENTITY, _PROBE = "sweep.toml", "sweep.json", ".probe"
 _CONNECTIONS = 16
 _PIECE = 1000  # rows that are Python objects at once before they are observations
 _LISTINGS = 20  # of the parts, before giving up on a directory that changes all the time
+_NAMED = 8  # damaged files that are named one by one
+_MANY = 5000  # row files from which reading them one by one is felt
 
 
 class Store:
@@ -210,6 +212,15 @@ class Store:
         # All columns: a row damaged in any of them must count as missing here too, or it is never made again.
         keys = self._read(["trial_id", "status"], whole=True).to_pylist()
         return {row["trial_id"] for row in keys if statuses is None or row["status"] in statuses}
+
+    def notices(self) -> list[str]:
+        """Say of the last reading what it skipped, and what would make it faster."""
+        lines = [f"skipped {line}" for line in self.damaged[:_NAMED]]
+        if len(self.damaged) > _NAMED:
+            lines.append(f"skipped {len(self.damaged) - _NAMED} more files")
+        if self.loose > _MANY:
+            lines.append(f"{self.loose} rows lie in files of their own; `distsub compact` makes this fast")
+        return lines
 
     def _read(self, wanted: Sequence[str], whole: bool = False) -> pa.Table:
         """Read columns of all rows, and "trial_id" and "status" in any case, each trial once.

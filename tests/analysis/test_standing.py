@@ -51,9 +51,7 @@ def test_an_unfinished_sweep_that_nothing_runs_is_open_and_says_how_to_go_on(sto
     store.files.put("checkpoints/a.safetensors", b"")
     first, last = standing(store, summary, "mine")
     assert first == "mine: not running, 1 of 1 searches open; the same command resumes"
-    assert last.startswith("last row ") and last.endswith(
-        "1 trainings that were cut short go on from their checkpoints"
-    )
+    assert last.startswith("last row ") and last.endswith("; trainings that go on from a checkpoint: 1")
     assert status_table(summary.searches).to_pylist()[0]["outcome"] == "open"
     assert status_rows(summary.searches, False)["driver"].to_pylist() == ["none"]
 
@@ -69,7 +67,7 @@ def test_a_sweep_that_runs_says_where_and_what_it_trains(store):
 def test_a_sweep_whose_searches_ended_is_done(store):
     summary = trained(store, {100: 0.6, 200: 0.75, 400: 0.79})
     first, last = standing(store, summary, "mine")
-    assert first == "mine: done, 1 of 1 searches ended" and "cut short" not in last
+    assert first == "mine: done, 1 of 1 searches ended" and "checkpoint" not in last
     [row] = status_table(summary.searches).to_pylist()
     assert (row["outcome"], row["bracket"], row["minutes"]) == ("d90 = 200", "(100, 200]", 4.0)
 

@@ -326,3 +326,15 @@ def test_an_object_store_behaves_like_a_directory(monkeypatch, observation):
             Store.open(f"s3://bucket/other{options}")
     finally:
         server.stop()
+
+
+def test_many_damaged_files_are_counted_and_the_first_named(tmp_path, observation):
+    store = Store.create(tmp_path / "out", "", "f00d")
+    for number in range(20):
+        store.write(observation(number))
+    for path in (tmp_path / "out" / "observations").glob("*.parquet"):
+        path.write_bytes(b"junk")
+    assert store.table().num_rows == 0
+    *named, last = store.notices()
+    assert all(line.startswith("skipped observations/") for line in named)
+    assert last == f"skipped {20 - len(named)} more files" and len(named) < 20
