@@ -95,7 +95,8 @@ def sweep(
         raise ConfigError(f"--holdout {holdout:g}; allowed: a share such as 0.2, or a whole number of rows")
     from distsub.finetune.survey import survey  # loads torch, as a built-in task does not
 
-    facts = survey(source, model, **rows | {"holdout": int(holdout) if holdout and holdout >= 1 else holdout})
+    share = int(holdout) if holdout and holdout >= 1 else holdout
+    facts = survey(source, model, rows["text"], rows["label"], rows["validation"], share)
     proposal = propose(facts)
     return toml(facts, proposal, model, directory), seen(facts, proposal)
 

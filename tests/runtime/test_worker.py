@@ -61,8 +61,14 @@ def test_without_a_rule_or_a_verdict_a_trial_runs_to_its_end(sweep, store):
     assert judged.predicted == free.predicted
 
 
+def warm(text):
+    """Ask for warm starts, with projections whose first columns are those of any larger d."""
+    nested = '[{ name = "said", projection = "fastfood" }, { name = "did", projection = "fastfood" }]'
+    return text.replace('["said", "did"]', nested).replace("[search]", "[search]\nwarm_start = true")
+
+
 def test_a_warm_start_takes_the_next_smaller_trial_that_left_its_numbers(tiny_text, tmp_path):
-    sweep = parse_sweep(tiny_text.replace("[search]", "[search]\nwarm_start = true"))
+    sweep = parse_sweep(warm(tiny_text))
     store = Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
     place, search = Place(store.uri, dims=sweep.dims), sweep.searches()[0]
     at = {d: search.trials_at(d)[0] for d in sweep.dims}
@@ -76,7 +82,7 @@ def test_a_warm_start_takes_the_next_smaller_trial_that_left_its_numbers(tiny_te
 
 
 def test_a_warm_start_without_adapters_is_refused(tiny_text, tmp_path):
-    sweep = parse_sweep(tiny_text.replace("[search]", "[search]\nwarm_start = true"))
+    sweep = parse_sweep(warm(tiny_text))
     store = Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
     with pytest.raises(ConfigError, match="no-adapters"):
         launch.run(sweep, store, "inline", adapters=False)
