@@ -202,7 +202,7 @@ def model_facts(
         "num_params_head": sum(p.numel() for n, p in model.named_parameters() if n in apart),
         "tensors": len(entries),
         "groups": len({group for *_, group in runs}),
-        "blocks": len(layout.blocks(model)),
+        "blocks": len(set(layout.blocks(model).values())),
         "max_positions": getattr(model.config, "max_position_embeddings", None),
         "weights_sha256": prepared.sha256,
     }

@@ -6,6 +6,10 @@ B and Pi are drawn once and shared by all blocks, G once per block. Given B and 
 Gaussian with independent entries, blocks are independent of each other, and E|P z|^2 = |z|^2 holds as for blocks
 with a B and Pi of their own; but the inner Pi H B theta is the same for all blocks, so that a block costs one
 multiplication and one Hadamard transform instead of two transforms and a gather.
+
+What sharing costs: P^T P = (H B)^T Pi^T diag(s) Pi H B with s the mean of the blocks' G^2, so that with few blocks some
+directions are nearly lost (condition number 100 and more where a dense Gaussian has 3). There s is divided out, which
+leaves P^T P = I up to the block that D cuts short.
 """
 
 from collections.abc import Sequence
@@ -17,6 +21,9 @@ from torch import Tensor
 from distsub.errors import DimensionError
 from distsub.subspace import bits
 from distsub.subspace.projection import Blockwise, Projection
+
+_FEW = 256
+"""From more blocks on s is even by itself: a condition number below 1.5, up to L = 16,384."""
 
 _RADIX = 32
 """Order of the Hadamard matrices a transform is factored into: products of this size are fastest per entry."""
@@ -61,6 +68,8 @@ def next_power_of_two(n: int) -> int:
 class Fastfood(Blockwise):
     """P in stacked blocks of L = `block_length` rows: P_b = sqrt(L / D) H G_b Pi H B, H orthonormal, L >= d.
 
+    Where D has no more than 256 blocks, G_b is divided by the root mean square of all blocks' G, entry by entry.
+
     Cost: D log L. Norm: E|P z|^2 = |z|^2 over all D. Nested: yes for a fixed block length, since fewer
     coordinates are the same ones with zeros behind them. One L serves a whole search.
     Source: Aghajanyan et al. 2020, Eq. 2; Le et al. 2013.
@@ -80,8 +89,9 @@ class Fastfood(Blockwise):
         block_length: int | None = None,
         cache: bool = True,
         stream: str = "fastfood",
+        even: bool = True,
     ) -> None:
-        """Draw B and Pi; G is drawn as blocks are used."""
+        """Draw B and Pi; G is drawn as blocks are used, and once before where few blocks are to be made even."""
         length = max(4, next_power_of_two(d)) if block_length is None else block_length
         super().__init__(sizes, d, seed, normalization, length, cache)
         if length < 4 or length != next_power_of_two(length):
@@ -95,7 +105,12 @@ class Fastfood(Blockwise):
         self._signs = bits.signs(seed, f"{stream}/B", 0, length)
         self._order = bits.permutation(seed, f"{stream}/Pi", torch.arange(length), length)
         # H is applied with entries +-1 here, so its 1/sqrt(L), twice, and the sqrt(L / D) are put in one number.
-        self._scale = (length * self.num_params) ** -0.5
+        scale = torch.full((length,), (length * self.num_params) ** -0.5, dtype=torch.float64)
+        count = -(-self.num_params // length)
+        if even and count <= _FEW:
+            drawn = (self._state(torch.tensor([block])).double().square().view(-1) for block in range(count))
+            scale *= (sum(drawn, torch.zeros_like(scale)) / count).rsqrt()
+        self._scale = scale
 
     @property
     def _code_length(self) -> int:
@@ -107,12 +122,12 @@ class Fastfood(Blockwise):
     def _encode(self, theta: Tensor) -> Tensor:
         padded = theta.new_zeros(self.block_length)
         padded[: self.d] = theta * self._signs[: self.d].to(theta)
-        return hadamard(padded)[self._order.to(theta.device)] * self._scale
+        return hadamard(padded)[self._order.to(theta.device)] * self._scale.to(theta)
 
     def _decode(self, code: Tensor) -> Tensor:
         inner = torch.empty_like(code)
-        inner[self._order.to(code.device)] = code
-        return hadamard(inner)[: self.d] * self._signs[: self.d].to(code) * self._scale
+        inner[self._order.to(code.device)] = code * self._scale.to(code)
+        return hadamard(inner)[: self.d] * self._signs[: self.d].to(code)
 
     def _expand(self, code: Tensor, state: Tensor) -> Tensor:
         return hadamard(state.to(code.dtype, copy=True).mul_(code))
@@ -147,7 +162,9 @@ class FastfoodPerTensor(Projection):
         super().__init__(sizes, d, seed, normalization)
         self.block_length = floor
         self._parts = [
-            Fastfood((max(size, d),), d, seed, "global", max(floor, next_power_of_two(size)), cache, f"tensor{i}")
+            Fastfood(
+                (max(size, d),), d, seed, "global", max(floor, next_power_of_two(size)), cache, f"tensor{i}", False
+            )
             for i, size in enumerate(self.sizes)
         ]
 

@@ -6,7 +6,7 @@ table (whose rows are made as the batch needs them), or a single module outside 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from torch import Tensor, nn
 
@@ -18,13 +18,23 @@ GROUPS = ("layer", "tensor")
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter: its first name, itself, its place among the D positions and its SAID group of each kind."""
+    """One parameter tensor.
+
+    Attributes:
+        name: The first of its names.
+        frozen: The parameter itself, at theta_0.
+        start: Its first place among the D positions.
+        stop: The place after its last.
+        layer: "embeddings", the layer's name, or "output" for what follows the layers.
+        part: "body", "head", or "table" for what belongs to the embeddings' look-ups.
+    """
 
     name: str
     frozen: Tensor
     start: int
     stop: int
     layer: str
+    part: str = "body"
 
 
 @dataclass(frozen=True)
@@ -46,18 +56,33 @@ class Unit:
     block: bool = False
 
 
-def blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Find the transformer blocks by name: members of the outermost ModuleLists of like modules."""
-    found: dict[str, nn.Module] = {}
+def blocks(model: nn.Module) -> dict[str, str]:
+    """Find the modules that make up the transformer layers.
+
+    They are the members of the outermost ModuleLists, like or unlike (Jamba, Zamba). A list of lists is a way to stage
+    layers (Funnel); lists of bare tables or projections are none; and where one layer's parts lie in several lists of
+    the same length, of which one holds bare norms (XLM), they are one layer.
+
+    Returns:
+        For each module's name the name of its layer, which is that of its first part.
+    """
+    stacks: dict[tuple[str, int], dict[str, nn.ModuleList]] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{prefix}.") for prefix in found):
+        outer = (other for lists in stacks.values() for other in lists)
+        if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{other}.") for other in outer):
             continue
-        kinds = {type(child) for child in module}
-        # A list of lists is a way to stage blocks (Funnel): its members' members are the blocks.
-        if len(kinds) == 1 and kinds != {nn.ModuleList}:
-            found.update(
-                {f"{name}.{i}": child for i, child in enumerate(module) if any(True for _ in child.parameters())}
-            )
+        if not all(isinstance(child, nn.ModuleList) for child in module):
+            stacks.setdefault((name.rpartition(".")[0], len(module)), {})[name] = module
+    found: dict[str, str] = {}
+    for lists in stacks.values():
+        bare = {name for name, stack in lists.items() if not any(True for child in stack for _ in child.children())}
+        split = any("norm" in type(child).__name__.lower() for name in bare for child in lists[name])
+        if len(bare) == len(lists) or not split:
+            lists = {name: stack for name, stack in lists.items() if name not in bare}
+        for name, stack in lists.items():
+            first = next(iter(lists)) if split else name
+            held = (i for i, child in enumerate(stack) if any(True for _ in child.parameters()))
+            found.update({f"{name}.{i}": f"{first}.{i}" for i in held})
     return found
 
 
@@ -70,12 +95,41 @@ def head_names(model: nn.Module) -> set[str]:
     return {name for name, p in model.named_parameters() if id(p) not in base}
 
 
-def _layer_of(name: str, block_names: list[str], head: set[str]) -> str:
-    """Group a parameter as Aghajanyan et al. count layers: embeddings, each block, and what follows the blocks."""
-    for block in block_names:
-        if name.startswith(f"{block}."):
-            return block
-    return "output" if name in head or "pooler" in name else "embeddings"
+def _places(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """Tell each parameter's layer, and whether it lies in the "body", the "head" or an embedding "table".
+
+    Layers are counted as Aghajanyan et al. do: embeddings, each block, and what follows the blocks. What follows is the
+    head, and what is registered behind the blocks of the smallest module around it that has any: final norms, poolers;
+    and a norm or pooler beside the blocks, wherever it is registered (OPT, T5Gemma), unless it is named for embeddings.
+    """
+    inside, heads = blocks(model), head_names(model)
+    tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    around = {"", *(module for block in inside for module in _ancestors(block))}
+    found: dict[str, tuple[str, str]] = {}
+    passed: set[str] = set()  # modules of which a block has gone by
+    for name, parameter in model.named_parameters():
+        parents = ["", *_ancestors(name)]
+        block = next((parent for parent in parents if parent in inside), None)
+        table = block is None and (id(parameter) in tables or "embed" in name)
+        if block is not None:
+            layer = inside[block]
+            passed.update(("", *_ancestors(block)))
+        else:
+            closest = next(parent for parent in reversed(parents) if parent in around)
+            beside = parents[-1] != closest and _runs_behind(parents[parents.index(closest) + 1])
+            layer = "output" if name in heads or ((beside or closest in passed) and not table) else "embeddings"
+        found[name] = (layer, "head" if name in heads else "table" if table else "body")
+    return found
+
+
+def _runs_behind(module: str) -> bool:
+    name = module.rpartition(".")[2].lower()
+    return ("norm" in name or "pool" in name) and "emb" not in name and "pre" not in name
+
+
+def _ancestors(name: str) -> list[str]:
+    """Name the modules around a module or parameter, the outermost first, without the model itself."""
+    return list(accumulate(name.split("."), lambda module, child: f"{module}.{child}"))[:-1]
 
 
 def outside(model: nn.Module, head: str = "in_subspace", embeddings: str = "in_subspace") -> dict[str, str]:
@@ -87,39 +141,42 @@ def outside(model: nn.Module, head: str = "in_subspace", embeddings: str = "in_s
         embeddings: Policy of the base model's parameters outside its blocks: embeddings, pooler.
 
     Raises:
-        ConfigError: A policy is unknown, or the model has no such parameters for it to keep apart.
+        ConfigError: A policy is unknown, or the model has no head, or no layers, for it to keep apart.
     """
     for key, policy in (("head", head), ("embeddings", embeddings)):
         if policy not in HEADS:
             raise ConfigError(f"{key} = {policy!r} is unknown; use one of {', '.join(HEADS)}")
-    heads, inside = head_names(model), tuple(f"{name}." for name in blocks(model))
-    if head != "in_subspace" and not heads:
+    places, sizes = _places(model), {name: parameter.numel() for name, parameter in model.named_parameters()}
+    if head != "in_subspace" and not any(part == "head" for _, part in places.values()):
         raise ConfigError(
             f"head = {head!r} needs a model with a head outside its base model; {type(model).__name__} has none"
         )
-    if embeddings != "in_subspace" and not inside:
-        raise ConfigError(f"embeddings = {embeddings!r} needs a model with blocks; {type(model).__name__} has none")
+    if embeddings != "in_subspace":
+        _check_layers(f"embeddings = {embeddings!r}", [(*place, sizes[name]) for name, place in places.items()])
     found = {}
-    for name, _ in model.named_parameters():
-        policy = head if name in heads else "in_subspace" if name.startswith(inside) and inside else embeddings
+    for name, (layer, part) in places.items():
+        block = layer not in ("embeddings", "output")
+        policy = head if part == "head" else "in_subspace" if block else embeddings
         if policy != "in_subspace":
             found[name] = policy
     return found
 
 
 def entries(model: nn.Module, head: str = "in_subspace", embeddings: str = "in_subspace") -> list[Entry]:
-    """Lay out the parameters that the subspace spans, tied ones once, in the model's own order.
+    """Lay out the parameters that the subspace spans, tied ones once: embeddings, layer by layer, what follows.
 
     Raises:
         ConfigError: A policy does not fit (see `outside`).
     """
-    apart, heads = outside(model, head, embeddings), head_names(model)
-    names, position, out = list(blocks(model)), 0, []
-    for name, parameter in model.named_parameters():
-        if name in apart:
-            continue
+    apart, places = outside(model, head, embeddings), _places(model)
+    order = {"embeddings": -1, "output": len(places)}
+    for layer, _ in places.values():
+        order.setdefault(layer, len(order))
+    inside = [(name, parameter) for name, parameter in model.named_parameters() if name not in apart]
+    position, out = 0, []
+    for name, parameter in sorted(inside, key=lambda item: order[places[item[0]][0]]):
         size = parameter.numel()
-        out.append(Entry(name, parameter, position, position + size, _layer_of(name, names, heads)))
+        out.append(Entry(name, parameter, position, position + size, *places[name]))
         position += size
     return out
 
@@ -148,12 +205,17 @@ def scale_groups(layout: list[Entry], groups: str | None) -> list[tuple[int, int
         groups: "layer", "tensor", or None for no scales (one group).
 
     Returns:
-        (start, stop, group number) runs in order; a group may have several runs.
+        (start, stop, group number) runs in order.
+
+    Raises:
+        ConfigError: The groups are unknown, or too few layers were found.
     """
     if groups is None:
         return [(0, layout[-1].stop, 0)]
     if groups not in GROUPS:
         raise ConfigError(f"groups = {groups!r} is unknown; use one of {', '.join(GROUPS)}")
+    if groups == "layer":
+        _check_layers("groups = 'layer'", [(entry.layer, entry.part, entry.stop - entry.start) for entry in layout])
     numbers: dict[str, int] = {}
     runs: list[tuple[int, int, int]] = []
     for entry in layout:
@@ -163,6 +225,27 @@ def scale_groups(layout: list[Entry], groups: str | None) -> list[tuple[int, int
         else:
             runs.append((entry.start, entry.stop, number))
     return runs
+
+
+def _check_layers(asked: str, places: list[tuple[str, str, int]]) -> None:
+    """Refuse to tell layers apart where most of the model lies in none that was found.
+
+    Args:
+        asked: The option that needs layers.
+        places: Layer, part and size of each parameter.
+
+    Raises:
+        ConfigError: Less than half of the body's parameters lie in the layers found.
+    """
+    body = [(layer, size) for layer, part, size in places if part == "body"]
+    held = {layer: size for layer, size in body if layer not in ("embeddings", "output")}
+    inside, whole = sum(size for layer, size in body if layer in held), sum(size for _, size in body)
+    if not held or 2 * inside < whole:
+        raise ConfigError(
+            f"{asked} needs a model with blocks that can be told apart; the {len(held)} found here hold "
+            f"{inside / max(whole, 1):.0%} of the {whole} parameters outside embedding tables and head: span the whole "
+            "model, without scales (method 'did') or with groups = 'tensor'"
+        )
 
 
 def units(model: nn.Module, layout: list[Entry]) -> Iterator[Unit]:
