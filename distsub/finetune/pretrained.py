@@ -30,7 +30,7 @@ from distsub.finetune.fit import fit_padding, fit_tokenizer, init_head
 from distsub.subspace import adapter, layout
 from distsub.subspace.model import SubspaceModel
 
-_FORMAT = 2  # of a directory in the cache
+_FORMAT = 3  # of a directory in the cache
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,15 @@ def _convert(model: str, config: str, files: list[Path], in_place: bool, target:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _hash(model: nn.Module, fresh: set[str]) -> str:
+def _hash(model: Any, fresh: set[str]) -> str:
     """Hash the tensors of a model that its checkpoint gave, a tied one once."""
     stored = set(model.state_dict())
     tensors = {**dict(model.named_parameters()), **{k: v for k, v in model.named_buffers() if k in stored}}
+    prefix = f"{model.base_model_prefix}."
+    given = {name.removeprefix(prefix): tensors[name] for name in tensors.keys() - fresh}  # as the base model has them
     digest = hashlib.sha256()
-    for name in sorted(tensors.keys() - fresh):
-        tensor = tensors[name].detach().contiguous()
+    for name in sorted(given):
+        tensor = given[name].detach().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -31,7 +31,14 @@ MORE = {
     "mpnet": lambda: tf.MPNetConfig(**SMALL),
     "xlnet": lambda: tf.XLNetConfig(vocab_size=46, d_model=16, n_layer=2, n_head=2, d_inner=24),
     "funnel": lambda: tf.FunnelConfig(
-        vocab_size=46, d_model=16, block_sizes=[1, 1], n_head=2, d_head=8, d_inner=24, architectures=["FunnelModel"]
+        vocab_size=46,
+        d_model=16,
+        block_sizes=[1, 1],
+        n_head=2,
+        d_head=8,
+        d_inner=24,
+        pad_token_id=0,
+        architectures=["FunnelModel"],
     ),
     "longformer": lambda: tf.LongformerConfig(**SMALL, attention_window=4),
     "modernbert": lambda: tf.ModernBertConfig(**SMALL),
