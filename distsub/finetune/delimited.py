@@ -108,6 +108,12 @@ def read(
         if line is None:
             raise DataError("is empty; its first line must name the columns")
         marks = '"' in line or any('"' in part for part in iter(lambda: text.read(1 << 20), ""))
+        while text.read(1 << 20):  # to the end, for all line ends
+            pass
+        if not marks and isinstance(text.newlines, tuple) and "\r" in text.newlines:
+            raise DataError(
+                "ends some lines with a carriage return alone and others not; give all of them one line end"
+            )
     said = re.fullmatch(r"sep=(.)\s*", line)  # Excel's way to name the separator
 
     def whole(separator: str, quote: Quote, names: Sequence[str] | None) -> _Reading:
@@ -285,7 +291,7 @@ def _needless(double: _Reading, none: _Reading, quoted_names: bool) -> int | Non
     """Find a cell that a CSV writer would not have put in quotation marks: neither its content nor its column asks."""
     for read, plain in zip(double.table.columns, none.table.columns, strict=True):
         quoted = pc.fill_null(pc.starts_with(plain, '"'), False)
-        asks = pc.fill_null(pc.or_kleene(pc.match_substring(read, '"'), pc.equal(plain, '""')), False)
+        asks = pc.fill_null(pc.match_substring(read, '"'), False)
         if quoted_names and pc.all(pc.or_(quoted, plain.is_null())).as_py():
             continue
         if (row := pc.index(pc.and_not(quoted, asks), True).as_py()) >= 0:
