@@ -261,6 +261,9 @@ def _decided(
                 'quote = "none" if all of them are text'
             )
         return none, "none"
+    if quoted_names:
+        # Who leaves texts as they are leaves the names of the columns as they are.
+        return double, "double"
     if isinstance(none, _Malformed):
         if tab and (long := _with_tabs(double)):
             raise DataError(f"lines {long[0]} to {long[1]} are one row if quotation marks stand around cells; {_SAY}")
@@ -273,7 +276,7 @@ def _decided(
                 f"rows; {_SAY}"
             )
         return double, "double"
-    if tab and (line := _needless(double, none, quoted_names)) is not None:
+    if tab and (line := _needless(double, none)) is not None:
         raise DataError(f"line {line} has a cell in quotation marks that needs none; {_SAY}")
     return double, "double"
 
@@ -287,13 +290,11 @@ def _doubled(none: _Reading) -> int | None:
     return None
 
 
-def _needless(double: _Reading, none: _Reading, quoted_names: bool) -> int | None:
-    """Find a cell that a CSV writer would not have put in quotation marks: neither its content nor its column asks."""
+def _needless(double: _Reading, none: _Reading) -> int | None:
+    """Find a cell that a CSV writer would not have put in quotation marks: it holds none."""
     for read, plain in zip(double.table.columns, none.table.columns, strict=True):
         quoted = pc.fill_null(pc.starts_with(plain, '"'), False)
         asks = pc.fill_null(pc.match_substring(read, '"'), False)
-        if quoted_names and pc.all(pc.or_(quoted, plain.is_null())).as_py():
-            continue
         if (row := pc.index(pc.and_not(quoted, asks), True).as_py()) >= 0:
             return int(none.lines[row])
     return None
