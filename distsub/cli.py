@@ -4,13 +4,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from distsub.errors import ConfigError, DistsubError, OutputError
+from distsub.options import As, Backend, Format, Out, Scope, SweepFile, Version
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,36 +30,15 @@ app = typer.Typer(
 )
 
 
-class Format(StrEnum):
-    """How a listing is printed."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-
-
-class Backend(StrEnum):
-    """Where trials run."""
-
-    tune = "tune"
-    inline = "inline"
-
-
-class Scope(StrEnum):
-    """Whose sigma makes an outlier."""
-
-    layer = "layer"
-    tensor = "tensor"
-
-
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 FEW = 200
 """Searches up to which `status` works out the intervals too, a few hundredths of a second for each model and task."""
 
-SweepFile = Annotated[Path, typer.Argument(readable=False, help="Sweep file (TOML); docs/sweep-file.md describes it.")]
-Out = Annotated[str, typer.Argument(help="Results directory: a path, or s3://, gs://, hdfs://.")]
-As = Annotated[Format, typer.Option("--format", help="How to print the listing.")]
+
+@app.callback()
+def program(version: Version = False) -> None:
+    """Hold the options that come before a command."""
 
 
 @app.command()
@@ -101,6 +80,7 @@ def run(
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live table.")] = False,
     adapters: Annotated[bool, typer.Option(help="Keep every finished trial's adapter.")] = True,
     shard: Annotated[str, typer.Option(help="i/n: of n drivers with one --out, the i-th from 0.")] = "0/1",
+    format: Annotated[Format, typer.Option("--format", help="How to print the result at the end.")] = Format.table,
 ) -> None:
     """Run a sweep; the same command again resumes it.
 
@@ -109,21 +89,29 @@ def run(
     from distsub.runtime import launch
 
     share = launch.parse_shard(shard)
+    print(f"checking {sweep_file.name}", flush=True)  # which loads models and data: seconds without a word otherwise
     if backend is Backend.tune:
         from distsub.runtime import connect
 
         connect.check()
     sweep, store = _open_sweep(sweep_file, out)
-    from distsub.analysis.summary import Summary
+    from distsub.analysis import standing
+    from distsub.analysis.summary import INTERVAL, Summary
 
     code = launch.run(sweep, store, backend.value, plain, adapters, out if "://" in out else None, share)
-    d90 = _told(store, Summary(sweep.searches(), sweep.policy, store, sweep.limit).d90)
-    _answers(d90)
-    print(f"results: {store.uri}")
-    told = ("task", "model", "method", "variant", "d90", "d90_outcome", "estimate_low", "estimate", "estimate_high")
-    found = d90.select(list(told))
-    print(json.dumps({"exit_code": code, "results": store.uri, "d90": found.to_pylist()}), flush=True)
-    raise typer.Exit(code)
+    if code in (INTERRUPTED, TERMINATED) and format is Format.table:
+        raise _Stopped(code)
+    summary = Summary(sweep.searches(), sweep.policy, store, sweep.limit)
+    d90 = _told(store, summary.d90)
+    found = d90.select(["task", "model", "method", "variant", "d90", "d90_outcome", *INTERVAL])
+    if format is Format.table:
+        _answers(d90)
+        _line(*standing.smallest_lines(summary.smallest), f"results: {store.uri}")
+    elif format is Format.json:
+        print(json.dumps({"exit_code": code, "results": store.uri, "d90": found.to_pylist()}), flush=True)
+    else:
+        _print(found, format)
+    raise _Stopped(code) if code in (INTERRUPTED, TERMINATED) else typer.Exit(code)
 
 
 @app.command()
@@ -375,6 +363,10 @@ def doctor(format: As = Format.table) -> None:
     raise typer.Exit(0 if healthy else 1)
 
 
+class _Stopped(SystemExit):
+    """The end of a run that was interrupted and has said so."""
+
+
 def _open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     from distsub.config import load_sweep
     from distsub.results import Store
@@ -459,7 +451,7 @@ def main(arguments: list[str] | None = None) -> Any:
         print(f"distsub: cannot use {error.filename} ({error.strerror}); give one that you may", file=sys.stderr)
         sys.exit(2)
     except (SystemExit, KeyboardInterrupt) as end:  # Typer turns the first interrupt into an exit
-        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+        if isinstance(end, SystemExit) and (end.code != INTERRUPTED or isinstance(end, _Stopped)):
             raise
         import signal
 

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "distsub"
 
 MAY_IMPORT = {
     "errors": set(),
+    "options": set(),
     "complaints": {"errors"},
     "trial": {"errors"},
     "subspace": {"errors", "trial"},
@@ -37,6 +38,7 @@ MAY_IMPORT = {
         "config",
         "runtime",
         "analysis",
+        "options",
     },
 }
 PURE = {"search": {"torch", "ray", "time", "random"}, "results": {"torch", "ray"}}
@@ -105,3 +107,20 @@ def test_reading_results_loads_nothing_heavy(tmp_path):
 
 def test_no_module_outgrows_a_reader():
     assert {p.name: n for p in MODULES if (n := len(p.read_text().splitlines())) > 480} == {}
+
+
+def test_the_package_shows_its_public_names_and_no_others():
+    code = "import distsub; print(*dir(distsub)); print(*sorted(distsub.__all__))"
+    code += "; print(all(hasattr(distsub, name) for name in dir(distsub)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shown, public, there = done.stdout.splitlines()
+    assert shown == public and there == "True"
+
+
+def test_the_version_is_said(tmp_path):
+    import distsub
+
+    done = subprocess.run(
+        [sys.executable, "-m", "distsub.cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"distsub {distsub.__version__}\n"

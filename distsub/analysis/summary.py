@@ -34,6 +34,8 @@ ADAPTERS = pa.schema(
 )
 """One saved adapter that passes; bytes are those of its files."""
 
+INTERVAL = ("estimate_low", "estimate", "estimate_high")
+
 CURVE_POINTS = 41
 """Points at which the fitted score is tabulated, evenly in log d."""
 

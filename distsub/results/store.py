@@ -44,6 +44,7 @@ class Store:
         directory: Where relative paths in the sweep file start.
         damaged: After a reading method: one line per file among the rows that is none, and why.
         loose: After a reading method: how many rows lie in files of their own.
+        num_rows: How many trials had a row when it was last read; None before.
     """
 
     def __init__(self, files: Files, fingerprint: str, sweep_text: str, directory: str = ".") -> None:
@@ -55,6 +56,11 @@ class Store:
         self.directory = directory
         self.damaged: list[str] = []
         self.loose = 0
+        self.num_rows: int | None = None
+
+    def __repr__(self) -> str:
+        """Say which directory it is, and how many rows it had when it was last read; nothing is read for it."""
+        return f"Store({self.uri!r}, {'rows not read yet' if self.num_rows is None else f'{self.num_rows} rows'})"
 
     @classmethod
     def create(cls, uri: str | os.PathLike[str], sweep_text: str, fingerprint: str, directory: str = ".") -> "Store":
@@ -237,7 +243,9 @@ class Store:
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"cannot read the observations in {self.uri} ({first_line(error)})") from error
         # Parts first: of equal rows the one that was there first stays.
-        return distinct(pa.concat_tables([schema_of(wanted).empty_table(), *parts, *loose]))
+        found = distinct(pa.concat_tables([schema_of(wanted).empty_table(), *parts, *loose]))
+        self.num_rows = found.num_rows
+        return found
 
     def row_files(self) -> list[str]:
         """List the files that are named like rows; names others in `damaged`, unfinished writes nowhere."""

@@ -5,6 +5,9 @@ import threading
 from types import FrameType
 from typing import Any
 
+INTERRUPTED = 130
+"""Exit code of a run that Ctrl-C ended early: 128 + 2."""
+
 TERMINATED = 143
 """Exit code of a run that SIGTERM ended early: 128 + 15, as a shell would say it."""
 

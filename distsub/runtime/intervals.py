@@ -23,9 +23,11 @@ class Intervals:
         """Start with the rows that are known."""
         self._members: dict[Hashable, list[Search]] = {}
         self._baseline: dict[str, list[Hashable]] = {}
-        for search in searches:
+        self._first: dict[Hashable, int] = {}
+        for index, search in enumerate(searches):
             key = _kind(search.trials_at(search.dims[0])[0])
             self._members.setdefault(key, []).append(search)
+            self._first.setdefault(key, index)
             for trial_id in search.baseline_ids:
                 users = self._baseline.setdefault(trial_id, [])
                 if key not in users:
@@ -45,14 +47,14 @@ class Intervals:
                 self._rows[key][row.trial.id] = row
                 self._stale[key] = None
 
-    def refresh(self, fresh: bool = False) -> list[tuple[str, str]]:
+    def refresh(self, fresh: bool = False) -> list[tuple[int, str]]:
         """Fit again what has new rows, as far as the time allows.
 
         Args:
             fresh: Whether all of it is wanted, however long it takes.
 
         Returns:
-            What changed: a name without seeds, and the estimate in words.
+            What changed: the position of the first search that has part in it, and the estimate in words.
         """
         changed = []
         while self._stale and (fresh or time.monotonic() >= self._again):
@@ -63,8 +65,13 @@ class Intervals:
             self._again = time.monotonic() + SHARE * (time.monotonic() - began)
             if text != self._texts.get(key, ""):
                 self._texts[key] = text
-                changed.append((self._members[key][0].name.rpartition("/")[0], text))
+                changed.append((self._first[key], text))
         return changed
+
+    @property
+    def texts(self) -> dict[int, str]:
+        """The estimates in words, by the position of the first search that has part in each."""
+        return {self._first[key]: text for key, text in self._texts.copy().items()}
 
     def text(self, search: Search) -> str:
         """Return the estimate that a search has part in, in words; empty while nothing can be said."""

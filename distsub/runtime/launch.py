@@ -6,7 +6,7 @@ import platform
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from distsub.config import Sweep
 from distsub.errors import ConfigError, UnavailableError
 from distsub.results import Store
 from distsub.results.drivers import Heartbeat
-from distsub.runtime.drain import TERMINATED, Drain
+from distsub.runtime.drain import INTERRUPTED, TERMINATED, Drain
 from distsub.search import Board, make_policy
 from distsub.search.batch import Batch
+from distsub.search.plan import make_plan
 from distsub.search.stopping import Rules, audit_of
 from distsub.trial import Observation, Trial
 
@@ -96,7 +97,7 @@ def run(
         trials: Run these instead of the searches, on the sweep's resources.
     """
     from distsub.runtime.checkpoints import clear
-    from distsub.runtime.progress import reporter_for
+    from distsub.runtime.live import reporter_for
     from distsub.runtime.worker import Place
 
     if sweep.budget.warm_start and not adapters:
@@ -116,17 +117,18 @@ def run(
         dims=tuple(sorted({d for _, (dims, _) in sweep.arms() for d in dims})) if sweep.budget.warm_start else (),
         recordings={each.trial.id: each.how for each in sweep.recordings()},
     )
-    reporter = reporter_for(board, plain, rows)
+    reporter = reporter_for(board, plain, rows, _expected(board), sweep.name)
     for line in store.damaged:
         reporter.line(f"skipped  {line}")
     share = "" if shard == ALONE else f" (shard {shard[0]}/{shard[1]})"
     reporter.line(
-        f"sweep    {sweep.name}{share}: {len(board.searches)} searches, at most {board.max_trials()} trials, "
-        f"{len(rows)} known"
+        f"sweep    {sweep.name}{share}: {len(board.searches)} searches, about {reporter.progress.total} trainings "
+        f"and at most {board.max_trials()}, {len(rows)} known"
     )
     if sweep.stops != "none" and not sweep.budget.eval_every:
         reporter.line("stopping nothing can end early: [budget] eval_every is not set")
-    with Heartbeat(store.files), reporter, Drain() as drain, _ended_by(drain):
+    # An interrupt is an end like SIGTERM, which stands for one where somebody waits: what is open says which.
+    with contextlib.suppress(KeyboardInterrupt), Heartbeat(store.files), reporter, Drain() as drain:
         if backend == "inline":
             from distsub.runtime import inline
 
@@ -137,8 +139,9 @@ def run(
             tune.run(board, store, place, reporter, rules, drain, resources)
     counts = Counter(reporter.counts)
     if not board.finished:  # Tune takes an interrupt for a wish to end early and returns as if all were done
-        reporter.line("stopped  before the end; finished trials are kept, the same command resumes")
-        return TERMINATED if drain.asked else 130
+        done = reporter.progress.done
+        reporter.line(f"stopped  before the end: {done} finished trainings are kept, the same command resumes")
+        return TERMINATED if drain.asked else INTERRUPTED
     if not board.is_spent:  # what the limit has cut short goes on from its checkpoint when the limit is raised
         clear(store)
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
@@ -154,14 +157,13 @@ def run(
     return 4 if board.is_spent else 0
 
 
-@contextlib.contextmanager
-def _ended_by(drain: Drain) -> Iterator[None]:
-    """Take an interrupt that stands for SIGTERM for the orderly end that was asked for."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not drain.asked:
-            raise
+def _expected(board: Board) -> float:
+    """Expect how many of the subspace trainings that a sweep may take it takes."""
+    if not board.searches:
+        return 1.0
+    plan = make_plan(board.searches, board.policy)
+    most = plan.most.trials - plan.baselines
+    return (plan.expected.trials - plan.baselines) / most if most else 1.0
 
 
 def stopped_text(rows: Iterable[Observation]) -> str:

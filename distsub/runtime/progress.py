@@ -1,19 +1,24 @@
-"""What a person sees while a sweep runs: a live table on a terminal, plain flushed lines everywhere else."""
+"""What a person sees while a sweep runs: plain flushed lines here, the live table of a terminal in `live`."""
 
+import math
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass, replace
 
+from distsub.results.terminal import Terminal, printable
 from distsub.runtime.intervals import Intervals
+from distsub.runtime.labels import Labels
 from distsub.search import Board, Finding, Outcome
 from distsub.trial import Observation, Trial
 
-SHOWN = 24
-"""Searches in the live table at once."""
+EVERY_S = 8.0
+"""Seconds between two lines that say how far the sweep is."""
 
-NUMBERS = ("bracket", "trials", "best", "threshold", "elapsed")
+SHOWN = 4
+"""Trainings that a line names at once."""
 
 
 def bracket_text(finding: Finding) -> str:
@@ -22,71 +27,200 @@ def bracket_text(finding: Finding) -> str:
     return f"({'-' if low is None else low}, {'-' if high is None else high}]"
 
 
-def trial_text(trial: Trial) -> str:
-    """Name a trial for people: task, method, d, step and seeds."""
-    method, seeds = trial.method, trial.seeds
-    if trial.eta is None:  # full fine-tuning, of all weights or with some disabled
-        disabled = f" {method.ablation} {method.mask}" if method.ablation else ""
-        what = f"full{disabled} lr={trial.learning_rate:g}"
-    else:
-        what = f"{method.variant or method.name} d={trial.d} eta={trial.eta:g}"
-    same = len({seeds.projection, seeds.head, seeds.data}) == 1 or trial.eta is None
-    label = f"s{seeds.data}" if same else f"s{seeds.projection}.{seeds.head}.{seeds.data}"
-    return f"{trial.task.name} {what} {label}"
-
-
 def short(trial: Trial) -> str:
     """Give the first eight digits of a trial's id: enough to find its row, `trial_id like '3f9a2b1c%'`."""
     return trial.id[:8]
 
 
-class Reporter:
-    """Prints one flushed line per event; also counts what a final summary needs."""
+def left_text(seconds: float | None) -> str:
+    """Say how long it takes yet, in minutes up to two hours."""
+    if seconds is None:
+        return "time left not known yet"
+    minutes = max(1, math.ceil(seconds / 60))
+    if minutes <= 120:
+        return f"about {minutes} minute{'s' if minutes > 1 else ''} left"
+    return f"about {round(minutes / 60)} hours left"
 
-    def __init__(self, board: Board, rows: Iterable[Observation] = ()) -> None:
+
+@dataclass(frozen=True)
+class Running:
+    """A training that runs: how far it is, and since when."""
+
+    trial: Trial
+    began: float
+    step: int = 0
+    steps: int = 1
+
+    @property
+    def share(self) -> float:
+        """How much of it is done."""
+        return min(1.0, self.step / max(1, self.steps))
+
+
+class Progress:
+    """How far a sweep is: trainings done, how many it may take, how long.
+
+    What is asked of the board is asked by `look`, in the thread of the run; what is shown from another thread is read
+    from what that has found.
+
+    Attributes:
+        done: Trainings with a result, those known before the run included.
+        left: Trainings still to come, those that run included: what the policy is expected to take of what it may.
+        waiting: Trainings that were handed out and have no slot yet.
+        slots: Trainings at once.
+    """
+
+    def __init__(self, board: Board, rows: Iterable[Observation] = (), expected: float = 1.0) -> None:
+        """Start with what the board has been told.
+
+        Args:
+            board: The searches.
+            rows: Results from before, for the seconds of a training.
+            expected: Subspace trainings that are expected, as a share of the most that they can be.
+        """
+        self._board, self._expected = board, expected
+        self._running: dict[str, Running] = {}
+        self.waiting: dict[str, Trial] = {}
+        self.slots = 1
+        self._seconds, self._ended = 0.0, 0
+        for row in rows:
+            self._measure(row)
+        self.look()
+
+    def look(self) -> None:
+        """Ask the board how far it is."""
+        baselines, probes = self._board.most_left()
+        self.done = self._board.num_observed
+        self.left = max(baselines + round(self._expected * probes), len(self._running) + len(self.waiting))
+        if probes and not self.left:
+            self.left = 1
+
+    @property
+    def total(self) -> int:
+        """Trainings in all, as far as can be told."""
+        return self.done + self.left
+
+    def hand_out(self, trial: Trial) -> None:
+        """Note a trial that waits for a slot."""
+        self.waiting[trial.id] = trial
+
+    def start(self, trial: Trial) -> None:
+        """Note a training that begins."""
+        self.waiting.pop(trial.id, None)
+        self._running[trial.id] = Running(trial, time.monotonic(), 0, trial.budget.steps)
+
+    def step(self, trial: Trial, step: int, steps: int) -> None:
+        """Note how far a training is."""
+        if trial.id not in self._running:
+            self.start(trial)
+        self._running[trial.id] = replace(self._running[trial.id], step=step, steps=steps)
+
+    def leave(self, trial: Trial) -> None:
+        """Note that a training runs no longer."""
+        self.waiting.pop(trial.id, None)
+        self._running.pop(trial.id, None)
+
+    def end(self, row: Observation) -> None:
+        """Note a result."""
+        self.leave(row.trial)
+        self._measure(row)
+        # Until the board is looked at again, which a large one is seldom.
+        self.done, self.left = self.done + 1, max(self.left - 1, len(self._running))
+
+    def _measure(self, row: Observation) -> None:
+        if row.status != "error" and row.wall_s > 0:
+            self._seconds, self._ended = self._seconds + row.wall_s, self._ended + 1
+
+    def running(self) -> list[Running]:
+        """List what runs, the longest first."""
+        return list(self._running.values())
+
+    def seconds_left(self) -> float | None:
+        """Expect how long it takes: the mean time of a training, for what is to come, on the slots."""
+        running, now = self.running(), time.monotonic()
+        if self._ended:
+            each = self._seconds / self._ended
+        else:  # none has ended: as fast as the one that is furthest
+            begun = [(now - one.began) / one.share for one in running if one.step]
+            if not begun:
+                return None
+            each = min(begun)
+        work = [each * (1 - one.share) for one in running]
+        rest = each * max(0, self.left - len(running))
+        return max([(sum(work) + rest) / max(1, min(self.slots, self.left)), *work])
+
+    @property
+    def text(self) -> str:
+        """Both in words: "3/14 trainings, about 4 minutes left"."""
+        return f"{self.done}/{self.total} trainings, {left_text(self.seconds_left())}"
+
+
+class Reporter:
+    """Prints one flushed line per event, and every few seconds how far the sweep is."""
+
+    def __init__(self, board: Board, rows: Iterable[Observation] = (), expected: float = 1.0) -> None:
         """Report on a board's searches.
 
         Args:
             board: The searches.
             rows: What is known already, for the intervals.
+            expected: Subspace trainings that are expected, as a share of the most that they can be.
         """
+        rows = list(rows)
         self.board = board
+        self.labels = Labels(board.searches)
         self.intervals = Intervals(board.searches, rows)
+        self.progress = Progress(board, rows, expected)
         self.counts: Counter[str] = Counter()
         self.began = time.monotonic()
         self._told: list[Finding] = list(board.findings())
         self._known, self._again = self._told, 0.0
+        self._closed, self._printing = threading.Event(), threading.Lock()
+        self._clock = threading.Thread(target=self._tick, daemon=True, name="distsub-progress")
+
+    def handed_out(self, trial: Trial) -> None:
+        """Note that a trial waits for a slot."""
+        self.progress.hand_out(trial)
 
     def started(self, trial: Trial) -> None:
         """Note that a trial starts."""
+        self.progress.start(trial)
 
     def stepped(self, trial: Trial, step: int, steps: int) -> None:
         """Note a training step."""
+        self.progress.step(trial, step, steps)
+        self.findings()
 
     def crashed(self, trial: Trial, reason: str) -> None:
         """Say that a trial crashed and is tried again."""
-        self.line(f"retry    {trial_text(trial)}: {reason}  [{short(trial)}]")
+        self.progress.leave(trial)
+        self.line(f"retry    {self.labels.trial(trial)}: {reason}  [{short(trial)}]")
 
     def cancelled(self, trial: Trial) -> None:
         """Say that a trial was stopped because its result no longer matters."""
+        self.progress.leave(trial)
         self.counts["cancelled"] += 1
-        self.line(f"cancel   {trial_text(trial)}  [{short(trial)}]")
+        self.event(f"cancel   {self.labels.trial(trial)}  [{short(trial)}]")
 
     def ended(self, observation: Observation) -> None:
         """Say what a trial gave, and what that changed in the searches."""
+        self.progress.end(observation)
         self.counts[observation.status] += 1
         self.intervals.add(observation)
+        trial = observation.trial
         score = "-" if observation.score is None else f"{observation.score:.4f}"
-        said = f"{observation.status:<8} {trial_text(observation.trial)}: {observation.trial.task.metric} {score}"
+        text = f"{observation.status:<8} {self.labels.trial(trial)}: {trial.task.metric} {score}"
         if observation.error or observation.status == "stopped":
-            said += f" ({observation.error or observation.stop})"
-        self.line(f"{said}  {observation.wall_s:.1f} s  [{short(observation.trial)}]")
+            text += f" ({observation.error or observation.stop})"
+        say = self.line if observation.error else self.event
+        say(f"{text}  {observation.wall_s:.1f} s  [{short(trial)}]")
         self.changes()
 
     def findings(self, fresh: bool = False) -> list[Finding]:
         """Ask every search how it stands, seldom enough to cost a twentieth of the time however many they are."""
         now = time.monotonic()
         if fresh or now >= self._again:
+            self.progress.look()
             self._known = list(self.board.findings())
             self._again = now + 20 * (time.monotonic() - now)
         return self._known
@@ -94,108 +228,44 @@ class Reporter:
     def changes(self, fresh: bool = False) -> None:
         """Say which searches moved."""
         now = self.findings(fresh)
-        for search, before, after in zip(self.board.searches, self._told, now, strict=True):
+        for index, (before, after) in enumerate(zip(self._told, now, strict=True)):
             if (before.outcome, before.bracket) != (after.outcome, after.bracket):
                 result = f"d90 = {after.d}" if after.outcome is Outcome.found else after.outcome.name
-                self.line(f"search   {search.name}: {bracket_text(after)} {result}")
+                self.event(f"search   {self.labels.name(index)}: {bracket_text(after)} {result}")
         self._told = now
-        for name, text in self.intervals.refresh(fresh):
-            self.line(f"estimate {name}: {text}")
+        for index, text in self.intervals.refresh(fresh):
+            self.event(f"estimate {self.labels.name(index, seed=False)}: {text}")
+
+    def event(self, text: str) -> None:
+        """Say what a live table shows anyway."""
+        self.line(text)
 
     def line(self, text: str) -> None:
         """Print one line at once: logs of jobs are read while they run."""
-        print(f"[{time.monotonic() - self.began:7.1f} s] {text}", flush=True)
+        text = printable(text, Terminal.of(sys.stdout))
+        with self._printing:
+            print(f"[{time.monotonic() - self.began:7.1f} s] {text}\n", end="", flush=True)
+
+    def _tick(self) -> None:
+        while not self._closed.wait(EVERY_S):
+            self.line(f"progress {self.progress.text}{self._now()}")
+
+    def _now(self) -> str:
+        """Name what runs."""
+        running = self.progress.running()
+        if not running:
+            return ""
+        named = [f"{self.labels.trial(one.trial)} step {one.step}/{one.steps}" for one in running[:SHOWN]]
+        more = f" and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
+        return f"; training {', '.join(named)}{more}"
 
     def __enter__(self) -> "Reporter":
-        """Start."""
+        """Start the clock."""
+        self._clock.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Say what was not said yet."""
+        """Stop the clock, and say what was not said yet."""
+        self._closed.set()
+        self._clock.join()
         self.changes(fresh=True)
-
-
-class LiveReporter(Reporter):
-    """Shows one line per search, refreshed in place, and the trials that run below."""
-
-    def __init__(self, board: Board, rows: Iterable[Observation] = ()) -> None:
-        """Prepare the live table."""
-        super().__init__(board, rows)
-        from rich.console import Console
-        from rich.live import Live
-
-        self._running: dict[str, tuple[Trial, int, int]] = {}
-        self._ended_at: dict[int, float] = {}
-        self._live = Live(get_renderable=self._table, console=Console(), refresh_per_second=2, transient=False)
-
-    def __enter__(self) -> "LiveReporter":
-        """Take over the terminal's last lines."""
-        self._live.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Leave the last table standing."""
-        self.findings(fresh=True)
-        self.intervals.refresh(fresh=True)
-        self._live.__exit__(None, None, None)
-
-    def started(self, trial: Trial) -> None:
-        """Show a trial among those that run."""
-        self._running[trial.id] = (trial, 0, trial.budget.steps)
-
-    def stepped(self, trial: Trial, step: int, steps: int) -> None:
-        """Show how far a trial is."""
-        self._running[trial.id] = (trial, step, steps)
-
-    def cancelled(self, trial: Trial) -> None:
-        """Take a trial off the table."""
-        self._running.pop(trial.id, None)
-        self.counts["cancelled"] += 1
-
-    def ended(self, observation: Observation) -> None:
-        """Count a result; the table shows what it changed."""
-        self._running.pop(observation.trial.id, None)
-        self.counts[observation.status] += 1
-        self.intervals.add(observation)
-        self.intervals.refresh()  # here and not in the table, which another thread draws
-        if observation.error:
-            trial = observation.trial
-            self.line(f"{observation.status} {trial_text(trial)}: {observation.error}  [{short(trial)}]")
-
-    def line(self, text: str) -> None:
-        """Print above the table."""
-        self._live.console.print(text, highlight=False)
-
-    def _table(self) -> Any:
-        from rich.console import Group
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("search", "bracket", "trials", "best", "threshold", "elapsed", "outcome", "over all seeds"):
-            table.add_column(title, justify="right" if title in NUMBERS else "left")
-        elapsed = time.monotonic() - self.began
-        known = list(enumerate(zip(self.board.searches, self.findings(), strict=True)))
-        # Open searches first: a long list must not push what moves off the screen.
-        known.sort(key=lambda item: item[1][1].outcome.is_over)
-        for index, (search, finding) in known[:SHOWN]:
-            thresholds = finding.thresholds
-            spent = self._ended_at.setdefault(index, elapsed) if finding.outcome.is_over else elapsed
-            table.add_row(
-                search.name,
-                bracket_text(finding),
-                str(finding.num_trials),
-                "-" if finding.best_score is None else f"{finding.best_score:.4f}",
-                "-" if thresholds is None else f"{thresholds.relative:.4f}",
-                f"{spent:.0f} s",
-                f"d90 = {finding.d}" if finding.outcome is Outcome.found else finding.outcome.name,
-                self.intervals.text(search),
-            )
-        lines = [f"{trial_text(trial)}  step {step}/{steps}" for trial, step, steps in list(self._running.values())[:8]]
-        counts = "".join(f", {number} {status}" for status, number in sorted(self.counts.items()))
-        more = f", {len(known) - SHOWN} more searches" if len(known) > SHOWN else ""
-        return Group(table, *lines, f"{elapsed:.0f} s{counts}{more}")
-
-
-def reporter_for(board: Board, plain: bool = False, rows: Iterable[Observation] = ()) -> Reporter:
-    """Choose the live table on a terminal, lines otherwise or when asked."""
-    return Reporter(board, rows) if plain or not sys.stdout.isatty() else LiveReporter(board, rows)

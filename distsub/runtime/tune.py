@@ -106,11 +106,11 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
     ) -> None:
         """Serve a board's trials; `losses` counts, by trial, those that Tune does not."""
         super().__init__(metric="score", mode="max")
-        self._board, self._store, self._place, self._reporter, self._rules = board, store, place, reporter, rules
+        self._board, self._store, self._place, self.reporter, self._rules = board, store, place, reporter, rules
         self.crashes, self._losses, self._retries = crashes, losses, retries
         self.slots = 1
         self.moved = False
-        crashes.told = self._crashed
+        crashes.told, crashes.starts = self._crashed, self._started
         self.running: dict[str, Trial] = {}
         self.broken: Exception | None = None
 
@@ -134,7 +134,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         if trial is None:
             return Searcher.FINISHED if not self.running and self._board.finished else None
         rule = self._rules.rule(trial)
-        self._reporter.started(trial)
+        self.reporter.handed_out(trial)
         self.running[trial_id] = trial
         return {"trial": trial_to_json(trial), "place": self._place.config(trial), "rule": rule and vars(rule)}
 
@@ -150,7 +150,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         trial = self.running.get(trial_id)
         if trial is not None and not result.get("final"):
             with self._guarded():
-                self._reporter.stepped(trial, result.get("at_step", 0), result.get("of_steps", trial.budget.steps))
+                self.reporter.stepped(trial, result.get("at_step", 0), result.get("of_steps", trial.budget.steps))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the board of a verdict; a trial that was stopped has none."""
@@ -164,26 +164,26 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         if error:
             reason = self.crashes.reason(trial_id)
             if self._lose(trial, reason, began=trial_id in self.crashes.began):
-                self._reporter.crashed(trial, reason)
+                self.reporter.crashed(trial, reason)
             return
         if result and result.get("moved"):
             self.moved = True
-            self._reporter.crashed(trial, "its node is about to go; it starts on another")
+            self.reporter.crashed(trial, "its node is about to go; it starts on another")
             return
         if result and result.get("final"):
             observation = Observation(trial, **{key: result[key] for key in TOLD})
         else:
-            self._reporter.cancelled(trial)
+            self.reporter.cancelled(trial)
             return
         self._rules.observe(observation)
         self._board.observe(observation)
-        self._reporter.ended(observation)
+        self.reporter.ended(observation)
 
     def lose_all(self, reason: str) -> None:
         """Count a loss against every trial in flight; those lost too often end in an error."""
         for trial in self.running.values():
             if self._lose(trial, reason, began=False):
-                self._reporter.crashed(trial, reason)
+                self.reporter.crashed(trial, reason)
         self.running.clear()
 
     def _lose(self, trial: Trial, reason: str, began: bool) -> bool:
@@ -203,7 +203,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         observation = failed(trial, DistsubError(reason))
         self._store.write(observation)
         self._board.observe(observation)
-        self._reporter.ended(observation)
+        self.reporter.ended(observation)
 
     def _refuse_to_go_on(self, reason: str) -> None:
         """Raise where a trial could not write its row: no other trial could either."""
@@ -211,11 +211,16 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         if name:
             raise OutputError(message)
 
+    def _started(self, trial_id: str) -> None:
+        if trial_id in self.running:
+            with self._guarded():
+                self.reporter.started(self.running[trial_id])
+
     def _crashed(self, trial_id: str, reason: str) -> None:
         with self._guarded():
             self._refuse_to_go_on(reason)
         if trial_id in self.running:
-            self._reporter.crashed(self.running[trial_id], reason)
+            self.reporter.crashed(self.running[trial_id], reason)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the table of observations is the state."""
@@ -269,10 +274,12 @@ class CrashLog(cluster.DriverOnly, tune.Callback):
         self._reasons: dict[str, str] = {}
         self.began: set[str] = set()
         self.told: Callable[[str, str], None] = lambda trial_id, reason: None
+        self.starts: Callable[[str], None] = lambda trial_id: None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a process has taken a trial on."""
         self.began.add(trial.trial_id)
+        self.starts(trial.trial_id)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note why a trial that will be tried again failed."""
@@ -337,7 +344,7 @@ def run(
 
 def _fit(searcher: "BoardSearcher", watchers: list[tune.Callback], resources: Resources, folder: str) -> None:
     """Run one Tuner to its end."""
-    searcher.slots = cluster.slots(resources)
+    searcher.slots = searcher.reporter.progress.slots = cluster.slots(resources)
     needs = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
     tuner = tune.Tuner(
         tune.with_resources(TrainTrial, needs),

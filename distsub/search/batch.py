@@ -41,6 +41,15 @@ class Batch(Board):
         """Return no threshold: every trial of the list runs to its end."""
         return ()
 
+    @property
+    def num_observed(self) -> int:
+        """How many of the trials have a result."""
+        return self._number - len(self._open)
+
+    def most_left(self) -> tuple[int, int]:
+        """Return how many trials are open, as those that are no baseline."""
+        return 0, len(self._open)
+
     def max_trials(self) -> int:
         """Return the length of the list."""
         return self._number

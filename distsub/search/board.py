@@ -96,6 +96,7 @@ class Board:
         self._heap: list[tuple[bool, int, int, int, int]] = []
         self._version = [0] * len(self.searches)
         self._taken: set[str] = set()  # trials handed out or seen running
+        self._observed: set[str] = set()
 
     def observe(self, observation: Observation) -> None:
         """Tell every search that asked for this trial; rows of nobody's trials and rows known already change nothing.
@@ -104,7 +105,10 @@ class Board:
         """
         self._spending.ended(observation)
         trial = confirmed_by(observation.trial) or observation.trial
-        for index in self._interested.get(trial.id if trial.is_baseline else lineage(trial), ()):
+        interested = self._interested.get(trial.id if trial.is_baseline else lineage(trial), ())
+        if interested:
+            self._observed.add(observation.trial.id)
+        for index in interested:
             state = self.policy.observe(self._states[index], observation)
             if state is not self._states[index]:
                 self._states[index] = state
@@ -182,6 +186,30 @@ class Board:
         """Return the number of trials that the sweep never exceeds, each shared baseline counted once."""
         probes = sum(self.policy.max_trials(search) - len(search.baseline_runs) for search in self.searches)
         return probes + len(frozenset[frozenset[str]]().union(*(search.baseline_runs for search in self.searches)))
+
+    @property
+    def num_observed(self) -> int:
+        """How many of the searches' trials have a result."""
+        return len(self._observed)
+
+    def most_left(self) -> tuple[int, int]:
+        """Return how many more full fine-tunings, and how many more others, it may take at most; asks every search."""
+        self._refresh()
+        baselines: set[frozenset[str]] = set()
+        probes = 0
+        for index, state in enumerate(self._states):
+            if not self._proposed[index] and not self._lingering[index]:
+                continue
+            search, runs = state.search, state.search.baseline_runs
+            if state.thresholds is None:
+                baselines |= {run for run in runs if len(run) > 1 or not run <= self._observed}
+            known = sum(map(len, state.probes.values())) + sum(map(len, state.again.values()))
+            probes += max(1, self.policy.max_trials(search) - len(runs) - known)
+        allowed = self._spending.trials_left
+        if allowed is None:
+            return len(baselines), probes
+        first = min(len(baselines), allowed)
+        return first, min(probes, allowed - first)
 
     def _first(self, running: Set[str]) -> Trial | None:
         """Return the best trial that is not running, and move the searches whose first choices are running on."""

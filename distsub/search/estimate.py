@@ -83,6 +83,10 @@ class Estimate:
     warnings: tuple[str, ...] = ()
     method: str = METHOD
 
+    def __repr__(self) -> str:
+        """The estimate in words, and what it rests on."""
+        return f"Estimate({self.text}; {self.num_trials} trials, {self.num_seeds} seeds)"
+
     @property
     def low_censored(self) -> bool:
         """Whether the interval reaches below the smallest d."""

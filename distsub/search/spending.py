@@ -54,6 +54,13 @@ class Spending:
         return self.limit.allows(self._hours + in_flight, len(self._begun - {trial.id}), self._expected(kind))
 
     @property
+    def trials_left(self) -> int | None:
+        """How many more trials may end, those that run included; None where that is not limited."""
+        if self.limit is None or self.limit.trials is None:
+            return None
+        return max(0, self.limit.trials - len(self._begun) + len(self.running - self._done))
+
+    @property
     def is_spent(self) -> bool:
         """Whether what runs must end now."""
         return self.limit is not None and self.limit.spent(self._hours)

@@ -128,6 +128,14 @@ class SubspaceModel(nn.Module):
         self.lending = Lending(self, set(blocks[: math.ceil(recompute * len(blocks))]))
         self.register_load_state_dict_post_hook(_forgive)
 
+    def __repr__(self) -> str:
+        """Say in one line what is held in what; `print(held.model)` shows the modules."""
+        settings, base = self.settings, type(self.model).__name__
+        return (
+            f"SubspaceModel({base}, d={settings['d']}, D={self.num_params}, method={settings['method']!r}, "
+            f"projection={settings['projection']!r})"
+        )
+
     @property
     def config(self) -> Any:
         """The base model's configuration."""

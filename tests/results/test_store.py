@@ -338,3 +338,10 @@ def test_many_damaged_files_are_counted_and_the_first_named(tmp_path, observatio
     *named, last = store.notices()
     assert all(line.startswith("skipped observations/") for line in named)
     assert last == f"skipped {20 - len(named)} more files" and len(named) < 20
+
+
+def test_it_says_what_it_is(store, observation):
+    assert repr(store) == f"Store({store.uri!r}, rows not read yet)"
+    store.write(observation(1))
+    store.read()
+    assert repr(store) == f"Store({store.uri!r}, 1 rows)"

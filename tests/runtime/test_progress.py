@@ -1,12 +1,15 @@
-import io
+import re
+import time
+from dataclasses import replace
 
-from rich.console import Console
+import pytest
 
-from distsub.config import load_sweep
+from distsub.config import load_sweep, parse_sweep
 from distsub.finetune.train import failed
 from distsub.runtime.intervals import Intervals
-from distsub.runtime.progress import LiveReporter, Reporter, bracket_text, reporter_for, trial_text
+from distsub.runtime.progress import Progress, Reporter, bracket_text, left_text
 from distsub.search import Board, make_policy
+from distsub.search.stopping import Limit
 from distsub.trial import Observation
 
 
@@ -47,15 +50,89 @@ def test_lines_name_the_trial_by_the_start_of_its_id(tiny_sweep, capsys):
     assert sum(line.endswith(f"[{trial.id[:8]}]") for line in lines) == 3
 
 
-def test_the_live_table_has_one_line_per_search(tiny_sweep):
+def test_every_few_seconds_a_line_says_how_far_it_is_also_within_one_training(tiny_sweep, monkeypatch, capsys):
+    monkeypatch.setattr("distsub.runtime.progress.EVERY_S", 0.05)
     board = board_of(tiny_sweep)
-    reporter = LiveReporter(board)
-    sink = Console(file=io.StringIO(), width=160, force_terminal=False)
-    reporter._live.console = sink
-    play(board, reporter, 64)
-    sink.print(reporter._table())
-    shown = sink.file.getvalue()
-    assert all(search.name in shown for search in board.searches) and "d90 = 64" in shown and "elapsed" in shown
+    reporter, trial = Reporter(board), board.next(set(), 1)
+
+    def told():
+        return [line.split("] progress ")[1] for line in capsys.readouterr().out.splitlines() if "] progress" in line]
+
+    with reporter:
+        time.sleep(0.3)
+        assert set(told()) == {f"0/{reporter.progress.total} trainings, time left not known yet"}
+        reporter.started(trial)
+        reporter.stepped(trial, 10, 40)
+        time.sleep(0.3)
+        lines = told()
+        assert len(lines) >= 2
+        assert re.fullmatch(
+            r"0/\d+ trainings, about \d+ minutes? left; training full lr=0.001 s0 step 10/40", lines[-1]
+        )
+    time.sleep(0.2)
+    assert told() == []  # the clock stands
+
+
+@pytest.mark.parametrize("policy", ["bisection", "adaptive", "grid"])
+@pytest.mark.parametrize("passes_from", [8, 64, 10_000])
+@pytest.mark.parametrize("confirm", [True, False])
+def test_what_is_left_comes_to_nothing_and_is_never_more_than_may_be(tiny_text, policy, passes_from, confirm):
+    sweep = parse_sweep(tiny_text.replace('"bisection"', f'"{policy}"'))
+    searches = [replace(search, confirm=confirm and policy != "grid") for search in sweep.searches()]
+    board = Board(searches, make_policy(policy))
+    most, ran = board.max_trials(), 0
+    assert sum(board.most_left()) == most and board.num_observed == 0
+    while (trial := board.next(set(), 1)) is not None:
+        assert sum(board.most_left()) >= 1 and board.num_observed + 1 <= most
+        score = 0.9 if trial.is_baseline or trial.d >= passes_from else 0.6
+        row = Observation(trial, "finished", score=score, chance=0.5, wall_s=1.0)
+        before = sum(board.most_left())
+        board.observe(row)
+        board.observe(row)
+        ran += 1
+        assert board.num_observed == ran and sum(board.most_left()) <= before
+    assert board.most_left() == (0, 0)
+
+
+def test_a_limit_is_part_of_what_is_left(tiny_sweep):
+    sweep = load_sweep(tiny_sweep)
+    board = Board(sweep.searches(), make_policy("bisection"), Limit(trials=5))
+    left = []
+    while (trial := board.next(set(), 1)) is not None:
+        board.next({trial.id}, 2)
+        left.append(sum(board.most_left()))
+        board.observe(Observation(trial, "finished", score=0.9, chance=0.5, wall_s=1.0))
+    assert left == [5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize(("slots", "minutes"), [(1, 40), (4, 10)])
+def test_the_time_left_is_that_of_the_trainings_left_on_the_slots(tiny_sweep, slots, minutes, monkeypatch):
+    board = board_of(tiny_sweep)
+    monkeypatch.setattr(board, "most_left", lambda: (0, 40))
+    rows = [Observation(board.searches[0].baseline[0], "finished", score=0.9, chance=0.5, wall_s=s) for s in (30, 90)]
+    progress = Progress(board, rows)
+    progress.slots = slots
+    assert progress.seconds_left() == 60 * minutes
+    trial = board.searches[0].trials_at(8)[0]
+    progress.start(trial)
+    progress.step(trial, 20, 40)
+    assert progress.seconds_left() == pytest.approx(60 * minutes - 30 / slots)
+    assert progress.text == f"0/40 trainings, about {minutes} minutes left"
+
+
+def test_of_what_may_be_as_much_is_expected_as_the_plan_expects(tiny_sweep):
+    board = board_of(tiny_sweep)
+    baselines, probes = board.most_left()
+    assert Progress(board, (), 0.5).left == baselines + round(probes / 2)
+
+
+def test_time_left_in_words():
+    said = [left_text(seconds) for seconds in (None, 0, 59, 61, 3600, 7200, 7300, 86400)]
+    assert said == [
+        "time left not known yet",
+        *("about 1 minute left", "about 1 minute left", "about 2 minutes left", "about 60 minutes left"),
+        *("about 120 minutes left", "about 2 hours left", "about 24 hours left"),
+    ]
 
 
 def test_many_searches_do_not_cost_a_finding_each_time(tiny_sweep, monkeypatch):
@@ -76,11 +153,11 @@ def test_many_searches_do_not_cost_a_finding_each_time(tiny_sweep, monkeypatch):
     assert 2 <= len(calls) <= 5
 
 
-def test_words(tiny_sweep, monkeypatch):
+def test_words(tiny_sweep, capsys):
     board = board_of(tiny_sweep)
     assert bracket_text(board.findings()[0]) == "(-, -]"
-    assert trial_text(board.searches[0].trials_at(8)[0]) == "tiny said d=8 eta=1 s0"
-    assert type(reporter_for(board, plain=True)) is Reporter
+    Reporter(board).line("two\nlines \x1b[2J [bold]")
+    assert capsys.readouterr().out.endswith("] two\\nlines \\x1b[2J [bold]\n")
 
 
 def test_the_interval_is_told_while_it_shrinks(tiny_sweep, capsys):

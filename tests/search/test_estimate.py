@@ -352,3 +352,8 @@ def test_searches_of_different_kinds_are_refused(measured):
         found.d_at(0)
     with pytest.raises(ConfigError, match="level = 1"):
         found.d_at(level=1)
+
+
+def test_it_says_what_it_is(measured):
+    found = measured[3].d_at()
+    assert repr(found) == f"Estimate({found.text}; {found.num_trials} trials, {found.num_seeds} seeds)"

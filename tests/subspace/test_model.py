@@ -197,3 +197,17 @@ class TestErrors:
     def test_a_head_to_keep_apart_must_exist(self, zoo):
         with pytest.raises(ConfigError, match=r"GPT2LMHeadModel has none"):
             SubspaceModel(zoo.build("GPT2LMHeadModel"), 60, head="trained")
+
+
+def test_it_says_what_it_is_in_one_line(zoo):
+    model = zoo.held("Bert", method="said")
+    settings, base = model.settings, type(model.model).__name__
+    assert (
+        repr(model)
+        == str(model)
+        == (
+            f"SubspaceModel({base}, d={settings['d']}, D={model.num_params}, method='said', "
+            f"projection={settings['projection']!r})"
+        )
+    )
+    assert model.model in list(model.children()) and len(list(model.modules())) > 20  # PyTorch sees all of it

@@ -1,0 +1,145 @@
+"""Names for people: short, each one's own, and safe on a terminal."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import TypeVar
+
+from rich.cells import cell_len
+
+from distsub.results.terminal import printable
+from distsub.search import Search
+from distsub.trial import Method, Seeds, Trial
+
+Named = TypeVar("Named", bound=Hashable)
+
+PARTS = ("task", "model", "method", "seed")
+"""What tells searches apart, in this order."""
+
+
+def shorten(names: Iterable[str], width: int) -> dict[str, str]:
+    """Cut names in the middle to a width in terminal cells; those that become alike are numbered.
+
+    >>> shorten(["a-very-long-name-1", "a-very-long-name-2", "short"], 9)
+    {'a-very-long-name-1': 'a-ve…me-1', 'a-very-long-name-2': 'a-ve…me-2', 'short': 'short'}
+    """
+    cut = dict.fromkeys(names, "")
+    taken: set[str] = set()
+    for name in sorted(cut, key=lambda name: cell_len(name) > width):  # what fits is not touched
+        made, number = _cut(name, width), 1
+        while made in taken:
+            number += 1
+            made = _cut(name, width - len(f"#{number}")) + f"#{number}"
+        taken.add(made)
+        cut[name] = made
+    return cut
+
+
+def _cut(name: str, width: int) -> str:
+    if cell_len(name) <= width:
+        return name
+    tail = head = ""
+    for first, last in zip(name, reversed(name), strict=True):  # from both ends, as long as it fits
+        if cell_len(head + first + tail) >= width:
+            break
+        head += first
+        if cell_len(head + last + tail) >= width:
+            break
+        tail = last + tail
+    return f"{head}…{tail}" if width > 0 else ""
+
+
+class Labels:
+    """Names the searches of a sweep, and their trials, by what they do not have in common.
+
+    Attributes:
+        varying: Those of `PARTS` in which the searches differ.
+        common: The other parts in words: "task mrpc, model roberta-base, seed 0".
+    """
+
+    def __init__(self, searches: Sequence[Search]) -> None:
+        """Choose the names; without searches, trials are named by all that they have."""
+        self._tasks = _apart({search.task: search.task.name for search in searches})
+        ends = Counter(_last(model) for model in {search.model for search in searches})
+        models = {(search.model, search.revision): _last(search.model) for search in searches}
+        models = {key: name if ends[name] == 1 else key[0] for key, name in models.items()}
+        self._models = _apart(models, lambda key: (f"@{key[1]}",) if key[1] else ())
+        self._methods = _apart({search.method: _method(search.method) for search in searches}, _options)
+        self._parts = [self._of(search) for search in searches]
+        several = {part for part in PARTS if len({each[part] for each in self._parts}) > 1}
+        self.varying = tuple(part for part in PARTS if part in several)
+        alike = [part for part in PARTS if part not in several]
+        self.common = ", ".join(f"{part} {each[part]}" for each in self._parts[:1] for part in alike)
+
+    def parts(self, index: int) -> dict[str, str]:
+        """Give each part of a search's name, by its position."""
+        return self._parts[index]
+
+    def name(self, index: int, seed: bool = True) -> str:
+        """Name a search, with or without its seed: mrpc/roberta-base/said/s0."""
+        *parts, last = self._parts[index].values()
+        return "/".join([*parts, f"s{last}"] if seed else parts)
+
+    def trial(self, trial: Trial) -> str:
+        """Name a trial: task and model where they differ, then method, d, step and seeds."""
+        task = self._tasks.get(trial.task, printable(trial.task.name))
+        model = self._models.get((trial.model, trial.revision), printable(_last(trial.model)))
+        which = [name for part, name in (("task", task), ("model", model)) if part in self.varying]
+        return " ".join([*(which if self._parts else [task]), self._what(trial)])
+
+    def _what(self, trial: Trial) -> str:
+        if trial.eta is None:  # full fine-tuning, of all weights or with some disabled
+            disabled = f" {trial.method.ablation} {trial.method.mask}" if trial.method.ablation else ""
+            return f"full{disabled} lr={trial.learning_rate:g} s{trial.seeds.data}"
+        method = self._methods.get(trial.method, _method(trial.method))
+        return f"{method} d={trial.d} eta={trial.eta:g} s{_seed(trial.seeds)}"
+
+    def _of(self, search: Search) -> dict[str, str]:
+        names = (
+            self._tasks[search.task],
+            self._models[search.model, search.revision],
+            self._methods[search.method],
+            _seed(search.seeds),
+        )
+        return dict(zip(PARTS, names, strict=True))
+
+
+def _last(model: str) -> str:
+    return model.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1]
+
+
+def _method(method: Method) -> str:
+    return method.variant or method.name
+
+
+def _seed(seeds: Seeds) -> str:
+    every = (seeds.projection, seeds.head, seeds.data)
+    return str(every[0]) if len(set(every)) == 1 else ".".join(map(str, every))
+
+
+def _options(method: Method) -> tuple[str, ...]:
+    """List a method's own settings, those that are words first."""
+    given = [(field.name, getattr(method, field.name)) for field in fields(method) if field.name != "name"]
+    words = [value for _, value in given if isinstance(value, str)]
+    return (*words, *(f"{name}={value:g}" for name, value in given if isinstance(value, int | float)))
+
+
+def _apart(
+    names: Mapping[Named, str], options: Callable[[Named], tuple[str, ...]] = lambda key: ()
+) -> dict[Named, str]:
+    """Clean names; to those that are alike add options in which they differ, as few as will do, or else a number."""
+    groups: dict[str, list[Named]] = {}
+    for key, name in names.items():
+        groups.setdefault(printable(name), []).append(key)
+    made: dict[Named, str] = {}
+    for name, keys in groups.items():
+        given = [options(key) for key in keys]
+        common = set(given[0]).intersection(*given)
+        own = [[printable(each) for each in one if each not in common] for one in given]
+        texts, number = [name] * len(keys), 0
+        while len(set(texts)) < len(keys) and number < max(map(len, own)):
+            number += 1
+            texts = [" ".join([name, *each[:number]]) for each in own]
+        for index, (key, text) in enumerate(zip(keys, texts, strict=True)):
+            made[key] = text if texts.index(text) == index else f"{text} #{texts[: index + 1].count(text)}"
+    return made
