@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distsub.errors import ConfigError
-from distsub.subspace import bits, guard
+from distsub.subspace import bits, guard, selftest
 from distsub.subspace import layout as layouts
 from distsub.subspace.doors import Door
 from distsub.subspace.families import Kind, assemble
@@ -55,10 +55,12 @@ class SubspaceModel(nn.Module):
         match_norms: Give each tensor's rows of a random P the size of the last snapshot's update there.
         recompute: Share of the blocks, from the first on, whose activations are computed again in the backward pass
             instead of kept; the same gradient to the bit, for less memory and more time.
+        check: Compare loss and gradient with the plain model's on one tiny batch, once for each kind of model in a
+            process; see `selftest`.
 
     Raises:
         DimensionError: d does not exceed the number of scales, or exceeds D.
-        ConfigError: An option is unknown.
+        ConfigError: An option is unknown, or the model cannot be held (see `check`).
         TrajectoryError: The snapshots are of another layout.
     """
 
@@ -80,6 +82,7 @@ class SubspaceModel(nn.Module):
         snapshots: Snapshots | None = None,
         match_norms: bool = False,
         recompute: float = 1 / 6,
+        check: bool = True,
     ) -> None:
         """Lay the model out, draw P and hook the units."""
         super().__init__()
@@ -127,6 +130,9 @@ class SubspaceModel(nn.Module):
         blocks = [number for number, unit in enumerate(self.units) if unit.block]
         self.lending = Lending(self, set(blocks[: math.ceil(recompute * len(blocks))]))
         self.register_load_state_dict_post_hook(_forgive)
+        if check:
+            selftest.verify(self)
+            self.coordinates.grad = self.scales.grad = None
 
     def __repr__(self) -> str:
         """Say in one line what is held in what; `print(held.model)` shows the modules."""

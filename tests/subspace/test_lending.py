@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from distsub.errors import ConfigError
+from distsub.subspace import selftest
 from distsub.subspace.model import SubspaceModel
 
 APART = {"scope": "layer", "embeddings": "frozen", "head": "trained"}
@@ -474,3 +475,63 @@ def _checkpoint(reentrant: bool) -> Any:
     from functools import partial
 
     return partial(checkpoint, use_reentrant=reentrant)
+
+
+class TestSelfTest:
+    class Stray(nn.Module):
+        """Reads a weight where nobody sees it: by its memory."""
+
+        def __init__(self, config) -> None:
+            super().__init__()
+            self.config, self.main_input_name = config, "input_ids"
+            self.table, self.out = nn.Embedding(20, 8), nn.Linear(8, 3)
+            self.hidden = {"out": self.out.weight.data}
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor]:
+            hidden = self.table(input_ids)
+            return (self.out(hidden) + nn.functional.linear(hidden, self.hidden["out"]),)
+
+        def right(self) -> "TestSelfTest.Stray":
+            self.hidden = {"out": torch.eye(3, 8)}
+            return self
+
+    def config(self) -> Any:
+        from transformers import PretrainedConfig
+
+        return PretrainedConfig(vocab_size=20)
+
+    def test_a_model_that_cannot_be_held(self, zoo):
+        class Detached(self.Stray):
+            def forward(self, input_ids, attention_mask):
+                weight = self.out._parameters["weight"]
+                hidden = self.table(input_ids)
+                with torch._C.DisableTorchFunction():
+                    extra = nn.functional.linear(hidden, weight)
+                return (self.out(hidden) + extra,)
+
+        with pytest.raises(ConfigError, match=r"cannot be held in a subspace as it is.*the gradient is off by"):
+            SubspaceModel(Detached(self.config()), 20)
+        SubspaceModel(Detached(self.config()), 20, check=False)
+        SubspaceModel(self.Stray(self.config()).right(), 20)
+
+    def test_it_leaves_no_trace(self, zoo):
+        base = zoo.build("Bert").train()
+        before = {name: tensor.clone() for name, tensor in base.named_buffers()}
+        selftest._passed.clear()
+        state = torch.get_rng_state()
+        model = SubspaceModel(base, 60, head="trained")
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in base.named_buffers())
+        assert all(p.grad is None for p in model.parameters())
+        assert model.model.bert.embeddings.word_embeddings.padding_idx == 0
+
+    def test_once_for_each_kind_of_model(self, zoo, monkeypatch):
+        selftest._passed.clear()
+        runs, once = [], selftest._held
+        monkeypatch.setattr(selftest, "_held", lambda *args: runs.append(args) or once(*args))
+        for d in (20, 30, 40):
+            SubspaceModel(zoo.build("Bert"), d)
+        assert len(runs) == 1
+        SubspaceModel(zoo.build("Bert", num_hidden_layers=1), 20)
+        SubspaceModel(zoo.build("Bert"), 20, "said")
+        assert len(runs) == 3
