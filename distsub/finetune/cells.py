@@ -50,7 +50,9 @@ def need(present: Sequence[str], columns: Sequence[str]) -> None:
     """
     for name in columns:
         if name not in present:
-            raise DataError(f'has no column "{name}"; {nearest(name, present)}')
+            # One line, whatever stands in the first one of a file that has no header.
+            shown = ["".join(letter if letter.isprintable() else "?" for letter in each[:60]) for each in present[:30]]
+            raise DataError(f'has no column "{name}"; {nearest(name, shown)}')
         if list(present).count(name) > 1:
             raise DataError(f'has more than one column "{name}"; keep one')
 

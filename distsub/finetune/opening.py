@@ -116,6 +116,10 @@ def first_bytes(path: Path) -> bytes:
         start = stream.read(4096)
     if foreign := _starting(start, _FOREIGN):
         raise DataError(f"is {foreign}")
+    if _starting(start, _COMPRESSED):
+        raise DataError("is compressed twice; unpack it once")
+    if start[257:262] == b"ustar":
+        raise DataError("is a tar archive; unpack it")
     return start
 
 
@@ -177,9 +181,14 @@ def _undecodable(path: Path, encoding: str) -> UndecodableError:
             except UnicodeDecodeError as error:
                 where = f"line {number}: not UTF-8 (byte 0x{line[error.start]:02x})"
                 try:
-                    around = line[max(0, error.start - 15) : error.start + 15].decode("cp1252").strip()
+                    around = line[max(0, error.start - 15) : error.start + 15].decode("cp1252")
                 except UnicodeDecodeError:
+                    around = ""
+                around = " ".join(around.split())
+                if not around or min(around) < " ":
+                    # Not text at all: and no message sends control characters to a terminal.
                     return UndecodableError(f"{where}; {advice}")
+                around = "".join(letter if letter.isprintable() else "?" for letter in around)
                 found = UndecodableError(
                     f'{where}; in cp1252 it is "{around}": if that is right set encoding = "cp1252", or save as UTF-8'
                 )
