@@ -16,18 +16,19 @@ PACKAGE = ROOT / "distsub"
 
 MAY_IMPORT = {
     "errors": set(),
+    "files": {"errors"},
     "options": set(),
     "complaints": {"errors"},
     "trial": {"errors"},
     "subspace": {"errors", "trial"},
-    "finetune": {"errors", "trial", "subspace"},
+    "finetune": {"errors", "files", "trial", "subspace"},
     "search": {"errors", "trial"},
-    "results": {"errors", "trial"},
+    "results": {"errors", "files", "trial"},
     "methods": {"errors", "trial"},
     "task_table": {"errors", "methods", "trial", "finetune"},
     "config": {"errors", "complaints", "methods", "task_table", "trial", "search", "finetune"},
-    "runtime": {"errors", "trial", "subspace", "finetune", "search", "results", "config"},
-    "analysis": {"errors", "trial", "subspace", "finetune", "search", "results"},
+    "runtime": {"errors", "files", "trial", "subspace", "finetune", "search", "results", "config"},
+    "analysis": {"errors", "files", "trial", "subspace", "finetune", "search", "results"},
     "cli": {
         "errors",
         "trial",

@@ -19,6 +19,7 @@ from distsub.analysis.recurrence import recurrence_table
 from distsub.analysis.transfer import geometry_tables, layer_geometry, transfer_table
 from distsub.analysis.updates import Say, Update, blocks, learned_updates, recorded, root_of
 from distsub.errors import AdapterError, ConfigError, DataError, OutputError, TrajectoryError, nearest
+from distsub.files import first_line
 from distsub.finetune import ablate, pretrained, trajectory
 from distsub.results import Store, figures
 from distsub.results.analyses import (
@@ -30,7 +31,6 @@ from distsub.results.analyses import (
     read_analysis,
     write_part,
 )
-from distsub.results.files import first_line
 from distsub.subspace import layout
 from distsub.trial import Ablation, Method, Observation, Recording, Trial
 

@@ -1,8 +1,8 @@
 """What is known: one row per trial in Arrow, the store that keeps the rows, SQL over them, and the report."""
 
+from distsub.files import Files
 from distsub.results.compact import compact
 from distsub.results.curves import curve_figure
-from distsub.results.files import Files
 from distsub.results.listing import render, render_facts, write_out
 from distsub.results.published import published_tables
 from distsub.results.report import write_report

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import pyarrow as pa
 
 from distsub.errors import OutputError
-from distsub.results.files import Files, first_line
+from distsub.files import Files, first_line
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 _NAME = pa.dictionary(pa.int32(), pa.string())

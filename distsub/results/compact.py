@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import pyarrow as pa
 
 from distsub.errors import OutputError
-from distsub.results.files import first_line
+from distsub.files import first_line
 from distsub.results.rows import FINAL, distinct, encode, ranks
 from distsub.results.schema import OBSERVATIONS
 from distsub.results.store import LOCK, PARTS, ROWS, Store, digest

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub.results.files import Files
+from distsub.files import Files
 
 FOLDER = "drivers"
 EVERY_S, STALE_S = 15.0, 120.0

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.errors import OutputError
+from distsub.files import Files, first_line
 from distsub.results.curves import curve_figure, panel_of
-from distsub.results.files import Files, first_line
 from distsub.results.listing import render, size_text
 from distsub.results.schema import METHOD_COLUMNS, SEARCHES
 from distsub.results.terminal import printable

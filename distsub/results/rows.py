@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
-from distsub.results.files import first_line
+from distsub.files import first_line
 from distsub.results.schema import D_AND_ETA, OBSERVATIONS, SCHEMA_VERSION, trial_from_json
 from distsub.trial import Trial
 

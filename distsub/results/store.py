@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.errors import OutputError
-from distsub.results.files import Files, first_line
+from distsub.files import Files, first_line
 from distsub.results.rows import KIN, NAME, RANK, distinct, encode, parse_part, parse_row, schema_of, series
 from distsub.results.schema import ANSWERS, OBSERVATIONS, RECORD, SCHEMA_VERSION, TrialReader, from_row, to_table
 from distsub.trial import Observation, Trial

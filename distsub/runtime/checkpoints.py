@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from distsub.files import Files
 from distsub.finetune.checkpoint import Checkpoint
 from distsub.finetune.train import Progress
 from distsub.results import Store
-from distsub.results.files import Files
 from distsub.search.stopping import Rule, audited
 from distsub.trial import Observation, Trial
 

@@ -20,10 +20,10 @@ import torch
 
 from distsub.config import Sweep
 from distsub.errors import ConfigError, OutputError, TrajectoryError
+from distsub.files import Files, first_line
 from distsub.finetune import data, pretrained, trajectory
 from distsub.finetune.train import Progress, finish
 from distsub.results import Store
-from distsub.results.files import Files, first_line
 from distsub.runtime.checkpoints import EVERY_S, Kept, judged
 from distsub.subspace.trajectory import Snapshots
 from distsub.trial import Observation, Recording, Trial

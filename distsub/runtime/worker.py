@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from distsub.errors import AdapterError, OutputError
+from distsub.files import first_line
 from distsub.finetune import ablate, train
 from distsub.results import Store
-from distsub.results.files import first_line
 from distsub.runtime.checkpoints import EVERY_S, Kept, judged
 from distsub.runtime.recording import provide, row_of
 from distsub.search.stopping import Rule

@@ -265,7 +265,7 @@ def test_secrets_are_in_no_row_no_log_and_no_copy(tmp_path, tiny_text, bucket, w
 
 def test_a_refused_address_does_not_show_its_credentials():
     from distsub.errors import OutputError
-    from distsub.results.files import Files
+    from distsub.files import Files
 
     for address in (
         f"nosuch://key:{SECRET}@bucket/x",

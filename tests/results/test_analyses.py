@@ -5,8 +5,8 @@ import pytest
 from pyarrow import parquet
 
 from distsub.errors import OutputError
+from distsub.files import Files
 from distsub.results.analyses import SPECTRA, TABLES, analysis_tables, read_analysis, write_part
-from distsub.results.files import Files
 from distsub.results.sql import query
 
 

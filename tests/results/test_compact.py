@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet as pq
 
+from distsub.files import Files
 from distsub.results.compact import compact
-from distsub.results.files import Files
 from distsub.results.schema import OBSERVATIONS
 from distsub.results.store import Store
 

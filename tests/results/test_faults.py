@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from distsub import files as module
 from distsub.errors import OutputError
-from distsub.results import files as module
 from distsub.results.compact import compact
 from distsub.results.store import Store
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ray import cloudpickle
 
 from distsub.config import Resources, parse_sweep
+from distsub.files import Files
 from distsub.results import Store
-from distsub.results.files import Files
 from distsub.results.schema import trial_from_json
 from distsub.runtime import tune
 from distsub.runtime.drain import Drain

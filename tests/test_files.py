@@ -8,7 +8,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from distsub.errors import OutputError
-from distsub.results.files import Files
+from distsub.files import Files
 
 
 def memory() -> Files:
