@@ -76,7 +76,9 @@ def _elements(text: str, number: int) -> Iterator[tuple[str, dict[str, Any]]]:
                 at = error.pos if isinstance(error, JSONDecodeError) else at
                 raise DataError(f"{line()}: {_why(error, text[at:])}") from error
             count += 1
-            yield f"element {count}", _object(row, f"{line()}, element {count}")
+            # The line is counted for an error alone: from the start, for every element, it would take hours.
+            fault = type(row) is not dict or _TWICE in row
+            yield f"element {count}", _object(row, f"{line()}, element {count}" if fault else "")
             at = _skip(text, end)
             mark, at = text[at : at + 1], _skip(text, at + 1)
             if mark == "]":

@@ -201,6 +201,16 @@ def test_the_same_rows_from_every_format(tmp_path, way, where):
     assert splits.dataset_hash == reference.dataset_hash
 
 
+@pytest.mark.timeout(120)
+def test_a_long_array_takes_time_in_proportion(tmp_path):
+    # Counting lines from the start for every element took hours for 400,000 of them, and here minutes.
+    count = 60_000
+    (tmp_path / "rows.json").write_text(
+        "[" + ",\n".join(json.dumps({"text": "word " * 40, "label": i % 2}) for i in range(count)) + "]"
+    )
+    assert len(texts_of(tmp_path / "rows.json", holdout=1)) == count
+
+
 @pytest.mark.parametrize("packed", PACKED)
 @pytest.mark.parametrize("way", ["csv", "json lines", "parquet int8", "arrow stream"])
 @pytest.mark.parametrize("named", [True, False])
