@@ -76,6 +76,9 @@ OBSERVATIONS = pa.schema(
         ("task_num_labels", _INT),
         ("task_labels", pa.list_(_TEXT)),
         ("task_empty", _TEXT),
+        ("task_separator", _TEXT),
+        ("task_quote", _TEXT),
+        ("task_encoding", _TEXT),
         ("task_train", _TEXT),
         ("task_validation", _TEXT),
         ("task_where", pa.list_(pa.struct([("column", _TEXT), ("value", _TEXT)]))),
@@ -346,10 +349,10 @@ def to_table(observation: Observation) -> pa.Table:
     row |= {f"{name}_seed": seed for name, seed in dataclasses.asdict(trial.seeds).items()}
     row |= {"task": task.name, "metric": task.metric}
     row |= {
-        f"task_{name}": getattr(task, name)
-        for name in ("source", "config", "revision", "text", "label", "num_labels", "train", "validation", "holdout")
+        f"task_{field.name}": getattr(task, field.name)
+        for field in dataclasses.fields(Task)
+        if field.name not in ("name", "metric", "where")
     }
-    row |= {"task_labels": task.labels, "task_empty": task.empty}
     row["task_where"] = [{"column": column, "value": value} for column, value in task.where]
     row |= {"method": method.name, "block_length": method.block_length}
     row |= {name: getattr(method, name) for name in (*METHOD_COLUMNS[1:], *_LEARNED_COLUMNS, *_ABLATION_COLUMNS)}

@@ -177,7 +177,10 @@ def _expect(members: Sequence[Search], policy: Policy, slots: int) -> tuple[floa
         eta_best=math.exp(math.fsum(map(math.log, one.etas)) / len(one.etas)),
         rate_best=rates[len(rates) // 2],
     )
-    beyond = math.log(curve.crossing(one.etas, rates, one.fraction))
+    crossing = curve.crossing(one.etas, rates, one.fraction)
+    if not 0.0 < crossing < math.inf:  # a fraction so low that guessing reaches it, or out of reach: nothing to expect
+        return float(bound * len(members)), math.ceil(bound * len(members) / slots)
+    beyond = math.log(crossing)
     trials = rounds = 0
     for k in range(WORLDS):
         place = first + (k + 0.5) / WORLDS * (last - first)

@@ -184,7 +184,7 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
             if known is None or (known[0].merge(result), bool(known[1].predicted)) != (known[0], True):
                 merged = known[0].merge(result) if known else result
                 best[trial.id] = (merged, observation if merged == result else known[1])  # type: ignore[index]
-    found = [(result, observation) for _, (result, observation) in sorted(best.items(), key=lambda item: item[0])]
+    found = sorted(best.values(), key=lambda pair: _by_value(pair[1].trial))
     rows = [Row(o.trial, r.status, r.score, o) for r, o in found if r.score is not None]
     candidates = _candidates(found)
     subspace = tuple(row for row in rows if not row.trial.is_baseline and row.trial.eta in candidates)
@@ -194,6 +194,12 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
     warnings = _warnings(subspace, baseline, chances) + _divergence(found, candidates) + _tries(searches, rates)
     rates_run = tuple(sorted({row.trial.learning_rate for row in baseline}))
     return Rows(subspace, baseline, candidates, rates_run, chance, warnings)
+
+
+def _by_value(trial: Trial) -> tuple[float, float, float, tuple[int, int, int], str]:
+    """Order the trials of one condition by what they are, so that a renamed path gives the same estimate to the bit."""
+    seeds = (trial.seeds.projection, trial.seeds.head, trial.seeds.data)
+    return trial.d or 0.0, trial.eta or 0.0, trial.learning_rate, seeds, trial.id
 
 
 def _kind(trial: Trial) -> tuple[object, ...]:

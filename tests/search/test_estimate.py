@@ -302,6 +302,19 @@ def test_a_bound_alone_moves_the_estimate(measured):
     assert estimate(these, [*rows, high]).d < found.d_at().d < estimate(these, [*rows, low]).d
 
 
+@pytest.mark.parametrize("name", ["a", "/elsewhere/model", "zz"])
+def test_a_renamed_model_changes_no_bit_of_the_estimate(measured, name):
+    """Ids change with the name; what is drawn for a row must not."""
+    _, these, rows, found = measured
+
+    def rename(trial):
+        return replace(trial, model=name)
+
+    moved = [replace(each, model=name, baseline=tuple(map(rename, each.baseline))) for each in these]
+    there = [replace(row, trial=rename(row.trial)) for row in reversed(rows)]
+    assert fit(moved, there).d_at() == found.d_at()
+
+
 def test_confirmations_with_fresh_seeds_enter():
     curve, these = Curve(seed=5), searches(1)
     rows = run(curve, these)

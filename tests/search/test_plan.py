@@ -26,6 +26,14 @@ def test_most_is_the_boards_bound_and_expected_is_less(searches, policy):
     assert plan.most.hours is plan.most.price is plan.expected.wall_hours is None
 
 
+@pytest.mark.parametrize("fraction", [0.01, 0.4, 0.9, 1.0])
+def test_a_fraction_that_guessing_reaches_has_an_expectation_too(bench, fraction):
+    """The simulated curve then crosses nowhere: what is expected is the bound."""
+    search = bench.search(24, 3, baseline=bench.baselines((1e-5, 2e-5), seeds=1), fraction=fraction)
+    plan = make_plan([search], Bisection())
+    assert 0 < plan.expected.trials <= plan.most.trials
+
+
 def test_adaptive_is_expected_to_be_cheaper(searches):
     """The order of the policies."""
     trials = [make_plan(searches, policy).expected.trials for policy in (Adaptive(), Bisection(), Grid())]
