@@ -228,7 +228,7 @@ class Curve:
 
 
 def _name(trial: Trial) -> str:
-    """Name a trial whatever training means: a new IDENTITY_VERSION leaves synthetic worlds, and their figures, alone."""
+    """Name a trial whatever training means: a new IDENTITY_VERSION leaves synthetic worlds and their figures alone."""
     return hashlib.sha256(json.dumps({"version": 1, **canonical(trial)}, sort_keys=True).encode()).hexdigest()[:16]
 
 
