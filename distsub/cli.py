@@ -29,7 +29,6 @@ app = typer.Typer(
     "130 interrupted, 143 ended by SIGTERM.",
 )
 
-
 INTERRUPTED, TERMINATED = 130, 143
 
 FEW = 200
@@ -296,6 +295,8 @@ def outliers(
         masks = study.make_masks(store, updates, of=of or ["intrinsic"], scope=scope.value, k=k)
         trials = study.ablation_trials(updates, masks, edits)
         code = launch.run(sweep, store, backend.value, plain, trials=trials)
+        if code in (INTERRUPTED, TERMINATED):
+            raise _Stopped(code)
     ablations = study.compare_ablations(store, store.read())
     _print(study.outlier_listing(store, updates), format)
     if ablations.num_rows and format is Format.table:
@@ -451,11 +452,13 @@ def main(arguments: list[str] | None = None) -> Any:
         print(f"distsub: cannot use {error.filename} ({error.strerror}); give one that you may", file=sys.stderr)
         sys.exit(2)
     except (SystemExit, KeyboardInterrupt) as end:  # Typer turns the first interrupt into an exit
-        if isinstance(end, SystemExit) and (end.code != INTERRUPTED or isinstance(end, _Stopped)):
+        if isinstance(end, SystemExit) and not (end.code == INTERRUPTED or isinstance(end, _Stopped)):
             raise
         import signal
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # who presses again while this ends means the same
+        if isinstance(end, _Stopped):
+            raise
         print("distsub: interrupted; finished trials are kept, the same command resumes", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
