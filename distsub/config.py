@@ -29,7 +29,19 @@ from distsub.methods import Context, MethodTable, NonNegativeInt, PositiveInt, T
 from distsub.search import FRESH, PUBLISHED_RATIO, EtaChoice, Search, log_grid
 from distsub.search.stopping import Limit, Mode
 from distsub.task_table import TaskTable, absolute
-from distsub.trial import IDENTITY_VERSION, Budget, Method, Recording, Seeds, Span, Task, Trial, canonical, later
+from distsub.trial import (
+    IDENTITY_VERSION,
+    Budget,
+    HeadFrom,
+    Method,
+    Recording,
+    Seeds,
+    Span,
+    Task,
+    Trial,
+    canonical,
+    later,
+)
 
 Policy = Literal["adaptive", "bisection", "grid"]
 
@@ -45,6 +57,7 @@ class Model:
 
     name: str
     revision: str | None = None
+    head_from: HeadFrom = later("seed")
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,7 @@ class Sweep:
                 task=task,
                 model=model.name,
                 revision=model.revision,
-                method=method.on(task),
+                method=dataclasses.replace(method.on(task), head_from=model.head_from),
                 seeds=seeds,
                 budget=self.budget,
                 dims=dims,
@@ -170,7 +183,9 @@ class Sweep:
         for search in self.searches():
             trial = search.trials_at(search.dims[0])[0]
             if self.trajectory is not None:
-                own = dataclasses.replace(trial, method=Method("did", span=self.trajectory))
+                own = dataclasses.replace(
+                    trial, method=Method("did", span=self.trajectory, head_from=search.method.head_from)
+                )
                 found.update(dict.fromkeys(own.recordings))
             found.update(dict.fromkeys(trial.recordings))
         return tuple(found)
@@ -185,10 +200,11 @@ class Sweep:
         Returns:
             Every learning rate under every head and data seed. There is no projection: its seed is 0.
         """
+        whole = Method("full", head_from=model.head_from)
         seeds = dict.fromkeys(dataclasses.replace(seeds, projection=0) for seeds in self.seeds)
         budget = dataclasses.replace(self.budget, warm_start=False)  # nothing is smaller: the same trial either way
         return tuple(
-            Trial(model.name, task, Method("full"), None, rate, None, each, budget, model.revision)
+            Trial(model.name, task, whole, None, rate, None, each, budget, model.revision)
             for each in seeds
             for rate in self.baseline_learning_rates
         )
@@ -265,6 +281,7 @@ class _Model(Table):
     name: str | None = None
     path: str | None = None
     revision: str | None = None
+    head_from: HeadFrom = Model.head_from
 
     @model_validator(mode="after")
     def _one_place(self) -> "_Model":
@@ -278,7 +295,7 @@ class _Model(Table):
         name = self.path or self.name or ""
         local = self.path is not None or name.startswith((".", "/", "~"))
         local = local or (self.revision is None and (directory / name / "config.json").is_file())
-        return Model(absolute(name, directory) if local else name, self.revision)
+        return Model(absolute(name, directory) if local else name, self.revision, self.head_from)
 
 
 class _Seeds(Table):

@@ -23,6 +23,7 @@ DEFAULT_PROJECTION = "partition"
 Ablation = Literal["zero", "hold", "reset"]
 Empty = Literal["refuse", "drop", "keep"]
 Head = Literal["in_subspace", "trained", "frozen"]
+HeadFrom = Literal["seed", "checkpoint"]
 Status = Literal["finished", "diverged", "stopped", "error"]
 
 
@@ -125,6 +126,7 @@ class Method:
             full), "hold" (zero there before and after every step) or "reset" (fine-tuned in full, then put back to
             theta_0 there).
         mask: Content hash of the positions that are disabled, masks/<mask>.safetensors in the results.
+        head_from: Where the head of theta_0 comes from: its seed, or the checkpoint, which may solve the task already.
     """
 
     name: str
@@ -142,9 +144,17 @@ class Method:
     match_norms: bool = later(False)
     ablation: Ablation | None = later(None)
     mask: str | None = later(None)
+    head_from: HeadFrom = later("seed")
 
     @property
     def variant(self) -> str | None:
+        """Name the way of training for people, and a head that is the checkpoint's own; None for plain methods."""
+        if self.head_from == "checkpoint":
+            return f"{replace(self, head_from='seed').variant or self.name}, checkpoint's head"
+        return self._way
+
+    @property
+    def _way(self) -> str | None:
         """Name the way of training for people: "freeze", "random", "intrinsic zhang2023"; None for whole-model methods.
 
         What is usual for subspaces of the layers is not said: differences, one theta, frozen embeddings.
@@ -316,9 +326,8 @@ class Trial:
             if span.leave_out and task == self.task:
                 continue
             seeds = Seeds(0, self.seeds.head + source.shift, self.seeds.data + source.shift)
-            full = Trial(
-                self.model, task, Method("full"), None, span.learning_rate, None, seeds, span.budget, self.revision
-            )
+            whole = Method("full", head_from=self.method.head_from)
+            full = Trial(self.model, task, whole, None, span.learning_rate, None, seeds, span.budget, self.revision)
             found.append(Recording(full, span.every, span.checkpoints, span.dtype))
         return tuple(found)
 

@@ -135,7 +135,7 @@ def edited(finished, tmp_path, old, new):
         ("num_labels = 2", "num_labels = 1\n", "metric"),
         ("dims = [8, 16, 64, 256]", "dims = [4, 16]", "4 scales"),
         ("dims = [8, 16, 64, 256]", "dims = [8, 100000]", "D = 20866"),
-        ("max_length = 16", "max_length = 64", "max_length = 64 is more than"),
+        ("max_length = 16", "max_length = 2", "max_length = 2 leaves no room for a word"),
         ('models = [{ path = "', 'models = [{ path = "/nowhere', "no directory"),
         ('name = "tiny"\npath', 'name = "mrpc"\n#', "mrpc"),
         ("etas = [1.0, 3.0]", "etas = []", "etas"),

@@ -32,7 +32,7 @@ from distsub.results.analyses import (
     write_part,
 )
 from distsub.subspace import layout
-from distsub.trial import Ablation, Method, Observation, Recording, Trial
+from distsub.trial import Ablation, Observation, Recording, Trial
 
 MODE_COLUMNS = (
     "task", "variant", "d", "metric", "chance", "seeds", "score", "score_low", "score_high", "full", "difference",
@@ -245,7 +245,7 @@ def ablation_trials(updates: Sequence[Update], masks: pa.Table, edits: Sequence[
         assert whole is not None, "masks are made of updates that name a full fine-tuning"
         trials[whole] = None
         for edit in edits:
-            trials[replace(whole, method=Method("full", ablation=edit, mask=row["mask"]))] = None
+            trials[replace(whole, method=replace(whole.method, ablation=edit, mask=row["mask"]))] = None
     return list(trials)
 
 

@@ -160,7 +160,9 @@ def _trajectory(path: str | os.PathLike[str], recording: Recording) -> Update:
         trial = recording.trial
         prepared = pretrained.prepare(trial.model, trial.revision)
         recorded = trajectory.load(path)
-        base = pretrained.build(prepared, recorded.meta["num_labels"], trial.seeds.head)
+        base = pretrained.build(
+            prepared, recorded.meta["num_labels"], trial.seeds.head, head_from=trial.method.head_from
+        )
         last = recorded.updates[-1]
         for name, entries in blocks(layout.entries(base)):
             yield Layer(

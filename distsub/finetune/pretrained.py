@@ -23,12 +23,13 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from distsub.errors import AdapterError, UnavailableError
+from distsub.errors import AdapterError, ConfigError, UnavailableError
 from distsub.finetune import checkpoints, explain
 from distsub.finetune.addresses import SMALL_FILES, locate
 from distsub.finetune.fit import fit_padding, fit_tokenizer, init_head
 from distsub.subspace import adapter, layout
 from distsub.subspace.model import SubspaceModel
+from distsub.trial import HeadFrom
 
 _FORMAT = 3  # of a directory in the cache
 
@@ -198,28 +199,41 @@ def _load(prepared: Prepared, **settings: Any) -> tuple[Any, set[str]]:
     return model, fresh
 
 
-def build(prepared: Prepared, num_labels: int, head_seed: int, private: bool = False) -> nn.Module:
-    """Load a sequence classifier on memory-mapped weights, with a head from its seed.
+def build(
+    prepared: Prepared, num_labels: int, head_seed: int, private: bool = False, head_from: HeadFrom = "seed"
+) -> nn.Module:
+    """Load a sequence classifier on memory-mapped weights, with a head from its seed or the checkpoint's own.
 
     Args:
         prepared: From `prepare`.
         num_labels: Classes; 1 means regression.
-        head_seed: Seed of the head, and of what else the checkpoint does not carry. A head that it carries is of
-            another task, and not used.
+        head_seed: Seed of the head, and of what else the checkpoint does not carry.
         private: Copy the weights, so that they may be trained.
+        head_from: "seed" makes a head anew that the checkpoint carries; "checkpoint" keeps it.
 
     Returns:
         A transformers model in float32, in training mode.
 
     Raises:
         UnavailableError: transformers cannot make a sequence classifier of it.
+        ConfigError: The checkpoint has no head for so many labels.
     """
     problem = "regression" if num_labels == 1 else "single_label_classification"
     try:
         model, fresh = _load(prepared, num_labels=num_labels, problem_type=problem, return_dict=True)
     except UnavailableError as error:
         raise UnavailableError(f"model {prepared.name!r}: {error}") from None
-    init_head(model, fresh | layout.head_names(model), head_seed)
+    heads = layout.head_names(model)
+    if head_from == "seed":
+        fresh |= heads
+    elif not heads or heads & fresh:
+        wanted = f"{num_labels} labels" if num_labels > 1 else "regression"
+        lacking = min(heads & fresh, default="a head outside the base model")
+        raise ConfigError(
+            f'model {prepared.name!r}: head_from = "checkpoint", but the checkpoint has no head for {wanted}: it lacks '
+            f"{lacking}, or has it in another shape; leave head_from out"
+        )
+    init_head(model, fresh, head_seed)
     if private:
         for owner in model.modules():
             for key, parameter in owner._parameters.items():
@@ -284,7 +298,8 @@ def load_adapter(directory: str | os.PathLike[str], results: str | os.PathLike[s
     if config["base_model"] is None or config["num_labels"] is None:
         raise AdapterError(f"{directory} does not say its base model; build it yourself and use from_pretrained")
     prepared = prepare(config["base_model"], config["revision"])
-    base = build(prepared, config["num_labels"], config["head_seed"] or 0)
+    head_from = config.get("head_from") or "seed"
+    base = build(prepared, config["num_labels"], config["head_seed"] or 0, head_from=head_from)
     made_of, snapshots = config["settings"].get("snapshots"), None
     if made_of is not None:
         root = Path(directory).resolve().parents[1] if results is None else Path(results)

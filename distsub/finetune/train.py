@@ -239,7 +239,7 @@ def build_model(
     """
     full, method = trial.method.name == "full", trial.method
     labels = trial.task.num_labels or data.num_labels(trial.task)
-    base = pretrained.build(prepared, labels, trial.seeds.head, private=full).to(device)
+    base = pretrained.build(prepared, labels, trial.seeds.head, full, method.head_from).to(device)
     adapter.name_labels(base, trial.task.labels)
     if full:
         size = sum(parameter.numel() for parameter in base.parameters())

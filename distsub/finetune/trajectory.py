@@ -121,7 +121,7 @@ def record(
     splits = data.load(trial.task, trial.budget)
     num_rows, num_labels = len(splits.train), splits.task.num_labels or 0
     at = set(marks(recording, num_rows))
-    base = pretrained.build(prepared, num_labels, trial.seeds.head)
+    base = pretrained.build(prepared, num_labels, trial.seeds.head, head_from=trial.method.head_from)
     theta_0 = {name: parameter.detach() for name, parameter in base.named_parameters()}
     meta: dict[str, Any] = {
         "format": FORMAT,

@@ -36,6 +36,7 @@ OBSERVATIONS = pa.schema(
         ("normalization", _TEXT),
         ("groups", _TEXT),
         ("head", _TEXT),
+        ("head_from", _TEXT),
         ("block_length", _INT),
         ("variant", _TEXT),
         ("scope", _TEXT),
@@ -211,7 +212,7 @@ D_AND_ETA = r'"d": ([^,{}"]+), "eta": ([^,{}"]+), '
 """Where d and eta stand in a trial's canonical JSON: all that the trials of one search differ in."""
 
 _ABLATION_COLUMNS = ("ablation", "mask")
-_LEARNED_COLUMNS = ("scope", "embeddings", "ensemble", "start", "step", "match_norms")
+_LEARNED_COLUMNS = ("head_from", "scope", "embeddings", "ensemble", "start", "step", "match_norms")
 
 
 def censored_median(outcomes: Sequence[tuple[str, float | None]]) -> tuple[float | None, str]:

@@ -5,26 +5,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distsub.config import Sweep
+from distsub.config import Model, Sweep
 from distsub.errors import ConfigError, DimensionError
 from distsub.search import Search
-from distsub.trial import DEFAULT_PROJECTION, Method
+from distsub.trial import DEFAULT_PROJECTION, Method, Task, Trial
 
 
 def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> None:
-    """Make sure, before anything is spent, that every model and task is there and that every d fits.
+    """Make sure, before anything is spent, that every model and task is there, every d fits and one step trains.
 
     Args:
         sweep: What to check.
-        say: Told, in a line each, what a reader should know of the rows: classes, repeated texts.
+        say: Told, in a line each, what a reader should know of the rows: classes, repeated texts, joined pairs.
 
     Raises:
         DistsubError: What cannot work, and how to mend it.
     """
+    import torch
+
     from distsub.finetune import data, notes, pretrained
+    from distsub.runtime.rehearsal import rehearse
 
     _check_device(sweep)
     _check_places(sweep)
+    device = "cuda" if sweep.resources.gpus_per_trial and torch.cuda.is_available() else "cpu"
     for task in sweep.tasks:
         splits = data.load(task, sweep.budget)
         num_labels = splits.task.num_labels or 0
@@ -33,14 +37,26 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> None:
         for address in sweep.models:
             prepared = pretrained.prepare(address.name, address.revision)
             model = pretrained.build(prepared, num_labels, head_seed=0)
-            _check_length(model, pretrained.tokenizer(prepared), sweep.budget.max_length, address.name)
             for method, (dims, _) in sweep.arms():
                 _check_dims(dims, model, method)
+            del model
+            rehearse(_one_of_each(sweep, task, address), splits, device, say)
     done = set()
     for search in sweep.searches():
         if search.method.span is not None and (kind := (search.task, search.method)) not in done:
             done.add(kind)
             _check_span(search)
+
+
+def _one_of_each(sweep: Sweep, task: Task, address: Model) -> list[Trial]:
+    """List a baseline trial of a model on a task, and a trial of each method at its largest d."""
+    found: dict[Method, Trial] = {}
+    for search in sweep.searches():
+        if (search.task, search.model, search.revision) == (task, address.name, address.revision):
+            baseline = max(search.baseline, key=lambda trial: trial.learning_rate)
+            found.setdefault(baseline.method, baseline)
+            found.setdefault(search.method, search.trials_at(search.dims[-1])[0])
+    return list(found.values())
 
 
 def _check_places(sweep: Sweep) -> None:
@@ -62,23 +78,6 @@ def _check_device(sweep: Sweep) -> None:
             f"[resources] gpus_per_trial = {sweep.resources.gpus_per_trial:g}, but no GPU is here and RAY_ADDRESS "
             "names no cluster; set it to 0"
         )
-
-
-def _check_length(model: Any, tokenizer: Any, max_length: int, name: str) -> None:
-    """Run one row of the longest allowed length: how many positions a model has, each says in its own way."""
-    import torch
-
-    token = next(i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids))
-    row = torch.full((1, max_length), token)
-    try:
-        with torch.no_grad():
-            model.eval()(input_ids=row, attention_mask=torch.ones_like(row))
-    except (IndexError, RuntimeError):
-        raise ConfigError(
-            f"[budget] max_length = {max_length} is more than {name} has positions for "
-            f"(max_position_embeddings = {getattr(model.config, 'max_position_embeddings', 'unknown')}, of which some "
-            "models reserve two); lower it"
-        ) from None
 
 
 def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:

@@ -4,7 +4,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,9 +16,10 @@ from distsub.results.listing import size_text
 from distsub.runtime.checks import check
 from distsub.runtime.launch import board_of, model_facts
 from distsub.runtime.recording import costs
+from distsub.runtime.rehearsal import without_checkpoints
 from distsub.search import make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
-from distsub.trial import DEFAULT_PROJECTION, Method, Seeds, Trial
+from distsub.trial import Method, Seeds, Trial
 
 PROBE_STEPS = 6
 """Real steps timed per model, task and method; the first, which loads and warms up, is the start-up."""
@@ -218,7 +219,7 @@ def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, str, Method], Probe]:
         for trial in (search.baseline[0], search.trials_at(search.dims[len(search.dims) // 2])[0]):
             if _kind(trial) in found:
                 continue
-            meter, steps, times = memory.Meter(device), train.train(_recorded_or_not(trial), device), []
+            meter, steps, times = memory.Meter(device), train.train(without_checkpoints(trial), device), []
             last = time.perf_counter()
             for _ in range(min(PROBE_STEPS, trial.budget.steps - 1) or 1):
                 next(steps)
@@ -227,13 +228,3 @@ def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, str, Method], Probe]:
             found[_kind(trial)] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
             steps.close()
     return found
-
-
-def _recorded_or_not(trial: Trial) -> Trial:
-    """Let a random subspace of the same layers stand for one whose checkpoints may not be there yet."""
-    if trial.method.span is None:
-        return trial
-    method = replace(trial.method, span=None, match_norms=False)
-    if method.projection == "trajectory":
-        method = replace(method, projection=DEFAULT_PROJECTION)
-    return replace(trial, method=method)

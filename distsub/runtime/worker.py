@@ -152,6 +152,7 @@ def save_adapter(store: Store, trial: Trial, model: SubspaceModel) -> None:
             base_model=trial.model,
             revision=trial.revision,
             head_seed=trial.seeds.head,
+            head_from=trial.method.head_from,
             task=trial.task.name,
         )
         target = f"adapters/{trial.id}"

@@ -169,11 +169,12 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
     rates = {trial.learning_rate for search in searches for trial in search.baseline}
     budgets = {trial.budget for search in searches for trial in search.baseline}
     etas = {eta for search in searches for eta in search.etas}
+    head_from = searches[0].method.head_from
     best: dict[str, tuple[Result, Observation]] = {}
     for observation in observations:
         trial = observation.trial
         if trial.is_baseline:
-            same = (trial.model, trial.revision, trial.task) == kind[:3]
+            same = (trial.model, trial.revision, trial.task, trial.method.head_from) == (*kind[:3], head_from)
             is_ours = same and trial.learning_rate in rates and trial.budget in budgets
         else:
             is_ours = trial.eta in etas and _kind(trial) == kind

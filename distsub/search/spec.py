@@ -103,11 +103,8 @@ class Search:
                 f"head and data seeds from {FRESH} on are those of confirmations: give smaller ones, or confirm = false"
             )
         for trial in self.baseline:
-            if not trial.is_baseline or (trial.model, trial.revision, trial.task) != (
-                self.model,
-                self.revision,
-                self.task,
-            ):
+            given = (trial.model, trial.revision, trial.task, trial.method.head_from)
+            if not trial.is_baseline or given != (self.model, self.revision, self.task, self.method.head_from):
                 raise ConfigError(
                     f"baseline trial {trial.id} ({trial.method.name}, {trial.task.name}, {trial.model}) is no full"
                     f" fine-tuning of {self.model} on {self.task.name}: give d = None, the same model and task"

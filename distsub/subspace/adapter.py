@@ -22,7 +22,7 @@ from distsub.errors import AdapterError, DimensionError, DistsubError, OutputErr
 from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
 from distsub.subspace.trajectory import Snapshots
-from distsub.trial import Task
+from distsub.trial import HeadFrom, Task
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -56,6 +56,7 @@ def save_pretrained(
     revision: str | None = None,
     num_labels: int | None = None,
     head_seed: int | None = None,
+    head_from: HeadFrom = "seed",
     task: Task | str | None = None,
 ) -> None:
     """Write an adapter: `adapter_model.safetensors` and `adapter_config.json`.
@@ -67,6 +68,7 @@ def save_pretrained(
         revision: Hub revision of the base model.
         num_labels: Classes of the head; None takes them from the model's configuration.
         head_seed: Seed of the head's theta_0, where it comes from one.
+        head_from: Whether it does, or is the "checkpoint"'s own.
         task: What it was trained on, for the reader.
 
     Raises:
@@ -87,6 +89,7 @@ def save_pretrained(
         "num_labels": labels,
         "id2label": getattr(model.config, "id2label", None),
         "head_seed": head_seed,
+        "head_from": head_from,
         "task": dataclasses.asdict(task) if isinstance(task, Task) else task,
         "settings": model.settings,
         "num_params": model.num_params,

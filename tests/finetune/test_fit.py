@@ -8,8 +8,12 @@ import torch
 import zoo
 from safetensors.torch import load_file
 
-from distsub.errors import UnavailableError
+from distsub.config import parse_sweep
+from distsub.errors import AdapterError, ConfigError, UnavailableError
 from distsub.finetune import batches, data, pretrained
+from distsub.results import schema
+from distsub.subspace.model import SubspaceModel
+from distsub.trial import Observation
 
 TEXTS = ["good w3 w4", "bad w2 w3 w4 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15", "w5", "good w1", "w9 w8 w7 w6 w5 w4"]
 BLIND = {"ConvBert", "FNet", "Nystromformer"}
@@ -117,3 +121,45 @@ def test_a_head_that_the_checkpoint_carries_is_made_anew(tmp_path):
         assert torch.equal(parameter, own[name]) == (not name.startswith("classifier")), name
         assert torch.equal(parameter, other[name]) == (parameter.dim() == 1 or not name.startswith("classifier")), name
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
+
+
+def test_a_head_of_the_checkpoint_is_kept_where_the_sweep_says_so(tmp_path):
+    folder = zoo.save_model(tmp_path / "m", "Roberta", classifier=True)
+    prepared, own = pretrained.prepare(folder), load_file(tmp_path / "m" / "model.safetensors")
+    for private in (False, True):
+        model = pretrained.build(prepared, 2, 7, private, head_from="checkpoint")
+        assert all(torch.equal(parameter, own[name]) for name, parameter in model.named_parameters())
+    with pytest.raises(ConfigError, match="no head for 3 labels"):
+        pretrained.build(prepared, 3, 0, head_from="checkpoint")
+    with pytest.raises(ConfigError, match="no head for regression"):
+        pretrained.build(prepared, 1, 0, head_from="checkpoint")
+    bare = pretrained.prepare(zoo.save_model(tmp_path / "bare", "Roberta"))
+    with pytest.raises(ConfigError, match=r"lacks classifier\."):
+        pretrained.build(bare, 2, 0, head_from="checkpoint")
+
+
+def test_an_adapter_on_a_checkpoints_head_is_loaded_on_it(tmp_path):
+    folder = zoo.save_model(tmp_path / "m", "Bert", classifier=True)
+    prepared, ids = pretrained.prepare(folder), torch.tensor([[1, 5, 6, 2]])
+    model = SubspaceModel(pretrained.build(prepared, 2, 0, head_from="checkpoint"), d=20, method="did").eval()
+    with torch.no_grad():
+        model.coordinates.normal_()
+        expected = model(input_ids=ids).logits
+        kept = {"base_model": folder, "num_labels": 2, "head_seed": 0}
+        model.save_pretrained(tmp_path / "adapter", **kept, head_from="checkpoint")
+        loaded = pretrained.load_adapter(tmp_path / "adapter").eval()
+        assert torch.equal(loaded(input_ids=ids).logits, expected)
+    model.save_pretrained(tmp_path / "wrong", **kept)
+    with pytest.raises(AdapterError):
+        pretrained.load_adapter(tmp_path / "wrong")
+
+
+def test_where_the_head_comes_from_is_part_of_every_identity(tiny_text):
+    text = tiny_text.replace('" }]', '", head_from = "checkpoint" }]', 1)
+    (kept, *_), (fresh, *_) = parse_sweep(text).searches(), parse_sweep(tiny_text).searches()
+    assert kept.id != fresh.id and kept.baseline[0].id != fresh.baseline[0].id
+    trials = [search.trials_at(search.dims[0])[0] for search in (kept, fresh)]
+    assert trials[0].id != trials[1].id and not fresh.owns(trials[0]) and not fresh.owns(kept.baseline[0])
+    [row] = schema.to_table(Observation(trials[0], "diverged")).to_pylist()
+    assert row["head_from"] == "checkpoint" and row["variant"] == "said, checkpoint's head"
+    assert schema.from_row(row).trial == trials[0]

@@ -1,0 +1,262 @@
+"""One real training step of every model, task and method, on the rows most likely to fail, before anything is spent."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from distsub.errors import ConfigError, DataError, DistsubError
+from distsub.finetune import batches, pretrained, train
+from distsub.finetune.data import Split, Splits
+from distsub.finetune.precision import autocast_for
+from distsub.trial import DEFAULT_PROJECTION, Budget, Trial
+
+ABSOLUTE, RELATIVE = 1e-5, 1e-4
+"""Of the largest logit: how far a text's logits in a batch may be from those of the text alone, in float32."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A task's rows as a model reads them.
+
+    Attributes:
+        name: Of the model and the task, for messages.
+        examples: Tokens of the training rows, then of the validation rows.
+        labels: Of the same rows.
+        places: Split and number of each row, from 1.
+    """
+
+    name: str
+    examples: list[batches.Example]
+    labels: list[float]
+    places: list[tuple[str, int]]
+
+    def length(self, row: int) -> int:
+        """Count the tokens of a row."""
+        return len(self.examples[row]["input_ids"])
+
+    def probes(self) -> list[int]:
+        """Choose the shortest, an ordinary and the longest row, each once."""
+        order = sorted(range(len(self.examples)), key=self.length)
+        return list(dict.fromkeys((order[0], order[len(order) // 2], order[-1])))
+
+    def told(self, rows: list[int]) -> str:
+        """Say how many rows are meant, and which is the first."""
+        split, number = self.places[rows[0]]
+        return f"{len(rows)} of {len(self.examples)} rows, first row {number} of {split}"
+
+
+def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable[[str], None] | None = None) -> None:
+    """Train a step of each trial; all are of one model and task.
+
+    What is tried: that the tokens fit the model, that the logits of a text do not depend on its batch, and for each
+    trial a step (forward, backward, optimizer) in the precision of the budget, with finite logits before and after it
+    and a gradient that reaches what is trained. It costs two passes of three rows, and a step per trial.
+
+    Args:
+        trials: Full fine-tuning and a trial of each method, at the largest d.
+        splits: The task's rows.
+        device: Where to try.
+        say: Told what is no error and worth knowing.
+
+    Raises:
+        DistsubError: What would fail or give a wrong number later, and how to mend it.
+    """
+    first, *others = trials
+    prepared = pretrained.prepare(first.model, first.revision)
+    tokenizer = pretrained.tokenizer(prepared)
+    name = f"{first.model} on {first.task.name}"
+    _check_room(tokenizer, first, name)
+    rows = read(tokenizer, splits, first.budget, name)
+    _check_tokens(rows, tokenizer, first)
+    if say and (line := _joined(tokenizer, splits.train, name)):
+        say(line)
+    with _one_line(name, "a forward pass"):
+        labels, head_from = splits.task.num_labels or 0, first.method.head_from
+        model = pretrained.build(prepared, labels, first.seeds.head, head_from=head_from).to(device).eval()
+        _check_names(splits, model, head_from, name)
+        _check_ids(rows, tokenizer, model, first)
+        _check_batches(rows, tokenizer, model, first.budget, device)
+        del model
+    for trial in (first, *others):
+        with _one_line(name, f"a step of {trial.method.variant or trial.method.name}"):
+            _step(without_checkpoints(trial), prepared, rows, tokenizer, device)
+
+
+def read(tokenizer: Any, splits: Splits, budget: Budget, name: str) -> Rows:
+    """Tokenize a task's rows.
+
+    Raises:
+        DataError: A row has no tokens at all.
+    """
+    parts = {"train": splits.train, "validation": splits.validation}
+    return Rows(
+        name,
+        list(chain(*(batches.tokenize(tokenizer, part, budget.max_length) for part in parts.values()))),
+        [float(label) for part in parts.values() for label in part.labels],
+        [(key, number) for key, part in parts.items() for number in range(1, len(part) + 1)],
+    )
+
+
+def _check_room(tokenizer: Any, trial: Trial, name: str) -> None:
+    """Refuse a length of which the special tokens leave nothing for a text."""
+    texts, length = len(trial.task.text), trial.budget.max_length
+    marks = tokenizer.num_special_tokens_to_add(pair=texts == 2)
+    if length < marks + texts:
+        what = "a text" if texts == 1 else "each of two texts"
+        raise ConfigError(
+            f"[budget] max_length = {length} leaves no room for a word of {what}: {name} adds {marks} special tokens; "
+            f"give at least {marks + texts}"
+        )
+
+
+def _check_tokens(rows: Rows, tokenizer: Any, trial: Trial) -> None:
+    """Refuse rows of which nothing is left but special tokens, unless the task keeps empty texts."""
+    marks = tokenizer.num_special_tokens_to_add(pair=len(trial.task.text) == 2)
+    least = 1 if trial.task.empty == "keep" else marks + 1
+    if blank := [row for row in range(len(rows.examples)) if rows.length(row) < least]:
+        raise DataError(
+            f"{rows.name}: the tokenizer makes no token of the text in {rows.told(blank)}; remove such rows, or give "
+            "the task the columns that hold text"
+        )
+
+
+def _check_ids(rows: Rows, tokenizer: Any, model: Any, trial: Trial) -> None:
+    """Refuse numbers that the model's tables do not have, and texts that an encoder-decoder cannot pool."""
+    with contextlib.suppress(NotImplementedError):  # CANINE has no table of tokens
+        size, padding = model.get_input_embeddings().num_embeddings, tokenizer.pad_token_id
+        most = max(padding, max(max(example["input_ids"]) for example in rows.examples))
+        if most >= size:
+            beyond = [row for row, each in enumerate(rows.examples) if max(each["input_ids"]) >= size]
+            where = f"in {rows.told(beyond)}" if beyond else f"for padding, {tokenizer.pad_token!r}"
+            raise ConfigError(
+                f"{rows.name}: the tokenizer gives ids up to {most} ({where}), the embedding has {size} rows; the "
+                "tokenizer is not this model's, or tokens were added to it and not to the model"
+            )
+    kinds = getattr(model.config, "type_vocab_size", None)
+    if kinds and max(max(each.get("token_type_ids") or [0]) for each in rows.examples) >= kinds:
+        raise ConfigError(
+            f"{rows.name}: the tokenizer gives other token types than the model's 0..{kinds - 1}; leave token_type_ids "
+            "out of model_input_names in tokenizer_config.json"
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        end = model.config.eos_token_id
+        counts = [example["input_ids"].count(end) for example in rows.examples]
+        usual = Counter(counts).most_common(1)[0][0]
+        if usual == 0 or end == tokenizer.pad_token_id:
+            raise ConfigError(
+                f"{rows.name}: the model reads its answer at the end of sequence (id {end} in config.json), which the "
+                "tokenizer does not put behind a text, or also pads with; give the tokenizer that belongs to the model"
+            )
+        if odd := [row for row, count in enumerate(counts) if count != usual]:
+            raise DataError(
+                f"{rows.name}: the text holds the end of sequence {tokenizer.convert_ids_to_tokens(end)!r} itself in "
+                f"{rows.told(odd)}; the model pools there, so remove it from the text"
+            )
+
+
+def _check_names(splits: Splits, model: Any, head_from: str, name: str) -> None:
+    """Refuse a checkpoint's head that has the task's classes in another order."""
+    if head_from == "checkpoint" and splits.task.labels:
+        theirs = [str(model.config.id2label[number]).casefold() for number in range(model.config.num_labels)]
+        ours = [label.casefold() for label in splits.task.labels]
+        if sorted(theirs) == sorted(ours) and theirs != ours:
+            raise ConfigError(
+                f'{name}: head_from = "checkpoint", whose head has the classes in another order; give the task '
+                f"labels = {[splits.task.labels[ours.index(label)] for label in theirs]}"
+            )
+
+
+def _check_batches(rows: Rows, tokenizer: Any, model: nn.Module, budget: Budget, device: str) -> None:
+    """Refuse a model whose logits of a text depend on what stands beside it."""
+    probes = rows.probes()
+
+    @torch.no_grad()
+    def logits(chosen: list[int]) -> torch.Tensor:
+        batch = batches.collate(tokenizer, rows.examples, chosen)
+        return model(**{key: value.to(device) for key, value in batch.items()}).logits.float()
+
+    try:
+        alone = torch.cat([logits([row]) for row in probes])
+    except (IndexError, RuntimeError) as error:
+        longest, positions = rows.length(probes[-1]), getattr(model.config, "max_position_embeddings", None)
+        if isinstance(error, MemoryError) or positions is None or longest < positions - 2:
+            raise
+        raise ConfigError(
+            f"[budget] max_length = {budget.max_length}: a row of {longest} tokens is more than {rows.name} has "
+            f"positions for (max_position_embeddings = {positions}, of which some models reserve two); lower it"
+        ) from None
+    if not alone.isfinite().all():
+        raise ConfigError(f"{rows.name}: the logits of the untrained model are not finite; its weights are damaged")
+    apart = max((logits(probes) - alone).abs().max().item(), (logits(probes[::-1]).flip(0) - alone).abs().max().item())
+    if apart > ABSOLUTE + RELATIVE * alone.abs().max().item():
+        raise ConfigError(
+            f"{rows.name}: the logits of a text differ by {apart:.1g} between alone and beside a longer one, so that "
+            f"scores would depend on batches: {type(model).__name__} does not hide padding; use another model"
+        )
+
+
+def _step(trial: Trial, prepared: Any, rows: Rows, tokenizer: Any, device: str) -> None:
+    """Train one step as the trial would, and evaluate."""
+    model, record = train.build_model(trial, prepared, device)
+    optimizer = train.build_optimizer(trial, model, record["step_size"])
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    _, autocast = autocast_for(trial.budget.precision, device)
+    probes = rows.probes()
+    batch = {k: v.to(device) for k, v in batches.collate(tokenizer, rows.examples, probes).items()}
+    labels = torch.tensor([rows.labels[row] for row in probes], device=device)
+    with autocast():
+        loss = model.train()(**batch, labels=labels if trial.task.num_labels == 1 else labels.long()).loss
+    if not loss.isfinite():
+        raise ConfigError(f"the loss is {loss.item()} in {trial.budget.precision}; its weights are too large for it")
+    loss.backward()
+    if not any(parameter.grad is not None and parameter.grad.any() for parameter in trained):
+        raise ConfigError("no gradient reaches what it trains; the model takes its answer from elsewhere")
+    optimizer.step()
+    with torch.no_grad(), autocast():
+        model.eval()(**batch)
+
+
+def _joined(tokenizer: Any, split: Split, name: str) -> str:
+    """Say that a tokenizer puts two texts together so that nobody can tell where the first ends."""
+    if len(split.texts) < 2:
+        return ""
+    pair = tokenizer(split.texts[0][0], split.texts[1][0])
+    first, second = (tokenizer(column[0], add_special_tokens=False)["input_ids"] for column in split.texts)
+    ids, both = pair["input_ids"], first + second
+    touching = any(ids[start : start + len(both)] == both for start in range(len(ids) - len(both) + 1))
+    if not touching or len(set(pair.get("token_type_ids") or [0])) > 1:
+        return ""
+    return (
+        f"{name}: the tokenizer joins the two texts without a separator, so that the model cannot tell where the first "
+        "ends; give one column that holds both with a separator, or a tokenizer whose post-processor separates pairs"
+    )
+
+
+def without_checkpoints(trial: Trial) -> Trial:
+    """Let a random subspace of the same layers stand for one whose checkpoints may not be there yet."""
+    if trial.method.span is None:
+        return trial
+    method = replace(trial.method, span=None, match_norms=False)
+    if method.projection == "trajectory":
+        method = replace(method, projection=DEFAULT_PROJECTION)
+    return replace(trial, method=method)
+
+
+@contextlib.contextmanager
+def _one_line(name: str, what: str) -> Any:
+    """Turn whatever a model's own code raises into one line."""
+    try:
+        yield
+    except (DistsubError, MemoryError) as error:
+        if isinstance(error, ConfigError) and name not in str(error):
+            raise ConfigError(f"{name}: {what}: {error}") from None
+        raise
+    except Exception as error:  # as many types as architectures
+        lines = str(error).strip().splitlines() or ["no message"]
+        raise ConfigError(f"{name}: {what} fails: {type(error).__name__}: {lines[0]}") from None
