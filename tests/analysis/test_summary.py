@@ -12,7 +12,7 @@ BUDGET = Budget(steps=10)
 def search(seed: int) -> Search:
     baseline = tuple(Trial("m", TASK, Method("full"), None, 1e-4, None, Seeds(0, s, s), BUDGET) for s in (0, 1))
     method = Method("did", "fastfood", "global", None, block_length=1024)
-    return Search(TASK, "m", method, Seeds(seed, seed, seed), BUDGET, (100, 200, 400), (0.3,), 5e-5, baseline)
+    return Search(TASK, "m", method, Seeds(seed, seed, seed), BUDGET, (50, 100, 200, 400), (0.3,), 5e-5, baseline)
 
 
 def rows(searches, crossing):
@@ -46,12 +46,12 @@ def test_tables_follow_from_the_rows(summary):
     first, second = table.to_pylist()
     assert (first["d90"], first["bracket_low"], second["d90"]) == (200, 100, 400)
     assert first["threshold"] == pytest.approx(0.72) and first["threshold_chance_corrected"] == pytest.approx(0.77)
-    assert first["wall_s"] == 3 * 1.0 + 2 * 2.0 and first["trials"] == 5 and first["num_params"] == 1000
+    assert first["wall_s"] == 4 * 1.0 + 2 * 2.0 and first["trials"] == 6 and first["num_params"] == 1000
     [row] = found.d90.to_pylist()
     assert found.d90.schema == D90 and set(D90_COLUMNS) <= set(D90.names)
     assert row["d90"] == 300 and row["d90_per_seed"] == [200, 400] and row["outcomes"] == [("found", 2)]
     assert 100 < row["estimate"] < 600 and row["estimate_low"] < row["estimate"]
-    assert [point["d"] for point in row["fit"]][::40] == pytest.approx([100, 400])
+    assert [point["d"] for point in row["fit"]][::40] == pytest.approx([50, 400])
     assert all(point["low"] <= point["middle"] <= point["high"] for point in row["fit"])
 
 
