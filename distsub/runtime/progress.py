@@ -152,7 +152,8 @@ class Progress:
     @property
     def text(self) -> str:
         """Both in words: "3/14 trainings, about 4 minutes left"."""
-        return f"{self.done}/{self.total} trainings, {left_text(self.seconds_left())}"
+        counted = f"{self.done}/{self.total} trainings"
+        return f"{counted}, {left_text(self.seconds_left())}" if self.left else counted
 
 
 class Reporter:
