@@ -27,7 +27,7 @@ def condition(family: str, num_params: int, d: int) -> float | None:
 
 print("| D | d / D | " + " | ".join(FAMILIES) + " |")
 print("|---" * (2 + len(FAMILIES)) + "|")
-for num_params in (200, 1000, 2000):
+for num_params in (200, 1000):
     for ratio in (0.02, 0.1, 0.3, 0.5, 0.9):
         values = [condition(family, num_params, round(num_params * ratio)) for family in FAMILIES]
         print(f"| {num_params} | {ratio} | " + " | ".join(f"{x:.1f}" if x else "refused" for x in values) + " |")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distsub.config import load_sweep
     from distsub.errors import DistsubError
-    from distsub.finetune.pretrained import load_adapter
+    from distsub.finetune.adapters import load_adapter
     from distsub.finetune.train import train
     from distsub.results import Store
     from distsub.subspace.model import SubspaceModel
@@ -27,7 +27,7 @@ _HOME = {
     "SubspaceModel": "distsub.subspace.model",
     "Task": "distsub.trial",
     "Trial": "distsub.trial",
-    "load_adapter": "distsub.finetune.pretrained",
+    "load_adapter": "distsub.finetune.adapters",
     "load_sweep": "distsub.config",
     "train": "distsub.finetune.train",
 }

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from distsub.errors import OutputError, TrajectoryError
-from distsub.finetune import pretrained, trajectory
+from distsub.finetune import adapters, pretrained, trajectory
 from distsub.results import Store
 from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
@@ -147,7 +147,7 @@ def _rank(seen: Observation) -> tuple[int, float]:
 
 def _adapter(root: Path, trial: Trial) -> Update:
     def layers() -> Iterator[Layer]:
-        model = pretrained.load_adapter(root / "adapters" / trial.id, root)
+        model = adapters.load_adapter(root / "adapters" / trial.id, root)
         yield from adapter_layers(model)
 
     seeds = replace(trial.seeds, projection=0)

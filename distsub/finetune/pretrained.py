@@ -23,12 +23,11 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from distsub.errors import AdapterError, ConfigError, UnavailableError
+from distsub.errors import ConfigError, UnavailableError
 from distsub.finetune import checkpoints, explain
 from distsub.finetune.addresses import SMALL_FILES, locate
 from distsub.finetune.fit import fit_padding, fit_tokenizer, init_head
-from distsub.subspace import adapter, layout
-from distsub.subspace.model import SubspaceModel
+from distsub.subspace import layout
 from distsub.trial import HeadFrom
 
 _FORMAT = 3  # of a directory in the cache
@@ -277,35 +276,6 @@ def tokenizer(prepared: Prepared) -> Any:
         raise UnavailableError(f"model {prepared.name!r} has no tokenizer that can be used: {reason}")
     fit_tokenizer(loaded, prepared.source, prepared.name)
     return loaded
-
-
-def load_adapter(directory: str | os.PathLike[str], results: str | os.PathLike[str] | None = None) -> SubspaceModel:
-    """Rebuild a saved model from its directory: the base by its address, the head by its seed.
-
-    Args:
-        directory: An adapter.
-        results: Results directory with the trajectories that a learned subspace is made of; None takes the one that
-            holds the adapter as adapters/ID.
-
-    Raises:
-        AdapterError: The adapter is damaged, foreign, or made for other weights.
-        TrajectoryError: A trajectory that it needs is missing or damaged.
-        UnavailableError: The base model is not here.
-    """
-    from distsub.finetune import trajectory
-
-    config = adapter.load_config(directory)
-    if config["base_model"] is None or config["num_labels"] is None:
-        raise AdapterError(f"{directory} does not say its base model; build it yourself and use from_pretrained")
-    prepared = prepare(config["base_model"], config["revision"])
-    head_from = config.get("head_from") or "seed"
-    base = build(prepared, config["num_labels"], config["head_seed"] or 0, head_from=head_from)
-    made_of, snapshots = config["settings"].get("snapshots"), None
-    if made_of is not None:
-        root = Path(directory).resolve().parents[1] if results is None else Path(results)
-        paths = [root / trajectory.FOLDER / name for name in made_of["recordings"]]
-        snapshots = trajectory.collect(paths, prepared.sha256, made_of["mode"], made_of["first"], made_of["last"])
-    return adapter.from_pretrained(directory, base, snapshots)
 
 
 class _quiet:

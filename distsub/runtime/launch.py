@@ -218,8 +218,11 @@ def inspect(what: str) -> dict[str, Any]:
     """
     from distsub.subspace import adapter
 
-    if (Path(what) / "adapter_config.json").is_file():
-        config = adapter.load_config(what)
+    if "://" in what or (Path(what) / "adapter_config.json").is_file():
+        from distsub.finetune import adapters
+
+        with adapters.local(what) as path:
+            config = adapter.load_config(path)
         facts: dict[str, Any] = {**config["settings"], **config}
         del facts["settings"]
     else:

@@ -8,10 +8,8 @@ sixteen entries of P theta, and says what differs.
 import dataclasses
 import hashlib
 import json
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,16 @@ from torch import Tensor, nn
 
 from distsub.errors import AdapterError, DimensionError, DistsubError, OutputError
 from distsub.subspace import layout
+from distsub.subspace.adapter_checks import (
+    check_base,
+    check_head,
+    check_projection,
+    check_snapshots,
+    dtype,
+    hash_of,
+    short,
+    version,
+)
 from distsub.subspace.model import SubspaceModel
 from distsub.subspace.trajectory import Snapshots
 from distsub.trial import HeadFrom, Task
@@ -44,15 +52,17 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "base_sha256": (str,),
     "weights_sha256": (str,),
 }
-_TOLERANCE = 1e-5
-"""Relative: matrix products of another machine are summed in another order, another P is off by more than 1."""
+FROM_CONFIG = "from the model's configuration"
+
+_HEAD = "theta_0."
+"""Begins the names of a head's tensors at theta_0, saved where no seed is known to make them again."""
 
 
 def save_pretrained(
     model: SubspaceModel,
     directory: str | os.PathLike[str],
     *,
-    base_model: str | None = None,
+    base_model: str | None = FROM_CONFIG,
     revision: str | None = None,
     num_labels: int | None = None,
     head_seed: int | None = None,
@@ -64,22 +74,29 @@ def save_pretrained(
     Args:
         model: The trained model.
         directory: Made if it is missing; an adapter in it is replaced.
-        base_model: Address of the base model, or None if only `from_pretrained` with a model in hand shall load it.
+        base_model: Address of the base model: hub id or directory, by default where transformers loaded it from; or
+            None if only somebody with the model in hand shall load the adapter.
         revision: Hub revision of the base model.
         num_labels: Classes of the head; None takes them from the model's configuration.
-        head_seed: Seed of the head's theta_0, where it comes from one.
-        head_from: Whether it does, or is the "checkpoint"'s own.
+        head_seed: Seed of the head's theta_0, where `finetune.pretrained.build` made it from one. Without a seed, and
+            unless it is the checkpoint's own, the head's theta_0 is saved too.
+        head_from: "seed", or "checkpoint" for the checkpoint's own.
         task: What it was trained on, for the reader.
 
     Raises:
+        AdapterError: It is not said where the base model comes from.
         OutputError: The directory cannot be written.
     """
     from safetensors.torch import save
 
-    weights = save({name: p.detach().cpu().contiguous() for name, p in model.trained().items()}, {"format": "pt"})
+    base_model = _address(model, base_model)
     heads = layout.head_names(model.model)
     theta_0 = dict(model.model.named_parameters())
     trained_head = heads & model.head.keys()
+    tensors: dict[str, Tensor] = dict(model.trained())
+    if head_seed is None and head_from == "seed" and not trained_head:
+        tensors |= {f"{_HEAD}{name}": theta_0[name] for name in sorted(heads)}
+    weights = save({name: p.detach().cpu().contiguous() for name, p in tensors.items()}, {"format": "pt"})
     labels = getattr(model.config, "num_labels", None) if num_labels is None else num_labels
     config = {
         "format": FORMAT,
@@ -90,18 +107,19 @@ def save_pretrained(
         "id2label": getattr(model.config, "id2label", None),
         "head_seed": head_seed,
         "head_from": head_from,
+        "architecture": type(model.model).__name__,
         "task": dataclasses.asdict(task) if isinstance(task, Task) else task,
         "settings": model.settings,
         "num_params": model.num_params,
         "num_scales": model.scales.numel(),
         "num_trained": model.num_trained,
         "num_trained_head": model.num_trained_head,
-        "base_sha256": _hash(theta_0, theta_0.keys() - heads - model.head.keys()),
-        "base_dtype": _dtype(theta_0),
-        "head_sha256": None if trained_head else _hash(theta_0, heads),
+        "base_sha256": hash_of(theta_0, theta_0.keys() - heads - model.head.keys()),
+        "base_dtype": dtype(theta_0),
+        "head_sha256": None if trained_head else hash_of(theta_0, heads),
         "fingerprint": model.projection.fingerprint(),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "versions": {name: _version(name) for name in ("distsub", "torch", "transformers")},
+        "versions": {name: version(name) for name in ("distsub", "torch", "transformers")},
     }
     target = Path(directory)
     try:
@@ -110,6 +128,21 @@ def save_pretrained(
         _replace(target / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     except OSError as error:
         raise OutputError(f"adapter directory {target} cannot be written: {error.strerror or error}") from error
+
+
+def _address(model: SubspaceModel, given: str | None) -> str | None:
+    """Say where the base model comes from; a directory by its absolute path.
+
+    Raises:
+        AdapterError: Nobody knows.
+    """
+    address = getattr(model.config, "_name_or_path", "") if given == FROM_CONFIG else given
+    if address == "":
+        raise AdapterError(
+            "this base model does not say where it was loaded from, so that its adapter could not be loaded: pass "
+            "base_model = its hub id or directory, or base_model = None if it will be loaded with the model in hand"
+        )
+    return os.path.abspath(os.path.expanduser(address)) if address and os.path.isdir(address) else address
 
 
 def load_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -135,7 +168,7 @@ def load_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     found = config.get("format_version")
     if not isinstance(found, int) or found > FORMAT_VERSION:
         raise AdapterError(
-            f"{path} has format version {found}, this distsub {_version('distsub')} reads up to {FORMAT_VERSION}; "
+            f"{path} has format version {found}, this distsub {version('distsub')} reads up to {FORMAT_VERSION}; "
             f"upgrade distsub"
         )
     wrong = [name for name, kinds in _TYPES.items() if name in config and not isinstance(config[name], kinds)]
@@ -155,7 +188,7 @@ def from_pretrained(
 
     Args:
         directory: What `save_pretrained` wrote.
-        base: A transformers model with the adapter's theta_0, its head included.
+        base: A transformers model with the adapter's theta_0; its head too, where the adapter does not hold it.
         snapshots: The checkpoints that a learned subspace is made of; see `finetune.trajectory`.
 
     Returns:
@@ -169,14 +202,16 @@ def from_pretrained(
     path = Path(directory)
     config = load_config(path)
     tensors = _load(path / WEIGHTS, config["weights_sha256"])
-    _check_base(path, config, base)
+    check_base(path, config, base)
+    saved_head = {name.removeprefix(_HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(_HEAD)}
+    check_head(path, config, base, saved_head)
     settings = dict(config["settings"])
-    _check_snapshots(path, settings.pop("snapshots", None), snapshots)
+    check_snapshots(path, settings.pop("snapshots", None), snapshots)
     try:
         model = SubspaceModel(base, **settings, snapshots=snapshots)
     except (DistsubError, TypeError, AttributeError) as error:
         raise AdapterError(f"the settings in {path / CONFIG} do not fit this model: {error}") from error
-    _check_projection(path, config, model)
+    check_projection(path, config, model)
     if names := config.get("id2label"):
         name_labels(base, list(names.values()))
     for name, parameter in model.trained().items():
@@ -266,113 +301,10 @@ def trained_from(content: bytes, expected: str, path: str | os.PathLike[str]) ->
         raise AdapterError(f"{path} is no safetensors file, or cut short ({error}); save the adapter again") from None
     if (found := hashlib.sha256(content).hexdigest()) != expected:
         raise AdapterError(
-            f"{path} is not the file that {CONFIG} was written for (sha256 {_short(found)}, expected "
-            f"{_short(expected)}): changed since, or a save was interrupted; save the adapter again"
+            f"{path} is not the file that {CONFIG} was written for (sha256 {short(found)}, expected "
+            f"{short(expected)}): changed since, or a save was interrupted; save the adapter again"
         )
     return tensors
-
-
-def _check_base(path: Path, config: dict[str, Any], base: nn.Module) -> None:
-    """Check that the model is the adapter's theta_0.
-
-    Raises:
-        AdapterError: It is not.
-    """
-    theta_0, heads = dict(base.named_parameters()), layout.head_names(base)
-    try:
-        policies = layout.outside(base, config["settings"]["head"], config["settings"].get("embeddings", "in_subspace"))
-    except (DistsubError, KeyError) as error:
-        raise AdapterError(f"the settings in {path / CONFIG} do not fit this model: {error}") from error
-    apart = heads | {name for name, policy in policies.items() if policy == "trained"}
-    if (found := _dtype(theta_0)) != config["base_dtype"]:
-        raise AdapterError(
-            f"the adapter in {path} was made for weights in {config['base_dtype']}, this model's are in {found}; "
-            f"load the base model in {config['base_dtype']}"
-        )
-    name = config["base_model"] or "no named base model"
-    at = f" at revision {config['revision']}" if config["revision"] else ""
-    if (found := _hash(theta_0, theta_0.keys() - apart)) != config["base_sha256"]:
-        raise AdapterError(
-            f"the adapter in {path} was made for other weights: sha256 {_short(config['base_sha256'])} ({name}{at}), "
-            f"this model has {_short(found)}; give the base model that it was trained on, untouched"
-        )
-    expected = config["head_sha256"]
-    if expected is not None and (found := _hash(theta_0, heads)) != expected:
-        seed, labels = config["head_seed"], config["num_labels"]
-        known = "of unknown seed" if seed is None else f"of head_seed = {seed}"
-        raise AdapterError(
-            f"the adapter in {path} was made for another head: sha256 {_short(expected)}, this model has "
-            f"{_short(found)}, probably from another head_seed; it needs the head {known} with num_labels = {labels}"
-        )
-
-
-def _check_snapshots(path: Path, saved: dict[str, Any] | None, given: Snapshots | None) -> None:
-    """Check that the checkpoints are those that the subspace was made of.
-
-    Raises:
-        AdapterError: They are not there, or others.
-    """
-    if saved is None:
-        return
-    what = f"{', '.join(saved['recordings']) or 'no named trajectory'} (sha256 {_short(saved['fingerprint'])})"
-    if given is None:
-        raise AdapterError(
-            f"the adapter in {path} lives in a learned subspace, made of {what}: give it as snapshots "
-            "(distsub.finetune.trajectory reads it where `distsub trajectory` recorded it)"
-        )
-    if given.fingerprint != saved["fingerprint"]:
-        raise AdapterError(
-            f"the adapter in {path} lives in a learned subspace, made of {what}; the checkpoints given are others "
-            f"(sha256 {_short(given.fingerprint)})"
-        )
-
-
-def _check_projection(path: Path, config: dict[str, Any], model: SubspaceModel) -> None:
-    """Check that the projection rebuilt from the settings is the one that the numbers were trained in.
-
-    Raises:
-        AdapterError: It is not.
-    """
-    counts = {"num_params": model.num_params, "num_scales": model.scales.numel()}
-    if wrong := [f"{key} = {config[key]}, here {found}" for key, found in counts.items() if config[key] != found]:
-        raise AdapterError(f"the adapter in {path} spans another set of parameters: {', '.join(wrong)}")
-    saved, found = config["fingerprint"], model.projection.fingerprint()
-    scale = max(abs(value) for value in found)
-    if len(saved) != len(found) or not all(
-        math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE * scale) for a, b in zip(saved, found, strict=True)
-    ):
-        written = config.get("versions", {}).get("distsub", "unknown")
-        raise AdapterError(
-            f"the projection of the adapter in {path} cannot be rebuilt: its fingerprint begins {saved[:2]}, here "
-            f"{list(found[:2])}; it was written by distsub {written}, this is {_version('distsub')}: use that version"
-        )
-
-
-def _hash(tensors: dict[str, nn.Parameter], names: Iterable[str]) -> str:
-    """Hash tensors in name order: names, shapes, precisions and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(names):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _dtype(tensors: dict[str, nn.Parameter]) -> str:
-    """Name the precisions of the weights: "float32", or several joined by "+"."""
-    return "+".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
-
-
-def _short(digest: str) -> str:
-    return str(digest)[:12]
-
-
-def _version(name: str) -> str:
-    """Give an installed distribution's version; distsub may run from a source tree that is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _replace(path: Path, content: bytes) -> None:

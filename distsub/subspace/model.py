@@ -24,12 +24,13 @@ from distsub.subspace.fastfood import next_power_of_two
 from distsub.subspace.lending import Lending
 from distsub.subspace.trajectory import Snapshots
 from distsub.subspace.weights import Numbers, Weights
+from distsub.subspace.wrapper import Original, Wrapper
 from distsub.trial import DEFAULT_PROJECTION
 
 METHODS = ("did", "said")
 
 
-class SubspaceModel(nn.Module):
+class SubspaceModel(Wrapper):
     """Train exactly d numbers of a frozen model.
 
     DID: theta = theta_0 + P theta_d (Aghajanyan et al. 2020, Eq. 1). SAID: theta_i = theta_0i + lambda_i (P theta)_i
@@ -92,6 +93,7 @@ class SubspaceModel(nn.Module):
             raise ConfigError('scope = "layer" has a theta for each layer and no scales; take method "did"')
         if any(isinstance(module.__dict__.get("forward"), Door) for module in model.modules()):
             raise ConfigError("this model is held in a subspace already and would move twice; build a fresh one")
+        self.original = Original(model)
         model.requires_grad_(False)
         self.entries = layouts.entries(model, head, embeddings)
         self.groups = layouts.scale_groups(self.entries, groups if method == "said" else None)
@@ -143,11 +145,6 @@ class SubspaceModel(nn.Module):
         )
 
     @property
-    def config(self) -> Any:
-        """The base model's configuration."""
-        return self.model.config
-
-    @property
     def theta(self) -> Tensor:
         """The coordinates that count, shape [projection.d]: the mean of the ensemble."""
         return self.coordinates if self.coordinates.dim() == 1 else self.coordinates.mean(0)
@@ -171,10 +168,6 @@ class SubspaceModel(nn.Module):
         """Name everything that an optimiser should move."""
         subspace = {"coordinates": self.coordinates} | ({"scales": self.scales} if self.scales.numel() else {})
         return subspace | {f"head.{name}": parameter for name, parameter in self.head.items()}
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the base model at theta_0 + lambda * P theta."""
-        return self.model(*args, **kwargs)
 
     @torch.no_grad()
     def merged_state(self) -> dict[str, Tensor]:

