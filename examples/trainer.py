@@ -54,6 +54,7 @@ with tempfile.TemporaryDirectory() as folder:
             load_best_model_at_end=True,
             metric_for_best_model="accuracy",
             max_grad_norm=0.0,
+            dataloader_pin_memory=torch.cuda.is_available(),
             report_to=[],
         ),
         train_dataset=table(splits.train),

@@ -109,7 +109,6 @@ def test_a_checkpoint_of_other_settings_is_refused(tiny_model, tmp_path):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
 
 
-@pytest.mark.filterwarnings("default")
 def test_the_example_runs(tiny_model, tiny_data, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), tiny_model, tiny_data, "sentence", "30"])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
