@@ -110,7 +110,8 @@ def read(
         marks = '"' in line or any('"' in part for part in iter(lambda: text.read(1 << 20), ""))
         while text.read(1 << 20):  # to the end, for all line ends
             pass
-        if not marks and isinstance(text.newlines, tuple) and "\r" in text.newlines:
+        ends = getattr(text, "newlines", None)  # of every text file, though IO[str] does not say so
+        if not marks and isinstance(ends, tuple) and "\r" in ends:
             raise DataError(
                 "ends some lines with a carriage return alone and others not; give all of them one line end"
             )

@@ -32,8 +32,9 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> None:
     for task in sweep.tasks:
         splits = data.load(task, sweep.budget)
         num_labels = splits.task.num_labels or 0
-        for line in notes.notes(splits) if say else ():
-            say(f"note: {line}")
+        if say is not None:
+            for line in notes.notes(splits):
+                say(f"note: {line}")
         for address in sweep.models:
             prepared = pretrained.prepare(address.name, address.revision)
             model = pretrained.build(prepared, num_labels, head_seed=0)

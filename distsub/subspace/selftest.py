@@ -181,7 +181,7 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
         np.random.set_state(numpy)
         for module, key, buffer, before in buffers:
             module._buffers[key] = buffer
-            if buffer is not None and not torch.equal(buffer, before):
+            if buffer is not None and before is not None and not torch.equal(buffer, before):
                 buffer.copy_(before)
         for table, index in padded:
             table.padding_idx = index  # type: ignore[assignment]
