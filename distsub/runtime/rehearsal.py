@@ -75,14 +75,14 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
     rows = read(tokenizer, splits, first.budget, name)
     _check_tokens(rows, tokenizer, first)
     if say and (line := _joined(tokenizer, splits.train, name)):
-        say(line)
+        say(f"note: {line}")
+    labels, head_from = splits.task.num_labels or 0, first.method.head_from
+    model = pretrained.build(prepared, labels, first.seeds.head, head_from=head_from).to(device).eval()
     with _one_line(name, "a forward pass"):
-        labels, head_from = splits.task.num_labels or 0, first.method.head_from
-        model = pretrained.build(prepared, labels, first.seeds.head, head_from=head_from).to(device).eval()
         _check_names(splits, model, head_from, name)
         _check_ids(rows, tokenizer, model, first)
         _check_batches(rows, tokenizer, model, first.budget, device)
-        del model
+    del model
     for trial in (first, *others):
         with _one_line(name, f"a step of {trial.method.variant or trial.method.name}"):
             _step(without_checkpoints(trial), prepared, rows, tokenizer, device)
