@@ -8,9 +8,10 @@ _EXTRAS = {"sentencepiece": '"distsub[sentencepiece]"', "tiktoken": "tiktoken", 
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of an error's message, or its kind where it has none."""
+    """Give the first line of an error's message, with the next where it only introduces that, or its kind."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    introduces = len(lines) > 1 and lines[0].endswith(":")
+    return " ".join(lines[: 1 + introduces]) if lines else type(error).__name__
 
 
 def reason(error: Exception, folder: Path | None = None) -> str:

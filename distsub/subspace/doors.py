@@ -95,8 +95,9 @@ class Checkpointing:
         self.door, self.function = door, function
 
     def __call__(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Checkpoint a part of the module's forward."""
-        return self.function(Again(self.door, run), *args, **kwargs)
+        """Checkpoint a part of the module's forward, to run again on the weights of this pass."""
+        session = self.door.lending.session
+        return self.function(Again(self.door, run, session and session.numbers), *args, **kwargs)
 
 
 def in_backward() -> bool:

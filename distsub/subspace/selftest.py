@@ -92,7 +92,8 @@ def _inputs(model: nn.Module) -> dict[str, Tensor] | None:
     vocabulary = getattr(text, "vocab_size", None)
     if name != "input_ids" or not isinstance(vocabulary, int) or vocabulary < 8:
         return None
-    special = {getattr(text, key, None) for key in ("pad_token_id", "eos_token_id", "bos_token_id")}
+    special = [getattr(text, key, None) for key in ("pad_token_id", "eos_token_id", "bos_token_id")]
+    special += [each for ids in special if isinstance(ids, list) for each in ids]  # some end in one of several ways
     usual = [i for i in range(min(vocabulary, 64)) if i not in special]
     ids = torch.tensor([[usual[(5 * i + 3 * row) % len(usual)] for i in range(8)] for row in range(2)])
     if isinstance(end := getattr(text, "eos_token_id", None), int) and end != getattr(text, "pad_token_id", None):

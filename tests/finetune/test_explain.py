@@ -132,3 +132,11 @@ def test_a_model_in_words_of_its_own_never_runs_them(model):
 )
 def test_errors_become_one_line(error, message):
     assert message in explain.reason(error) and "\n" not in explain.reason(error)
+
+
+def test_a_line_that_only_introduces_the_next_is_not_the_reason():
+    assert explain.first_line(ValueError("Validation error for field 'pad_token_id':\n    Expected int\nmore")) == (
+        "Validation error for field 'pad_token_id': Expected int"
+    )
+    assert explain.first_line(ValueError("two lines\nof which one is said")) == "two lines"
+    assert explain.first_line(ValueError()) == "ValueError"

@@ -240,10 +240,13 @@ class TestBetweenForwardAndBackward:
             with pytest.raises(RuntimeError, match=f"modified by an inplace operation: {name}"):
                 loss.backward()
 
-    def test_changed_behind_autograds_back(self, zoo):
+    @pytest.mark.parametrize("reentrant", [None, True, False])
+    def test_changed_behind_autograds_back(self, zoo, reentrant):
         """`.data` leaves no trace; the gradient is then the one at the coordinates of the forward pass."""
-        model, data = held(zoo), zoo.batch("Bert")
+        model, data = held(zoo, **NO_DROPOUT), zoo.batch("Bert")
         plain = zoo.merged(model)
+        if reentrant is not None:
+            model.train().model._set_gradient_checkpointing(True, _checkpoint(reentrant))
         loss = model(**data.inputs, labels=data.labels).loss
         model.coordinates.data.add_(1.0)
         loss.backward()
@@ -524,6 +527,12 @@ class TestSelfTest:
         assert all(torch.equal(tensor, before[name]) for name, tensor in base.named_buffers())
         assert all(p.grad is None for p in model.parameters())
         assert model.model.bert.embeddings.word_embeddings.padding_idx == 0
+
+    @pytest.mark.parametrize("eos", [None, 2, [2, 3], [], -1, 1000])
+    def test_ids_as_configs_have_them(self, zoo, eos):
+        """Chat models end in one of several tokens."""
+        selftest._passed.clear()
+        SubspaceModel(zoo.build("Llama", eos_token_id=eos), 60)
 
     def test_once_for_each_kind_of_model(self, zoo, monkeypatch):
         selftest._passed.clear()
