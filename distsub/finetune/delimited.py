@@ -205,7 +205,7 @@ def _parse(text: IO[str], separator: str, quote: Quote, columns: Sequence[str] |
                     f" (the row ends in line {before + last})" if last > first else ""
                 )
                 raise _Malformed.at(before + first, what)
-            if row == header:
+            if row[-1] == header[-1] and [row[0].lstrip("\ufeff"), *row[1:]] == header:  # files put one after the other
                 raise _Malformed.at(before + first, "the header once more; remove it")
             if last > first:
                 long.append((before + first, before + last))

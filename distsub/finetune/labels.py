@@ -21,6 +21,9 @@ _NUMBER = re.compile(r"[+-]?([0-9]{1,300}(\.[0-9]{0,300})?|\.[0-9]{1,300})([eE][
 _CODE = re.compile(r"[+-]?0[0-9]")  # "007" is a name
 _MISSING = frozenset({"na", "n/a", "#n/a", "nan", "null", "none", "nil", "inf", "-inf", "infinity", "-infinity"})
 
+_TRUTHS = {spell(truth): truth for truth in ("true", "false") for spell in (str.lower, str.capitalize, str.upper)}
+"""Truth values as programs write them, and as JSON and Arrow do."""
+
 _AS_VALUES = "num_labels = 1 makes it a regression"
 
 
@@ -68,6 +71,8 @@ def settle(task: Task, train: Mapping[str, int], validation: Mapping[str, int]) 
         known[plain(label)] += rows
     for label, rows in (*train.items(), *validation.items()):
         counts[plain(label)] += rows
+    if counts.keys() <= _TRUTHS.keys() and len({_TRUTHS[name] for name in counts}) < len(counts):
+        known, counts = _spelled_alike(known), _spelled_alike(counts)
     where = f'{task.name}: label column "{task.label}"'
     if task.labels:
         _check_listed(task, counts, where)
@@ -135,8 +140,16 @@ def plain(label: str) -> str:
 def _numbers(task: Task) -> Mapping[str, int]:
     names = task.labels or tuple(str(i) for i in range(task.num_labels or 0))
     numbers = {plain(name): i for i, name in enumerate(names)}
-    truths = {name: i for name, i in numbers.items() if name in ("true", "false")}  # as JSON and Arrow spell them
-    return {spell(name): i for spell in (str.capitalize, str.upper) for name, i in truths.items()} | numbers
+    truths = {_TRUTHS[name]: i for name, i in numbers.items() if name in _TRUTHS}
+    return {spelled: truths[truth] for spelled, truth in _TRUTHS.items() if truth in truths} | numbers
+
+
+def _spelled_alike(counts: Counter[str]) -> Counter[str]:
+    """Make two classes of truth values in several spellings: booleans in one shard, "True" in another."""
+    alike = Counter[str]()
+    for name, rows in counts.items():
+        alike[_TRUTHS[name]] += rows
+    return alike
 
 
 def _whole(names: Sequence[str]) -> bool:
@@ -152,6 +165,12 @@ def _sorted(counts: Counter[str], where: str) -> tuple[str, ...]:
         raise DataError(
             f'{where} holds numbers, and "{odd[0]}" in {sum(counts[name] for name in odd)} rows; empty those cells and '
             'set empty = "drop", or list the classes: labels = [...]'
+        )
+    truths = [name for name in counts if name in _TRUTHS]
+    if numeric and truths and len(numeric) + len(truths) == len(counts):
+        raise DataError(
+            f'{where} holds numbers, first {numeric[0]}, and "{truths[0]}" in {sum(counts[name] for name in truths)} '
+            "rows; write the same in all rows, or list the classes: labels = [...]"
         )
     if len(numeric) < len(counts):
         return tuple(sorted(counts))

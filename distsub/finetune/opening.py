@@ -165,7 +165,7 @@ def opened_text(path: Path, encoding: str | None, newline: str) -> Iterator[tupl
     try:
         with opened(path) as stream:
             yield io.TextIOWrapper(cast("Any", stream), encoding=found, newline=newline), found
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:  # not its child UnicodeDecodeError alone: UTF-16 without a mark is the parent
         raise _undecodable(path, found) from error
 
 

@@ -42,7 +42,7 @@ def propose(facts: "Facts") -> Proposal:
         max_length=min(max(8 * math.ceil(facts.lengths[1] / 8), 8), facts.max_positions),
         steps=steps,
         eval_examples=EVALUATED if facts.validation > EVALUATED else None,
-        high=min(10000, facts.num_params // 2),
+        high=max(min(10000, facts.num_params // 20), 1),
     )
 
 

@@ -153,7 +153,7 @@ def _checked(task: Task) -> Task:
 
 def _is_encoding(name: str) -> bool:
     try:
-        # Some codecs of Python make bytes of bytes.
-        return isinstance(b"".decode(name), str)
+        # Not the empty text, of which Python looks at no name; codecs that make bytes of bytes are a LookupError.
+        return bool("x".encode(name))
     except (LookupError, ValueError):
         return False

@@ -86,6 +86,8 @@ def test_any_spelling_in_any_format_is_classes_by_sorted_name(tmp_path, name, ki
         ([-1, -1], {"num_labels": 2}, "-1 marks a split without labels"),
         (["0", "1", "NA"], {}, '"NA" in 2 rows'),
         (["0", "1", "nan"], {}, '"nan" in 2 rows'),
+        ([True, 1, False, 0], {}, 'holds numbers, first 1, and "true" in 4 rows; write the same'),
+        ([0, 1, "TRUE"], {}, 'and "TRUE" in 2 rows'),
         (["a", None, "b"], {}, "is empty in 1 of 3 rows, first in row 2"),
         (["a", " ", "b"], {}, "is empty in 1 of 3 rows, first in row 2"),
         (["pos", "neg", "meh"], {"labels": ("neg", "pos")}, "holds meh in 2 rows, which labels"),
@@ -115,6 +117,23 @@ def test_a_class_that_only_validation_has(tmp_path):
     with pytest.raises(DataError, match=r'1 validation rows have labels that no training row has: yes.*mean "Yes"'):
         data.load(mine(tmp_path), ALL)
     assert data.load(mine(tmp_path, labels=("No", "Yes", "yes")), ALL).validation.labels == [2]
+
+
+@pytest.mark.parametrize("train", [["True", "False"], ["true", "FALSE"], ["TRUE", "False", "true", "false"]])
+def test_truth_values_in_several_spellings_are_two_classes(tmp_path, train):
+    write(tmp_path, "csv", train)
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [False, True]}), tmp_path / "validation.parquet")
+    (tmp_path / "validation.csv").unlink()
+    found = data.load(mine(tmp_path), ALL)
+    assert found.task.labels == ("false", "true") and found.validation.labels == [0, 1]
+    assert found.train.labels == [value.lower() == "true" for value in train]
+    listed = data.load(mine(tmp_path, labels=("True", "False")), ALL)
+    assert listed.validation.labels == [1, 0] and listed.train.labels == [1 - label for label in found.train.labels]
+
+
+def test_one_truth_value_in_two_spellings_is_one_class(tmp_path):
+    with pytest.raises(DataError, match="is true in every row"):
+        data.load(mine(write(tmp_path, "csv", ["true", "True"])), ALL)
 
 
 @pytest.mark.parametrize("values", [["pos", "neg"], ["1", "2"], [1, 2], [1.0, 2.0], [True, False], ["True", "False"]])

@@ -30,10 +30,10 @@ def write(path, table, separator=",", encoding="utf-8", header=("subject", "body
     return path
 
 
-def init(capsys, *arguments):
-    """Run init in this process; give (exit code, stdout, stderr)."""
+def init(capsys, *arguments, command="init"):
+    """Run init, or another command, in this process; give (exit code, stdout, stderr)."""
     try:
-        cli.main(["init", *map(str, arguments)])
+        cli.main([command, *map(str, arguments)])
     except SystemExit as end:
         code = end.code
     out, err = capsys.readouterr()
@@ -67,6 +67,16 @@ def test_a_file_becomes_a_sweep_that_reads_the_same_rows(tmp_path, capsys, tiny_
     assert sorted(everything) == sorted((subject, body) for subject, body, _ in rows())
     code, _, err = init(capsys, path, "--data", tmp_path / name)
     assert code == 2 and "exists already" in err
+
+
+def test_plan_takes_what_init_writes_for_a_small_model(tmp_path, capsys, tiny_model):
+    write(tmp_path / "t.csv", rows())
+    path = tmp_path / "mine.toml"
+    columns = ["--text", "subject,body", "--label", "team"]
+    code, _, err = init(capsys, path, "--data", tmp_path / "t.csv", "--model", tiny_model, *columns)
+    assert code == 0, err
+    code, out, err = init(capsys, path, command="plan")
+    assert code in (None, 0) and "training steps" in out, err
 
 
 def test_columns_are_chosen_by_name_or_listed(tmp_path, tiny_model):

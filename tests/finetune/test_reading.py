@@ -285,6 +285,17 @@ def test_rows_that_a_quotation_mark_would_swallow(tmp_path):
 BODY = "text,label\ncafé good,1\nbad,0\n"
 
 
+@pytest.mark.parametrize("given", ["utf-16", "utf-16-le", "utf-32", "utf-8", "ascii"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_text_in_another_encoding_than_is_said(tmp_path, name, given):
+    body = BODY if name == "a.csv" else '{"text": "café", "label": 1}\n'
+    for written in {"utf-8": ("cp1252", "utf-16"), "ascii": ("utf-8",)}.get(given, ("utf-8", "utf-8-sig", "cp1252")):
+        (tmp_path / name).write_bytes(body.encode(written))
+        with pytest.raises(DataError) as caught:
+            load(tmp_path / name, holdout=1, encoding=given)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
@@ -295,6 +306,7 @@ BODY = "text,label\ncafé good,1\nbad,0\n"
         ("a.csv", b"text,label\na,1\nb\n", r"a\.csv line 3: 1 cell where the header has 2"),
         ("a.csv", b'text,label\n"a\nb",1,2\n', r"line 2: 3 cells where the header has 2 \(the row ends in line 3\)"),
         ("a.csv", b"text,label\na,1\ntext,label\nb,0\n", r"line 3: the header once more; remove it"),
+        ("a.csv", b"\xef\xbb\xbftext,label\na,1\n" * 2, r"line 3: the header once more; remove it"),
         ("a.csv", b"text,text,label\na,b,1\n", r'more than one column "text"; keep one'),
         ("a.csv", b'text,label\n"a, b,1\nc, d,0\n', r"line 3: a cell begins with a quotation mark and none ends it"),
         ("a.csv", b'"text","label"\n"a \\"b\\"",1\n', r"quotation mark"),

@@ -62,3 +62,14 @@ def test_contradictions_are_one_clear_line(name, given, message):
 def test_importing_is_light():
     code = "import sys, distsub.finetune.tasks; print({'torch', 'datasets', 'numpy', 'ray'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["nope", "", "rot13", "hex", "undefined", "a\0b"])
+def test_encodings_that_are_none(name):
+    with pytest.raises(ConfigError, match="unknown encoding"):
+        resolve("mine", path="/x", text=("text",), encoding=name)
+
+
+@pytest.mark.parametrize("name", ["utf-8", "CP1252", "latin-1", "utf-16", "utf-32-le", "shift_jis"])
+def test_encodings_of_python(name):
+    assert resolve("mine", path="/x", text=("text",), encoding=name).encoding == name
