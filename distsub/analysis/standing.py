@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -106,11 +107,11 @@ def smallest_lines(smallest: pa.Table) -> list[str]:
     Args:
         smallest: Rows of ADAPTERS.
     """
-    lines = []
-    for row in smallest.to_pylist():
+    lines, rows = [], smallest.to_pylist()
+    for row in rows:
         lines += [
             _folded(
-                f"smallest adapter that passes: {row['task']} {row['variant'] or row['method']}: d = {row['d']}, "
+                f"smallest adapter that passes: {_subject(row, rows)}: d = {row['d']}, "
                 f"score {row['score']:.4f} where {row['threshold']:.4f} passes, {size_text(row['bytes'])}"
             ),
             f"  {printable(row['path'])}",
@@ -124,11 +125,17 @@ def notes(d90: pa.Table) -> list[str]:
     Args:
         d90: Rows of D90.
     """
-    found = []
-    for row in d90.select(["task", "method", "variant", "projection", "warnings"]).to_pylist():
-        about = f"{row['task']} {row['variant'] or row['method']} {row['projection'] or ''}".rstrip()
+    found, rows = [], d90.select(["task", "model", "method", "variant", "projection", "warnings"]).to_pylist()
+    for row in rows:
+        about = f"{_subject(row, rows)} {row['projection'] or ''}".rstrip()
         found += [_folded(f"note: {about}: {note}") for note in row["warnings"]]
     return found
+
+
+def _subject(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """Name what a row is about: task and method, and the model where rows have several."""
+    many = len({each["model"] for each in rows}) > 1
+    return " ".join([row["task"], *([row["model"]] if many else []), row["variant"] or row["method"]])
 
 
 def _folded(text: str) -> str:

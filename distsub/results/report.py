@@ -146,8 +146,13 @@ def _estimates(d90: pa.Table | None) -> str:
         return ""
     names = ("task", "model", *METHOD_COLUMNS, "estimate_text", "estimate_chance_corrected_text", "searches", "trials")
     rows = d90.to_pylist()
+    about: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row["warnings"]:
+            about.setdefault(note, []).append(f"{row['task']} {row['model']} {row['variant'] or row['method']}")
     notes = "".join(
-        f"<li>{html.escape(printable(note))}</li>" for note in dict.fromkeys(n for row in rows for n in row["warnings"])
+        f"<li>{html.escape(printable(note))} ({html.escape(printable(', '.join(dict.fromkeys(whose))))})</li>"
+        for note, whose in about.items()
     )
     table = _html_table(names, ([row[name] for name in names] for row in rows))
     return f"<h2>d90 with its interval</h2>\n{table}\n" + (f"<ul>{notes}</ul>" if notes else "")

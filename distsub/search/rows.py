@@ -276,6 +276,12 @@ def _warnings(subspace: Sequence[Row], baseline: Sequence[Row], chances: Sequenc
                 f"the baseline {full:.3f} is above chance {chance:.3f} by less than two standard errors ({error:.3f}):"
                 " evaluate more examples or train longer"
             )
+        elif stuck := [score for score in best if score - chance < 2 * error]:
+            said.append(
+                f"full fine-tuning stays at chance {chance:.3f} under {len(stuck)} of {len(best)} seeds and reaches"
+                f" {max(best):.3f} under others, so the mean {full:.3f} that the threshold is made of is of neither:"
+                " lower the learning rate, train longer or run more seeds"
+            )
     rows = (*subspace, *baseline)
     if any(not row.observation.predicted and row.trial.budget.eval_examples is None for row in rows):
         said.append(f"rows do not tell how many examples were evaluated: {UNKNOWN_EXAMPLES} are assumed")

@@ -3,6 +3,7 @@
 import os
 import time
 
+import pyarrow as pa
 import pytest
 
 from distsub.analysis.standing import notes, smallest_lines, standing, status_rows, status_table
@@ -125,3 +126,13 @@ def test_notes_are_folded_and_name_what_they_are_about(store, monkeypatch):
     lines = notes(summary.d90)
     assert lines and all(line.startswith(r"note: t\x1b[2J did fastfood: ") for line in lines)
     assert all(len(part) <= 50 for line in lines for part in line.split("\n"))
+
+
+def test_models_are_named_where_there_are_several(store):
+    summary = trained(store, {100: 0.6, 200: 0.75, 400: 0.79}, (200,))
+    for table, lines in ((summary.d90, notes), (summary.smallest, smallest_lines)):
+        position = table.schema.get_field_index("model")
+        other = table.set_column(position, table.schema.field(position), pa.array(["m2"] * table.num_rows))
+        assert not any(" m2 " in line for line in lines(other))
+        said = lines(pa.concat_tables([table, other]))
+        assert len(set(said)) >= 2 and any(" m2 " in " ".join(line.split()) for line in said)

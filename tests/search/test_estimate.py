@@ -233,6 +233,19 @@ def test_baseline_hardly_above_chance_and_threshold_below_it_are_told():
     assert "any d reaches it" in text
 
 
+@pytest.mark.parametrize("stuck", [0, 1, 2])
+def test_seeds_of_full_fine_tuning_that_stay_at_chance_are_told(measured, stuck):
+    _, these, rows, _ = measured
+    seeds = list(dict.fromkeys(row.trial.seeds for row in rows if row.trial.is_baseline))
+    changed = [
+        replace(row, score=row.chance) if row.trial.is_baseline and row.trial.seeds in seeds[:stuck] else row
+        for row in rows
+    ]
+    text = " ".join(estimate(these, changed).warnings)
+    assert (f"under {stuck} of {len(seeds)} seeds" in text) == (stuck > 0)
+    assert ("stays at chance" in text) == (stuck > 0)
+
+
 def test_one_seed_is_told_and_wide():
     curve, these = Curve(seed=5, num_examples=5000), searches(1)
     found = estimate(these, run(curve, these))
