@@ -197,7 +197,8 @@ def d90_table(
 def smallest_adapters(table: pa.Table, shared: Sequence[Sequence[Brief]], store: Store) -> pa.Table:
     """Find the saved adapter of the smallest d that passes, for each task and model; of equals, the best score.
 
-    An adapter passes when its trial's score reaches the threshold of its search.
+    An adapter passes when its trial's score reaches the threshold of its search; where that lies below what guessing
+    scores, the threshold that is corrected for chance.
 
     Args:
         table: The searches' rows from `searches_table`.
@@ -208,9 +209,11 @@ def smallest_adapters(table: pa.Table, shared: Sequence[Sequence[Brief]], store:
     for search, own in zip(table.to_pylist(), shared, strict=True):
         if search["threshold"] is None:
             continue
-        about = {name: search[name] for name in ("task", "model", "method", "variant", "threshold")}
+        guessing_passes = search["chance"] is not None and search["threshold"] <= search["chance"]
+        bar = search["threshold_chance_corrected" if guessing_passes else "threshold"]
+        about = {name: search[name] for name in ("task", "model", "method", "variant")} | {"threshold": bar}
         for row in own:
-            if row.d is not None and row.score is not None and row.score >= search["threshold"]:
+            if row.d is not None and row.score is not None and row.score >= bar:
                 found = about | {"d": row.d, "score": row.score, "trial_id": row.trial_id}
                 passed.setdefault((search["task"], search["model"]), []).append(found)
     kept = set(store.files.folders("adapters")) if passed else set()

@@ -29,16 +29,16 @@ def store(tmp_path):
     return Store.create(tmp_path / "out", "", "f00d")
 
 
-def finished(trial, score):
-    return Observation(trial, "finished", score=score, chance=0.5, num_params=1000, num_trained=trial.d, wall_s=60.0)
+def finished(trial, score, chance=0.5):
+    return Observation(trial, "finished", score=score, chance=chance, num_params=1000, num_trained=trial.d, wall_s=60.0)
 
 
-def trained(store, scores, adapters=()):
+def trained(store, scores, adapters=(), chance=0.5):
     """Write the baseline, a score for some d, and an adapter for some of those."""
-    store.write(finished(FULL, 0.8))
+    store.write(finished(FULL, 0.8, chance))
     for d, score in scores.items():
         [trial] = SEARCH.trials_at(d)
-        store.write(finished(trial, score))
+        store.write(finished(trial, score, chance))
         if d in adapters:
             store.files.make(f"adapters/{trial.id}")
             for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -108,6 +108,13 @@ def test_an_adapter_that_is_half_there_does_not_count(store):
     summary = trained(store, {100: 0.9, 200: 0.9}, (100, 200))
     os.remove(store.files.path(f"adapters/{SEARCH.trials_at(100)[0].id}/adapter_config.json"))
     assert summary.smallest["d"].to_pylist() == [200]
+
+
+def test_an_adapter_that_guesses_does_not_pass(store):
+    """0.9 of full is 0.72, below guessing at 0.75; corrected for chance it is 0.795."""
+    summary = trained(store, {100: 0.75, 200: 0.78, 400: 0.799}, (100, 200, 400), chance=0.75)
+    [row] = summary.smallest.to_pylist()
+    assert row["d"] == 400 and row["threshold"] == pytest.approx(0.795)
 
 
 def test_the_smallest_adapter_is_named_with_its_path_whole(store, monkeypatch):
