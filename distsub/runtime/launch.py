@@ -128,7 +128,7 @@ def run(
     if sweep.stops != "none" and not sweep.budget.eval_every:
         reporter.line("stopping nothing can end early: [budget] eval_every is not set")
     # An interrupt is an end like SIGTERM, which stands for one where somebody waits: what is open says which.
-    with contextlib.suppress(KeyboardInterrupt), Heartbeat(store.files), reporter, Drain() as drain:
+    with contextlib.suppress(KeyboardInterrupt), Heartbeat(store.files, reporter.training), reporter, Drain() as drain:
         if backend == "inline":
             from distsub.runtime import inline
 

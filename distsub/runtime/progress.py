@@ -251,12 +251,15 @@ class Reporter:
         while not self._closed.wait(EVERY_S):
             self.line(f"progress {self.progress.text}{self._now()}")
 
+    def training(self) -> list[str]:
+        """Name what is trained now, and how far it is."""
+        return [f"{self.labels.trial(one.trial)} step {one.step}/{one.steps}" for one in self.progress.running()]
+
     def _now(self) -> str:
-        """Name what runs."""
-        running = self.progress.running()
+        running = self.training()
         if not running:
             return ""
-        named = [f"{self.labels.trial(one.trial)} step {one.step}/{one.steps}" for one in running[:SHOWN]]
+        named = running[:SHOWN]
         more = f" and {len(running) - SHOWN} more" if len(running) > SHOWN else ""
         return f"; training {', '.join(named)}{more}"
 
