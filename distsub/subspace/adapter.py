@@ -55,7 +55,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 FROM_CONFIG = "from the model's configuration"
 
 _HEAD = "theta_0."
-"""Begins the names of a head's tensors at theta_0, saved where no seed is known to make them again."""
+"""Begins the names of tensors at theta_0, of a head or pooler, saved where no seed is known to make them again."""
 
 
 def save_pretrained(
@@ -92,10 +92,11 @@ def save_pretrained(
     base_model = _address(model, base_model)
     heads = layout.head_names(model.model)
     theta_0 = dict(model.model.named_parameters())
-    trained_head = heads & model.head.keys()
     tensors: dict[str, Tensor] = dict(model.trained())
-    if head_seed is None and head_from == "seed" and not trained_head:
-        tensors |= {f"{_HEAD}{name}": theta_0[name] for name in sorted(heads)}
+    no_seed = head_seed is None and head_from == "seed"
+    fresh = (heads | _drawn_poolers(theta_0) if no_seed else heads) - model.head.keys()
+    if no_seed:
+        tensors |= {f"{_HEAD}{name}": theta_0[name] for name in sorted(fresh)}
     weights = save({name: p.detach().cpu().contiguous() for name, p in tensors.items()}, {"format": "pt"})
     labels = getattr(model.config, "num_labels", None) if num_labels is None else num_labels
     config = {
@@ -114,9 +115,9 @@ def save_pretrained(
         "num_scales": model.scales.numel(),
         "num_trained": model.num_trained,
         "num_trained_head": model.num_trained_head,
-        "base_sha256": hash_of(theta_0, theta_0.keys() - heads - model.head.keys()),
+        "base_sha256": hash_of(theta_0, theta_0.keys() - fresh - model.head.keys()),
         "base_dtype": dtype(theta_0),
-        "head_sha256": None if trained_head else hash_of(theta_0, heads),
+        "head_sha256": hash_of(theta_0, fresh) if fresh else None,
         "fingerprint": model.projection.fingerprint(),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "versions": {name: version(name) for name in ("distsub", "torch", "transformers")},
@@ -143,6 +144,16 @@ def _address(model: SubspaceModel, given: str | None) -> str | None:
             "base_model = its hub id or directory, or base_model = None if it will be loaded with the model in hand"
         )
     return os.path.abspath(os.path.expanduser(address)) if address and os.path.isdir(address) else address
+
+
+def _drawn_poolers(theta_0: Mapping[str, Tensor]) -> set[str]:
+    """Name the parameters of poolers that transformers drew, as the checkpoint had none: their bias is exactly 0."""
+    drawn = {
+        name.removesuffix(".bias")
+        for name, tensor in theta_0.items()
+        if "pooler" in name and name.endswith(".bias") and not tensor.any()
+    }
+    return {name for name in theta_0 if name.rpartition(".")[0] in drawn}
 
 
 def load_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -202,8 +213,8 @@ def from_pretrained(
     path = Path(directory)
     config = load_config(path)
     tensors = _load(path / WEIGHTS, config["weights_sha256"])
-    check_base(path, config, base)
     saved_head = {name.removeprefix(_HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(_HEAD)}
+    check_base(path, config, base, saved_head.keys())
     check_head(path, config, base, saved_head)
     settings = dict(config["settings"])
     check_snapshots(path, settings.pop("snapshots", None), snapshots)

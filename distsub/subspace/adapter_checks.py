@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -20,8 +20,8 @@ _TOLERANCE = 1e-5
 """Relative: matrix products of another machine are summed in another order, another P is off by more than 1."""
 
 
-def check_base(path: Path, config: dict[str, Any], base: nn.Module) -> None:
-    """Check that the model is the adapter's theta_0.
+def check_base(path: Path, config: dict[str, Any], base: nn.Module, saved: Set[str] = frozenset()) -> None:
+    """Check that the model is the adapter's theta_0, apart from parameters that were saved with the adapter.
 
     Raises:
         AdapterError: It is not.
@@ -31,7 +31,7 @@ def check_base(path: Path, config: dict[str, Any], base: nn.Module) -> None:
         policies = layout.outside(base, config["settings"]["head"], config["settings"].get("embeddings", "in_subspace"))
     except (DistsubError, KeyError) as error:
         raise AdapterError(f"the settings in {path} do not fit this model: {error}") from error
-    apart = heads | {name for name, policy in policies.items() if policy == "trained"}
+    apart = heads | saved | {name for name, policy in policies.items() if policy == "trained"}
     if (found := dtype(theta_0)) != config["base_dtype"]:
         raise AdapterError(
             f"the adapter in {path} was made for weights in {config['base_dtype']}, this model's are in {found}; "
@@ -53,7 +53,7 @@ def check_head(path: Path, config: dict[str, Any], base: nn.Module, saved: dict[
         path: Where the adapter lies.
         config: Its JSON.
         base: The model.
-        saved: The head's parameters by name; none where it comes from a seed.
+        saved: Its parameters by name, with those of a pooler that was drawn beside it; none where a seed gives them.
 
     Raises:
         AdapterError: It is another.
@@ -62,11 +62,12 @@ def check_head(path: Path, config: dict[str, Any], base: nn.Module, saved: dict[
     expected = config["head_sha256"]
     if expected is None:
         return
-    if saved and {n: t.shape for n, t in saved.items()} == {n: theta_0[n].shape for n in heads}:
+    fresh = saved.keys() | (heads if config["settings"]["head"] != "trained" else set())
+    if all(n in theta_0 and t.shape == theta_0[n].shape for n, t in saved.items()):
         with torch.no_grad():
             for name, tensor in saved.items():
                 theta_0[name].copy_(tensor)
-    if (found := hash_of(theta_0, heads)) != expected:
+    if (found := hash_of(theta_0, fresh & theta_0.keys())) != expected:
         seed, labels = config["head_seed"], config["num_labels"]
         known = "that was saved with it," if saved else "of unknown seed" if seed is None else f"of head_seed = {seed}"
         raise AdapterError(

@@ -138,7 +138,8 @@ class SubspaceModel(Wrapper):
 
     def __repr__(self) -> str:
         """Say in one line what is held in what; `print(held.model)` shows the modules."""
-        settings, base = self.settings, type(self.model).__name__
+        settings = self.settings
+        base = type(self.model).__name__ if "model" in self._modules else "unloaded"
         return (
             f"SubspaceModel({base}, d={settings['d']}, D={self.num_params}, method={settings['method']!r}, "
             f"projection={settings['projection']!r})"

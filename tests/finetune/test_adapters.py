@@ -84,6 +84,17 @@ class TestOwnLoop:
         again = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)  # with a head of its own
         assert torch.equal(logits(load_adapter(tmp_path / "adapter", base=again)), logits(model))
 
+    @pytest.mark.parametrize("head", ["in_subspace", "trained", "frozen"])
+    def test_a_pooler_that_the_checkpoint_lacks(self, base, tmp_path, head):
+        """transformers draws one with the head; it is read by whoever loads the adapter."""
+        BertModel.from_pretrained(base, add_pooling_layer=False).save_pretrained(base)
+        model = by_hand(base, method="did", head=head)
+        assert not model.model.bert.pooler.dense.bias.any()
+        model.save_pretrained(tmp_path / "adapter")
+        torch.manual_seed(1)  # another pooler would be drawn
+        pretrained.prepare.cache_clear()
+        assert torch.equal(logits(load_adapter(tmp_path / "adapter")), logits(model))
+
     def test_in_half_precision(self, base, tmp_path):
         model = move(SubspaceModel(AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.bfloat16), 60))
         model.save_pretrained(tmp_path / "adapter")

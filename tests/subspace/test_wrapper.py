@@ -45,6 +45,7 @@ class TestUnload:
     def test_nothing_is_left_to_run(self, zoo):
         held, data = zoo.held(), zoo.batch("Bert")
         held.unload()
+        assert repr(held).startswith("SubspaceModel(unloaded, d=60")
         for use in (lambda: held(**data.inputs), lambda: held.config, lambda: held.merge(), lambda: held.num_labels):
             with pytest.raises(AttributeError, match="wrap it again"):
                 use()
