@@ -125,7 +125,7 @@ def run(
         f"sweep    {sweep.name}{share}: {len(board.searches)} searches, about {reporter.progress.total} trainings "
         f"and at most {board.max_trials()}, {len(rows)} known"
     )
-    if sweep.stops != "none" and not sweep.budget.eval_every:
+    if sweep.stopping not in (None, "none") and not sweep.budget.eval_every:
         reporter.line("stopping nothing can end early: [budget] eval_every is not set")
     # An interrupt is an end like SIGTERM, which stands for one where somebody waits: what is open says which.
     with contextlib.suppress(KeyboardInterrupt), Heartbeat(store.files, reporter.training), reporter, Drain() as drain:

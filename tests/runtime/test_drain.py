@@ -78,7 +78,7 @@ def test_inline_ends_in_the_middle_of_a_trial_and_goes_on_there(tiny_text, tmp_p
 @pytest.mark.timeout(900)
 def test_tune_ends_and_goes_on(tiny_text, tmp_path):
     """A real process, without a terminal, on a real cluster of its own."""
-    text = tiny_text.replace("steps = 40", "steps = 100").replace("seeds = 2", "seeds = 1")
+    text = tiny_text.replace("steps = 40", "steps = 300").replace("seeds = 2", "seeds = 1")
     path, out = tmp_path / "tiny.toml", tmp_path / "out"
     path.write_text(text)
     command = [sys.executable, "-m", "distsub.cli", "run", str(path), "--out", str(out)]
