@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from distsub.config import parse_sweep
 from distsub.errors import AdapterError, ConfigError, UnavailableError
-from distsub.finetune import batches, data, pretrained
+from distsub.finetune import adapters, batches, data, pretrained
 from distsub.results import schema
 from distsub.subspace.model import SubspaceModel
 from distsub.trial import Observation
@@ -147,11 +147,11 @@ def test_an_adapter_on_a_checkpoints_head_is_loaded_on_it(tmp_path):
         expected = model(input_ids=ids).logits
         kept = {"base_model": folder, "num_labels": 2, "head_seed": 0}
         model.save_pretrained(tmp_path / "adapter", **kept, head_from="checkpoint")
-        loaded = pretrained.load_adapter(tmp_path / "adapter").eval()
+        loaded = adapters.load_adapter(tmp_path / "adapter").eval()
         assert torch.equal(loaded(input_ids=ids).logits, expected)
     model.save_pretrained(tmp_path / "wrong", **kept)
     with pytest.raises(AdapterError):
-        pretrained.load_adapter(tmp_path / "wrong")
+        adapters.load_adapter(tmp_path / "wrong")
 
 
 def test_where_the_head_comes_from_is_part_of_every_identity(tiny_text):
