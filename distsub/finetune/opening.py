@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 
 from distsub.errors import DataError, UnavailableError
+from distsub.files import first_line
 from distsub.finetune.tasks import bare_name
 
 _COMPRESSED = {
@@ -90,18 +91,18 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         with path.open("rb") as file, _uncompressed(file, compression(path)) as stream:
             yield stream
     except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowInvalid, gzip.BadGzipFile) as error:
-        raise DataError(f"is damaged: {_line(error)}; fetch it again") from error
+        raise DataError(f"is damaged: {first_line(error)}; fetch it again") from error
     except RuntimeError as error:
         if "encrypted" not in str(error) and "password" not in str(error):
             raise
         raise DataError("is an encrypted archive; unpack it") from error
     except NotImplementedError as error:
-        raise DataError(f"is packed in a way that is not read ({_line(error)}); unpack it") from error
+        raise DataError(f"is packed in a way that is not read ({first_line(error)}); unpack it") from error
     except OSError as error:
         if isinstance(error, DataError | UnavailableError):
             raise
         if error.errno is None:
-            raise DataError(f"is damaged: {_line(error)}; fetch it again") from error
+            raise DataError(f"is damaged: {first_line(error)}; fetch it again") from error
         raise UnavailableError(f"cannot be read: {error.strerror}") from error
 
 
@@ -239,7 +240,3 @@ def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 
 def _starting(start: bytes, known: dict[bytes, str]) -> str | None:
     return next((what for magic, what in known.items() if start.startswith(magic)), None)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

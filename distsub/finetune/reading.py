@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.errors import DataError, UnavailableError
+from distsub.files import first_line
 from distsub.finetune import cells, layouts, packages, tables
 from distsub.trial import Task
 
@@ -87,10 +88,11 @@ def _read_hub(task: Task, splits: Sequence[str]) -> list[pa.Table]:
         # Not cached is an OSError for a dataset and a ValueError for a configuration of a cached one.
         if isinstance(error, OSError) or "cache" in str(error):
             raise UnavailableError(
-                f"dataset {what} is not in the cache of this machine and cannot be fetched; give the "
-                f"task a path to local files, or fill the cache (HF_HOME) on a machine with network: {_line(error)}"
+                f"dataset {what} is not in the cache of this machine and cannot be fetched; give "
+                "the task a path to local files, or fill the cache (HF_HOME) on a machine with network: "
+                f"{first_line(error)}"
             ) from error
-        raise DataError(f"dataset {what}, splits {', '.join(splits)}: {_line(error)}") from error
+        raise DataError(f"dataset {what}, splits {', '.join(splits)}: {first_line(error)}") from error
     read = []
     for dataset, split in zip(loaded, splits, strict=True):
         origin = f"{what} {split}"
@@ -147,7 +149,3 @@ def _kept(table: pa.Table, task: Task, split: str) -> pa.Table:
         except DataError as error:
             raise DataError(f'{task.name}: column "{name}" of "{split}" {error}') from error
     return table
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

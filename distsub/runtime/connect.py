@@ -37,6 +37,7 @@ import ray
 from ray._private import ray_constants
 
 from distsub.errors import ClusterError
+from distsub.files import first_line
 
 ANSWER_S = 20.0
 """Seconds in which a cluster must answer a first question. Ray itself asks for ever."""
@@ -96,7 +97,7 @@ def connect() -> Iterator[None]:
             with _on_loopback() if own else contextlib.nullcontext():
                 ray.init(**options)
         except Exception as error:  # Ray raises whatever its parts raise
-            raise ClusterError(f"{what}: {_first_line(error)}") from None
+            raise ClusterError(f"{what}: {first_line(error)}") from None
     try:
         yield
     finally:
@@ -181,7 +182,7 @@ def _check_answers(address: str) -> None:
         try:
             address = services.canonicalize_bootstrap_address_or_die("auto")
         except (ConnectionError, ValueError) as error:
-            raise ClusterError(f"RAY_ADDRESS = 'auto': {_first_line(error)}; {allowed}") from None
+            raise ClusterError(f"RAY_ADDRESS = 'auto': {first_line(error)}; {allowed}") from None
     found = re.fullmatch(r"\[?([^\[\]/]+?)\]?:(\d{1,5})", address)
     if found is None or not 0 < int(found[2]) < 65536:
         raise ClusterError(f"RAY_ADDRESS = {address!r} is not HOST:PORT; {allowed}")
@@ -189,7 +190,7 @@ def _check_answers(address: str) -> None:
         socket.create_connection((found[1], int(found[2])), timeout=ANSWER_S / 2).close()
     except OSError as error:
         raise ClusterError(
-            f"RAY_ADDRESS = {address!r}: nothing answers there ({error.strerror or _first_line(error)}); {allowed}"
+            f"RAY_ADDRESS = {address!r}: nothing answers there ({error.strerror or first_line(error)}); {allowed}"
         ) from None
     try:
         probe = subprocess.run(
@@ -205,8 +206,3 @@ def _check_answers(address: str) -> None:
         token = "; it asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH"
         hint = token if "nauthenticated" in probe.stderr or "token" in probe.stderr.lower() else f"; {allowed}"
         raise ClusterError(f"RAY_ADDRESS = {address!r}: {reason}{hint}")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
