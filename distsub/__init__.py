@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from distsub.finetune.adapters import load_adapter
     from distsub.finetune.train import train
     from distsub.results import Store
+    from distsub.search.arrays import d90
+    from distsub.search.interval import Estimate
     from distsub.subspace.model import SubspaceModel
     from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
@@ -20,6 +22,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Budget": "distsub.trial",
     "DistsubError": "distsub.errors",
+    "Estimate": "distsub.search.interval",
     "Method": "distsub.trial",
     "Observation": "distsub.trial",
     "Seeds": "distsub.trial",
@@ -27,6 +30,7 @@ _HOME = {
     "SubspaceModel": "distsub.subspace.model",
     "Task": "distsub.trial",
     "Trial": "distsub.trial",
+    "d90": "distsub.search.arrays",
     "load_adapter": "distsub.finetune.adapters",
     "load_sweep": "distsub.config",
     "train": "distsub.finetune.train",
@@ -35,6 +39,7 @@ _HOME = {
 __all__ = [  # noqa: RUF022 (the version last)
     "Budget",
     "DistsubError",
+    "Estimate",
     "Method",
     "Observation",
     "Seeds",
@@ -42,6 +47,7 @@ __all__ = [  # noqa: RUF022 (the version last)
     "SubspaceModel",
     "Task",
     "Trial",
+    "d90",
     "load_adapter",
     "load_sweep",
     "train",

@@ -1,27 +1,21 @@
 """d90 as a measurement: from all rows of a model, task and method to a number with an interval and an outcome.
 
-What is estimated. d_at(fraction) is the d at which the *expected* score, over projection, head and data seeds and
-over evaluation sets like this one, at the best eta of the grid, reaches fraction x the expected score of full
-fine-tuning at the best learning rate of its grid (chance-corrected: chance + fraction x (full - chance)). It is a
-real number, not a grid point. A single search reports something else, the first d that passed under its own seeds.
+What is estimated. d_at(fraction) is the d at which the *typical* score reaches fraction x the typical score of full
+fine-tuning at the best learning rate of its grid (chance-corrected: chance + fraction x (full - chance)). Typical is
+the mean over projection, head and data seeds and over evaluation sets like this one, at the best eta of the grid, of
+the trainings that train. How many fail to train is told apart: it is no property of d. The answer is a real number,
+not a grid point. A single search reports something else, the first d that passed under its own seeds.
 
 What counts as what. Every finished training enters the likelihood once, with its own d, eta and seeds, and nobody's
-maximum is taken: the best eta is a parameter that all rows at all d share, drawn towards its neighbours. So "the
-best of k" has no luck to be proud of, and what a policy chose to run on the strength of what it had seen (stopping
-at the first passing eta, zooming in on the crossing) carries no bias, because it depends on rows that are in the fit.
-What a policy reports by itself, the smallest d that passed, is a maximum over etas against a maximum over learning
-rates. It takes a protocol to make it fair (what each step is worth: benchmarks/coverage.json, "best_of_k"):
+maximum is taken: the best eta is a parameter that all rows at all d share. So "the best of k" has no luck to be proud
+of, and what a policy chose to run on the strength of what it had seen carries no bias, because it depends on rows that
+are in the fit.
 
- 1. Selection: the trials of the search's own seeds. Equal tries: a d fails only after all etas, and the baseline has
-    as many learning rates as there are etas, all of which run. The two kinds of luck then cancel, to first order.
- 2. Measurement (`distsub.search.confirm`): the winner of several etas or learning rates is trained once more under
-    fresh head and data seeds, and that score decides alone. Confirming only the one side would ask for too much, so
-    both are. With a single eta nothing was chosen and nothing is confirmed.
- 3. The estimate takes the rows of both kinds alike: any seed that is not the search's own is one more row.
-
-A training stopped for its verdict ("stopped") enters as a bound: its final score is on the side of the threshold
-where it stood. A diverged one says nothing about the other etas; an eta that diverged more often than not is no
-candidate. Errors are not rows.
+ - A full fine-tuning that stayed near chance while others learned is set aside (`distsub.search.rows`), and counted.
+ - A subspace training may have failed, too: the fit gives each a probability of that.
+ - A training that ended without a score (diverged) says nothing of the other etas. A d at which every eta did is below
+   the threshold. An eta that diverged more often than not where others trained is no candidate.
+ - Errors (a machine's, not a training's) are not rows.
 """
 
 import math
@@ -30,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from distsub.errors import ConfigError
+from distsub.search.interval import LEVEL, Estimate
 from distsub.search.outcome import Outcome
 from distsub.search.spec import Search
 from distsub.trial import Observation
@@ -38,90 +33,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from distsub.search.answers import Shared
-    from distsub.search.posterior import Draws, Noise
-
-METHOD = (
-    "posterior of a monotone (Richards) curve of score against log d with shifts by projection, head and data seed,"
-    " training residual and paired sampling error of the evaluation set; median and equal-tailed interval"
-)
-LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What the rows say about d_at(fraction).
-
-    Attributes:
-        fraction: Share of the baseline's score to reach; 0.9 makes it d90.
-        chance_corrected: Whether the share is of the gain over chance.
-        outcome: found, below_range, above_range, or why there is no estimate.
-        d: The posterior median; None unless found.
-        low: Lower end of the interval; None if it lies below the smallest d of the range. At most the largest d.
-        high: Upper end of the interval; None if it lies above the largest d of the range. At least the smallest d.
-        range: Smallest and largest d that could be tried.
-        threshold: The score to reach, posterior mean; None without a fit.
-        full: Expected score of full fine-tuning and its standard error; None without a fit.
-        level: Probability that the interval is meant to hold.
-        num_seeds: Distinct triples of seeds among the subspace trials.
-        num_trials: Rows in the fit, the baseline's included.
-        warnings: What a reader must know, a sentence each.
-        method: How it was computed.
-    """
-
-    fraction: float
-    chance_corrected: bool
-    outcome: Outcome
-    d: float | None
-    low: float | None
-    high: float | None
-    range: tuple[int, int]
-    threshold: float | None = None
-    full: tuple[float, float] | None = None
-    level: float = LEVEL
-    num_seeds: int = 0
-    num_trials: int = 0
-    warnings: tuple[str, ...] = ()
-    method: str = METHOD
-
-    def __repr__(self) -> str:
-        """The estimate in words, and what it rests on."""
-        return f"Estimate({self.text}; {self.num_trials} trials, {self.num_seeds} seeds)"
-
-    @property
-    def low_censored(self) -> bool:
-        """Whether the interval reaches below the smallest d."""
-        return self._has_interval and self.low is None
-
-    @property
-    def high_censored(self) -> bool:
-        """Whether the interval reaches beyond the largest d."""
-        return self._has_interval and self.high is None
-
-    @property
-    def width(self) -> float:
-        """Length of the interval in log d, censored ends cut at the range; infinite without a fit."""
-        if not self._has_interval:
-            return math.inf
-        return math.log((self.high or self.range[1]) / (self.low or self.range[0]))
-
-    @property
-    def text(self) -> str:
-        """The estimate in words: 'd90 = 320 (95%: 180 to 560)', 'd90 > 10000 (95%: 7200 to > 10000)'."""
-        name = f"d{100 * self.fraction:g}" + (" (chance-corrected)" if self.chance_corrected else "")
-        if not self._has_interval:
-            return f"{name} unknown: {self.outcome.sentence}"
-        smallest, largest = self.range
-        low = f"<= {smallest}" if self.low is None else _short(self.low)
-        high = f"> {largest}" if self.high is None else _short(self.high)
-        value = {Outcome.below_range: f"<= {smallest}", Outcome.above_range: f"> {largest}"}.get(self.outcome)
-        value = value or f"= {_short(self.d or math.nan)}"
-        if self.low == largest or self.high == smallest:
-            return f"{name} {value} ({100 * self.level:g}%: all of it)"
-        return f"{name} {value} ({100 * self.level:g}%: {low} to {high})"
-
-    @property
-    def _has_interval(self) -> bool:
-        return self.outcome in (Outcome.found, Outcome.below_range, Outcome.above_range)
+    from distsub.search.curves import Draws, Noise
+    from distsub.search.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -136,6 +49,8 @@ class Fit:
         rates: The learning rates of the baseline, likewise.
         num_seeds: Distinct triples of seeds among the subspace trials.
         num_trials: Rows in the fit.
+        failed_full: Share of the full fine-tunings that failed to train.
+        failed_subspace: Share of the subspace trainings that failed to train or diverged.
         warnings: What holds for every fraction.
         obstacle: Why there are no curves, or None.
         draws: The curves on this evaluation set, None if there is an obstacle.
@@ -150,6 +65,8 @@ class Fit:
     rates: tuple[float, ...] = ()
     num_seeds: int = 0
     num_trials: int = 0
+    failed_full: float = 0.0
+    failed_subspace: float = 0.0
     warnings: tuple[str, ...] = ()
     obstacle: Outcome | None = None
     draws: "Draws | None" = None
@@ -158,8 +75,16 @@ class Fit:
 
     @property
     def eta(self) -> float | None:
-        """The eta with the best expected score."""
-        return None if self.draws is None else self.etas[self.draws.eta]
+        """The eta with the best expected score at the estimate, or at the middle of the rows where there is none."""
+        if self.draws is None:
+            return None
+        d = self.d_at().d
+        return self.etas[self.draws.eta(math.log(d) if d else self.draws.handicaps.center)]
+
+    @property
+    def effective_draws(self) -> float:
+        """How many independent draws the interval rests on; 0 without a fit."""
+        return 0.0 if self.draws is None else self.draws.effective
 
     def d_at(self, fraction: float | None = None, chance_corrected: bool = False, level: float = LEVEL) -> Estimate:
         """Estimate the d at which a share of the baseline's score is reached.
@@ -181,7 +106,8 @@ class Fit:
         if self.draws is None:
             return Estimate(
                 fraction, chance_corrected, self.obstacle or Outcome.undecided, None, None, None, self.range,
-                level=level, num_seeds=self.num_seeds, num_trials=self.num_trials, warnings=self.warnings,
+                level=level, num_seeds=self.num_seeds, num_trials=self.num_trials, failed_full=self.failed_full,
+                failed_subspace=self.failed_subspace, warnings=self.warnings, curves=self,
             )  # fmt: skip
         import numpy as np
 
@@ -208,6 +134,9 @@ class Fit:
             level=level,
             num_seeds=self.num_seeds,
             num_trials=self.num_trials,
+            failed_full=self.failed_full,
+            failed_subspace=self.failed_subspace,
+            curves=self,
             warnings=self.warnings + self._range_warnings(low > last, high < first, threshold),
         )
 
@@ -225,7 +154,7 @@ class Fit:
             return ()
         import numpy as np
 
-        levels = self.draws.level(np.log(np.asarray(d, dtype=float)))
+        levels = self.draws.level(np.log(np.asarray(d, dtype=float))[None])
         tail = (1.0 - level) / 2
         return tuple(
             tuple(self.chance + self.unit * _quantile(column, self.draws.weight, p) for p in (tail, 0.5, 1 - tail))  # type: ignore[misc]
@@ -299,19 +228,37 @@ def fit(searches: Sequence[Search], observations: Iterable[Observation], noise: 
     Raises:
         ConfigError: As for `estimate`.
     """
-    from distsub.search.posterior import Noise, draw
-    from distsub.search.rows import gather, reference_first
+    from distsub.search.gather import gather
+
+    rows = gather(searches, observations)
+    ends = (min(search.dims[0] for search in searches), max(search.dims[-1] for search in searches))
+    return fit_rows(rows, ends, searches[0].fraction, noise)
+
+
+def fit_rows(rows: "Rows", ends: tuple[int, int], fraction: float = 0.9, noise: "Noise | None" = None) -> Fit:
+    """Fit all curves that some rows allow, wherever they came from.
+
+    Args:
+        rows: From `distsub.search.rows.prepare`.
+        ends: Smallest and largest d that could be tried.
+        fraction: The share that is asked for first.
+        noise: As for `fit`.
+    """
+    from distsub.search.curves import Noise
+    from distsub.search.posterior import ENOUGH, draw
+    from distsub.search.remarks import falls, remarks
 
     noise = noise or Noise()
-    rows = gather(searches, observations)
+    failed, full = rows.failed_full
     empty = Fit(
-        range=(min(search.dims[0] for search in searches), max(search.dims[-1] for search in searches)),
+        range=ends,
         chance=rows.chance,
         etas=rows.etas,
         num_seeds=rows.num_seeds,
         num_trials=len(rows.baseline) + len(rows.subspace),
-        warnings=rows.warnings,
-        fraction=searches[0].fraction,
+        failed_full=failed / full if full else 0.0,
+        warnings=remarks(rows),
+        fraction=fraction,
     )
     if not rows.baseline:
         return replace(empty, obstacle=Outcome.baseline_missing)
@@ -320,19 +267,26 @@ def fit(searches: Sequence[Search], observations: Iterable[Observation], noise: 
     if not rows.subspace:
         return replace(empty, obstacle=Outcome.undecided)
     shared = rows.shared(noise)
-    scores = rows.scores(empty.range, empty.fraction, shared, noise)
+    draws = draw(rows.scores(ends, fraction, shared), noise)
+    has_failed = [bool(share > 0.5) for share in draws.failed[: len(rows.subspace)]]
+    lost, tried = sum(has_failed) + rows.diverged, len(rows.subspace) + rows.diverged
+    said = falls(rows, has_failed)
+    if any(has_failed):
+        said = (
+            f"{sum(has_failed)} of {tried} subspace trainings failed to train: d is that of those that train",
+            *said,
+        )
+    if draws.effective < ENOUGH:
+        said = (*said, f"the interval rests on {draws.effective:.0f} effective draws: its ends are uncertain by 10%")
     return replace(
         empty,
         unit=rows.full - rows.chance,
-        etas=reference_first(rows.subspace, rows.etas),
-        rates=reference_first(rows.baseline, rows.rates),
-        draws=draw(scores, noise),
+        rates=rows.rates,
+        failed_subspace=lost / tried,
+        warnings=empty.warnings + said,
+        draws=draws,
         shared=shared,
     )
-
-
-def _short(d: float) -> str:
-    return f"{d:.3g}" if d < 1000 else f"{d:.0f}"
 
 
 def _quantile(values: "np.ndarray", weight: "np.ndarray", p: float) -> float:

@@ -1,182 +1,55 @@
-"""What scores say about the curve that made them: a posterior over monotone curves, with all sources of noise.
+"""What scores say about the curves that made them: a posterior with all sources of noise, and draws from it.
 
-Everything is in units of gain: 0 is chance, 1 about the score of full fine-tuning.
-
-    score of a subspace trial   floor + (top - floor) * rise(slope * (log d - handicap(eta) - place(seeds))) + residual
+    score of a subspace trial   its curve (`distsub.search.curves`) + residual, heavy-tailed (Student t); or, with a
+                                small probability, the floor: the training failed
     place                       middle + random effects of the projection, head and data seed
-    score of a baseline         full - shortfall(learning rate) + random effect of its seeds + residual
+    score of a baseline         its level + random effect of its seeds + residual
     residual                    of the training, and of the evaluation set as far as it is the trial's own
 
-rise is Richards' curve (a logistic with a free asymmetry), so scores never fall with d but for noise. A training that
-was stopped enters as what is certain about it, its side of the threshold. These are the curves on one evaluation set;
-what another one would do to all trials alike is `answers.Shared`.
-
-The posterior is drawn by importance sampling: a multivariate t around the mode, twice. No random state: the same
-rows give the same draws.
+A trial known to be below the threshold only enters as that. What another evaluation set would do to all trials alike is
+`answers.Shared`. The posterior is drawn by importance sampling: a multivariate t around the mode, then around what
+that showed, until the draws are worth enough. No random state: the same rows give the same draws.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
-Density = Callable[[np.ndarray], np.ndarray]
+from distsub.search.curves import (
+    BASELINE,
+    BEST,
+    FLOOR,
+    FULL,
+    MIDDLE,
+    PARAMETERS,
+    RESIDUAL,
+    SHIFT,
+    Draws,
+    Handicaps,
+    Noise,
+    Scores,
+    rise,
+    shape,
+)
 
-DRAWS = 1000
+ENOUGH = 200
+"""Independent draws that an estimate must be worth, else it says so."""
+
+_WANTED = 800  # independent draws from which there are no further rounds
+_DRAWS = 1000  # in a round
+_ROUNDS = 20  # at most
 _DEGREES = 8.0  # of freedom of the proposal: tails heavier than the posterior's
-_TAILS = 8.0  # of freedom of the residual: one collapsed training in a dozen is no surprise
-
-
-@dataclass(frozen=True)
-class Noise:
-    """What is believed about a curve and its noise before any row: (mean, standard deviation) each.
-
-    In units of gain and of log d, scales as logarithms. The values are measured on real rows by
-    `benchmarks/coverage.py --fit`; the last digit means nothing.
-
-    Attributes:
-        slope: log of four times the steepness half way up, per unit of log d.
-        asymmetry: log of Richards' exponent.
-        floor: Score towards d = 0.
-        top: log of (top - floor) / (full - floor), the score towards d = infinity.
-        residual: log of the standard deviation of one training given its seeds.
-        shift: log of the standard deviation over seeds of the place in log d.
-        baseline: log of the standard deviation over seeds of the baseline's score.
-        handicap: Scale of the difference in log d of neighbouring etas a factor e apart (Student t, 2 degrees of
-            freedom, so that there may be a cliff); it grows with the square root of their distance.
-        shortfall: The same of learning rates in gain.
-        shares: Of the projection, head and data seed in the variance of the shift.
-        misfit: Error of the curve of an inferior eta, as a share of its distance from the best one's.
-        paired: Correlation of the sampling errors of two good subspace trials, two baselines, one of each; as good
-            as a few pairs of rows that carry their answers.
-    """
-
-    slope: tuple[float, float] = (math.log(1.0), 0.6)
-    asymmetry: tuple[float, float] = (0.0, 0.7)
-    floor: tuple[float, float] = (0.0, 0.08)
-    top: tuple[float, float] = (-0.05, 0.2)
-    residual: tuple[float, float] = (math.log(0.03), 0.6)
-    shift: tuple[float, float] = (math.log(0.3), 0.5)
-    baseline: tuple[float, float] = (math.log(0.03), 0.7)
-    handicap: float = 0.8
-    shortfall: float = 0.06
-    shares: tuple[float, float, float] = (0.4, 0.3, 0.3)
-    misfit: float = 0.3
-    paired: tuple[float, float, float] = (0.5, 0.5, 0.4)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The rows of one curve as arrays: subspace trials first, then baselines.
-
-    Attributes:
-        x: log d of the subspace trials.
-        y: Gain of all rows.
-        own: Variance of the sampling error that is the trial's own.
-        side: 0 for a score; +1 for "its score would be at least y", -1 for "below y".
-        arm: Index of the eta, for baselines of the learning rate.
-        etas: log of the etas; the others are compared with the first.
-        rates: log of the baseline's learning rates, likewise.
-        group: Index of the seeds whose place a subspace trial takes; of its own seeds for baselines.
-        kinship: Correlation of a subspace trial's place with that of its group: 1 if it has the same seeds.
-        relation: Correlation of the places of the groups; [groups, groups].
-        range: log of the smallest and the largest d that could be tried.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    own: np.ndarray
-    side: np.ndarray
-    arm: np.ndarray
-    etas: np.ndarray
-    rates: np.ndarray
-    group: np.ndarray
-    kinship: np.ndarray
-    relation: np.ndarray
-    range: tuple[float, float]
-
-
-_SLOPE, _ASYMMETRY, _FLOOR, _TOP, _FULL, _RESIDUAL, _SHIFT, _BASELINE, _FIRST = range(9)
-_PRIORS = ("slope", "asymmetry", "floor", "top", "full", "residual", "shift", "baseline")
-_STEP = math.sqrt(3.0)  # Gauss-Hermite with three nodes: the mean over a normal shift
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Weighted draws of curves.
-
-    Attributes:
-        theta: The parameters that curves share, by `_PRIORS`; [draws, 8].
-        middle: Where an average seed's curve is half way up, at eta number 0.
-        handicap: Of every eta; [draws, etas].
-        shortfall: Of every learning rate; [draws, rates].
-        weight: Sums to one.
-    """
-
-    theta: np.ndarray
-    middle: np.ndarray
-    handicap: np.ndarray
-    shortfall: np.ndarray
-    weight: np.ndarray
-
-    @property
-    def eta(self) -> int:
-        """Index of the eta with the best expected score."""
-        return int(np.argmin(self.weight @ self.handicap))
-
-    @property
-    def rate(self) -> int:
-        """Index of the learning rate with the best expected score."""
-        return int(np.argmin(self.weight @ self.shortfall))
-
-    def full(self) -> np.ndarray:
-        """Return the expected gain of full fine-tuning at its best learning rate, per draw."""
-        return self.theta[:, _FULL] - self.shortfall[:, self.rate]
-
-    def level(self, x: np.ndarray) -> np.ndarray:
-        """Return the expected gain over seeds at the best eta, at log d = x; [draws, points]."""
-        shape = tuple(part[:, None] for part in _shape(self.theta))
-        at = x - (self.middle + self.handicap[:, self.eta])[:, None]
-        step = _STEP * np.exp(self.theta[:, [_SHIFT]])
-        return (4 * _curve(shape, at) + _curve(shape, at - step) + _curve(shape, at + step)) / 6
-
-    def crossing(self, bar: np.ndarray) -> np.ndarray:
-        """Return log d where each draw's expected gain reaches its bar; +-inf where it never or always does."""
-        floor, top, *_ = _shape(self.theta)
-        reach = 12.0 / np.exp(self.theta[:, _SLOPE]) + 3.0 * np.exp(self.theta[:, _SHIFT])
-        center = self.middle + self.handicap[:, self.eta]
-        low, high = center - reach, center + reach
-        for _ in range(30):
-            x = (low + high) / 2
-            below = self.level(x[:, None])[:, 0] < bar
-            low, high = np.where(below, x, low), np.where(below, high, x)
-        return np.where(bar <= floor, -np.inf, np.where(bar >= top, np.inf, high))
-
-
-def _shape(theta: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return floor, top, exponent, speed, offset: the curve is half way up at 0, as steep as `slope` says."""
-    floor = theta[:, _FLOOR]
-    top = floor + np.exp(theta[:, _TOP]) * np.maximum(theta[:, _FULL] - floor, 1e-3)
-    exponent = np.exp(np.clip(theta[:, _ASYMMETRY], -4.0, 4.0))
-    half = 0.5 ** (1.0 / exponent)
-    speed = np.exp(theta[:, _SLOPE]) / (2.0 * exponent * (1.0 - half))
-    return floor, top, exponent, speed, np.log(half) - np.log1p(-half)
-
-
-def _curve(shape: tuple[np.ndarray, ...], x: np.ndarray) -> np.ndarray:
-    floor, top, exponent, speed, offset = shape
-    z = np.clip(speed * x + offset, -500.0, 500.0)
-    return floor + (top - floor) * (1.0 + np.exp(-z)) ** -exponent
+_TAILS = 8.0  # of freedom of the residual
+_FAILED = 0.05  # how far from the floor in gain a training that failed may end
 
 
 class _Model:
     """The log posterior of many parameter vectors at once.
 
-    A vector is the shared parameters, the handicaps and shortfalls of all arms but the first, and the place of each
-    group of seeds; the middle of the places is integrated out.
+    A vector is the shared parameters (`PARAMETERS`, those of eta where there are several), the shortfalls of all
+    learning rates but the first, and the place of each group of seeds.
     """
 
     def __init__(self, scores: Scores, noise: Noise) -> None:
@@ -184,127 +57,125 @@ class _Model:
 
         self.scores, self.noise, self._log_ndtr = scores, noise, log_ndtr
         self.k = len(scores.x)
-        self.etas, self.rates = len(scores.etas), len(scores.rates)
-        self.groups = len(scores.relation)
-        arms = self.etas + self.rates - 2
-        self._places = slice(_FIRST + arms, None)
         low, high = scores.range
-        self.middle, self.middle_sd = (low + high) / 2, (high - low) / 2 + 1.5
-        priors = [(1.0, 0.5) if name == "full" else getattr(noise, name) for name in _PRIORS]
-        self.center = np.array([mean for mean, _ in priors] + [0.0] * arms + [self.middle] * self.groups)
-        self.spread = np.array(
-            [sd for _, sd in priors]
-            + [noise.handicap] * (self.etas - 1)
-            + [noise.shortfall] * (self.rates - 1)
-            + [self.middle_sd] * self.groups
-        )
-        # From handicaps and shortfalls to differences of neighbours, each in units of its scale.
-        self.steps = np.zeros((arms, arms))
-        self.steps[: self.etas - 1, : self.etas - 1] = _steps(scores.etas, noise.handicap)
-        self.steps[self.etas - 1 :, self.etas - 1 :] = _steps(scores.rates, noise.shortfall)
-        self.members = scores.group[self.k :, None] == np.arange(scores.group[self.k :].max(initial=0) + 1)
-        self.bound = scores.side[: self.k] != 0
-
-    def parts(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return handicaps, shortfalls (the first of each is 0) and places."""
-        none = np.zeros((len(theta), 1))
-        split = _FIRST + self.etas - 1
-        return (
-            np.concatenate([none, theta[:, _FIRST:split]], axis=1),
-            np.concatenate([none, theta[:, split : self._places.start]], axis=1),
-            theta[:, self._places],
-        )
+        center = math.fsum(scores.x) / self.k
+        self.handicaps = Handicaps(scores.etas, center, scores.range)
+        own = {
+            "middle": ((low + high) / 2, (high - low) / 2 + 1.5),
+            "best": (float(scores.etas[[0, -1]].mean()), float(np.ptp(scores.etas)) / 2 + 0.7),
+        }
+        names = PARAMETERS if len(scores.etas) > 1 else PARAMETERS[:BEST]
+        priors = [own[name] if name in own else getattr(noise, name) for name in names]
+        rates, places = len(scores.rates) - 1, len(scores.relation)
+        self.shared = len(names)
+        self.shortfalls = slice(self.shared, self.shared + rates)
+        self.places = slice(self.shared + rates, None)
+        self.center = np.array([mean for mean, _ in priors] + [0.0] * rates + [own["middle"][0]] * places)
+        self.spread = np.array([sd for _, sd in priors] + [noise.shortfall] * rates + [own["middle"][1]] * places)
+        self.steps = _steps(scores.rates, noise.shortfall)
+        self.kin = np.linalg.inv(scores.relation) if places else np.zeros((0, 0))
+        self.members = scores.group[:, None] == np.arange(scores.group.max() + 1)
+        self.loose = scores.place < 0
 
     def density(self, theta: np.ndarray) -> np.ndarray:
         """Return the log posterior, up to a constant, of every row of theta."""
-        standard = (theta - self.center) / self.spread
-        arms = theta[:, _FIRST : self._places.start] @ self.steps
-        value = -0.5 * (standard[:, :_FIRST] ** 2).sum(1) - 1.5 * np.log1p(0.5 * arms**2).sum(1)
-        value = value + self._kin(theta)[0]
+        k = self.k
+        standard = (theta[:, : self.shared] - self.center[: self.shared]) / self.spread[: self.shared]
+        value = -0.5 * (standard**2).sum(1)
+        value -= 1.5 * np.log1p(0.5 * (theta[:, self.shortfalls] @ self.steps) ** 2).sum(1)
+        off = theta[:, self.places] - theta[:, [MIDDLE]]
+        value -= 0.5 * np.exp(-2 * theta[:, SHIFT]) * ((off @ self.kin) * off).sum(1)
+        value -= off.shape[1] * theta[:, SHIFT]
         mean, variance = self.moments(theta)
-        miss = self.scores.y - mean
-        own, odd = variance[:, : self.k], miss[:, : self.k]
-        exact = -0.5 * np.log(own) - 0.5 * (_TAILS + 1) * np.log1p(odd**2 / (_TAILS * own))
-        if self.bound.any():
-            side = self.scores.side[: self.k][self.bound]
-            exact[:, self.bound] = self._log_ndtr(-side * odd[:, self.bound] / np.sqrt(own[:, self.bound]))
-        value = value + exact.sum(1)
-        inverse, odd = 1.0 / variance[:, self.k :], miss[:, self.k :]
-        common = np.exp(2 * theta[:, [_BASELINE]])
+        trained, failed = self._subspace(theta, mean[:, :k], variance[:, :k])
+        value += np.logaddexp(trained, failed).sum(1)
+        inverse, miss = 1.0 / variance[:, k:], self.scores.y[k:] - mean[:, k:]
+        common = np.exp(2 * theta[:, [BASELINE]])
         mass = 1.0 + common * (inverse @ self.members)
-        pull = (inverse * odd) @ self.members
-        value = value - 0.5 * ((inverse * odd**2).sum(1) - np.log(inverse).sum(1))
-        value = value - 0.5 * (np.log(mass) - common * pull**2 / mass).sum(1)
+        pull = (inverse * miss) @ self.members
+        value -= 0.5 * ((inverse * miss**2).sum(1) - np.log(inverse).sum(1))
+        value -= 0.5 * (np.log(mass) - common * pull**2 / mass).sum(1)
         return np.where(np.isfinite(value), value, -np.inf)
 
     def moments(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and variance of every row, given places; [draws, rows]."""
         scores, k = self.scores, self.k
-        handicap, shortfall, places = self.parts(theta)
-        shape = tuple(part[:, None] for part in _shape(theta))
+        parts = tuple(part[:, None] for part in shape(theta))
         mean = np.empty((len(theta), len(scores.y)))
-        variance = scores.own + np.exp(2 * theta[:, [_RESIDUAL]])
-        place = places[:, scores.group[:k]]
-        distant = scores.kinship < 1.0
-        if distant.any():
-            around = places.mean(1, keepdims=True)
-            place = around + scores.kinship * (place - around)
-        at = scores.x - place
-        mean[:, :k] = _curve(shape, at - handicap[:, scores.arm[:k]])
-        if distant.any():
-            rest = np.exp(theta[:, [_SHIFT]]) * np.sqrt(1.0 - scores.kinship**2)
-            moved = _curve(shape, at - handicap[:, scores.arm[:k]] + rest)
-            variance[:, :k] += (moved - mean[:, :k]) ** 2
-        if self.etas > 1:
-            best = _curve(shape, at - handicap.min(1)[:, None])
-            variance[:, :k] += (self.noise.misfit * (best - mean[:, :k])) ** 2
-        mean[:, k:] = theta[:, [_FULL]] - shortfall[:, scores.arm[k:]]
+        variance = scores.own + np.exp(2 * theta[:, [RESIDUAL]])
+        # The last column is for seeds with too few rows: they are somewhere around the middle.
+        places = np.concatenate([theta[:, self.places], theta[:, [MIDDLE]]], axis=1)
+        handicap = self.handicaps.all(theta, scores.x[None])
+        lowest = handicap.min(0)
+        own = np.where(scores.eta < 0, lowest, handicap[scores.eta, :, np.arange(k)].T)
+        at = scores.x - places[:, scores.place]
+        mean[:, :k] = rise(parts, at - own)
+        if self.loose.any():
+            moved = rise(parts, at - own + np.exp(theta[:, [SHIFT]]))
+            variance[:, :k] += self.loose * (moved - mean[:, :k]) ** 2
+        if len(scores.etas) > 1:  # the curve of an inferior eta is less sure to have this shape
+            variance[:, :k] += (self.noise.misfit * (rise(parts, at - lowest) - mean[:, :k])) ** 2
+        mean[:, k:] = theta[:, [FULL]] - self._all_shortfalls(theta)[:, scores.rate]
         return mean, variance
 
-    def _kin(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the log density of the places, and mean and variance of the middle given them."""
-        places = theta[:, self._places] - self.middle
-        variance = np.exp(2 * theta[:, _SHIFT])
-        inverse = np.linalg.inv(self.scores.relation)
-        ones = inverse.sum(0)
-        # Places ~ N(middle, variance * relation), middle ~ N(0, middle_sd^2).
-        precision = ones.sum() / variance + self.middle_sd**-2
-        mean = (places @ ones) / variance / precision
-        square = np.einsum("bi,ij,bj->b", places, inverse, places) / variance
-        value = -0.5 * (square - precision * mean**2 + np.log(precision) + self.groups * np.log(variance))
-        return value, self.middle + mean, 1.0 / precision
+    def failed(self, theta: np.ndarray) -> np.ndarray:
+        """Return the probability of every subspace trial to have failed to train."""
+        mean, variance = self.moments(theta)
+        trained, failed = self._subspace(theta, mean[:, : self.k], variance[:, : self.k])
+        return np.exp(failed - np.logaddexp(trained, failed))
 
-    def finish(self, theta: np.ndarray, weight: np.ndarray) -> Draws:
-        """Turn parameter vectors into curves; the middle is drawn given the places."""
-        handicap, shortfall, _ = self.parts(theta)
-        _, mean, variance = self._kin(theta)
-        middle = mean + np.sqrt(variance) * standard_normal(len(theta), 1)
-        return Draws(theta[:, :_FIRST], middle, handicap, shortfall, weight)
+    def _subspace(self, theta: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the log likelihood of every subspace trial as one that trained and as one that failed."""
+        scores, share = self.scores, self.noise.failure
+        y, below = scores.y[: self.k], scores.below
+        trained = -0.5 * np.log(variance) - 0.5 * (_TAILS + 1) * np.log1p((y - mean) ** 2 / (_TAILS * variance))
+        spread = scores.own[: self.k] + _FAILED**2
+        failed = -0.5 * np.log(spread) - 0.5 * (y - theta[:, [FLOOR]]) ** 2 / spread
+        if below.any():
+            trained[:, below] = self._log_ndtr((y - mean)[:, below] / np.sqrt(variance[:, below]))
+            failed[:, below] = 0.0
+        return trained + math.log1p(-share), failed + math.log(share)
+
+    def _all_shortfalls(self, theta: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.zeros((len(theta), 1)), theta[:, self.shortfalls]], axis=1)
+
+    def finish(self, theta: np.ndarray, weight: np.ndarray, effective: float) -> Draws:
+        """Turn parameter vectors into curves."""
+        likely = np.argsort(-weight)[:200]
+        failed = weight[likely] / weight[likely].sum() @ self.failed(theta[likely])
+        shared = np.zeros((len(theta), len(PARAMETERS)))
+        shared[:, : self.shared] = theta[:, : self.shared]
+        return Draws(shared, self._all_shortfalls(theta), weight, self.handicaps, failed, effective)
 
     def information(self, theta: np.ndarray) -> np.ndarray:
         """Return roughly the negative Hessian at one vector, never indefinite: Fisher's information and the prior."""
+        k, below = self.k, self.scores.below
         steps = 1e-4 * np.minimum(self.spread, 1.0)
         mean, variance = self.moments(np.concatenate([theta[None], theta + np.diag(steps)]))
         slopes = (mean[1:] - mean[0]) / steps[:, None]
         swells = np.log(variance[1:] / variance[0]) / steps[:, None]
-        inverse = 1.0 / variance[0]
-        inverse[: self.k] *= (_TAILS + 1) / (_TAILS + 3)
-        inverse[: self.k][self.bound] *= 0.3
-        found = (slopes * inverse) @ slopes.T + 0.4 * swells @ swells.T
-        common = math.exp(2 * theta[_BASELINE])
-        lost = (slopes[:, self.k :] * inverse[self.k :]) @ self.members
-        mass = 1.0 + common * (inverse[self.k :] @ self.members)
+        inverse, trust = 1.0 / variance[0], np.ones(len(variance[0]))
+        trust[:k] = 1.0 - self.failed(theta[None])[0]
+        trust[:k][below] *= 0.3
+        inverse *= trust
+        inverse[:k] *= (_TAILS + 1) / (_TAILS + 3)
+        found = (slopes * inverse) @ slopes.T + 0.4 * (swells * trust) @ swells.T
+        common = math.exp(2 * theta[BASELINE])
+        lost = (slopes[:, k:] * inverse[k:]) @ self.members
+        mass = 1.0 + common * (inverse[k:] @ self.members)
         found -= (lost * common / mass) @ lost.T
-        found[_BASELINE, _BASELINE] += 2.0 * (((mass - 1) / mass) ** 2).sum() * 0.5
+        found[BASELINE, BASELINE] += (((mass - 1) / mass) ** 2).sum()
         prior = 1.0 / self.spread**2
-        arms = slice(_FIRST, self._places.start)
-        prior[_FIRST:] = 0.0
+        prior[self.shared :] = 0.0
         found += np.diag(prior)
+        arms = self.shortfalls
         found[arms, arms] += (self.steps * 1.5 / (1.0 + 0.5 * (theta[arms] @ self.steps) ** 2)) @ self.steps.T
-        inverse = np.linalg.inv(self.scores.relation) * math.exp(-2 * theta[_SHIFT])
-        ones = inverse.sum(0)
-        found[self._places, self._places] += inverse - np.outer(ones, ones) / (ones.sum() + self.middle_sd**-2)
-        found[_SHIFT, _SHIFT] += 1.0 * (self.groups - 1)
+        kin = self.kin * math.exp(-2 * theta[SHIFT])
+        found[self.places, self.places] += kin
+        found[self.places, MIDDLE] -= kin.sum(1)
+        found[MIDDLE, self.places] -= kin.sum(1)
+        found[MIDDLE, MIDDLE] += kin.sum()
+        found[SHIFT, SHIFT] += max(len(kin) - 1.0, 0.0)
         return found
 
 
@@ -319,28 +190,62 @@ def _steps(arms: np.ndarray, scale: float) -> np.ndarray:
 
 
 def draw(scores: Scores, noise: Noise) -> Draws:
-    """Draw curves from the posterior.
+    """Draw curves from the posterior, round by round until they are worth enough.
+
+    Every round draws from a t distribution that has the mean and covariance of all rounds before; every draw is weighed
+    by the posterior against the mixture of all of them.
+    Source: Cornuet, Marin, Mira, Robert 2012, Adaptive multiple importance sampling.
 
     Args:
         scores: The rows; at least one subspace trial and one baseline.
         noise: What is believed beforehand.
     """
     model = _Model(scores, noise)
-    mode = _mode(model)
-    theta, weight = _sample(model.density, mode, np.linalg.inv(model.information(mode)))
-    mean = weight @ theta
-    around = theta - mean
-    # The weights' own covariance where they carry one, the mode's where a few draws have it all.
-    trust = min(1.0, 1.0 / (weight**2).sum() / (4.0 * theta.shape[1]))
-    covariance = trust * (around.T * weight) @ around + (1.0 - 0.9 * trust) * np.linalg.inv(model.information(mean))
-    return model.finish(*_sample(model.density, mean, covariance))
+    mean = _mode(model)
+    covariance = np.linalg.inv(model.information(mean))
+    size = len(mean)
+    theta, target, proposals = np.zeros((0, size)), np.zeros(0), []
+    while True:
+        proposals.append((mean, np.linalg.cholesky(covariance)))
+        fresh = mean + _base(size, len(proposals)) @ proposals[-1][1].T
+        theta, target = np.concatenate([theta, fresh]), np.concatenate([target, model.density(fresh)])
+        weight, effective = _weigh(theta, target, proposals)
+        if len(proposals) > 1 and (effective >= _WANTED or len(proposals) == _ROUNDS):
+            return model.finish(theta, weight, effective)
+        mean = weight @ theta
+        around = theta - mean
+        # The weights' own covariance where they carry one, the mode's where a few draws have it all.
+        trust = min(1.0, effective / (4.0 * size))
+        rough = np.linalg.inv(model.information(mean))
+        covariance = trust * (around.T * weight) @ around + (1.0 - 0.9 * trust) * rough
+
+
+def _weigh(theta: np.ndarray, target: np.ndarray, proposals: list[tuple[np.ndarray, np.ndarray]]) -> tuple:
+    """Weigh draws by their log density against that of the mixture of all proposals.
+
+    Returns:
+        The weights, and how many independent draws they are worth (Kish).
+    """
+    size = theta.shape[1]
+    mixture = np.full(len(theta), -np.inf)
+    for mean, root in proposals:
+        square = (((theta - mean) @ np.linalg.inv(root).T) ** 2).sum(1)
+        density = -0.5 * (_DEGREES + size) * np.log1p(square / _DEGREES) - np.log(np.diag(root)).sum()
+        mixture = np.logaddexp(mixture, density)
+    weight = np.exp(target - mixture - (target - mixture).max())
+    weight /= weight.sum()
+    effective = 1.0 / float((weight**2).sum())
+    # A draw far out in a thin tail of the proposals must not stand for everything.
+    weight = np.minimum(weight, 1.0 / math.sqrt(len(weight)))
+    return weight / weight.sum(), effective
 
 
 def _mode(model: _Model) -> np.ndarray:
     """Climb to the mode by Fisher scoring, from the best of some curves that differ in where they rise."""
     low, high = model.scores.range
     starts = np.repeat(model.center[None], 15, axis=0)
-    starts[:, model._places] = np.linspace(low - 1.0, high + 1.0, len(starts))[:, None]
+    starts[:, MIDDLE] = np.linspace(low - 1.0, high + 1.0, len(starts))
+    starts[:, model.places] = starts[:, [MIDDLE]]
     point = starts[np.argmax(model.density(starts))]
     steps = 1e-4 * np.minimum(model.spread, 1.0)
     lengths = np.array([1.0, 0.5, 0.25, 0.1, 0.03, 0.01])
@@ -361,30 +266,18 @@ def _mode(model: _Model) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _base(size: int) -> np.ndarray:
+def _base(size: int, stream: int) -> np.ndarray:
     """Return standard multivariate t draws, the same ones always; each with its mirror image."""
-    random = np.random.Generator(np.random.Philox(key=size))
-    normal = random.standard_normal((DRAWS // 2, size))
-    half = normal / np.sqrt(random.chisquare(_DEGREES, (DRAWS // 2, 1)) / _DEGREES)
+    random = np.random.Generator(np.random.Philox(key=2**64 * stream + size))
+    normal = random.standard_normal((_DRAWS // 2, size))
+    half = normal / np.sqrt(random.chisquare(_DEGREES, (_DRAWS // 2, 1)) / _DEGREES)
     return np.concatenate([half, -half])
 
 
 @lru_cache(maxsize=16)
-def standard_normal(size: int, stream: int = 0) -> np.ndarray:
-    """Return normal quantiles in an order that has nothing to do with the draws' nor with another stream's."""
+def standard_normal(size: int) -> np.ndarray:
+    """Return normal quantiles in an order that has nothing to do with the draws'."""
     from scipy.special import ndtri
 
-    random = np.random.Generator(np.random.Philox(key=2**64 * (stream + 1) + size))
+    random = np.random.Generator(np.random.Philox(key=size))
     return random.permutation(ndtri((np.arange(size) + 0.5) / size))
-
-
-def _sample(density: Density, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draw from a t distribution and weigh the draws by how likely they are."""
-    base = _base(len(mean))
-    draws = mean + base @ np.linalg.cholesky(covariance).T
-    log_weight = density(draws) + 0.5 * (_DEGREES + len(mean)) * np.log1p((base**2).sum(1) / _DEGREES)
-    weight = np.exp(log_weight - log_weight.max())
-    weight /= weight.sum()
-    # A draw far out in a thin tail of the proposal must not stand for everything.
-    weight = np.minimum(weight, 1.0 / math.sqrt(len(weight)))
-    return draws, weight / weight.sum()

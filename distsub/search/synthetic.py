@@ -20,6 +20,27 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(41)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
+def _logistic(z: float | np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-np.clip(z, -500.0, 500.0)))
+
+
+SHAPES = {
+    "logistic": _logistic,
+    # A fast start and a slow end, and the other way round.
+    "gompertz": lambda z: np.exp(-np.exp(-z)),
+    "early": lambda z: 1.0 - np.exp(-np.exp(np.minimum(z, 50.0))),
+    # Logistic in d itself, not in its logarithm.
+    "linear": lambda z: (_logistic(3.0 * (np.exp(np.minimum(z, 50.0)) - 1.0)) - _logistic(-3.0)) / _logistic(3.0),
+    # Two straight lines: steep to 55%, then flat.
+    "kink": lambda z: np.clip(0.55 + np.where(z < 0, 0.35, 0.09) * z, 0.0, 1.0),
+    # Three steps.
+    "stairs": lambda z: (_logistic(8.0 * (z + 2.0)) + _logistic(8.0 * z) + _logistic(8.0 * (z - 2.0))) / 3.0,
+    # Two rises with a flat between them.
+    "double": lambda z: 0.5 * (_logistic(2.0 * (z + 2.5)) + _logistic(2.0 * (z - 2.5))),
+}
+"""How a score rises from 0 to 1 with effective log d, in units of 1 / slope."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """Score of a trial as a function of d, eta, learning rate and seeds, with every source of noise.
@@ -37,11 +58,13 @@ class Curve:
         full: Expected score of full fine-tuning at its best learning rate.
         middle: log d where the rise is half way ("logistic"), or near it.
         slope: Steepness of the rise per unit of log d.
-        shape: "logistic"; "gompertz" (fast start, slow end); "early" (slow start, fast end).
+        shape: How it rises, one of `SHAPES`.
         eta_best: Best eta at log d = middle.
         eta_drift: Change of log(best eta) per unit of log d, within 2.5 of the middle.
         eta_penalty: Loss in log d per squared distance in log eta.
         eta_limit: Trainings with a larger eta diverge.
+        limit_growth: How fast that limit grows with d: as (d / exp(middle)) to this power.
+        eta_cliff: Trainings with a larger eta end without error and have learned nothing.
         rate_best: Best learning rate of full fine-tuning.
         rate_penalty: Loss in score per squared distance in log learning rate.
         projection_sd: Of the shift in log d, due to the projection seed.
@@ -50,6 +73,10 @@ class Curve:
         common: Share of a seed's variance that is the same at every d.
         baseline_sd: Of the score of full fine-tuning over its seeds.
         residual_sd: Of the score of one training, over what its seeds explain.
+        residual_growth: Power of d with which that grows, from 0.2 to 5 times.
+        full_failures: Share of full fine-tunings that fail to train: they stay at the floor.
+        seed_failures: Share of seeds all of whose full fine-tunings fail.
+        subspace_failures: Share of subspace trainings that fail.
         num_examples: Size of the evaluation set.
         agreement: Correlation of two trials' latent answers to the same example.
         seconds_per_step: Of training.
@@ -67,6 +94,8 @@ class Curve:
     eta_drift: float = 0.0
     eta_penalty: float = 0.3
     eta_limit: float = math.inf
+    limit_growth: float = 0.0
+    eta_cliff: float = math.inf
     rate_best: float = 2e-5
     rate_penalty: float = 0.01
     projection_sd: float = 0.2
@@ -75,6 +104,10 @@ class Curve:
     common: float = 0.7
     baseline_sd: float = 0.008
     residual_sd: float = 0.006
+    residual_growth: float = 0.0
+    full_failures: float = 0.0
+    seed_failures: float = 0.0
+    subspace_failures: float = 0.0
     num_examples: int = 408
     agreement: float = 0.7
     seconds_per_step: float = 0.1
@@ -91,8 +124,14 @@ class Curve:
         best = math.log(self.eta_best) + self.eta_drift * way
         return self.eta_penalty * (math.log(eta) - best) ** 2
 
+    def diverges(self, d: float, eta: float) -> bool:
+        """Return whether a training ends without a score."""
+        return eta > self.eta_limit * math.exp(self.limit_growth * (math.log(d) - self.middle))
+
     def score(self, d: float, eta: float, seeds: Seeds) -> float:
         """Return the score over infinitely many examples, for given seeds, without the residual."""
+        if eta > self.eta_cliff:
+            return self.floor
         x = math.log(d)
         shift = sum(
             sd * _effect(self.seed, kind, seed, self.common, x)
@@ -105,7 +144,9 @@ class Curve:
         return float(self._level(x - self.penalty(d, eta) + shift))
 
     def expected(self, d: float, eta: float) -> float:
-        """Return the score over infinitely many examples and seeds."""
+        """Return the score over infinitely many examples and seeds, of trainings that do not fail."""
+        if eta > self.eta_cliff or self.diverges(d, eta):
+            return self.floor
         shifts = math.log(d) - self.penalty(d, eta) + self.shift_sd * _NODES
         return float(_WEIGHTS @ self._level(shifts))
 
@@ -123,7 +164,6 @@ class Curve:
         """
         full = self.expected_full(rates)
         bar = self.floor + fraction * (full - self.floor) if chance_corrected else fraction * full
-        etas = [eta for eta in etas if eta <= self.eta_limit]
         low, high = self.middle - 15.0, self.middle + 15.0
 
         def best(x: float) -> float:
@@ -152,11 +192,17 @@ class Curve:
                 for kind, seed in (("head", trial.seeds.head), ("data", trial.seeds.data))
             )
             level = self._full(trial.learning_rate) + self.baseline_sd * sum(means) / math.sqrt(2)
-        elif trial.eta > self.eta_limit:
+            fails = self._fails(trial)
+            spread = self.residual_sd
+        elif self.diverges(trial.d, trial.eta):
             return Observation(trial, "diverged", chance=self.chance, steps=1, wall_s=self.seconds_per_step)
         else:
             level = self.score(trial.d, trial.eta, trial.seeds)
-        level = min(max(level + self.residual_sd * own.standard_normal(), 0.005), 0.995)
+            fails = self._fails(trial)
+            growth = math.exp(self.residual_growth * (math.log(trial.d) - self.middle))
+            spread = self.residual_sd * min(max(growth, 0.2), 5.0)
+        level = self.floor if fails else level
+        level = min(max(level + spread * own.standard_normal(), 0.005), 0.995)
         correct = self._answers(level, own)
         predicted, target = (), ()
         if arrays:
@@ -178,6 +224,15 @@ class Curve:
             num_params=self.num_params,
             num_trained=trial.d or self.num_params,
         )
+
+    def _fails(self, trial: Trial) -> bool:
+        """Return whether a training is one of those that fail, drawn apart from everything else."""
+        share = self.full_failures if trial.is_baseline else self.subspace_failures
+        if share and _generator(self.seed, "failure", _name(trial)).random() < share:
+            return True
+        if not trial.is_baseline or not self.seed_failures:
+            return False
+        return _generator(self.seed, "failing seed", trial.seeds.head).random() < self.seed_failures
 
     @property
     def chance(self) -> float:
@@ -216,14 +271,9 @@ class Curve:
     def _level(self, x: float | np.ndarray) -> np.ndarray:
         """Return the noiseless score at effective log d."""
         z = np.clip(self.slope * (np.asarray(x) - self.middle), -500.0, 500.0)
-        if self.shape == "logistic":
-            rise = 1.0 / (1.0 + np.exp(-z))
-        elif self.shape == "gompertz":
-            rise = np.exp(-np.exp(-z))
-        elif self.shape == "early":
-            rise = 1.0 - np.exp(-np.exp(np.minimum(z, 50.0)))
-        else:
-            raise ValueError(f"shape = {self.shape!r}: give logistic, gompertz or early")
+        if self.shape not in SHAPES:
+            raise ValueError(f"shape = {self.shape!r}: give one of {', '.join(SHAPES)}")
+        rise = SHAPES[self.shape](z)
         return self.floor + (self.plateau - self.floor) * rise
 
 

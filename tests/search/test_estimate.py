@@ -11,8 +11,9 @@ import pytest
 
 from distsub.errors import ConfigError
 from distsub.search import Board, Outcome, Search, log_grid, make_policy
+from distsub.search.curves import Noise
 from distsub.search.estimate import Estimate, Fit, estimate, fit
-from distsub.search.posterior import Noise
+from distsub.search.posterior import ENOUGH
 from distsub.search.synthetic import Curve
 from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
@@ -233,17 +234,43 @@ def test_baseline_hardly_above_chance_and_threshold_below_it_are_told():
     assert "any d reaches it" in text
 
 
-@pytest.mark.parametrize("stuck", [0, 1, 2])
-def test_seeds_of_full_fine_tuning_that_stay_at_chance_are_told(measured, stuck):
+@pytest.mark.parametrize("failing", [(), (0,), (0, 4), (0, 1, 2), (0, 1, 2, 3, 4, 5)])
+def test_full_fine_tunings_that_failed_to_train_are_left_out_and_counted(measured, failing):
+    """Single ones, all of one seed, all of two of three: threshold and interval are those of what works."""
+    _, these, rows, found = measured
+    full = [row for row in rows if row.trial.is_baseline]
+    broken = [replace(row, score=row.chance, predicted=(), target=()) for row in (full[i] for i in failing)]
+    changed = [row for row in rows if row not in [full[i] for i in failing]] + broken
+    after = estimate(these, changed)
+    assert after.failed_full == len(failing) / 9
+    told = [each for each in after.warnings if "failed to train" in each]
+    assert told == ([f"{len(failing)} of 9 full fine-tunings failed to train and are left out"] if failing else [])
+    assert after.threshold == pytest.approx(found.d_at().threshold, abs=0.012)
+    assert abs(math.log(after.d / found.d_at().d)) < 0.3
+    assert after.width < 1.7 * found.d_at().width
+
+
+def test_a_diverged_full_fine_tuning_counts_as_failed(measured):
     _, these, rows, _ = measured
-    seeds = list(dict.fromkeys(row.trial.seeds for row in rows if row.trial.is_baseline))
-    changed = [
-        replace(row, score=row.chance) if row.trial.is_baseline and row.trial.seeds in seeds[:stuck] else row
-        for row in rows
-    ]
-    text = " ".join(estimate(these, changed).warnings)
-    assert (f"under {stuck} of {len(seeds)} seeds" in text) == (stuck > 0)
-    assert ("stays at chance" in text) == (stuck > 0)
+    full = next(row for row in rows if row.trial.is_baseline)
+    gone = replace(full, status="diverged", score=None, predicted=(), target=())
+    found = estimate(these, [gone if row is full else row for row in rows])
+    assert "1 of 9 full fine-tunings failed to train and are left out" in found.warnings
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_subspace_trainings_that_failed_are_counted_and_move_little(share):
+    curve, these = Curve(seed=6, floor=0.5, plateau=0.9, full=0.9, slope=2.0), searches()
+    broken = replace(curve, subspace_failures=share)
+    dims = DIMS[::3]
+    rows = [broken.observe(trial) for s in these for d in dims for trial in s.trials_at(d)]
+    rows += [curve.observe(trial) for trial in these[0].baseline]
+    found = estimate(these, rows)
+    assert holds(found, curve.crossing(ETAS, RATES))
+    # Of those at small d nobody can tell that they failed.
+    assert 0.3 * share <= found.failed_subspace <= share * 1.2
+    assert any("subspace trainings failed to train" in each for each in found.warnings) == (share > 0)
+    assert not any("not monotone" in each for each in found.warnings)
 
 
 def test_one_seed_is_told_and_wide():
@@ -267,6 +294,37 @@ def test_diverged_etas_are_no_candidates():
     assert "lower the etas" in " ".join(nothing.warnings)
 
 
+def test_a_d_at_which_every_eta_diverged_is_below_the_threshold():
+    """Not unknown: the search counts it as a fail, so must the estimate."""
+    curve, these = Curve(seed=5, middle=-2.0, floor=0.5, plateau=0.9, full=0.9, slope=2.0), searches(dims=DIMS[::4])
+
+    def row(trial):
+        made = curve.observe(trial, arrays=False)
+        is_small = trial.d is not None and trial.d < 186
+        return replace(made, status="diverged", score=None) if is_small else made
+
+    rows = [row(trial) for s in these for d in s.dims for trial in s.trials_at(d)]
+    rows += [row(trial) for trial in these[0].baseline]
+    found = estimate(these, rows)
+    assert found.outcome is Outcome.found
+    assert 100 < found.d < 300
+    without = estimate(these, [row for row in rows if row.score is not None])
+    assert without.outcome is Outcome.below_range
+
+
+def test_an_eta_that_diverges_where_others_train_says_nothing_of_them(measured):
+    _, _, rows, found = measured
+    extra = [
+        replace(row, trial=replace(row.trial, eta=3.0), status="diverged", score=None, predicted=(), target=())
+        for row in rows
+        if row.trial.eta == 1.0
+    ]
+    wider = searches(etas=(*ETAS, 3.0))
+    after = fit(wider, rows + extra)
+    assert 3.0 not in after.etas
+    assert after.d_at().d == pytest.approx(found.d_at().d)
+
+
 def test_a_collapsed_training_moves_little(measured):
     curve, these, rows, found = measured
     index = next(
@@ -287,32 +345,54 @@ def test_a_score_that_falls_with_d_is_told():
     assert "not monotone" in " ".join(found.warnings)
 
 
-# Stopped trainings, confirmations, other metrics.
+# The best eta drifts.
 
 
-def test_stopped_trainings_count_as_their_side():
-    curve, these = Curve(seed=7, floor=0.51, plateau=0.9, full=0.9, num_examples=872), searches()
-    rows = run(curve, these)
-    whole = estimate(these, rows)
-    stopped = [
-        replace(row, status="stopped", predicted=(), target=())
-        if row.trial.d and abs(row.score - whole.threshold) > 0.03
-        else row
-        for row in rows
-    ]
-    assert sum(row.status == "stopped" for row in stopped) > 10
-    found = estimate(these, stopped)
-    assert holds(found, curve.crossing(ETAS, RATES))
-    assert abs(math.log(found.d / whole.d)) < 0.25
-    assert found.num_trials == whole.num_trials
+def test_a_best_eta_that_drifts_with_d_is_followed():
+    """On grids; with one handicap for all d the estimates were 23% too large here."""
+    errors, held = [], 0
+    for seed in range(12):
+        curve = Curve(seed=seed, eta_drift=0.4, floor=0.5, plateau=0.9, full=0.9, slope=1.8, num_examples=2000)
+        these = searches(3, dims=DIMS[::3])
+        rows = [curve.observe(trial, False) for s in these for d in s.dims for trial in s.trials_at(d)]
+        rows += [curve.observe(trial, False) for trial in these[0].baseline]
+        rows = [replace(row, trial=replace(row.trial, budget=these[0].budget)) for row in rows]
+        found, true = estimate(these, rows), curve.crossing(ETAS, RATES)
+        held += holds(found, true)
+        errors.append(math.log(found.d / true))
+    assert held >= 10
+    assert abs(np.mean(errors)) < 0.15
 
 
-def test_a_bound_alone_moves_the_estimate(measured):
+def test_draws_are_worth_enough_and_the_interval_does_not_hang_on_them(measured, monkeypatch):
+    from distsub.search import posterior
+
     _, these, rows, found = measured
-    trial = replace(rows[-1].trial, d=round(found.d_at().d), eta=found.eta, seeds=Seeds(7, 7, 7))
-    high = Observation(trial, "stopped", score=found.d_at().threshold + 0.03, chance=found.chance)
-    low = replace(high, score=found.d_at().threshold - 0.1)
-    assert estimate(these, [*rows, high]).d < found.d_at().d < estimate(these, [*rows, low]).d
+    assert found.effective_draws >= ENOUGH
+    base = posterior._base
+    monkeypatch.setattr(posterior, "_base", lambda size, stream: base(size, 100 + stream))
+    other = fit(these, rows)
+    assert other.draws.theta[0, 0] != found.draws.theta[0, 0]
+    for a, b in zip(
+        (found.d_at().low, found.d_at().d, found.d_at().high),
+        (other.d_at().low, other.d_at().d, other.d_at().high),
+        strict=True,
+    ):
+        assert abs(math.log(a / b)) < 0.12  # 800 draws know an end to a tenth of the standard deviation, 0.5 here
+
+
+def test_too_few_draws_are_told(measured, monkeypatch):
+    from distsub.search import posterior
+
+    _, these, rows, _ = measured
+    monkeypatch.setattr(posterior, "_ROUNDS", 2)
+    monkeypatch.setattr(posterior, "_base", lambda size, stream: 9.0 * np.eye(1000, size))
+    found = fit(these, rows)
+    assert found.effective_draws < ENOUGH
+    assert "effective draws" in found.warnings[-1]
+
+
+# Names, other metrics.
 
 
 @pytest.mark.parametrize("name", ["a", "/elsewhere/model", "zz"])
@@ -328,16 +408,32 @@ def test_a_renamed_model_changes_no_bit_of_the_estimate(measured, name):
     assert fit(moved, there).d_at() == found.d_at()
 
 
-def test_confirmations_with_fresh_seeds_enter():
+@pytest.mark.parametrize("number", [lambda s: 9 - s, lambda s: (s * 2 + 5) % 7])
+def test_other_numbers_of_the_same_seeds_change_no_bit_of_the_estimate(measured, number):
+    _, these, rows, found = measured
+
+    def moved(trial):
+        seeds = Seeds(*(number(each) for each in (trial.seeds.projection, trial.seeds.head, trial.seeds.data)))
+        return replace(trial, seeds=seeds)
+
+    there = [
+        replace(each, seeds=moved(each.trials_at(each.dims[0])[0]).seeds, baseline=tuple(map(moved, each.baseline)))
+        for each in these
+    ]
+    again = [replace(row, trial=moved(row.trial)) for row in rows]
+    random.Random(1).shuffle(again)
+    assert fit(there, again).d_at() == found.d_at()
+
+
+def test_seeds_with_a_row_each_enter():
     curve, these = Curve(seed=5), searches(1)
     rows = run(curve, these)
     before = fit(these, rows)
     d = min(DIMS, key=lambda each: abs(each - before.d_at().d))
     trial = next(trial for trial in these[0].trials_at(d) if trial.eta == before.eta)
-    fresh = [curve.observe(replace(trial, seeds=replace(trial.seeds, data=1000 + i))) for i in range(3)]
-    after = fit(these, rows + fresh)
+    more = [curve.observe(replace(trial, seeds=replace(trial.seeds, data=1000 + i))) for i in range(3)]
+    after = fit(these, rows + more)
     assert after.num_trials == before.num_trials + 3
-    assert after.d_at().width < before.d_at().width
     assert not any("one seed:" in warning for warning in after.warnings)
 
 
@@ -378,6 +474,30 @@ def test_searches_of_different_kinds_are_refused(measured):
         found.d_at(0)
     with pytest.raises(ConfigError, match="level = 1"):
         found.d_at(level=1)
+
+
+def test_one_search_or_one_row_is_refused_in_words(measured):
+    _, these, rows, _ = measured
+    with pytest.raises(ConfigError, match=r"single Search .*\[search\]"):
+        estimate(these[0], rows)
+    with pytest.raises(ConfigError, match="single Observation"):
+        estimate(these, rows[0])
+
+
+@pytest.mark.parametrize(("metric", "score"), [("accuracy", 85.0), ("accuracy", -0.1), ("f1", 1.2), ("matthews", -1.5)])
+def test_a_score_outside_its_metrics_range_is_refused(measured, metric, score):
+    _, _, rows, _ = measured
+    task = Task("made-up", "made-up", ("text",), metric=metric)
+    wrong = [replace(row, trial=replace(row.trial, task=task), score=score, predicted=(), target=()) for row in rows]
+    with pytest.raises(ConfigError, match=f"outside the range of {metric}"):
+        estimate(searches(task=task), wrong)
+
+
+def test_other_shares_come_from_the_estimate_itself(measured):
+    found = measured[3]
+    assert found.d_at().d_at(0.8, chance_corrected=True) == found.d_at(0.8, chance_corrected=True)
+    with pytest.raises(ConfigError, match="does not carry its curves"):
+        replace(found.d_at(), curves=None).d_at(0.8)
 
 
 def test_it_says_what_it_is(measured):

@@ -57,5 +57,5 @@ def test_high_etas_diverge_and_a_history_ends_in_the_score():
     row = Curve().observe(trial(every=20))
     assert [step for step, _ in row.curve] == [20, 40, 60, 80, 100]
     assert row.curve[-1][1] == row.score
-    with pytest.raises(ValueError, match="logistic, gompertz or early"):
+    with pytest.raises(ValueError, match="give one of logistic, "):
         Curve(shape="square").observe(trial())

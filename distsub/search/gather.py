@@ -1,0 +1,107 @@
+"""From searches and observations to the rows of one estimate: one model, task and method, each training once."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from distsub.errors import ConfigError
+from distsub.search.answers import influences
+from distsub.search.evidence import Result
+from distsub.search.rows import UNKNOWN_EXAMPLES, Row, Rows, check_score, prepare
+from distsub.search.spec import Search, lineage
+from distsub.trial import Observation, Trial
+
+
+def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> Rows:
+    """Pick the rows of one model, task and method, each training once.
+
+    Args:
+        searches: The searches that differ in seeds only (or in dims and etas: their union counts).
+        observations: Rows, any others' among them, in any order; further seeds of the same trainings count.
+
+    Raises:
+        ConfigError: The searches are of different models, tasks, methods or budgets, or there is none; or a score is
+            outside its metric's range.
+    """
+    if isinstance(searches, Search):
+        raise ConfigError(f"searches is a single Search ({searches.name}): give a list of them, as [search]")
+    if isinstance(observations, Observation):
+        raise ConfigError("observations is a single Observation: give a list of them, as [observation]")
+    kind = _common_kind(searches)
+    rates = {trial.learning_rate for search in searches for trial in search.baseline}
+    budgets = {trial.budget for search in searches for trial in search.baseline}
+    etas = {eta for search in searches for eta in search.etas}
+    head_from = searches[0].method.head_from
+    best: dict[str, tuple[Result, Observation]] = {}
+    for observation in observations:
+        trial = observation.trial
+        if trial.is_baseline:
+            same = (trial.model, trial.revision, trial.task, trial.method.head_from) == (*kind[:3], head_from)
+            is_ours = same and trial.learning_rate in rates and trial.budget in budgets
+        else:
+            is_ours = trial.eta in etas and _kind(trial) == kind
+        if is_ours:
+            result = Result.of(observation)
+            known = best.get(trial.id)
+            # Of equal results the one with answers says more.
+            if known is None or (known[0].merge(result), bool(known[1].predicted)) != (known[0], True):
+                merged = known[0].merge(result) if known else result
+                best[trial.id] = (merged, observation if merged == result else known[1])  # type: ignore[index]
+    found = [(result, observation) for result, observation in best.values() if result.status != "error"]
+    metric = searches[0].task.metric
+    rows = [_row(result, observation, metric) for result, observation in found]
+    chances = [result.chance for result, _ in found if result.chance is not None]
+    prepared = prepare(rows, math.fsum(chances) / len(chances) if chances else None, metric)
+    said = _unknown_examples(found) + _tries(searches, len(rates))
+    return prepared.with_warnings(said)
+
+
+def _row(result: Result, observation: Observation, metric: str) -> Row:
+    trial = observation.trial
+    if result.score is not None:
+        check_score(result.score, metric, f"the score of trial {trial.id}")
+    eta = trial.learning_rate if trial.eta is None else trial.eta
+    return Row(
+        d=trial.d,
+        arm=eta,
+        seeds=(trial.seeds.projection, trial.seeds.head, trial.seeds.data),
+        score=result.score,
+        num_examples=len(observation.predicted) or trial.budget.eval_examples or UNKNOWN_EXAMPLES,
+        influences=None if result.score is None else influences(observation),
+        is_bound=result.status == "stopped",
+    )
+
+
+def _kind(trial: Trial) -> tuple[object, ...]:
+    """Return what the rows of one estimate share: everything but d, eta and seeds."""
+    model, revision, task, method, rate, _, budget = lineage(trial)
+    return (model, revision, task, method, rate, budget)
+
+
+def _common_kind(searches: Sequence[Search]) -> tuple[object, ...]:
+    kinds = {(s.model, s.revision, s.task, s.method, s.learning_rate, s.budget): s.name for s in searches}
+    if len(kinds) != 1:
+        given = ", ".join(kinds.values()) or "none"
+        raise ConfigError(
+            f"an estimate is of one model, task, method, learning rate and budget, given searches of {len(kinds)} kinds"
+            f" ({given}): give the searches that differ in seeds only"
+        )
+    return next(iter(kinds))
+
+
+def _unknown_examples(found: Sequence[tuple[Result, Observation]]) -> tuple[str, ...]:
+    scored = [observation for result, observation in found if result.score is not None]
+    if all(row.predicted or row.trial.budget.eval_examples for row in scored):
+        return ()
+    return (f"rows do not tell how many examples were evaluated: {UNKNOWN_EXAMPLES} are assumed",)
+
+
+def _tries(searches: Sequence[Search], rates: int) -> tuple[str, ...]:
+    """Tell where one arm has more tries than the other, and so more luck."""
+    etas = {eta for search in searches for eta in search.etas}
+    tries = len(etas) if any(search.tries is None for search in searches) else max(s.num_tries for s in searches)
+    if tries == rates:
+        return ()
+    return (
+        f"equal tries for every arm: number of etas at each d {tries}, of full fine-tuning's learning rates"
+        f" {rates}; the best of more is luckier, give as many of both",
+    )
