@@ -74,7 +74,7 @@ class NoTraining(tune.TrainTrial):
 
     def _begin(self, config):
         self._fresh = True
-        self._steps = made_up(trial_from_json(config["trial"]), Place(**config["place"]))
+        self._steps = made_up(trial_from_json(config["trial"]), self._place)
 
 
 def resident_mb() -> float:

@@ -41,14 +41,20 @@ DIED = "the trial's process died"
 """Said where nothing else is known."""
 
 TOLD = ("status", "score", "chance", "error", "wall_s", "num_tokens", "curve", "stop", "goal", "stop_limit")
-"""What the driver hears of a row; the rest it can read."""
+"""What the driver hears of a row, as a list: of every number beside it Tune would keep five averages."""
 
 
 class TrainTrial(tune.Trainable):
     """A Tune trial that trains one of ours; its process is reused for the next."""
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Start a trial; what is slow about it happens in the first step."""
+    def setup(self, config: dict[str, Any], place: Place) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Start a trial; what is slow about it happens in the first step.
+
+        Args:
+            config: The trial and the rule that may end it: what Tune writes to its files and into every result.
+            place: Where it runs, by way of the object store; its address may have credentials.
+        """
+        self._place = place
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -59,10 +65,9 @@ class TrainTrial(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._fresh = True
+        self.config = {}  # Tune would send it back with every result and keep it twice
         trial, rule = trial_from_json(config["trial"]), config["rule"]
-        self._steps = perform(
-            trial, Place(**config["place"]), Rule(tuple(rule["goals"]), rule["limit"]) if rule else None
-        )
+        self._steps = perform(trial, self._place, Rule(tuple(rule["goals"]), rule["limit"]) if rule else None)
 
     def step(self) -> dict[str, Any]:
         """Train for a moment; the last result carries the verdict and is flagged final."""
@@ -75,7 +80,7 @@ class TrainTrial(tune.Trainable):
                 progress = next(self._steps)
             except StopIteration as end:
                 observation: Observation = end.value
-                return {"done": True, "final": True, **{name: getattr(observation, name) for name in TOLD}}
+                return {"done": True, "final": True, "told": [getattr(observation, name) for name in TOLD]}
         assert progress is not None
         return {"final": False, "at_step": progress.step, "of_steps": progress.steps}
 
@@ -97,7 +102,6 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         self,
         board: Board,
         store: Store,
-        place: Place,
         reporter: Reporter,
         rules: Rules,
         crashes: "CrashLog",
@@ -106,7 +110,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
     ) -> None:
         """Serve a board's trials; `losses` counts, by trial, those that Tune does not."""
         super().__init__(metric="score", mode="max")
-        self._board, self._store, self._place, self.reporter, self._rules = board, store, place, reporter, rules
+        self._board, self._store, self.reporter, self._rules = board, store, reporter, rules
         self.crashes, self._losses, self._retries = crashes, losses, retries
         self.slots = 1
         self.moved = False
@@ -136,7 +140,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         rule = self._rules.rule(trial)
         self.reporter.handed_out(trial)
         self.running[trial_id] = trial
-        return {"trial": trial_to_json(trial), "place": self._place.config(trial), "rule": rule and vars(rule)}
+        return {"trial": trial_to_json(trial), "rule": rule and vars(rule)}
 
     def is_wanted(self, trial_id: str) -> bool:
         """Tell whether some search still wants a running trial's result."""
@@ -171,7 +175,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
             self.reporter.crashed(trial, "its node is about to go; it starts on another")
             return
         if result and result.get("final"):
-            observation = Observation(trial, **{key: result[key] for key in TOLD})
+            observation = Observation(trial, **dict(zip(TOLD, result["told"], strict=True)))
         else:
             self.reporter.cancelled(trial)
             return
@@ -325,13 +329,13 @@ def run(
     losses: Counter[str] = Counter()
     while not drain.asked:
         crashes = CrashLog()
-        searcher = BoardSearcher(board, store, place, reporter, rules, crashes, losses, resources.retries)
+        searcher = BoardSearcher(board, store, reporter, rules, crashes, losses, resources.retries)
         reporter.line("ray      connecting")
         try:
             with connect(), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:
                 drain.listen()
                 watchers = [crashes, cluster.Watch(resources, reporter.line), Gauges(reporter, store.uri)]
-                _fit(searcher, watchers, resources, folder)
+                _fit(searcher, place, watchers, resources, folder)
             if searcher.broken is not None:
                 raise searcher.broken
             return
@@ -342,18 +346,21 @@ def run(
             searcher.lose_all(reason)
 
 
-def _fit(searcher: "BoardSearcher", watchers: list[tune.Callback], resources: Resources, folder: str) -> None:
+def _fit(
+    searcher: "BoardSearcher", place: Place, watchers: list[tune.Callback], resources: Resources, folder: str
+) -> None:
     """Run one Tuner to its end."""
     searcher.slots = searcher.reporter.progress.slots = cluster.slots(resources)
     needs = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
     tuner = tune.Tuner(
-        tune.with_resources(TrainTrial, needs),
+        tune.with_resources(tune.with_parameters(TrainTrial, place=place), needs),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=CancelUnwanted(searcher),
             num_samples=-1,
             max_concurrent_trials=searcher.slots,
             reuse_actors=True,
+            trial_dirname_creator=_id_of,  # by default a name made of all that is in the config
         ),
         run_config=tune.RunConfig(
             storage_path=folder,
@@ -365,3 +372,7 @@ def _fit(searcher: "BoardSearcher", watchers: list[tune.Callback], resources: Re
         ),
     )
     tuner.fit()
+
+
+def _id_of(trial: Any) -> str:
+    return trial.trial_id

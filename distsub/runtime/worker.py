@@ -47,11 +47,6 @@ class Place:
     checkpoint_s: float | None = EVERY_S
     recordings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def config(self, trial: Trial) -> dict[str, Any]:
-        """Give all that one trial needs to know, as plain values."""
-        mine = {trial.id: self.recordings[trial.id]} if trial.id in self.recordings else {}
-        return vars(self) | {"recordings": mine}
-
 
 def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[train.Progress, None, Observation]:
     """Train a trial and write its row; closing the generator leaves none, but a checkpoint to go on from.

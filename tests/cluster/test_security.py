@@ -6,8 +6,10 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -261,6 +263,58 @@ def test_secrets_are_in_no_row_no_log_and_no_copy(tmp_path, tiny_text, bucket, w
     for name in names:
         content = client.get_object(Bucket="bucket", Key=name)["Body"].read()
         assert SECRET.encode() not in content and b"planted-key" not in content, name
+
+
+def holding(folder: str, *secrets: str) -> set[str]:
+    """List the files and directories that have one of some texts in their name or their content."""
+    found = set()
+    for path in Path(folder).rglob("*"):
+        name = str(path.relative_to(folder))
+        with contextlib.suppress(OSError):  # a file that has gone, a socket
+            content = path.read_bytes() if path.is_file() else b""
+            if any(secret in name or secret.encode() in content for secret in secrets):
+                found.add(name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_address_with_secrets_is_in_no_file_of_ray_and_tune(tmp_path, tiny_text, bucket):
+    """On a cluster of its own, looked at again and again while it runs, since Tune's folder goes at the end."""
+    rest, client = bucket
+    small = tiny_text.replace("seeds = 2", "seeds = 1").replace('["said", "did"]', '["did"]')
+    (tmp_path / "tiny.toml").write_text(small.replace("dims = [8, 16, 64, 256]", "dims = [8, 16]"))
+    uri = f"s3://planted-key:{SECRET}@{rest}"
+    command = [sys.executable, "-m", "distsub.cli", "run", str(tmp_path / "tiny.toml"), "--out", uri]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    folder = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # Ray's sockets need a short path
+    environment = {**kept, "PYTHONPATH": str(ROOT), "TMPDIR": folder, "RAY_TMPDIR": folder, "HOME": str(tmp_path)}
+    found, states, log = set(), {}, tmp_path / "log"
+    try:
+        with log.open("w") as sink:
+            run = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
+        try:
+            while run.poll() is None:
+                found |= holding(folder, "planted-key", SECRET)
+                for path in Path(folder).rglob("experiment_state-*.json"):
+                    with contextlib.suppress(OSError, ValueError, KeyError):  # gone, or half written
+                        states[path.name] = json.loads(path.read_text())["trial_data"]
+                time.sleep(0.5)
+        finally:
+            run.kill()
+            run.wait()
+        found |= holding(folder, "planted-key", SECRET)
+        assert run.returncode == 0, log.read_text()
+        assert any("session_" in str(path) and path.suffix == ".log" for path in Path(folder).rglob("*.log"))
+        [trials] = states.values()
+        assert len(trials) >= 2, "Tune's state was not seen"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert found == set() and holding(str(tmp_path), "planted-key", SECRET) == set()
+    for entry in client.list_objects_v2(Bucket="bucket")["Contents"]:
+        content = client.get_object(Bucket="bucket", Key=entry["Key"])["Body"].read()
+        assert SECRET.encode() not in content and b"planted-key" not in content, entry["Key"]
+    print(f"Tune's state: {sum(len(str(trial)) for trial in trials) / len(trials):.0f} characters a trial")
 
 
 def test_a_refused_address_does_not_show_its_credentials():

@@ -59,14 +59,12 @@ def searcher_of(board_fails, reporter_fails):
     board = Board(parse_sweep(SWEEP).searches(), make_policy("bisection"))
     reporter = Faulty(Reporter(board), reporter_fails)
     board = Faulty(board, board_fails)
-    return tune.BoardSearcher(
-        board, None, Place("nowhere"), reporter, Rules("pass", board.goals), tune.CrashLog(), Counter(), 1
-    )
+    return tune.BoardSearcher(board, None, reporter, Rules("pass", board.goals), tune.CrashLog(), Counter(), 1)
 
 
 def told(trial):
     row = Observation(trial, "finished", score=0.9 if trial.d is None or trial.d >= 400 else 0.5, chance=0.5)
-    return {"final": True, **{name: getattr(row, name) for name in tune.TOLD}}
+    return {"final": True, "told": [getattr(row, name) for name in tune.TOLD]}
 
 
 @settings(max_examples=30, deadline=None)
