@@ -248,14 +248,26 @@ def parse_sweep(text: str, directory: str | Path = ".", origin: str = "sweep") -
     """
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{origin}: not valid TOML: {error}") from error
+    except ValueError as error:  # a number of more digits than Python reads is none of tomllib's own
+        raise ConfigError(f"{origin}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{origin}: nested too deeply; a sweep file has tables in lists, and nothing below") from None
+    _refuse_huge(raw, origin)
     try:
         return _File.model_validate(raw).sweep(Path(directory), text)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{origin}: {complaint(each, _File)}" for each in error.errors())) from error
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from error
+
+
+def _refuse_huge(value: Any, place: str) -> None:
+    """Refuse whole numbers that no column of the results can hold, wherever they stand."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value, start=1):
+            _refuse_huge(inner, f"{place}: {key}" if isinstance(value, dict) else place)
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{place} is a whole number of {value.bit_length()} bits; give one below 2^63")
 
 
 # ---- the file's tables, one class each; what is optional takes its default from the record it becomes

@@ -6,6 +6,7 @@ an object visible only once it is complete, so there the bytes go straight to th
 
 import contextlib
 import errno
+import json
 import os
 import random
 import secrets
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -226,6 +227,18 @@ def _may_pass(error: OSError) -> bool:
     if error.errno is not None:
         return error.errno in _PASSING
     return not any(answer in str(error) for answer in _FINAL_ANSWERS)  # an object store's error has no number
+
+
+def parse_json(data: str | bytes) -> Any:
+    """Parse JSON that somebody else may have written.
+
+    Raises:
+        ValueError: It is none, or nested so deeply that Python gives up on it.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def first_line(error: BaseException) -> str:

@@ -1,10 +1,10 @@
 """Where a model's files are: an installed package, a local directory, or the hub."""
 
-import json
 from functools import lru_cache
 from pathlib import Path
 
 from distsub.errors import UnavailableError
+from distsub.files import parse_json
 from distsub.finetune import checkpoints, explain, packages
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja", "*.codes")
@@ -45,7 +45,7 @@ def _download(model: str, revision: str | None) -> Path:
 
     try:
         found = fetch(checkpoints.NAMES[0])
-        config = json.loads((found / "config.json").read_text()) if (found / "config.json").is_file() else {}
+        config = parse_json((found / "config.json").read_text()) if (found / "config.json").is_file() else {}
         if isinstance(own := config.get("transformers_weights"), str):
             found = fetch(own)
         first = checkpoints.index_of(found, config)

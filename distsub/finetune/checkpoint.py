@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distsub.files import parse_json
 from distsub.trial import Trial
 
 FORMAT = 1
@@ -69,7 +70,7 @@ class Checkpoint:
 
         try:
             size = int.from_bytes(data[:8], "little")
-            record = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["distsub"])
+            record = parse_json(parse_json(data[8 : 8 + size])["__metadata__"]["distsub"])
             tensors = load(data)
             if record["format"] != FORMAT or record["trial_id"] != trial.id or record["sha256"] != _digest(tensors):
                 raise ValueError("of another trial or format, or damaged")

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from distsub.errors import UnavailableError
+from distsub.files import parse_json
 
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What transformers looks for, in its order."""
@@ -54,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     check_present(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UnavailableError(f"{path.name} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):

@@ -1,7 +1,6 @@
 """Which files of a folder hold a split: one file, shards, folders of `save_to_disk`, a copy of a hub repository."""
 
 import fnmatch
-import json
 import re
 from collections.abc import Sequence
 from itertools import islice
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distsub.errors import DataError, nearest
+from distsub.files import parse_json
 from distsub.finetune.tasks import FILE_SUFFIXES, bare_name, is_file
 
 _SHARD = re.compile(r".+-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]+)?")
@@ -179,7 +179,7 @@ def _stem(file: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"holds a damaged {path.name}") from error
     return said if isinstance(said, dict) else {}

@@ -24,6 +24,7 @@ from filelock import FileLock
 from torch import nn
 
 from distsub.errors import ConfigError, UnavailableError
+from distsub.files import parse_json
 from distsub.finetune import checkpoints, explain
 from distsub.finetune.addresses import SMALL_FILES, locate
 from distsub.finetune.fit import fit_padding, fit_tokenizer, init_head
@@ -114,7 +115,7 @@ def _prepare(model: str, source: Path, config: str, files: tuple[tuple[Path, str
                 f"the cache {cache} cannot be written ({error.strerror or error}); set DISTSUB_CACHE to a directory "
                 "with room for the weights in float32"
             ) from None
-    return Prepared(target, json.loads(record.read_text())["sha256"], model, source)
+    return Prepared(target, parse_json(record.read_text())["sha256"], model, source)
 
 
 prepare.cache_clear = _prepare.cache_clear  # pyright: ignore[reportFunctionMemberAccess]

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from distsub.errors import OutputError, TrajectoryError
+from distsub.files import parse_json
 from distsub.finetune import data, pretrained
 from distsub.finetune.checkpoint import Checkpoint
 from distsub.finetune.train import Progress, train
@@ -228,7 +229,7 @@ def read_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(path) / META
     try:
-        meta = json.loads(file.read_bytes())
+        meta = parse_json(file.read_bytes())
     except OSError as error:
         raise TrajectoryError(
             f"no trajectory in {path}: {META} cannot be read ({error.strerror}); record it with `distsub trajectory`"

@@ -1,5 +1,8 @@
 """Merge row files into parts: thousands of files of one row become a few that are read at once.
 
+Nothing that a file holds is dropped: a column that this distsub does not know, which a later one or somebody's own tool
+has written, comes through, and rows that cannot be merged (damaged, or such a column of two types) stay in their files.
+
 Safe at any moment, whatever else runs. A part is written whole before anything that it replaces is removed, so that a
 kill leaves rows twice at worst, and readers take each trial once. A row file is removed only if it still is what was
 merged; where that cannot be made sure in one step, on an object store, rows that a better one could replace stay.
@@ -9,14 +12,17 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
+from pyarrow import compute as pc
 
 from distsub.errors import OutputError
 from distsub.files import first_line
-from distsub.results.rows import FINAL, distinct, encode, ranks
+from distsub.results.rows import FINAL, MOST_VALUES, distinct, encode, odd_rows, ranks
 from distsub.results.schema import OBSERVATIONS
 from distsub.results.store import LOCK, PARTS, ROWS, Store, digest
 
 ROWS_PER_PART = 20_000
+_LONG = ("correct", "predicted", "target")
+"""The columns that make a row long: a part has fewer rows where they would be more than is read of one."""
 
 COMPACTED = pa.schema(
     [
@@ -64,16 +70,26 @@ def compact(store: Store, rows_per_part: int = ROWS_PER_PART) -> pa.Table:
 def _merge(store: Store, names: list[str], rows_per_part: int) -> int:
     """Merge some row files with the parts that have room; give how many files were removed."""
     digests: dict[str, bytes] = {}
-    loose = store.read_rows(names, OBSERVATIONS.names, digests)
+    loose = store.read_rows(names, None, digests)
     if not store.files.is_local:
         loose = {name: table for name, table in loose.items() if ranks(table)[0][1] == FINAL}
     keys = store.read_parts(["trial_id", "status"], whole=True)
     full = {name: table for name, table in keys.items() if table.num_rows >= rows_per_part}
     room = keys.keys() - full.keys()
-    parts = store.read_parts(OBSERVATIONS.names, only=room) if loose or len(room) > 1 else {}
+    parts = store.read_parts(None, only=room) if loose or len(room) > 1 else {}
+    parts = {name: table for name, table in parts.items() if not odd_rows(table)}
+    schema = OBSERVATIONS
+    for tables in (parts, loose):
+        for name in list(tables):
+            try:
+                schema = pa.unify_schemas([schema, tables[name].schema])
+            except pa.ArrowTypeError:
+                del tables[name]
     if not loose and len(parts) < 2:
         return 0
-    table = distinct(pa.concat_tables([*parts.values(), *loose.values()]))
+    table = distinct(
+        pa.concat_tables([schema.empty_table(), *parts.values(), *loose.values()], promote_options="default")
+    )
     table = _without(table, full.values())
     kept = _write(store, table.sort_by("trial_id"), rows_per_part)
     for name in parts.keys() - kept:
@@ -94,6 +110,9 @@ def _write(store: Store, table: pa.Table, rows_per_part: int) -> set[str]:
     """Write rows as parts named after their bytes; give the names."""
     store.files.make(PARTS)
     names = set()
+    lengths = (pc.call_function("list_value_length", [table[name]]) for name in _LONG)
+    most = max((pc.call_function("max", [each]).as_py() or 0 for each in lengths), default=0)
+    rows_per_part = max(1, min(rows_per_part, MOST_VALUES["part"] // max(1, most)))
     for first in range(0, table.num_rows, rows_per_part):
         data = encode(table.slice(first, rows_per_part), part=True)
         name = f"{hashlib.sha256(data).hexdigest()[:16]}.parquet"

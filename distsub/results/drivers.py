@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub.files import Files
+from distsub.files import Files, parse_json
 
 FOLDER = "drivers"
 EVERY_S, STALE_S = 15.0, 120.0
@@ -114,8 +114,8 @@ def drivers(files: Files) -> list[Driver]:
         if name.startswith("."):
             continue
         # Gone or half written since it was listed, or not ours: then it says nothing.
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            record = json.loads(files.read(f"{FOLDER}/{name}"))
+        with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError, ArithmeticError):
+            record = parse_json(files.read(f"{FOLDER}/{name}"))
             found.append(
                 Driver(
                     name=f"{FOLDER}/{name}",

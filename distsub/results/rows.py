@@ -15,7 +15,7 @@ from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
 from distsub.files import first_line
-from distsub.results.schema import D_AND_ETA, OBSERVATIONS, SCHEMA_VERSION, trial_from_json
+from distsub.results.schema import OBSERVATIONS, SCHEMA_VERSION, TrialReader, trial_from_json
 from distsub.trial import Trial
 
 NAME = re.compile(r"[0-9a-f]{16}\.parquet")
@@ -31,12 +31,21 @@ KIN = "kin"
 """Asked for as a column: the trial without its d and eta, as JSON. All trials of a search share it, so it is small
 where "trial" takes nearly a kilobyte per row."""
 
-_WITHOUT = pc.ReplaceSubstringOptions(D_AND_ETA, '"d": null, "eta": null, ', max_replacements=1)
+_ABOVE_0 = r"[1-9][0-9]{0,17}(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|0\.0*[1-9][0-9]*"
+# A d or eta that is none stays in the text, and is found when the text is read.
+_SOUND = rf'"d": (?:null|[1-9][0-9]{{0,17}}), "eta": (?:null|{_ABOVE_0}), '
+_WITHOUT = pc.ReplaceSubstringOptions(_SOUND, '"d": null, "eta": null, ', max_replacements=1)
 _KEYS = ("schema_version", "trial_id", "status", "trial")
 _KIN_TYPE = pa.dictionary(pa.int32(), pa.string())
 _PIECE = 2048  # rows
 _VERSION = b"distsub_schema_version"
-_UNREADABLE = (OSError, ValueError, TypeError, pa.ArrowException)
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, pa.ArrowException)
+
+MOST_VALUES = {"row": 2**24, "part": 2**28}
+"""Values that a column of a row file, and of a part, may hold: a file of a few bytes may claim billions."""
+
+_MOST_BYTES = {"row": 2**28, "part": 2**32}
+"""What either may take when it is unpacked."""
 
 _ROW: dict[str, Any] = {"compression": "snappy", "use_dictionary": False, "write_statistics": False}
 # A quarter of the time of the defaults for one row of many columns.
@@ -50,16 +59,25 @@ def encode(table: pa.Table, part: bool = False) -> bytes:
     return sink.getvalue()
 
 
-def parse_row(data: bytes, name: str, columns: Sequence[str]) -> pa.Table | str:
-    """Read one row file in the canonical schema, or say in a few words why it is none."""
+def parse_row(data: bytes, name: str, columns: Sequence[str] | None) -> pa.Table | str:
+    """Read one row file in the canonical schema, or say in a few words why it is none.
+
+    Args:
+        data: The file.
+        name: Its name, which begins with the id of the trial.
+        columns: Those wanted; None for all, those that the schema does not know among them, at the end.
+    """
     if not data:
         return "empty file"
-    wanted = [column for column in dict.fromkeys([*columns, *_KEYS]) if column != KIN]
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             present = file.schema_arrow.names
             if file.metadata.num_rows != 1 or not set(_KEYS).issubset(present):
                 return "foreign, not the one row of a trial"
+            if large := _too_large(file.metadata, "row"):
+                return large
+            asked = _all(present) if columns is None else columns
+            wanted = [column for column in dict.fromkeys([*asked, *_KEYS]) if column != KIN]
             table = _conform(file.read([column for column in wanted if column in present], use_threads=False), wanted)
         key = {column: table[column][0].as_py() for column in _KEYS}
         if key["schema_version"] > SCHEMA_VERSION:
@@ -67,15 +85,18 @@ def parse_row(data: bytes, name: str, columns: Sequence[str]) -> pa.Table | str:
         if key["status"] not in RANK:
             return f"foreign, status {key['status']!r}"
         trial_id = trial_from_json(key["trial"]).id
+        odd = odd_rows(table.drop_columns([name for name in ("trial",) if name in table.schema.names]))
     except _UNREADABLE as error:
         return f"not readable ({first_line(error)})"
+    if odd:
+        return odd[0]
     if not trial_id == key["trial_id"] == name.removesuffix(".parquet"):
         return f"holds trial {trial_id}, which belongs in another file"
-    return (_with_kin(table) if KIN in columns else table).select(list(columns))
+    return (_with_kin(table) if KIN in asked else table).select(list(asked))
 
 
-def parse_part(source: pa.NativeFile, columns: Sequence[str]) -> pa.Table | str:
-    """Read columns of a part in the canonical schema, or say in a few words why it is none."""
+def parse_part(source: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table | str:
+    """Read columns of a part in the canonical schema, or say in a few words why it is none; None as for a row."""
     try:
         with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True) as file:
             present = file.schema_arrow.names
@@ -84,6 +105,9 @@ def parse_part(source: pa.NativeFile, columns: Sequence[str]) -> pa.Table | str:
                 return "foreign, no rows of trials"
             if version > SCHEMA_VERSION:
                 return _newer(version)
+            if large := _too_large(file.metadata, "part"):
+                return large
+            columns = _all(present) if columns is None else columns
             if KIN in columns:  # a piece at a time: all trials at once take ten times as long, for want of fresh memory
                 asked = list(dict.fromkeys("trial" if column == KIN else column for column in columns))
                 pieces = file.iter_batches(_PIECE, columns=[column for column in asked if column in present])
@@ -96,6 +120,39 @@ def parse_part(source: pa.NativeFile, columns: Sequence[str]) -> pa.Table | str:
     except _UNREADABLE as error:
         return f"not readable ({first_line(error)})"
     return table
+
+
+def odd_rows(table: pa.Table) -> dict[int, str]:
+    """Say which rows of a part are none, by position, and why; as far as the columns that were read can tell."""
+    found: dict[int, str] = {}
+    if KIN in table.schema.names:
+        kin, start = table[KIN], 0
+        for chunk in kin.chunks:  # of which hardly any has more than a few texts
+            for index, text in enumerate(chunk.dictionary.to_pylist()):
+                try:
+                    trial_from_json(text)
+                except ValueError as error:
+                    at = pc.call_function("equal", [chunk.indices, pa.scalar(index, pa.int32())])
+                    found.update(dict.fromkeys([start + i for i in _true(at)], first_line(error)))
+            start += len(chunk)
+    elif "trial" in table.schema.names:
+        reader, pairs = TrialReader(), zip(table["trial_id"].to_pylist(), table["trial"].to_pylist(), strict=True)
+        for position, (trial_id, text) in enumerate(pairs):
+            try:
+                if (named := reader.read(text).id) != trial_id:
+                    found[position] = f"its trial is {named}"
+            except (ValueError, TypeError) as error:
+                found[position] = first_line(error)
+    if {"status", "score"} <= set(table.schema.names):
+        scored = pc.call_function("is_in", [table["status"]], pc.SetLookupOptions(pa.array(["finished", "stopped"])))
+        finite = pc.fill_null(pc.call_function("is_finite", [table["score"]]), False)
+        for position in _true(pc.call_function("and_not", [scored, finite])):
+            found.setdefault(position, f"a trial with a result and no score, {table['score'][position]}")
+    return found
+
+
+def _true(mask: Any) -> list[int]:
+    return pc.call_function("indices_nonzero", [mask]).to_pylist()
 
 
 def distinct(table: pa.Table) -> pa.Table:
@@ -157,8 +214,27 @@ def _conform(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     for column in columns:
         if column not in table.column_names:
             table = table.append_column(column, pa.nulls(table.num_rows, OBSERVATIONS.field(column).type))
-    schema = schema_of(columns)
-    return table if table.schema.equals(schema) else table.select(list(columns)).cast(schema)
+    own = [table.schema.field(name) for name in columns if name not in OBSERVATIONS.names]
+    schema = pa.schema([*schema_of([name for name in columns if name in OBSERVATIONS.names]), *own])
+    schema = schema.with_metadata(OBSERVATIONS.metadata)
+    table = table.select(schema.names)
+    return table if table.schema.equals(schema) else table.cast(schema)
+
+
+def _all(present: Sequence[str]) -> list[str]:
+    return [*OBSERVATIONS.names, *(name for name in present if name not in OBSERVATIONS.names)]
+
+
+def _too_large(metadata: pq.FileMetaData, kind: str) -> str | None:
+    """Say of a file that it claims more than its kind may hold, before anything of it is unpacked."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    for index in range(metadata.num_columns):
+        count = sum(group.column(index).num_values for group in groups)
+        if count > MOST_VALUES[kind]:
+            name = metadata.schema.column(index).path.partition(".")[0]
+            return f"{count:,} values of {name}, at most {MOST_VALUES[kind]:,} are read"
+    size = sum(group.column(index).total_uncompressed_size for group in groups for index in range(metadata.num_columns))
+    return f"{size:,} bytes when unpacked, at most {_MOST_BYTES[kind]:,} are read" if size > _MOST_BYTES[kind] else None
 
 
 def _newer(version: int) -> str:

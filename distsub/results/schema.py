@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from distsub.results.checks import check_d_and_eta, check_observation, trial_record
 from distsub.trial import IDENTITY_VERSION, Budget, Method, Observation, Seeds, Source, Span, Task, Trial
 
 SCHEMA_VERSION = 1
@@ -207,6 +208,9 @@ ANSWERS = ("metrics", "predicted", "target", "labels", "provenance")
 RECORD = ("trial_id", "trial", *(each.name for each in dataclasses.fields(Observation) if each.name != "trial"))
 """The columns that `from_row` needs."""
 
+_DEFAULTS = {
+    each.name: each.default for each in dataclasses.fields(Observation) if each.name not in ("trial", "status")
+}
 _PLAIN = tuple(name for name in RECORD if name not in ("trial_id", "trial", "curve", *ANSWERS))
 D_AND_ETA = r'"d": ([^,{}"]+), "eta": ([^,{}"]+), '
 """Where d and eta stand in a trial's canonical JSON: all that the trials of one search differ in."""
@@ -267,7 +271,7 @@ def trial_from_json(text: str) -> Trial:
         ValueError: The text is no trial, or one of another identity version.
     """
     try:
-        record: dict[str, Any] = json.loads(text)
+        record = trial_record(text)
         version = record.pop("version")
         method: dict[str, Any] = record.pop("method")
         if method.get("span") is not None:
@@ -280,7 +284,7 @@ def trial_from_json(text: str) -> Trial:
             **record,
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"not a trial: {error}") from error
+        raise ValueError(f"not a trial: {error}") from None
     if version != IDENTITY_VERSION:
         raise ValueError(f"trial of identity version {version}, this distsub makes version {IDENTITY_VERSION}")
     return trial
@@ -305,7 +309,9 @@ class TrialReader:
         rest = text[: found.start()] + text[found.end() :]
         if rest not in self._kin:
             self._kin[rest] = trial_from_json(text)
-        trial = dataclasses.replace(self._kin[rest], d=json.loads(found[1]), eta=json.loads(found[2]))
+        d, eta = json.loads(found[1]), json.loads(found[2])
+        check_d_and_eta(d, eta)
+        trial = dataclasses.replace(self._kin[rest], d=d, eta=eta)
         vars(trial)["id"] = hashlib.sha256(text.encode()).hexdigest()[:16]  # the text is what `Trial.id` hashes
         return trial
 
@@ -376,21 +382,22 @@ def from_row(row: Mapping[str, Any], reader: TrialReader | None = None) -> Obser
         reader: The same for all rows of a table.
 
     Raises:
-        ValueError: The row's trial cannot be rebuilt, or is not the trial that its id names.
+        ValueError: The row's trial cannot be rebuilt, or is not the trial that its id names; or a value is none that an
+            observation can have. The message is one line.
     """
     trial = (reader or TrialReader()).read(row["trial"])
     if trial.id != row["trial_id"]:
         raise ValueError(f"the row is named {row['trial_id']}, its trial is {trial.id}")
-    return Observation(
-        trial=trial,
-        metrics=_pairs(row.get("metrics", ())),
-        curve=tuple((point["step"], point["score"]) for point in row["curve"]),
-        predicted=tuple(row.get("predicted", ())),
-        target=tuple(row.get("target", ())),
-        labels=tuple(row.get("labels") or ()),
-        provenance=_pairs(row.get("provenance", ())),
-        **{name: row[name] for name in _PLAIN},
-    )
+    values = {
+        "metrics": _pairs(row.get("metrics") or ()),
+        "curve": tuple(point and (point["step"], point["score"]) for point in row["curve"] or ()),
+        **{name: tuple(row.get(name) or ()) for name in ("predicted", "target", "labels")},
+        "provenance": _pairs(row.get("provenance") or ()),
+        # A column that came later is null in earlier rows.
+        **{name: _DEFAULTS.get(name) if row[name] is None else row[name] for name in _PLAIN},
+    }
+    check_observation(values)
+    return Observation(trial, **values)
 
 
 def _correct(observation: Observation) -> list[bool] | None:

@@ -19,8 +19,19 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.errors import OutputError
-from distsub.files import Files, first_line
-from distsub.results.rows import KIN, NAME, RANK, distinct, encode, parse_part, parse_row, schema_of, series
+from distsub.files import Files, first_line, parse_json
+from distsub.results.rows import (
+    KIN,
+    NAME,
+    RANK,
+    distinct,
+    encode,
+    odd_rows,
+    parse_part,
+    parse_row,
+    schema_of,
+    series,
+)
 from distsub.results.schema import ANSWERS, OBSERVATIONS, RECORD, SCHEMA_VERSION, TrialReader, from_row, to_table
 from distsub.trial import Observation, Trial
 
@@ -194,10 +205,19 @@ class Store:
         """
         columns = [column for column in RECORD if answers or column not in ANSWERS]
         # Of all columns: a row that is damaged in one that is not read here must count as missing all the same.
-        table, reader, rows = self._read(columns, whole=True).sort_by("trial_id"), TrialReader(), []
-        for piece in table.to_batches(_PIECE):
-            rows += [from_row(row, reader) for row in piece.to_pylist()]
-        return rows
+        reader, best = TrialReader(), dict[str, Observation]()
+        for name, table in self._tables(columns, whole=True):
+            for row in (row for piece in table.to_batches(_PIECE) for row in piece.to_pylist()):
+                try:
+                    found = from_row(row, reader)
+                except ValueError as error:
+                    self.damaged.append(f"{name}: trial {row['trial_id']}: {first_line(error)}")
+                    continue
+                known = best.get(found.trial.id)
+                if known is None or RANK[found.status] > RANK[known.status]:
+                    best[found.trial.id] = found
+        self.num_rows = len(best)
+        return [best[trial_id] for trial_id in sorted(best)]
 
     def series(self, columns: Sequence[str]) -> list[tuple[Trial, list[tuple[Any, ...]]]]:
         """Read a few values of every row, grouped by everything of its trial but d and eta.
@@ -216,7 +236,9 @@ class Store:
     def trial_ids(self, statuses: Container[str] | None = None) -> set[str]:
         """Name the trials that have a row, or those whose status is among the given."""
         # All columns: a row damaged in any of them must count as missing here too, or it is never made again.
-        keys = self._read(["trial_id", "status"], whole=True).to_pylist()
+        keys = (
+            self._read(["trial_id", "status", "score", "trial"], whole=True).select(["trial_id", "status"]).to_pylist()
+        )
         return {row["trial_id"] for row in keys if statuses is None or row["status"] in statuses}
 
     def notices(self) -> list[str]:
@@ -229,23 +251,32 @@ class Store:
         return lines
 
     def _read(self, wanted: Sequence[str], whole: bool = False) -> pa.Table:
-        """Read columns of all rows, and "trial_id" and "status" in any case, each trial once.
+        """Read columns of all rows, and "trial_id" and "status" in any case, each trial once."""
+        wanted = list(dict.fromkeys([*wanted, "trial_id", "status"]))
+        sound = [schema_of(wanted).empty_table()]
+        for name, table in self._tables(wanted, whole):
+            odd = odd_rows(table) if name.startswith(PARTS) else {}  # a row file's was looked at when it was parsed
+            self.damaged += [f"{name}: trial {table['trial_id'][at]}: {reason}" for at, reason in odd.items()]
+            sound.append(table.take(pa.array(sorted(set(range(table.num_rows)) - odd.keys()))) if odd else table)
+        found = distinct(pa.concat_tables(sound))
+        self.num_rows = found.num_rows
+        return found
+
+    def _tables(self, wanted: Sequence[str], whole: bool) -> list[tuple[str, pa.Table]]:
+        """Read columns of all parts and row files, by name; parts first: of equal rows the first one stays.
 
         Row files are read before parts are listed: a row that vanishes from one place is by then in the other.
         """
-        wanted = list(dict.fromkeys([*wanted, "trial_id", "status"]))
         columns = OBSERVATIONS.names if whole else wanted
         self.damaged = []
         try:
-            loose = [table.select(wanted) for table in self.read_rows(self.row_files(), columns).values()]
+            loose = self.read_rows(self.row_files(), columns)
             self.loose = len(loose)
-            parts = self.read_parts(wanted, whole=whole).values()
+            parts = self.read_parts(wanted, whole=whole)
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"cannot read the observations in {self.uri} ({first_line(error)})") from error
-        # Parts first: of equal rows the one that was there first stays.
-        found = distinct(pa.concat_tables([schema_of(wanted).empty_table(), *parts, *loose]))
-        self.num_rows = found.num_rows
-        return found
+        found = [(f"{PARTS}/{name}", table) for name, table in parts.items()]
+        return found + [(f"{ROWS}/{name}", table.select(list(wanted))) for name, table in loose.items()]
 
     def row_files(self) -> list[str]:
         """List the files that are named like rows; names others in `damaged`, unfinished writes nowhere."""
@@ -254,13 +285,13 @@ class Store:
         return [name for name in names if NAME.fullmatch(name)]
 
     def read_rows(
-        self, names: Sequence[str], columns: Sequence[str], digests: dict[str, bytes] | None = None
+        self, names: Sequence[str], columns: Sequence[str] | None, digests: dict[str, bytes] | None = None
     ) -> dict[str, pa.Table]:
         """Read row files one by one: what one lacks or adds never touches the others, nor the schema.
 
         Args:
             names: The files.
-            columns: The columns wanted.
+            columns: The columns wanted; None for all, those that the schema does not know among them.
             digests: Filled with what each file's bytes were.
         """
         tables = {}
@@ -277,12 +308,12 @@ class Store:
         return tables
 
     def read_parts(
-        self, columns: Sequence[str], *, whole: bool = False, only: Container[str] | None = None
+        self, columns: Sequence[str] | None, *, whole: bool = False, only: Container[str] | None = None
     ) -> dict[str, pa.Table]:
         """Read parts; again from the start when some are merged meanwhile.
 
         Args:
-            columns: The columns wanted.
+            columns: The columns wanted; None for all, those that the schema does not know among them.
             whole: Whether a part that is damaged in any other column counts as damaged too.
             only: The names of those wanted, None for all.
         """
@@ -304,14 +335,14 @@ class Store:
                     if isinstance(parsed, str):
                         damaged.append(f"{PARTS}/{name}: {parsed}")
                     else:
-                        tables[name] = parsed.select(list(columns))
+                        tables[name] = parsed if columns is None else parsed.select(list(columns))
             except FileNotFoundError:
                 continue
             self.damaged += damaged
             return tables
         raise OSError(f"its parts changed {_LISTINGS} times while they were read")
 
-    def _part(self, name: str, columns: Sequence[str]) -> pa.Table | str:
+    def _part(self, name: str, columns: Sequence[str] | None) -> pa.Table | str:
         path = f"{PARTS}/{name}"
         with self.files.open(path) as source:
             parsed = parse_part(source, columns)
@@ -343,17 +374,18 @@ def _is_toml(data: bytes) -> bool:
     """Tell whether a copy of a sweep file can be read at all."""
     try:
         return bool(tomllib.loads(data.decode()))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
 def _identity(files: Files) -> dict[str, Any]:
     """Read what says which sweep a directory belongs to."""
     try:
-        found = json.loads(files.read(_IDENTITY))
-        if isinstance(found["fingerprint"], str) and isinstance(found["schema_version"], int):
+        found = parse_json(files.read(_IDENTITY))
+        texts = [found["fingerprint"], found.get("directory", "."), found.get("distsub_version", "")]
+        if type(found["schema_version"]) is int and all(isinstance(each, str) for each in texts):
             return found
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         pass
     raise OutputError(
         f"{files.uri}/{_IDENTITY} is damaged or foreign; give another directory with --out, or restore that file"

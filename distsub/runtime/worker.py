@@ -5,7 +5,6 @@ told of it: whoever hears of a result can count on finding it in the table.
 """
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from distsub.errors import AdapterError, OutputError
-from distsub.files import first_line
+from distsub.files import first_line, parse_json
 from distsub.finetune import ablate, train
 from distsub.results import Store
 from distsub.runtime.checkpoints import EVERY_S, Kept, judged
@@ -132,7 +131,7 @@ def load_adapter(store: Store, trial_id: str) -> dict[str, torch.Tensor]:
     """
     from distsub.subspace import adapter
 
-    config = json.loads(store.files.read(f"adapters/{trial_id}/{adapter.CONFIG}"))
+    config = parse_json(store.files.read(f"adapters/{trial_id}/{adapter.CONFIG}"))
     weights = store.files.read(f"adapters/{trial_id}/{adapter.WEIGHTS}")
     return adapter.trained_from(weights, config["weights_sha256"], f"adapters/{trial_id}/{adapter.WEIGHTS}")
 

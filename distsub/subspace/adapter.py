@@ -170,7 +170,7 @@ def load_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
             f"no adapter in {directory}: {CONFIG} cannot be read ({error.strerror}); "
             f"give the directory that save_pretrained wrote"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path} is not JSON ({error}); the adapter is corrupt, save it again") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         peft = isinstance(config, dict) and config.get("peft_type")

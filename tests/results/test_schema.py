@@ -28,6 +28,8 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 single = st.floats(width=32, allow_nan=False)
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 count = st.integers(0, 2**62)
+dimension = st.integers(1, 2**62)
+positive = st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False)
 
 
 def maybe(strategy):
@@ -63,17 +65,21 @@ trials = st.builds(
     model=text,
     task=tasks,
     method=methods,
-    d=maybe(count),
-    learning_rate=finite,
-    eta=maybe(finite),
+    d=maybe(dimension),
+    learning_rate=positive,
+    eta=maybe(positive),
     seeds=st.builds(Seeds, count, count, count),
     budget=budgets,
     revision=maybe(text),
 )
 pairs = st.lists(st.tuples(single, single), max_size=5)
 observations = st.builds(
-    lambda pairs, **values: Observation(
-        predicted=tuple(a for a, _ in pairs), target=tuple(b for _, b in pairs), **values
+    lambda pairs, score, status, **values: Observation(
+        predicted=tuple(a for a, _ in pairs),
+        target=tuple(b for _, b in pairs),
+        status=status,
+        score=score if status in ("diverged", "error") else score or 0.0,
+        **values,
     ),
     pairs=pairs,
     trial=trials,
@@ -143,14 +149,14 @@ def test_correctness_bits_are_for_classification_only(observation):
 
 
 def test_values_that_are_not_finite_survive(observation):
-    seen = observation(score=float("inf"), metrics=(("loss", float("nan")),))
+    seen = observation(status="diverged", score=float("inf"), metrics=(("loss", float("nan")),))
     again = from_row(to_table(seen).to_pylist()[0])
     assert again.score == float("inf")
     assert again.metrics[0][1] != again.metrics[0][1]
 
 
 @settings(deadline=None)
-@given(st.lists(trials, max_size=5), maybe(count), maybe(finite))
+@given(st.lists(trials, max_size=5), maybe(dimension), maybe(positive))
 def test_many_trials_are_read_as_one_is(seen, d, eta):
     reader = TrialReader()
     for trial in [*seen, *(dataclasses.replace(trial, d=d, eta=eta) for trial in seen)]:
