@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distsub.config import Sweep, parse_sweep
+from distsub.config import parse_sweep
 from distsub.results.compact import ROWS_PER_PART, _write
 from distsub.results.rows import encode
 from distsub.results.schema import OBSERVATIONS, to_table, trial_to_json
 from distsub.results.store import ROWS, Store
 from distsub.search.synthetic import Curve
+from distsub.sweep import Sweep
 from distsub.trial import Observation, Trial
 
 SWEEP = """\

@@ -22,7 +22,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from distsub.config import Resources
 from distsub.results import Store
 from distsub.results.schema import trial_from_json
 from distsub.runtime import tune
@@ -31,6 +30,7 @@ from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place
 from distsub.search import Board, Search, log_grid, make_policy
 from distsub.search.stopping import Rules
+from distsub.sweep import Resources
 from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 BUDGET = Budget(steps=10, eval_every=5)

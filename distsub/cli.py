@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from distsub.analysis.summary import Summary
-    from distsub.config import Sweep
     from distsub.results import Store
+    from distsub.sweep import Sweep
 
 app = typer.Typer(
     name="distsub",
@@ -378,8 +378,9 @@ def _open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     out = out if "://" in out else os.path.abspath(os.path.expanduser(out))
     from distsub.runtime import checks
 
-    checks.check(sweep, _say)  # before the directory is made: a sweep that cannot run leaves nothing behind
-    return sweep, Store.create(out, sweep.text, sweep.fingerprint, str(sweep_file.resolve().parent))
+    sweep = checks.check(sweep, _say)  # before the directory is made: a sweep that cannot run leaves nothing behind
+    directory = str(sweep_file.resolve().parent)
+    return sweep, Store.create(out, sweep.text, sweep.fingerprint, directory, sweep.places)
 
 
 def _open_results(out: str) -> "Store":
@@ -391,7 +392,7 @@ def _open_results(out: str) -> "Store":
 def _sweep(store: "Store") -> "Sweep":
     from distsub.config import parse_sweep
 
-    return parse_sweep(store.sweep_text, store.directory, f"{store.uri}/sweep.toml")
+    return parse_sweep(store.sweep_text, store.directory, f"{store.uri}/sweep.toml").known(store.places)
 
 
 def _summary(store: "Store") -> "tuple[Summary, Sweep]":

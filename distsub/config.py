@@ -4,13 +4,8 @@ docs/sweep-file.md describes the format. Every complaint is one line that names 
 given and what is allowed; all complaints about a file come at once.
 """
 
-import dataclasses
-import hashlib
-import json
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,188 +21,20 @@ from pydantic import (
 from distsub.complaints import complaint
 from distsub.errors import ConfigError
 from distsub.methods import Context, MethodTable, NonNegativeInt, PositiveInt, Table, TrajectoryTable
-from distsub.search import FRESH, PUBLISHED_RATIO, EtaChoice, Search, log_grid
+from distsub.search import FRESH, PUBLISHED_RATIO, EtaChoice, log_grid
 from distsub.search.stopping import Limit, Mode
+from distsub.sweep import Model, Policy, Resources, Sweep, distinct
 from distsub.task_table import TaskTable, absolute
 from distsub.trial import (
-    IDENTITY_VERSION,
     Budget,
     HeadFrom,
-    Method,
-    Recording,
     Seeds,
-    Span,
-    Task,
-    Trial,
-    canonical,
-    later,
 )
-
-Policy = Literal["adaptive", "bisection", "grid"]
 
 MOST_SEEDS = FRESH
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
-
-
-@dataclass(frozen=True)
-class Model:
-    """A pretrained model: "package:NAME", an absolute local directory, or a hub id with its revision."""
-
-    name: str
-    revision: str | None = None
-    head_from: HeadFrom = later("seed")
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a trial may occupy. Decides how long a sweep takes, never what comes out.
-
-    Attributes:
-        cpus_per_trial: CPU cores of one trial, a fraction to share one.
-        gpus_per_trial: GPUs of one trial, a fraction to share one.
-        max_concurrent_trials: Trials in flight; None fills the machine or cluster.
-        retries: Further attempts after a crash before a trial is recorded as an error.
-    """
-
-    cpus_per_trial: float = 1.0
-    gpus_per_trial: float = 0.0
-    max_concurrent_trials: int | None = None
-    retries: int = 2
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A checked sweep file: every model x task x method x seeds is one search.
-
-    Attributes:
-        name: A label for people.
-        models: Pretrained models.
-        tasks: Datasets.
-        methods: Parametrisations of the update, never full fine-tuning.
-        seeds: Seed triples, one search each.
-        dims: The grid of d, rising.
-        etas: Subspace step sizes tried at each d, rising.
-        learning_rate: The full fine-tuning learning rate that eta scales.
-        baseline_learning_rates: Learning rates of full fine-tuning, rising.
-        budget: What each training may spend.
-        policy: How the grid is searched.
-        fraction: Share of the full fine-tuning score that the threshold asks for.
-        resources: What a trial may occupy.
-        confirm: Whether the winner of several etas or learning rates is trained again before it is believed.
-        text: The file as it was read.
-        limit: What the whole sweep may spend; None is no limit.
-        stopping: Which trainings may end early; None leaves it to the policy.
-        tries, eta_choice: How many etas a d is given and which, as in `Search`.
-        grids: The methods' own (dims, etas), None where the sweep's count; empty for none at all.
-        trajectory: The full fine-tunings whose checkpoints are recorded for every task, model and seeds, where the
-            file asks for them; those that methods need are recorded anyway.
-    """
-
-    name: str
-    models: tuple[Model, ...]
-    tasks: tuple[Task, ...]
-    methods: tuple[Method, ...]
-    seeds: tuple[Seeds, ...]
-    dims: tuple[int, ...]
-    etas: tuple[float, ...]
-    learning_rate: float
-    baseline_learning_rates: tuple[float, ...]
-    budget: Budget
-    policy: Policy = "adaptive"
-    fraction: float = 0.9
-    resources: Resources = Resources()
-    confirm: bool = later(False)
-    text: str = ""
-    limit: Limit | None = None
-    stopping: Mode | None = later(None)
-    tries: int | None = later(None)
-    eta_choice: EtaChoice = later("belief")
-    grids: tuple[tuple[tuple[int, ...] | None, tuple[float, ...] | None], ...] = later(())
-    trajectory: Span | None = later(None)
-
-    @property
-    def stops(self) -> Mode:
-        """Which trainings may end early: as the file says, else what passed, but nothing of a published grid."""
-        return self.stopping or ("none" if self.policy == "grid" else "pass")
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Sixteen hex digits over everything that decides the results: not the name, limit, resources or comments."""
-        record = canonical(self)
-        for key in ("name", "text", "resources", "limit"):
-            del record[key]
-        text = json.dumps({"version": IDENTITY_VERSION, **record}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def searches(self) -> tuple[Search, ...]:
-        """List the searches: every task x model x method x seeds, in that order, each once."""
-        found = (
-            Search(
-                task=task,
-                model=model.name,
-                revision=model.revision,
-                method=dataclasses.replace(method.on(task), head_from=model.head_from),
-                seeds=seeds,
-                budget=self.budget,
-                dims=dims,
-                etas=etas,
-                learning_rate=self.learning_rate,
-                baseline=baseline,
-                fraction=self.fraction,
-                confirm=self.confirm
-                and max(min(self.tries or len(etas), len(etas)), len(self.baseline_learning_rates)) > 1,
-                tries=self.tries if self.tries and self.tries < len(etas) else None,
-                eta_choice=self.eta_choice,
-            )
-            for task in self.tasks
-            for model in self.models
-            for baseline in [self.baseline_trials(model, task)]
-            for method, (dims, etas) in self.arms()
-            for seeds in self.seeds
-        )
-        return tuple(dict.fromkeys(found))
-
-    def arms(self) -> list[tuple[Method, tuple[tuple[int, ...], tuple[float, ...]]]]:
-        """List the methods, each with the dims and etas that count for it."""
-        grids = self.grids or ((None, None),) * len(self.methods)
-        return [
-            (method, (dims or self.dims, etas or self.etas))
-            for method, (dims, etas) in zip(self.methods, grids, strict=True)
-        ]
-
-    def recordings(self) -> tuple[Recording, ...]:
-        """List the trajectories that the methods need and those that [trajectory] asks for, each once."""
-        found: dict[Recording, None] = {}
-        for search in self.searches():
-            trial = search.trials_at(search.dims[0])[0]
-            if self.trajectory is not None:
-                own = dataclasses.replace(
-                    trial, method=Method("did", span=self.trajectory, head_from=search.method.head_from)
-                )
-                found.update(dict.fromkeys(own.recordings))
-            found.update(dict.fromkeys(trial.recordings))
-        return tuple(found)
-
-    def baseline_trials(self, model: Model, task: Task) -> tuple[Trial, ...]:
-        """List the full fine-tunings that set the threshold of every search on a model and task.
-
-        Args:
-            model: One of `models`.
-            task: One of `tasks`.
-
-        Returns:
-            Every learning rate under every head and data seed. There is no projection: its seed is 0.
-        """
-        whole = Method("full", head_from=model.head_from)
-        seeds = dict.fromkeys(dataclasses.replace(seeds, projection=0) for seeds in self.seeds)
-        budget = dataclasses.replace(self.budget, warm_start=False)  # nothing is smaller: the same trial either way
-        return tuple(
-            Trial(model.name, task, whole, None, rate, None, each, budget, model.revision)
-            for each in seeds
-            for rate in self.baseline_learning_rates
-        )
 
 
 def load_sweep(path: str | Path) -> Sweep:
@@ -411,7 +238,7 @@ class _File(Table):
                 '"partition" is none, use one of dense, sparse, fastfood, fastfood_per_tensor'
             )
         found = [each.record(directory) for each in self.tasks]
-        _distinct([task.name for task in found], "tasks")
+        distinct([task.name for task in found], "tasks")
         # The published procedure confirms nothing; and where nothing is chosen there is nothing to confirm.
         wanted = self.policy != "grid" if self.search.confirm is None else self.search.confirm
         tries = self.search.tries or len(self.search.etas)
@@ -433,10 +260,10 @@ class _File(Table):
         ]
         return Sweep(
             name=self.name,
-            models=_distinct([each.record(directory) for each in self.models], "models"),
+            models=distinct([each.record(directory) for each in self.models], "models"),
             tasks=tuple(found),
-            methods=_distinct(methods, "methods"),
-            seeds=_distinct([Seeds(**each.model_dump()) for each in self.seeds], "seeds"),
+            methods=distinct(methods, "methods"),
+            seeds=distinct([Seeds(**each.model_dump()) for each in self.seeds], "seeds"),
             dims=dims,
             etas=_rising(self.search.etas, "[search] etas"),
             learning_rate=self.search.learning_rate,
@@ -456,12 +283,5 @@ class _File(Table):
         )
 
 
-def _distinct(records: list[T], key: str) -> tuple[T, ...]:
-    for number, record in enumerate(records, start=1):
-        if record in records[: number - 1]:
-            raise ConfigError(f"{key}: entry {number} repeats entry {records.index(record) + 1}")
-    return tuple(records)
-
-
 def _rising(values: list[N], key: str) -> tuple[N, ...]:
-    return tuple(sorted(_distinct(values, key)))
+    return tuple(sorted(distinct(values, key)))

@@ -1,7 +1,8 @@
 """The two records that every room speaks of: a trial (what to train) and its observation (what came out).
 
 A trial is everything that decides an outcome and nothing else; its hash is its identity. Two sweeps that
-ask for the same trial name the same row, which is what makes resuming and sharing baselines free.
+ask for the same trial name the same row, which is what makes resuming and sharing baselines free. Weights and rows
+count by what they are: where they lie is written beside a result and is no part of its identity.
 """
 
 import dataclasses
@@ -9,9 +10,9 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-IDENTITY_VERSION = 2
+IDENTITY_VERSION = 3
 """Raised when the same record would train to another result; old rows are then not mistaken for new ones."""
 
 _ZHANG2023 = ("trained", "trained", 16, "random", 0.01)
@@ -43,10 +44,10 @@ def canonical(record: Any) -> Any:
         return [canonical(each) for each in record]
     if not dataclasses.is_dataclass(record):
         return record
-    values = {}
+    values, left_out = {}, record.left_out if isinstance(record, ByContent) else ()
     for name, is_later, default in _fields(type(record)):
         value = getattr(record, name)
-        if not (is_later and value == default):
+        if not (is_later and value == default) and name not in left_out:
             values[name] = canonical(value)
     return values
 
@@ -57,8 +58,38 @@ def _fields(kind: type) -> tuple[tuple[str, bool, Any], ...]:
     return tuple((each.name, "later" in each.metadata, each.default) for each in dataclasses.fields(kind))
 
 
-@dataclass(frozen=True)
-class Task:
+class ByContent:
+    """A record that is told from others by what its files hold, wherever they lie, once that is known.
+
+    Until then, as in a sweep file that nobody has read the data of, it is told from others by all its fields.
+    """
+
+    ADDRESS: ClassVar[frozenset[str]]
+    """Fields that only say where the content is found and how it is read."""
+
+    CONTENT: ClassVar[str] = "content"
+    """The field that holds the hash of it."""
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """The fields that are no part of the identity."""
+        return self.ADDRESS if getattr(self, self.CONTENT) else frozenset()
+
+    @cached_property
+    def _key(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name, *_ in _fields(type(self)) if name not in self.left_out)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by content."""
+        return self._key == other._key if isinstance(other, type(self)) else NotImplemented
+
+    def __hash__(self) -> int:
+        """Hash by content."""
+        return hash(self._key)
+
+
+@dataclass(frozen=True, eq=False)
+class Task(ByContent):
     """A labelled dataset with its metric: where the rows are and which columns count.
 
     Attributes:
@@ -81,7 +112,13 @@ class Task:
         separator: What stands between the cells of CSV or TSV, or None to find it.
         quote: "double" if cells may stand in quotation marks, "none" if those are part of the text, or None to find it.
         encoding: Of text files: a codec of Python; None for the byte order mark's, else UTF-8.
+        content: Hash of the rows that the budget draws from it (`Splits.dataset_hash`); None before they are read.
     """
+
+    ADDRESS = frozenset(
+        {"source", "config", "revision", "text", "label", "train", "validation", "where", "holdout"}
+        | {"labels", "empty", "separator", "quote", "encoding"}
+    )
 
     name: str
     source: str
@@ -100,6 +137,7 @@ class Task:
     separator: str | None = later(None)
     quote: Literal["double", "none"] | None = later(None)
     encoding: str | None = later(None)
+    content: str | None = later(None)
 
 
 @dataclass(frozen=True)
@@ -278,13 +316,14 @@ class Span:
         return " ".join(filter(None, ("other_seed" if source.shift else "", part))) or "intrinsic"
 
 
-@dataclass(frozen=True)
-class Trial:
+@dataclass(frozen=True, eq=False)
+class Trial(ByContent):
     """One training, by everything that decides its outcome.
 
     Attributes:
         model: "package:NAME", a local directory, or a hub id.
         revision: Hub revision of the model, or None.
+        weights: Hash of the model's weights, configuration and tokenizer (`Prepared.content`); None before it is read.
         task: What is trained on.
         method: How the update is parametrised.
         d: Subspace dimension; None for full fine-tuning.
@@ -293,6 +332,9 @@ class Trial:
         seeds: Projection, head and data seed.
         budget: What the training may spend.
     """
+
+    ADDRESS = frozenset({"model", "revision"})
+    CONTENT = "weights"
 
     model: str
     task: Task
@@ -303,6 +345,12 @@ class Trial:
     seeds: Seeds
     budget: Budget
     revision: str | None = None
+    weights: str | None = later(None)
+
+    @property
+    def base(self) -> str | tuple[str, str | None]:
+        """What tells the model from others: its content, or its address where that is not known."""
+        return self.weights or (self.model, self.revision)
 
     @property
     def identity(self) -> str:
@@ -327,7 +375,16 @@ class Trial:
                 continue
             seeds = Seeds(0, self.seeds.head + source.shift, self.seeds.data + source.shift)
             whole = Method("full", head_from=self.method.head_from)
-            full = Trial(self.model, task, whole, None, span.learning_rate, None, seeds, span.budget, self.revision)
+            full = replace(
+                self,
+                task=task,
+                method=whole,
+                d=None,
+                learning_rate=span.learning_rate,
+                eta=None,
+                seeds=seeds,
+                budget=span.budget,
+            )
             found.append(Recording(full, span.every, span.checkpoints, span.dtype))
         return tuple(found)
 

@@ -226,7 +226,7 @@ def _compared(arm: Sequence[Observation], control: Sequence[Observation]) -> dic
 def _place(seen: Observation) -> tuple[Any, ...]:
     """Give what a full fine-tuning and its ablated twin share besides the seeds."""
     trial = seen.trial
-    return (trial.task, trial.model, trial.revision, trial.learning_rate, trial.budget)
+    return (trial.task, trial.base, trial.learning_rate, trial.budget)
 
 
 def _sortable(arm: tuple[Any, ...]) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def _source(method: Method, task: str) -> tuple[str | None, str | None]:
 def _way(seen: Observation) -> Key:
     trial = seen.trial
     d = None if trial.method.name in ("full", "freeze") else trial.d
-    return trial.model, trial.revision, trial.task, trial.budget, trial.method, d
+    return trial.base, trial.task, trial.budget, trial.method, d
 
 
 def _rate(seen: Observation) -> float:

@@ -292,18 +292,19 @@ def measure_geometry(
     root, by_model = root_of(store), {}
     for path, recording in recorded(root, observations, asked, say):
         trial = recording.trial
-        tasks = by_model.setdefault((trial.model, trial.revision), {})
+        tasks = by_model.setdefault(trial.base, {})
         tasks.setdefault(trial.task.name, []).append((trial.seeds.head, trial.seeds.data, path.name, trial))
     spectra, angles, about = [], [], {}
-    for (model, revision), tasks in by_model.items():
+    for tasks in by_model.values():
         chosen = {item[2]: item[3] for task in sorted(tasks) for item in sorted(tasks[task], key=_by_seed)[:seeds]}
         for name, trial in chosen.items():
             seeds_of = {"head_seed": trial.seeds.head, "data_seed": trial.seeds.data}
-            about[name] = {"task": trial.task.name, "model": model} | seeds_of
+            about[name] = {"task": trial.task.name, "model": trial.model} | seeds_of
         read = {name: trajectory.load(root / trajectory.FOLDER / name) for name in chosen}
         checkpoints = {name: each.updates for name, each in read.items()}
         labels = next(iter(read.values())).meta["num_labels"]
-        base = pretrained.build(pretrained.prepare(model, revision), labels, 0)
+        some = next(iter(chosen.values()))
+        base = pretrained.build(pretrained.prepare(some.model, some.revision), labels, 0)
         for layer, entries in blocks(layout.entries(base)):
             found = layer_geometry(checkpoints, layer, [entry.name for entry in entries], d, mode)
             spectra += found[0]

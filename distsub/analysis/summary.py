@@ -232,8 +232,32 @@ def _observations(table: pa.Table, ids: Collection[str]) -> list[Observation]:
     """Rebuild the observations of some trials, those of one estimate at a time: their arrays are large."""
     mask = pc.call_function("is_in", [table["trial_id"]], pc.SetLookupOptions(pa.array(list(ids), pa.string())))
     own = table.filter(mask)
-    reader = TrialReader()
+    reader = TrialReader()  # an estimate is of values: where they lie is of no account
     return [from_row(row, reader) for row in own.to_pylist()]
+
+
+ALIKE = {
+    "weights_sha256": "weights",
+    "dataset_sha256": "rows",
+    "precision": "precision",
+    "device": "kind of device",
+}
+"""Of where a row comes from, what the trainings of one estimate should have in common, and what to call it."""
+
+
+def mixed(observations: Iterable[Observation]) -> list[str]:
+    """Say in what the trainings of one estimate did not run alike."""
+    counts: dict[str, Counter[str]] = {key: Counter() for key in ALIKE}
+    for observation in observations:
+        for key, value in observation.provenance:
+            if key in counts:
+                counts[key][value.split(":")[0][:12]] += 1
+    said = []
+    for key, found in counts.items():
+        if len(found) > 1:
+            given = ", ".join(f"{value} in {number}" for value, number in sorted(found.items()))
+            said.append(f"its trainings differ in {ALIKE[key]}: {given}; a part of the difference in score may be that")
+    return said
 
 
 def _estimate(searches: list[Search], observations: Sequence[Observation]) -> dict[str, Any]:
@@ -252,7 +276,7 @@ def _estimate(searches: list[Search], observations: Sequence[Observation]) -> di
         "estimate_outcome": d90.outcome.name,
         "estimate_text": d90.text,
         "estimate_chance_corrected_text": fitted.d_at(chance_corrected=True).text,
-        "warnings": list(d90.warnings),
+        "warnings": [*d90.warnings, *mixed(observations)],
         "num_stopped": sum(row.status == "stopped" for row in observations),
         "audited_stops": checked.stops,
         "false_stops": checked.false,

@@ -127,7 +127,7 @@ def learned_updates(
         trial = seen.trial
         if seen.score is None or trial.d is None or not (root / "adapters" / trial.id).is_dir():
             continue
-        key = (trial.model, trial.revision, trial.task, trial.method, trial.seeds, trial.d if every_d else None)
+        key = (trial.base, trial.task, trial.method, trial.seeds, trial.d if every_d else None)
         if key not in best or _rank(seen) > _rank(best[key]):
             best[key] = seen
     found = [_adapter(root, seen.trial) for seen in best.values()]

@@ -13,7 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +33,16 @@ from distsub.trial import HeadFrom
 
 _FORMAT = 3  # of a directory in the cache
 
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "vocab.txt", "*.model", "*.spm", "*.tiktoken", "*.codes"),
+)
+"""What a tokenizer is made of."""
+
+_NO_CONTENT = frozenset(
+    ("_name_or_path", "name_or_path", "tokenizer_file", "transformers_version", "torch_dtype", "dtype")
+)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -43,12 +53,14 @@ class Prepared:
         sha256: Hash of the tensors that transformers loads (names, shapes, float32 bytes), the identity of theta_0.
         name: The model as it was asked for, for messages.
         source: The model's own directory, which holds the tokenizer.
+        content: Hash of all that decides what the model makes of a text: tensors, configuration and tokenizer.
     """
 
     path: Path
     sha256: str
     name: str
     source: Path
+    content: str = ""
 
 
 def cache_directory() -> Path:
@@ -84,7 +96,8 @@ def prepare(model: str, revision: str | None = None) -> Prepared:
         files = checkpoints.files(source, config)
         config.pop("transformers_weights", None)  # in the cache they have the usual names
         hashes = [checkpoints.content_hash(file) for file in files]
-        return _prepare(model, source, json.dumps(config), tuple(zip(files, hashes, strict=True)), cache_directory())
+        found = _prepare(model, source, json.dumps(config), tuple(zip(files, hashes, strict=True)), cache_directory())
+        return replace(found, content=_content(found.sha256, config, source))
     except UnavailableError as error:
         raise UnavailableError(f"model {model!r}: {error}") from None
     except OSError as error:
@@ -116,6 +129,22 @@ def _prepare(model: str, source: Path, config: str, files: tuple[tuple[Path, str
                 "with room for the weights in float32"
             ) from None
     return Prepared(target, parse_json(record.read_text())["sha256"], model, source)
+
+
+def _content(tensors: str, config: dict[str, Any], source: Path) -> str:
+    """Hash what a model is, but for what says where or by which version its files were written."""
+    digest = hashlib.sha256(tensors.encode())
+    digest.update(_plain(config).encode())
+    for file in sorted(file for pattern in TOKENIZER_FILES for file in source.glob(pattern)):
+        known = file.name == "tokenizer_config.json"
+        digest.update(f"{file.name} ".encode())
+        said = _plain(json.loads(file.read_bytes())) if known else checkpoints.content_hash(file)
+        digest.update(said.encode())
+    return digest.hexdigest()
+
+
+def _plain(record: dict[str, Any]) -> str:
+    return json.dumps({key: value for key, value in record.items() if key not in _NO_CONTENT}, sort_keys=True)
 
 
 prepare.cache_clear = _prepare.cache_clear  # pyright: ignore[reportFunctionMemberAccess]

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from distsub.errors import DistsubError
+from distsub.errors import DataError, DistsubError
 from distsub.finetune import ablate, batches, data, memory, metrics, pretrained
 from distsub.finetune.checkpoint import Checkpoint, restore, resume_schedule, tensors_of
 from distsub.finetune.precision import Autocast, autocast_for
@@ -95,7 +95,8 @@ def train(
     prepared = pretrained.prepare(trial.model, trial.revision)
     tokenizer = pretrained.tokenizer(prepared)
     splits = data.load(task, budget)
-    task = splits.task
+    _check_content(trial, prepared.content, splits.dataset_hash)
+    task = replace(splits.task, content=task.content)
     examples = batches.tokenize(tokenizer, splits.train, budget.max_length)
     evaluation = Evaluation(replace(trial, task=task), tokenizer, splits.validation, device)
     model, record = build_model(replace(trial, task=task), prepared, device, snapshots)
@@ -295,6 +296,19 @@ def build_optimizer(trial: Trial, model: nn.Module, step: float) -> torch.optim.
     if model.head:
         groups.append({"params": list(model.head.values()), "lr": trial.learning_rate, "weight_decay": decay})
     return torch.optim.AdamW(groups)
+
+
+def _check_content(trial: Trial, weights: str, rows: str) -> None:
+    """Refuse files that have changed since the sweep was checked: their row would be filed under what they were."""
+    for what, asked, found in (
+        (f"model {trial.model}", trial.weights, weights),
+        (f"task {trial.task.name} ({trial.task.source})", trial.task.content, rows),
+    ):
+        if asked not in (None, found):
+            raise DataError(
+                f"{what} is not what the sweep was checked with (content {asked[:12]}, now {found[:12]}): put back "
+                "what it was, or run a new sweep with another --out"
+            )
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:

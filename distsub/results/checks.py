@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
+from distsub.places import addressed
 from distsub.trial import Observation, Trial
 
 _SCORED = ("finished", "stopped")
@@ -26,10 +27,13 @@ def trial_record(text: str) -> dict[str, Any]:
     from pydantic import ValidationError
 
     try:
-        _trial().model_validate_json(text)
-        return json.loads(text, parse_int=_whole)
+        record = addressed(json.loads(text, parse_int=_whole))
+        _trial().model_validate_json(json.dumps(record))
+        return record
     except ValidationError as error:
         raise ValueError(_first(error)) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def check_d_and_eta(d: Any, eta: Any) -> None:

@@ -15,6 +15,7 @@ from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
 from distsub.files import first_line
+from distsub.places import Places
 from distsub.results.schema import OBSERVATIONS, SCHEMA_VERSION, TrialReader, trial_from_json
 from distsub.trial import Trial
 
@@ -172,12 +173,13 @@ def ranks(table: pa.Table) -> list[tuple[str, int]]:
     return [(trial_id, RANK[status]) for trial_id, status in zip(table["trial_id"].to_pylist(), statuses, strict=True)]
 
 
-def series(table: pa.Table, columns: Sequence[str]) -> list[tuple[Trial, list[tuple[Any, ...]]]]:
+def series(table: pa.Table, columns: Sequence[str], places: Places) -> list[tuple[Trial, list[tuple[Any, ...]]]]:
     """Group rows by everything of their trial but d and eta, so that each such trial is rebuilt once.
 
     Args:
         table: Rows with the columns and `KIN`.
         columns: What to give of each row.
+        places: Where the contents of trials lie.
 
     Returns:
         The trial without d and eta, and the values of the columns for each row in the table's order, per group.
@@ -192,7 +194,8 @@ def series(table: pa.Table, columns: Sequence[str]) -> list[tuple[Trial, list[tu
     ends = np.cumsum(np.bincount(group, minlength=len(kin.dictionary))).tolist()
     starts = [0, *ends]
     texts = kin.dictionary.to_pylist()
-    return [(trial_from_json(text), rows[a:b]) for text, a, b in zip(texts, starts, ends, strict=False) if b > a]
+    spans = zip(texts, starts, ends, strict=False)
+    return [(places.locate(trial_from_json(text)), rows[a:b]) for text, a, b in spans if b > a]
 
 
 def schema_of(columns: Sequence[str]) -> pa.Schema:

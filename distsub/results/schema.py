@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from distsub.places import Places, task_from
 from distsub.results.checks import check_d_and_eta, check_observation, trial_record
 from distsub.trial import IDENTITY_VERSION, Budget, Method, Observation, Seeds, Source, Span, Task, Trial
 
@@ -32,6 +33,7 @@ OBSERVATIONS = pa.schema(
         ("task", _TEXT),
         ("model", _TEXT),
         ("revision", _TEXT),
+        ("model_content", _TEXT),
         ("method", _TEXT),
         ("projection", _TEXT),
         ("normalization", _TEXT),
@@ -81,6 +83,7 @@ OBSERVATIONS = pa.schema(
         ("task_separator", _TEXT),
         ("task_quote", _TEXT),
         ("task_encoding", _TEXT),
+        ("task_content", _TEXT),
         ("task_train", _TEXT),
         ("task_validation", _TEXT),
         ("task_where", pa.list_(pa.struct([("column", _TEXT), ("value", _TEXT)]))),
@@ -267,6 +270,8 @@ def trial_to_json(trial: Trial) -> str:
 def trial_from_json(text: str) -> Trial:
     """Rebuild a trial from its canonical JSON; fields that the text does not name are at their defaults.
 
+    A trial that is told by its content has no addresses there: `Places.locate` gives them back.
+
     Raises:
         ValueError: The text is no trial, or one of another identity version.
     """
@@ -277,7 +282,7 @@ def trial_from_json(text: str) -> Trial:
         if method.get("span") is not None:
             method["span"] = _span(method["span"])
         trial = Trial(
-            task=_task(record.pop("task")),
+            task=task_from(record.pop("task")),
             method=Method(**method),
             seeds=Seeds(**record.pop("seeds")),
             budget=Budget(**record.pop("budget")),
@@ -293,9 +298,14 @@ def trial_from_json(text: str) -> Trial:
 class TrialReader:
     """Does what `trial_from_json` does for many trials, of which most differ in d and eta only."""
 
-    def __init__(self) -> None:
-        """Start with nothing read."""
+    def __init__(self, places: Places | None = None) -> None:
+        """Start with nothing read.
+
+        Args:
+            places: Where the contents of trials lie.
+        """
         self._kin: dict[str, Trial] = {}
+        self._places = places or Places()
 
     def read(self, text: str) -> Trial:
         """Rebuild one trial.
@@ -305,10 +315,10 @@ class TrialReader:
         """
         found = re.search(D_AND_ETA, text)
         if found is None:
-            return trial_from_json(text)
+            return self._places.locate(trial_from_json(text))
         rest = text[: found.start()] + text[found.end() :]
         if rest not in self._kin:
-            self._kin[rest] = trial_from_json(text)
+            self._kin[rest] = self._places.locate(trial_from_json(text))
         d, eta = json.loads(found[1]), json.loads(found[2])
         check_d_and_eta(d, eta)
         trial = dataclasses.replace(self._kin[rest], d=d, eta=eta)
@@ -316,14 +326,9 @@ class TrialReader:
         return trial
 
 
-def _task(record: dict[str, Any]) -> Task:
-    where = tuple((column, value) for column, value in record["where"])
-    return Task(**{**record, "text": tuple(record["text"]), "where": where, "labels": tuple(record.get("labels", ()))})
-
-
 def _span(record: dict[str, Any]) -> Span:
     sources = tuple(
-        Source(**{**source, "task": source["task"] and _task(source["task"])}) for source in record["sources"]
+        Source(**{**source, "task": source["task"] and task_from(source["task"])}) for source in record["sources"]
     )
     return Span(**{**record, "sources": sources, "budget": Budget(**record["budget"])})
 
@@ -354,7 +359,7 @@ def to_table(observation: Observation) -> pa.Table:
     }
     row |= {name: getattr(trial, name) for name in ("model", "revision", "d", "eta", "learning_rate")}
     row |= {f"{name}_seed": seed for name, seed in dataclasses.asdict(trial.seeds).items()}
-    row |= {"task": task.name, "metric": task.metric}
+    row |= {"task": task.name, "metric": task.metric, "model_content": trial.weights}
     row |= {
         f"task_{field.name}": getattr(task, field.name)
         for field in dataclasses.fields(Task)

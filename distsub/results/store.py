@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from distsub.errors import OutputError
 from distsub.files import Files, first_line, parse_json
+from distsub.places import Places
 from distsub.results.rows import (
     KIN,
     NAME,
@@ -53,13 +54,17 @@ class Store:
         fingerprint: What identifies the sweep.
         sweep_text: The sweep file as it was when the directory was made.
         directory: Where relative paths in the sweep file start.
+        places: Where its models and tasks lay when it ran last.
         damaged: After a reading method: one line per file among the rows that is none, and why.
         loose: After a reading method: how many rows lie in files of their own.
         num_rows: How many trials had a row when it was last read; None before.
     """
 
-    def __init__(self, files: Files, fingerprint: str, sweep_text: str, directory: str = ".") -> None:
+    def __init__(
+        self, files: Files, fingerprint: str, sweep_text: str, directory: str = ".", places: Places | None = None
+    ) -> None:
         """Wrap an existing directory; use `create` or `open`."""
+        self.places = places or Places()
         self.files = files
         self.uri = files.uri
         self.fingerprint = fingerprint
@@ -74,7 +79,14 @@ class Store:
         return f"Store({self.uri!r}, {'rows not read yet' if self.num_rows is None else f'{self.num_rows} rows'})"
 
     @classmethod
-    def create(cls, uri: str | os.PathLike[str], sweep_text: str, fingerprint: str, directory: str = ".") -> "Store":
+    def create(
+        cls,
+        uri: str | os.PathLike[str],
+        sweep_text: str,
+        fingerprint: str,
+        directory: str = ".",
+        places: Places | None = None,
+    ) -> "Store":
         """Make a results directory for a sweep, or take up the one that it already has.
 
         Args:
@@ -82,6 +94,7 @@ class Store:
             sweep_text: The sweep file, kept beside the rows so that they can be read without it.
             fingerprint: Identifies everything in the sweep that decides which trials belong to it.
             directory: Where relative paths in the sweep file start.
+            places: Where its models and tasks lie, by content; those of the last run count.
 
         Raises:
             OutputError: The directory belongs to another sweep, or cannot be written.
@@ -92,6 +105,7 @@ class Store:
             "schema_version": SCHEMA_VERSION,
             "distsub_version": _version(),
             "directory": directory,
+            "places": (places or Places()).to_json(),
         }
         try:
             if not files.exists(_IDENTITY):
@@ -105,14 +119,21 @@ class Store:
                 files.put(_IDENTITY, json.dumps(identity, indent=1).encode(), replace=False)
             found = _identity(files)
             if found["fingerprint"] != fingerprint:
+                cls.open(uri)._refuse_changed(places or Places())
                 raise OutputError(
                     f"{files.uri} belongs to another sweep (fingerprint {found['fingerprint']}, this sweep has "
                     f"{fingerprint}); give another directory with --out, or run the sweep kept in "
                     f"{files.uri}/{_SWEEP}"
                 )
             files.make(ROWS)
-            if not files.exists(_SWEEP) or not _is_toml(files.read(_SWEEP)):
+            moved = (directory, json.dumps(identity["places"])) != (
+                found.get("directory"),
+                json.dumps(found["places"].to_json()),
+            )
+            if moved or not files.exists(_SWEEP) or not _is_toml(files.read(_SWEEP)):
                 files.put(_SWEEP, sweep_text.encode())  # the same sweep by fingerprint: a lost or damaged copy heals
+            if moved:  # the same contents elsewhere: paths in the sweep file are now those of this run
+                files.put(_IDENTITY, json.dumps(identity, indent=1).encode())
             files.put(f"{ROWS}/{_PROBE}", b"")  # an unwritable directory is told now, not after the first training
         except OutputError:
             raise
@@ -147,7 +168,17 @@ class Store:
                 f"{files.uri} has rows of schema version {found['schema_version']}, this distsub reads up to "
                 f"{SCHEMA_VERSION}; upgrade distsub to {found.get('distsub_version', 'a newer version')} or later"
             )
-        return cls(files, found["fingerprint"], sweep_text, found.get("directory", "."))
+        return cls(files, found["fingerprint"], sweep_text, found.get("directory", "."), found["places"])
+
+    def _refuse_changed(self, now: Places) -> None:
+        """Say which model or task is no longer what the rows are of, if one is."""
+        for what, column, old, new in self.places.changes_to(now):
+            known = self.table([column])[column].to_pylist().count(old)
+            raise OutputError(
+                f"{self.uri}: {what} is no longer what its {known} rows are of (content {old[:12]}, now {new[:12]}): a "
+                "sweep is of one content; put back what it was, or give another directory with --out, this one stays "
+                "as it is"
+            )
 
     def write(self, observation: Observation) -> bool:
         """Write the row of one trial, whole or not at all.
@@ -205,7 +236,7 @@ class Store:
         """
         columns = [column for column in RECORD if answers or column not in ANSWERS]
         # Of all columns: a row that is damaged in one that is not read here must count as missing all the same.
-        reader, best = TrialReader(), dict[str, Observation]()
+        reader, best = TrialReader(self.places), dict[str, Observation]()
         for name, table in self._tables(columns, whole=True):
             for row in (row for piece in table.to_batches(_PIECE) for row in piece.to_pylist()):
                 try:
@@ -231,7 +262,7 @@ class Store:
         Returns:
             The trial without its d and eta, and the values for each row, per group.
         """
-        return series(self._read([*columns, KIN]), columns)
+        return series(self._read([*columns, KIN]), columns, self.places)
 
     def trial_ids(self, statuses: Container[str] | None = None) -> set[str]:
         """Name the trials that have a row, or those whose status is among the given."""
@@ -384,7 +415,7 @@ def _identity(files: Files) -> dict[str, Any]:
         found = parse_json(files.read(_IDENTITY))
         texts = [found["fingerprint"], found.get("directory", "."), found.get("distsub_version", "")]
         if type(found["schema_version"]) is int and all(isinstance(each, str) for each in texts):
-            return found
+            return found | {"places": Places.from_json(found.get("places", {}))}
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         pass
     raise OutputError(

@@ -2,17 +2,22 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distsub.config import Model, Sweep
 from distsub.errors import ConfigError, DimensionError
+from distsub.places import ModelPlace, Places
 from distsub.search import Search
+from distsub.sweep import Model, Sweep
 from distsub.trial import DEFAULT_PROJECTION, Method, Task, Trial
 
 
-def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> None:
+def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
     """Make sure, before anything is spent, that every model and task is there, every d fits and one step trains.
+
+    Returns:
+        The sweep with the contents of its models and tasks, by which its trials are told from others.
 
     Args:
         sweep: What to check.
@@ -29,8 +34,11 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> None:
     _check_device(sweep)
     _check_places(sweep)
     device = "cuda" if sweep.resources.gpus_per_trial and torch.cuda.is_available() else "cpu"
-    for task in sweep.tasks:
-        splits = data.load(task, sweep.budget)
+    read = [data.load(task, sweep.budget) for task in sweep.tasks]
+    models = [(each.name, each.revision, pretrained.prepare(each.name, each.revision).content) for each in sweep.models]
+    tasks = (replace(each.task, content=each.dataset_hash) for each in read)
+    sweep = sweep.known(Places(tuple(ModelPlace(*each) for each in models), tuple(tasks)))
+    for task, splits in zip(sweep.tasks, read, strict=True):
         num_labels = splits.task.num_labels or 0
         if say is not None:
             for line in notes.notes(splits):
@@ -47,13 +55,14 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> None:
         if search.method.span is not None and (kind := (search.task, search.method)) not in done:
             done.add(kind)
             _check_span(search)
+    return sweep
 
 
 def _one_of_each(sweep: Sweep, task: Task, address: Model) -> list[Trial]:
     """List a baseline trial of a model on a task, and a trial of each method at its largest d."""
     found: dict[Method, Trial] = {}
     for search in sweep.searches():
-        if (search.task, search.model, search.revision) == (task, address.name, address.revision):
+        if (search.task, search.weights) == (task, address.content):
             baseline = max(search.baseline, key=lambda trial: trial.learning_rate)
             found.setdefault(baseline.method, baseline)
             found.setdefault(search.method, search.trials_at(search.dims[-1])[0])

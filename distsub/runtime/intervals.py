@@ -87,4 +87,4 @@ class Intervals:
 
 def _kind(trial: Trial) -> Hashable:
     """Return all of a subspace trial but d, eta and seeds: its rows are fitted together."""
-    return (trial.model, trial.revision, trial.task, trial.method, trial.learning_rate, trial.budget)
+    return (trial.base, trial.task, trial.method, trial.learning_rate, trial.budget)

@@ -61,9 +61,10 @@ class Labels:
         """Choose the names; without searches, trials are named by all that they have."""
         self._tasks = _apart({search.task: search.task.name for search in searches})
         ends = Counter(_last(model) for model in {search.model for search in searches})
-        models = {(search.model, search.revision): _last(search.model) for search in searches}
-        models = {key: name if ends[name] == 1 else key[0] for key, name in models.items()}
-        self._models = _apart(models, lambda key: (f"@{key[1]}",) if key[1] else ())
+        first = {search.base: search for search in reversed(searches)}
+        models = {base: _last(search.model) for base, search in first.items()}
+        models = {base: name if ends[name] == 1 else first[base].model for base, name in models.items()}
+        self._models = _apart(models, lambda base: (f"@{first[base].revision}",) if first[base].revision else ())
         self._methods = _apart({search.method: _method(search.method) for search in searches}, _options)
         self._parts = [self._of(search) for search in searches]
         several = {part for part in PARTS if len({each[part] for each in self._parts}) > 1}
@@ -83,7 +84,7 @@ class Labels:
     def trial(self, trial: Trial) -> str:
         """Name a trial: task and model where they differ, then method, d, step and seeds."""
         task = self._tasks.get(trial.task, printable(trial.task.name))
-        model = self._models.get((trial.model, trial.revision), printable(_last(trial.model)))
+        model = self._models.get(trial.base, printable(_last(trial.model)))
         which = [name for part, name in (("task", task), ("model", model)) if part in self.varying]
         return " ".join([*(which if self._parts else [task]), self._what(trial)])
 
@@ -97,7 +98,7 @@ class Labels:
     def _of(self, search: Search) -> dict[str, str]:
         names = (
             self._tasks[search.task],
-            self._models[search.model, search.revision],
+            self._models[search.base],
             self._methods[search.method],
             _seed(search.seeds),
         )

@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub.config import Sweep
 from distsub.errors import ConfigError, UnavailableError
 from distsub.results import Store
 from distsub.results.drivers import Heartbeat
@@ -22,6 +21,7 @@ from distsub.search import Board, make_policy
 from distsub.search.batch import Batch
 from distsub.search.plan import make_plan
 from distsub.search.stopping import Rules, audit_of
+from distsub.sweep import Sweep
 from distsub.trial import Observation, Trial
 
 RESUMABLE = frozenset({"finished", "diverged", "stopped"})
@@ -104,7 +104,7 @@ def run(
         raise ConfigError("[search] warm_start = true starts from saved adapters: leave out --no-adapters")
     table = store.read(answers=False)
     rows = [row for row in table if row.status in RESUMABLE]
-    board = _board(sweep, table, shard) if trials is None else Batch(trials, rows)
+    board = _board(sweep, table, shard) if trials is None else Batch(map(sweep.places.locate, trials), rows)
     rules = Rules(sweep.stops, board.goals)
     for row in rows:
         rules.observe(row)
@@ -116,6 +116,7 @@ def run(
         adapters=adapters,
         dims=tuple(sorted({d for _, (dims, _) in sweep.arms() for d in dims})) if sweep.budget.warm_start else (),
         recordings={each.trial.id: each.how for each in sweep.recordings()},
+        places=sweep.places,
     )
     reporter = reporter_for(board, plain, rows, _expected(board), sweep.name)
     for line in store.damaged:

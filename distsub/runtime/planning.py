@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub.config import Sweep
 from distsub.finetune import data, memory, train
 from distsub.results.listing import size_text
 from distsub.runtime.checks import check
@@ -19,6 +18,7 @@ from distsub.runtime.recording import costs
 from distsub.runtime.rehearsal import without_checkpoints
 from distsub.search import make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
+from distsub.sweep import Sweep
 from distsub.trial import Method, Seeds, Trial
 
 PROBE_STEPS = 6
@@ -67,7 +67,7 @@ def plan(
     Raises:
         DistsubError: The sweep cannot run.
     """
-    check(sweep, say)
+    sweep = check(sweep, say)
     board = board_of(sweep)
     slots = slots or _slots(sweep)
     probes = _probe(sweep, board) if probe else {}

@@ -18,7 +18,6 @@ from typing import IO, Any
 import pyarrow as pa
 import torch
 
-from distsub.config import Sweep
 from distsub.errors import ConfigError, OutputError, TrajectoryError
 from distsub.files import Files, first_line
 from distsub.finetune import data, pretrained, trajectory
@@ -26,6 +25,7 @@ from distsub.finetune.train import Progress, finish
 from distsub.results import Store
 from distsub.runtime.checkpoints import EVERY_S, Kept, judged
 from distsub.subspace.trajectory import Snapshots
+from distsub.sweep import Sweep
 from distsub.trial import Observation, Recording, Trial
 
 WAIT_S = 1.0

@@ -20,7 +20,6 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from distsub.config import Resources
 from distsub.errors import DistsubError, OutputError
 from distsub.finetune.train import failed
 from distsub.results import Store
@@ -32,6 +31,7 @@ from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place, perform
 from distsub.search import Board
 from distsub.search.stopping import Rule, Rules
+from distsub.sweep import Resources
 from distsub.trial import Observation, Trial
 
 STEP_S = 2.0

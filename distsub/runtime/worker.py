@@ -15,6 +15,7 @@ import torch
 from distsub.errors import AdapterError, OutputError
 from distsub.files import first_line, parse_json
 from distsub.finetune import ablate, train
+from distsub.places import Places
 from distsub.results import Store
 from distsub.runtime.checkpoints import EVERY_S, Kept, judged
 from distsub.runtime.recording import provide, row_of
@@ -36,6 +37,7 @@ class Place:
         checkpoint_s: Seconds between checkpoints of a training; None keeps none.
         recordings: By the id of a full fine-tuning, how its trajectory is recorded while it is trained: what
             `Recording` takes beside the trial.
+        places: Where models and data lie.
     """
 
     out: str
@@ -45,6 +47,7 @@ class Place:
     dims: tuple[int, ...] = ()
     checkpoint_s: float | None = EVERY_S
     recordings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    places: Places = field(default_factory=Places)
 
 
 def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[train.Progress, None, Observation]:
@@ -59,6 +62,7 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
         DistsubError: The trial cannot be run, or its row not written.
     """
     torch.set_num_threads(place.threads)
+    trial = place.places.locate(trial)
     store = Store.open(place.out)
 
     def keep(model: torch.nn.Module) -> None:

@@ -278,10 +278,10 @@ class Board:
 
 def family(search: Search) -> Hashable:
     """Return all of a search but its seeds."""
-    model, revision, task, method, learning_rate, _, budget = search.lineage
+    base, task, method, learning_rate, _, budget = search.lineage
     baseline, grid = search.baseline_ids, (search.dims, search.etas, search.fraction, search.confirm)
     chosen = (search.tries, search.eta_choice)
-    return (model, revision, task, method, learning_rate, budget, baseline, grid, chosen)
+    return (base, task, method, learning_rate, budget, baseline, grid, chosen)
 
 
 def _spent(finding: Finding) -> Finding:

@@ -35,7 +35,7 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
     for observation in observations:
         trial = observation.trial
         if trial.is_baseline:
-            same = (trial.model, trial.revision, trial.task, trial.method.head_from) == (*kind[:3], head_from)
+            same = (trial.base, trial.task, trial.method.head_from) == (*kind[:2], head_from)
             is_ours = same and trial.learning_rate in rates and trial.budget in budgets
         else:
             is_ours = trial.eta in etas and _kind(trial) == kind
@@ -73,12 +73,12 @@ def _row(result: Result, observation: Observation, metric: str) -> Row:
 
 def _kind(trial: Trial) -> tuple[object, ...]:
     """Return what the rows of one estimate share: everything but d, eta and seeds."""
-    model, revision, task, method, rate, _, budget = lineage(trial)
-    return (model, revision, task, method, rate, budget)
+    base, task, method, rate, _, budget = lineage(trial)
+    return (base, task, method, rate, budget)
 
 
 def _common_kind(searches: Sequence[Search]) -> tuple[object, ...]:
-    kinds = {(s.model, s.revision, s.task, s.method, s.learning_rate, s.budget): s.name for s in searches}
+    kinds = {(s.base, s.task, s.method, s.learning_rate, s.budget): s.name for s in searches}
     if len(kinds) != 1:
         given = ", ".join(kinds.values()) or "none"
         raise ConfigError(

@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from distsub.errors import ConfigError
-from distsub.trial import Budget, Method, Seeds, Task, Trial, canonical, later
+from distsub.trial import Budget, ByContent, Method, Seeds, Task, Trial, canonical, later
 
-Lineage = tuple[str, str | None, Task, Method, float, Seeds, Budget]
+Lineage = tuple[str | tuple[str, str | None], Task, Method, float, Seeds, Budget]
 
 EtaChoice = Literal["belief", "optuna"]
 """How it is decided which etas a d is given: see `Search`."""
@@ -35,11 +35,11 @@ def confirmed_by(trial: Trial) -> Trial | None:
 
 def lineage(trial: Trial) -> Lineage:
     """Return everything of a trial but d and eta: what all subspace trials of one search have in common."""
-    return (trial.model, trial.revision, trial.task, trial.method, trial.learning_rate, trial.seeds, trial.budget)
+    return (trial.base, trial.task, trial.method, trial.learning_rate, trial.seeds, trial.budget)
 
 
-@dataclass(frozen=True)
-class Search:
+@dataclass(frozen=True, eq=False)
+class Search(ByContent):
     """One d90 to be measured, by everything that decides it.
 
     Attributes:
@@ -54,6 +54,7 @@ class Search:
         baseline: The full fine-tunings that set the threshold, every learning rate times every seed.
         fraction: Share of the baseline's score to reach; 0.9 makes it d90.
         revision: Hub revision of the model, or None.
+        weights: Hash of the model, as in `Trial`.
         confirm: Whether the winner of several etas or learning rates is trained again under fresh seeds before it is
             believed (see `distsub.search.confirm`); with one of them nothing was chosen and nothing is confirmed.
         tries: Etas that a d is given before it has failed, the same number at every d; None is all of them.
@@ -63,6 +64,9 @@ class Search:
     Raises:
         ConfigError: The record describes no search.
     """
+
+    ADDRESS = frozenset(("model", "revision"))
+    CONTENT = "weights"
 
     task: Task
     model: str
@@ -78,6 +82,7 @@ class Search:
     confirm: bool = later(False)
     tries: int | None = later(None)
     eta_choice: EtaChoice = later("belief")
+    weights: str | None = later(None)
 
     def __post_init__(self) -> None:
         """Refuse what would search in silence for nothing."""
@@ -103,8 +108,8 @@ class Search:
                 f"head and data seeds from {FRESH} on are those of confirmations: give smaller ones, or confirm = false"
             )
         for trial in self.baseline:
-            given = (trial.model, trial.revision, trial.task, trial.method.head_from)
-            if not trial.is_baseline or given != (self.model, self.revision, self.task, self.method.head_from):
+            given = (trial.base, trial.task, trial.method.head_from)
+            if not trial.is_baseline or given != (self.base, self.task, self.method.head_from):
                 raise ConfigError(
                     f"baseline trial {trial.id} ({trial.method.name}, {trial.task.name}, {trial.model}) is no full"
                     f" fine-tuning of {self.model} on {self.task.name}: give d = None, the same model and task"
@@ -127,6 +132,11 @@ class Search:
         return f"{self.task.name}/{model}/{self.method.variant or self.method.name}/{label}"
 
     @property
+    def base(self) -> str | tuple[str, str | None]:
+        """What tells the model from others, as in `Trial`."""
+        return self.weights or (self.model, self.revision)
+
+    @property
     def num_tries(self) -> int:
         """Etas that a d is given before it has failed."""
         return self.tries or len(self.etas)
@@ -134,7 +144,7 @@ class Search:
     @cached_property
     def lineage(self) -> Lineage:
         """What a subspace trial must share to belong to this search."""
-        return (self.model, self.revision, self.task, self.method, self.learning_rate, self.seeds, self.budget)
+        return (self.base, self.task, self.method, self.learning_rate, self.seeds, self.budget)
 
     def trials_at(self, d: int) -> tuple[Trial, ...]:
         """Return the trials that may decide one d: one per eta, in the order of etas.
@@ -145,9 +155,10 @@ class Search:
         if d not in self.positions:
             raise ConfigError(f"d = {d} is not on this search's grid of {len(self.dims)}: {_short(self.dims)}")
         if d not in self._made:
-            model, revision, task, method, learning_rate, seeds, budget = self.lineage
+            _, task, method, rate, seeds, budget = self.lineage
             self._made[d] = tuple(
-                Trial(model, task, method, d, learning_rate, eta, seeds, budget, revision) for eta in self.etas
+                Trial(self.model, task, method, d, rate, eta, seeds, budget, self.revision, self.weights)
+                for eta in self.etas
             )
         return self._made[d]
 

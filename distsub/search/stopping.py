@@ -188,7 +188,7 @@ class Rules:
 
 
 def _kind(trial: Trial) -> Hashable:
-    return (trial.model, trial.revision, trial.method, trial.budget)
+    return (trial.base, trial.method, trial.budget)
 
 
 def standard_error(score: float, num_eval: int, metric: str = "accuracy") -> float:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import cloudpickle
 
-from distsub.config import Resources, parse_sweep
+from distsub.config import parse_sweep
 from distsub.files import Files
 from distsub.results import Store
 from distsub.results.schema import trial_from_json
@@ -20,6 +20,7 @@ from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place
 from distsub.search import Board, make_policy
 from distsub.search.stopping import Rules
+from distsub.sweep import Resources
 from distsub.trial import Observation
 
 SWEEP = """

@@ -1,0 +1,117 @@
+"""Where the contents of a sweep lie: the way from a record that knows its content back to the files."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from distsub.trial import Source, Task, Trial
+
+
+class ModelPlace(NamedTuple):
+    """A model's address and the hash of what is there."""
+
+    name: str
+    revision: str | None
+    content: str
+
+
+class Change(NamedTuple):
+    """What an address held before, and what it holds now."""
+
+    what: str
+    column: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Places:
+    """The models and tasks of a sweep whose content is known.
+
+    Attributes:
+        models: Address and content of each model.
+        tasks: Each task, with its address and content.
+    """
+
+    models: tuple[ModelPlace, ...] = ()
+    tasks: tuple[Task, ...] = ()
+
+    @cached_property
+    def _models(self) -> dict[str, ModelPlace]:
+        return {place.content: place for place in reversed(self.models)}
+
+    @cached_property
+    def _tasks(self) -> dict[str | None, Task]:
+        return {task.content: task for task in reversed(self.tasks)}
+
+    def locate(self, trial: Trial) -> Trial:
+        """Give a trial the addresses at which its contents lie here; it stays the same trial."""
+        changes: dict[str, Any] = {"task": self._locate(trial.task)}
+        if (place := self._models.get(trial.weights or "")) is not None:
+            changes |= {"model": place.name, "revision": place.revision}
+        if (span := trial.method.span) is not None:
+            sources = tuple(Source(each.task and self._locate(each.task), each.shift) for each in span.sources)
+            changes["method"] = replace(trial.method, span=replace(span, sources=sources))
+        return replace(trial, **changes)
+
+    def _locate(self, task: Task) -> Task:
+        found = self._tasks.get(task.content) if task.content else None
+        return task if found is None else replace(task, **{name: getattr(found, name) for name in Task.ADDRESS})
+
+    def changes_to(self, now: "Places") -> list[Change]:
+        """List what has the same address, or a task's name, in both and another content."""
+        models = {(place.name, place.revision): place.content for place in now.models}
+        tasks = {task.name: task.content or "" for task in now.tasks}
+        found = [
+            Change(f"model {place.name}", "model_content", place.content, new)
+            for place in self.models
+            if (new := models.get((place.name, place.revision), place.content)) != place.content
+        ]
+        found += [
+            Change(f"task {task.name}", "task_content", task.content or "", new)
+            for task in self.tasks
+            if (new := tasks.get(task.name, task.content)) != task.content and new
+        ]
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Write them as plain values."""
+        return {"models": [place._asdict() for place in self.models], "tasks": [asdict(task) for task in self.tasks]}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Places":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        try:
+            models = tuple(ModelPlace(**place) for place in record.get("models", ()))
+            return cls(models, tuple(map(task_from, record.get("tasks", ()))))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not the places of models and tasks: {error}") from None
+
+
+def task_from(record: Mapping[str, Any]) -> Task:
+    """Rebuild a task from plain values.
+
+    Raises:
+        KeyError, TypeError: It is none.
+    """
+    lists = {key: tuple(record.get(key, ())) for key in ("text", "labels")}
+    return Task(**{**record, **lists, "where": tuple((column, value) for column, value in record.get("where", ()))})
+
+
+def addressed(record: Any) -> Any:
+    """Give the JSON of a trial, which names contents and no addresses, its contents as the addresses that it lacks."""
+    if isinstance(record, list):
+        return [addressed(each) for each in record]
+    if not isinstance(record, dict):
+        return record
+    lacking = {}
+    if "weights" in record:
+        lacking = {"model": f"sha256:{record['weights']}"}
+    elif "content" in record:
+        lacking = {"source": f"sha256:{record['content']}", "text": []}
+    return lacking | {key: addressed(value) for key, value in record.items()}

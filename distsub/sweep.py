@@ -1,0 +1,248 @@
+"""The record of a checked sweep: what a person asks for, and the searches, baselines and recordings that follow."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeVar
+
+from distsub.errors import ConfigError
+from distsub.places import ModelPlace, Places
+from distsub.search import EtaChoice, Search
+from distsub.search.stopping import Limit, Mode
+from distsub.trial import (
+    IDENTITY_VERSION,
+    Budget,
+    ByContent,
+    HeadFrom,
+    Method,
+    Recording,
+    Seeds,
+    Span,
+    Task,
+    Trial,
+    canonical,
+    later,
+)
+
+Policy = Literal["adaptive", "bisection", "grid"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Model(ByContent):
+    """A pretrained model: "package:NAME", an absolute local directory, or a hub id with its revision.
+
+    Its content is the hash of its weights, configuration and tokenizer, None before they are read.
+    """
+
+    ADDRESS = frozenset(("name", "revision"))
+
+    name: str
+    revision: str | None = None
+    head_from: HeadFrom = later("seed")
+    content: str | None = later(None)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a trial may occupy. Decides how long a sweep takes, never what comes out.
+
+    Attributes:
+        cpus_per_trial: CPU cores of one trial, a fraction to share one.
+        gpus_per_trial: GPUs of one trial, a fraction to share one.
+        max_concurrent_trials: Trials in flight; None fills the machine or cluster.
+        retries: Further attempts after a crash before a trial is recorded as an error.
+    """
+
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
+    max_concurrent_trials: int | None = None
+    retries: int = 2
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep file: every model x task x method x seeds is one search.
+
+    Attributes:
+        name: A label for people.
+        models: Pretrained models.
+        tasks: Datasets.
+        methods: Parametrisations of the update, never full fine-tuning.
+        seeds: Seed triples, one search each.
+        dims: The grid of d, rising.
+        etas: Subspace step sizes tried at each d, rising.
+        learning_rate: The full fine-tuning learning rate that eta scales.
+        baseline_learning_rates: Learning rates of full fine-tuning, rising.
+        budget: What each training may spend.
+        policy: How the grid is searched.
+        fraction: Share of the full fine-tuning score that the threshold asks for.
+        resources: What a trial may occupy.
+        confirm: Whether the winner of several etas or learning rates is trained again before it is believed.
+        text: The file as it was read.
+        limit: What the whole sweep may spend; None is no limit.
+        stopping: Which trainings may end early; None leaves it to the policy.
+        tries, eta_choice: How many etas a d is given and which, as in `Search`.
+        grids: The methods' own (dims, etas), None where the sweep's count; empty for none at all.
+        trajectory: The full fine-tunings whose checkpoints are recorded for every task, model and seeds, where the
+            file asks for them; those that methods need are recorded anyway.
+    """
+
+    name: str
+    models: tuple[Model, ...]
+    tasks: tuple[Task, ...]
+    methods: tuple[Method, ...]
+    seeds: tuple[Seeds, ...]
+    dims: tuple[int, ...]
+    etas: tuple[float, ...]
+    learning_rate: float
+    baseline_learning_rates: tuple[float, ...]
+    budget: Budget
+    policy: Policy = "adaptive"
+    fraction: float = 0.9
+    resources: Resources = Resources()
+    confirm: bool = later(False)
+    text: str = ""
+    limit: Limit | None = None
+    stopping: Mode | None = later(None)
+    tries: int | None = later(None)
+    eta_choice: EtaChoice = later("belief")
+    grids: tuple[tuple[tuple[int, ...] | None, tuple[float, ...] | None], ...] = later(())
+    trajectory: Span | None = later(None)
+
+    @property
+    def stops(self) -> Mode:
+        """Which trainings may end early: as the file says, else what passed, but nothing of a published grid."""
+        return self.stopping or ("none" if self.policy == "grid" else "pass")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over everything that decides the results: not the name, limit, resources or comments."""
+        record = canonical(self)
+        for key in ("name", "text", "resources", "limit"):
+            del record[key]
+        text = json.dumps({"version": IDENTITY_VERSION, **record}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the models and tasks lie whose content is known."""
+        models = (ModelPlace(each.name, each.revision, each.content) for each in self.models if each.content)
+        return Places(tuple(models), tuple(task for task in self.tasks if task.content))
+
+    def known(self, places: Places) -> "Sweep":
+        """Return the sweep with the contents of its models and tasks, which are then what they are told by.
+
+        Args:
+            places: What lies at the addresses of its models and under the names of its tasks.
+
+        Raises:
+            ConfigError: Two models are the same.
+        """
+        at = {(place.name, place.revision): place.content for place in places.models}
+        named = {task.name: task for task in places.tasks}
+
+        def task_of(task: Task) -> Task:
+            found = named.get(task.name, task)
+            return dataclasses.replace(task, content=found.content, num_labels=found.num_labels)
+
+        def span_of(span: Span | None) -> Span | None:
+            if span is None:
+                return None
+            sources = (dataclasses.replace(each, task=each.task and task_of(each.task)) for each in span.sources)
+            return dataclasses.replace(span, sources=tuple(sources))
+
+        models = [dataclasses.replace(each, content=at.get((each.name, each.revision))) for each in self.models]
+        return dataclasses.replace(
+            self,
+            models=distinct(models, "models"),
+            tasks=tuple(map(task_of, self.tasks)),
+            methods=tuple(dataclasses.replace(each, span=span_of(each.span)) for each in self.methods),
+            trajectory=span_of(self.trajectory),
+        )
+
+    def searches(self) -> tuple[Search, ...]:
+        """List the searches: every task x model x method x seeds, in that order, each once."""
+        found = (
+            Search(
+                task=task,
+                model=model.name,
+                revision=model.revision,
+                weights=model.content,
+                method=dataclasses.replace(method.on(task), head_from=model.head_from),
+                seeds=seeds,
+                budget=self.budget,
+                dims=dims,
+                etas=etas,
+                learning_rate=self.learning_rate,
+                baseline=baseline,
+                fraction=self.fraction,
+                confirm=self.confirm
+                and max(min(self.tries or len(etas), len(etas)), len(self.baseline_learning_rates)) > 1,
+                tries=self.tries if self.tries and self.tries < len(etas) else None,
+                eta_choice=self.eta_choice,
+            )
+            for task in self.tasks
+            for model in self.models
+            for baseline in [self.baseline_trials(model, task)]
+            for method, (dims, etas) in self.arms()
+            for seeds in self.seeds
+        )
+        return tuple(dict.fromkeys(found))
+
+    def arms(self) -> list[tuple[Method, tuple[tuple[int, ...], tuple[float, ...]]]]:
+        """List the methods, each with the dims and etas that count for it."""
+        grids = self.grids or ((None, None),) * len(self.methods)
+        return [
+            (method, (dims or self.dims, etas or self.etas))
+            for method, (dims, etas) in zip(self.methods, grids, strict=True)
+        ]
+
+    def recordings(self) -> tuple[Recording, ...]:
+        """List the trajectories that the methods need and those that [trajectory] asks for, each once."""
+        found: dict[Recording, None] = {}
+        for search in self.searches():
+            trial = search.trials_at(search.dims[0])[0]
+            if self.trajectory is not None:
+                own = dataclasses.replace(
+                    trial, method=Method("did", span=self.trajectory, head_from=search.method.head_from)
+                )
+                found.update(dict.fromkeys(own.recordings))
+            found.update(dict.fromkeys(trial.recordings))
+        return tuple(found)
+
+    def baseline_trials(self, model: Model, task: Task) -> tuple[Trial, ...]:
+        """List the full fine-tunings that set the threshold of every search on a model and task.
+
+        Args:
+            model: One of `models`.
+            task: One of `tasks`.
+
+        Returns:
+            Every learning rate under every head and data seed. There is no projection: its seed is 0.
+        """
+        whole = Method("full", head_from=model.head_from)
+        seeds = dict.fromkeys(dataclasses.replace(seeds, projection=0) for seeds in self.seeds)
+        budget = dataclasses.replace(self.budget, warm_start=False)  # nothing is smaller: the same trial either way
+        return tuple(
+            Trial(model.name, task, whole, None, rate, None, each, budget, model.revision, model.content)
+            for each in seeds
+            for rate in self.baseline_learning_rates
+        )
+
+
+def distinct(records: Iterable[T], key: str) -> tuple[T, ...]:
+    """Refuse a list of a sweep file in which an entry stands twice.
+
+    Raises:
+        ConfigError: One does.
+    """
+    found = list(records)
+    for number, record in enumerate(found, start=1):
+        if record in found[: number - 1]:
+            raise ConfigError(f"{key}: entry {number} repeats entry {found.index(record) + 1}")
+    return tuple(found)
