@@ -25,11 +25,7 @@ from distsub.search import FRESH, PUBLISHED_RATIO, EtaChoice, log_grid
 from distsub.search.stopping import Limit, Mode
 from distsub.sweep import Model, Policy, Resources, Sweep, distinct
 from distsub.task_table import TaskTable, absolute
-from distsub.trial import (
-    Budget,
-    HeadFrom,
-    Seeds,
-)
+from distsub.trial import Budget, HeadFrom, Seeds
 
 MOST_SEEDS = FRESH
 

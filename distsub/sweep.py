@@ -9,23 +9,11 @@ from functools import cached_property
 from typing import Literal, TypeVar
 
 from distsub.errors import ConfigError
+from distsub.identity import IDENTITY_VERSION, ByContent, canonical, later
 from distsub.places import ModelPlace, Places
 from distsub.search import EtaChoice, Search
 from distsub.search.stopping import Limit, Mode
-from distsub.trial import (
-    IDENTITY_VERSION,
-    Budget,
-    ByContent,
-    HeadFrom,
-    Method,
-    Recording,
-    Seeds,
-    Span,
-    Task,
-    Trial,
-    canonical,
-    later,
-)
+from distsub.trial import Budget, HeadFrom, Method, Recording, Seeds, Span, Task, Trial
 
 Policy = Literal["adaptive", "bisection", "grid"]
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from distsub.identity import canonical, later
 from distsub.results.schema import trial_from_json
 from distsub.search import Search
-from distsub.trial import Budget, Method, Recording, Seeds, Source, Span, Task, Trial, canonical, later
+from distsub.trial import Budget, Method, Recording, Seeds, Source, Span, Task, Trial
 
 TASK = Task(name="toy", source="toy.csv", text=("a", "b"), where=(("source", "toy"),))
 BUDGET = Budget(steps=10)
@@ -26,9 +27,9 @@ FULL = Trial("package:tiny", TASK, Method("full"), None, 2e-5, None, Seeds(0, 2,
 
 
 def test_ids_never_change():
-    """Golden: tables written with version 2 name their rows like this."""
-    assert SUBSPACE.id == "16e4b67c36557245"
-    assert FULL.id == "97ff769f3604c89f"
+    """Golden: tables written with version 3 name their rows like this."""
+    assert SUBSPACE.id == "8e568f86b402fd02"
+    assert FULL.id == "973abb1aeae75745"
     search = Search(
         TASK, "package:tiny", SUBSPACE.method, SUBSPACE.seeds, BUDGET, (100, 200), (0.3, 1.0), 2e-5, baseline=(FULL,)
     )

@@ -33,25 +33,25 @@ def modes_table(observations: Sequence[Observation]) -> pa.Table:
         if seen.trial.method.ablation is None and not math.isnan(_score(seen)):
             tried[_way(seen)][_rate(seen)][_seeds(seen)] = seen
     chosen = {way: max(by_rate.items(), key=lambda item: _strength(item[1])) for way, by_rate in tried.items()}
-    full = {way[:4]: trials for way, (_, trials) in chosen.items() if way[4].name == "full"}
+    full = {way[:3]: trials for way, (_, trials) in chosen.items() if way[3].name == "full"}
     random: dict[Key, dict[Key, Observation]] = {}
-    for way in sorted((way for way in chosen if _is_random(way[4])), key=lambda way: str(way[4].projection)):
-        random.setdefault((way[:4], way[5], _alike(way[4])), chosen[way][1])
+    for way in sorted((way for way in chosen if _is_random(way[3])), key=lambda way: str(way[3].projection)):
+        random.setdefault((way[:3], way[4], _alike(way[3])), chosen[way][1])
     rows = []
     for way, (rate, trials) in chosen.items():
         row = _row(way, [trials[seeds] for seeds in sorted(trials)]) | {"rate": rate, "rates": len(tried[way])}
-        row |= _against(trials, full.get(way[:4], {}))
-        rows.append(row | _recovered(row, random.get((way[:4], way[5], _alike(way[4])))))
+        row |= _against(trials, full.get(way[:3], {}))
+        rows.append(row | _recovered(row, random.get((way[:3], way[4], _alike(way[3])))))
     rows.sort(key=lambda row: (row["model"], row["task"], row["variant"], row["projection"] or "", row["d"] or 0))
     return pa.Table.from_pylist(rows, schema=MODES)
 
 
 def _row(way: Key, seen: Sequence[Observation]) -> dict[str, Any]:
-    model, _, task, budget, method, d = way
+    _, task, budget, method, d = way
     scores = np.array([_score(each) for each in seen], dtype=float)
     low, high, _ = t_interval(scores)
     return {
-        "model": model,
+        "model": seen[0].trial.model,
         "task": task.name,
         "variant": method.variant or method.name,
         **dict(zip(("source", "training"), _source(method, task.name), strict=True)),

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from distsub.identity import IDENTITY_VERSION
 from distsub.places import Places, task_from
 from distsub.results.checks import check_d_and_eta, check_observation, trial_record
 from distsub.trial import IDENTITY_VERSION, Budget, Method, Observation, Seeds, Source, Span, Task, Trial

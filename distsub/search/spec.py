@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from distsub.errors import ConfigError
-from distsub.trial import Budget, ByContent, Method, Seeds, Task, Trial, canonical, later
+from distsub.identity import ByContent, canonical, later
+from distsub.trial import Budget, Method, Seeds, Task, Trial
 
 Lineage = tuple[str | tuple[str, str | None], Task, Method, float, Seeds, Budget]
 

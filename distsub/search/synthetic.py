@@ -13,7 +13,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from distsub.trial import Observation, Seeds, Trial, canonical
+from distsub.identity import canonical
+from distsub.trial import Observation, Seeds, Trial
 
 _WAVES = 24
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(41)
