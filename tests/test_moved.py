@@ -144,7 +144,7 @@ def test_what_has_changed_in_place_is_refused_in_one_line(home, copy, change, ca
     assert run(folder, out) == 2
     said = capsys.readouterr().err
     complaint = next(line for line in said.splitlines() if line.startswith("distsub: "))
-    assert what in complaint and f"its {before.num_rows} rows" in complaint and "--out" in complaint
+    assert what in complaint and f"rows of the old: {before.num_rows}" in complaint and "--out" in complaint
     assert Store.open(out).table() == before
 
 

@@ -136,10 +136,11 @@ def _content(tensors: str, config: dict[str, Any], source: Path) -> str:
     digest = hashlib.sha256(tensors.encode())
     digest.update(_plain(config).encode())
     for file in sorted(file for pattern in TOKENIZER_FILES for file in source.glob(pattern)):
-        known = file.name == "tokenizer_config.json"
-        digest.update(f"{file.name} ".encode())
-        said = _plain(json.loads(file.read_bytes())) if known else checkpoints.content_hash(file)
-        digest.update(said.encode())
+        said = checkpoints.content_hash(file)
+        if file.name == "tokenizer_config.json":
+            with contextlib.suppress(ValueError, AttributeError):  # a damaged one is refused when it is loaded
+                said = _plain(json.loads(file.read_bytes()))
+        digest.update(f"{file.name} {said} ".encode())
     return digest.hexdigest()
 
 

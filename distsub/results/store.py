@@ -175,9 +175,8 @@ class Store:
         for what, column, old, new in self.places.changes_to(now):
             known = self.table([column])[column].to_pylist().count(old)
             raise OutputError(
-                f"{self.uri}: {what} is no longer what its {known} rows are of (content {old[:12]}, now {new[:12]}): a "
-                "sweep is of one content; put back what it was, or give another directory with --out, this one stays "
-                "as it is"
+                f"{self.uri}: {what} has changed (content {old[:12]}, now {new[:12]}; rows of the old: {known}), and a "
+                "sweep is of one content: put back what it was, or give another directory with --out"
             )
 
     def write(self, observation: Observation) -> bool:
