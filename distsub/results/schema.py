@@ -19,7 +19,7 @@ import pyarrow as pa
 from distsub.identity import IDENTITY_VERSION
 from distsub.places import Places, task_from
 from distsub.results.checks import check_d_and_eta, check_observation, trial_record
-from distsub.trial import IDENTITY_VERSION, Budget, Method, Observation, Seeds, Source, Span, Task, Trial
+from distsub.trial import Budget, Method, Observation, Seeds, Source, Span, Task, Trial
 
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning; a new nullable column alone does not raise it."""
