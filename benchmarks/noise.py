@@ -16,7 +16,7 @@ import numpy as np
 
 from distsub.search import Search
 from distsub.search.answers import influences
-from distsub.search.curves import BASELINE, BEST, FLOOR, MIDDLE, PENALTY, RESIDUAL, SHIFT, SLOPE, TOP, Noise
+from distsub.search.curves import BASELINE, FLOOR, MIDDLE, PENALTY, RESIDUAL, SHIFT, SLOPE, TILT, TOP, Noise
 from distsub.search.estimate import fit
 from distsub.search.synthetic import Curve
 from distsub.trial import Observation
@@ -59,6 +59,8 @@ def fitted(these: list[Search], rows: list[Observation]) -> dict:
     print(these[0].name, found.d_at().text, *found.d_at().warnings, sep="\n    ")
     draws, unit = found.draws, found.unit
     mean = draws.weight @ draws.theta
+    away = mean[TILT] / (2 * math.exp(mean[PENALTY]))  # of the reference from the best eta, in log eta
+    reference = found.etas[int(np.argmin(np.abs(draws.handicaps.etas)))]
     losses = draws.weight @ draws.shortfall * unit
     rate_best, rate_penalty = parabola(np.log(found.rates), losses, math.log(found.rates[draws.rate]), 0.01)
     floor = found.chance + unit * mean[FLOOR]
@@ -69,9 +71,9 @@ def fitted(these: list[Search], rows: list[Observation]) -> dict:
         "floor": round(floor, 4),
         "full": round(full, 4),
         "plateau": round(floor + math.exp(mean[TOP]) * (full - floor), 4),
-        "middle": round(float(mean[MIDDLE]), 3),
+        "middle": round(float(mean[MIDDLE] - math.exp(mean[PENALTY]) * away**2), 3),
         "slope": round(math.exp(mean[SLOPE]), 3),
-        "eta_best": round(math.exp(mean[BEST]), 4),
+        "eta_best": round(reference * math.exp(-away), 4),
         "eta_penalty": round(math.exp(mean[PENALTY]), 3),
         "rate_best": float(f"{math.exp(rate_best):.3g}"),
         "rate_penalty": round(rate_penalty, 5),

@@ -1,10 +1,12 @@
 """Curves of score against log d, in units of gain: 0 is chance, 1 about the score of full fine-tuning.
 
     score of a subspace trial   floor + (top - floor) * rise(slope * (log d - handicap(eta, d) - place(seeds)))
-    handicap                    penalty * (log eta - best - drift * (log d - middle of the rows))^2
+    handicap                    penalty * u^2 + (tilt + drift * (log d - middle of the rows)) * u
+    u                           log(eta / reference)
     score of a baseline         full - shortfall(learning rate)
 
-rise is Richards' curve (a logistic with a free asymmetry), so scores never fall with d but for noise.
+rise is Richards' curve (a logistic with a free asymmetry), so scores never fall with d but for noise. The handicap is
+quadratic in log eta; the eta where it is smallest, the best one, moves linearly with log d.
 """
 
 import math
@@ -30,29 +32,33 @@ class Noise:
         shift: log of the standard deviation over seeds of the place in log d.
         baseline: log of the standard deviation over seeds of the baseline's score.
         penalty: log of the loss in log d of an eta a factor e from the best one.
-        drift: Change of log(best eta) per unit of log d.
+        tilt: Slope of the handicap at the reference eta, the one that was best most often: 0 if it is the best of all.
+        drift: Change of that slope per unit of log d; the best eta moves by -drift / (2 penalty).
         shortfall: Scale of the difference in gain of neighbouring learning rates a factor e apart (Student t, 2
             degrees of freedom, so that there may be a cliff); it grows with the square root of their distance.
         shares: Of the projection, head and data seed in the variance of the shift.
         failure: Share of subspace trainings that fail to train and end near the floor.
+        bend: Error of the curve's shape, as a share of the distance in gain from the threshold.
         misfit: Error of the curve of an inferior eta, as a share of its distance from the best one's.
         paired: Correlation of the sampling errors of two good subspace trials, two baselines, one of each; as good
             as a few pairs of rows that carry their answers.
     """
 
-    slope: tuple[float, float] = (math.log(1.0), 0.6)
+    slope: tuple[float, float] = (math.log(1.2), 0.8)
     asymmetry: tuple[float, float] = (0.0, 0.7)
     floor: tuple[float, float] = (0.0, 0.08)
     top: tuple[float, float] = (-0.05, 0.2)
     full: tuple[float, float] = (1.0, 0.5)
     residual: tuple[float, float] = (math.log(0.03), 0.6)
-    shift: tuple[float, float] = (math.log(0.3), 0.5)
+    shift: tuple[float, float] = (math.log(0.35), 0.5)
     baseline: tuple[float, float] = (math.log(0.03), 0.7)
     penalty: tuple[float, float] = (math.log(0.3), 0.8)
-    drift: tuple[float, float] = (0.0, 0.15)
+    tilt: tuple[float, float] = (0.0, 1.0)
+    drift: tuple[float, float] = (0.0, 0.1)
     shortfall: float = 0.06
     shares: tuple[float, float, float] = (0.4, 0.3, 0.3)
     failure: float = 0.03
+    bend: float = 0.15
     misfit: float = 0.3
     paired: tuple[float, float, float] = (0.5, 0.5, 0.4)
 
@@ -67,12 +73,13 @@ class Scores:
         own: Variance of the sampling error that is the trial's own.
         below: Which subspace trials are known to be below their y only.
         eta: Index of the eta of the subspace trials; -1 is whichever is best.
-        etas: log of the etas, increasing.
+        etas: log of the etas, increasing, relative to the one that was best most often.
         place: Index of the place of each subspace trial; -1 where its seeds have too few rows for one.
         relation: Correlation of the places; [places, places].
         rate: Index of the baselines' learning rates.
         rates: log of the learning rates; the others are compared with the first.
         group: Index of the baselines' seeds.
+        bar: The gain that the question is about.
         range: log of the smallest and the largest d that could be tried.
     """
 
@@ -87,16 +94,17 @@ class Scores:
     rate: np.ndarray
     rates: np.ndarray
     group: np.ndarray
+    bar: float
     range: tuple[float, float]
 
 
 PARAMETERS = (
     *("slope", "asymmetry", "floor", "top", "full", "residual", "shift", "baseline"),
-    *("middle", "best", "penalty", "drift"),
+    *("middle", "penalty", "tilt", "drift"),
 )
-"""The parameters that all trials share; `middle` is where an average seed's curve is half way up at the best eta."""
+"""What all trials share; `middle` is where an average seed's curve is half way up at the reference eta."""
 
-SLOPE, ASYMMETRY, FLOOR, TOP, FULL, RESIDUAL, SHIFT, BASELINE, MIDDLE, BEST, PENALTY, DRIFT = range(12)
+SLOPE, ASYMMETRY, FLOOR, TOP, FULL, RESIDUAL, SHIFT, BASELINE, MIDDLE, PENALTY, TILT, DRIFT = range(12)
 
 _STEP = math.sqrt(3.0)  # Gauss-Hermite with three nodes: the mean over a normal shift
 
@@ -106,8 +114,8 @@ class Handicaps:
     """What an eta costs at a d, as a loss in log d.
 
     Attributes:
-        etas: log of the etas.
-        center: log d at which `best` is the best eta.
+        etas: log of the etas, relative to the reference.
+        center: log d at which `tilt` holds.
         range: Beyond it the best eta stays.
     """
 
@@ -116,12 +124,21 @@ class Handicaps:
     range: tuple[float, float]
 
     def all(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Return the handicap of every eta; x is [draws or 1, points], the result [etas, draws, points]."""
+        """Return the handicap of every eta, less than 0 where it is better than the reference.
+
+        Args:
+            theta: Shared parameters; [draws, 12].
+            x: log d; [draws or 1, points].
+
+        Returns:
+            Losses in log d; [etas, draws, points].
+        """
         if len(self.etas) == 1:
             return np.zeros((1, len(theta), x.shape[1]))
         way = np.clip(x, *self.range) - self.center
-        best = theta[:, [BEST]] + theta[:, [DRIFT]] * way
-        return np.exp(theta[:, [PENALTY]]) * (self.etas[:, None, None] - best) ** 2
+        tilt = theta[:, [TILT]] + theta[:, [DRIFT]] * way
+        far = self.etas[:, None, None]
+        return (np.exp(theta[:, [PENALTY]]) * far + tilt) * far
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import numpy as np
 
 from distsub.search.curves import (
     BASELINE,
-    BEST,
     FLOOR,
     FULL,
     MIDDLE,
     PARAMETERS,
+    PENALTY,
     RESIDUAL,
     SHIFT,
     Draws,
@@ -60,18 +60,15 @@ class _Model:
         low, high = scores.range
         center = math.fsum(scores.x) / self.k
         self.handicaps = Handicaps(scores.etas, center, scores.range)
-        own = {
-            "middle": ((low + high) / 2, (high - low) / 2 + 1.5),
-            "best": (float(scores.etas[[0, -1]].mean()), float(np.ptp(scores.etas)) / 2 + 0.7),
-        }
-        names = PARAMETERS if len(scores.etas) > 1 else PARAMETERS[:BEST]
-        priors = [own[name] if name in own else getattr(noise, name) for name in names]
+        middle = ((low + high) / 2, (high - low) / 2 + 1.5)
+        names = PARAMETERS if len(scores.etas) > 1 else PARAMETERS[:PENALTY]
+        priors = [middle if name == "middle" else getattr(noise, name) for name in names]
         rates, places = len(scores.rates) - 1, len(scores.relation)
         self.shared = len(names)
         self.shortfalls = slice(self.shared, self.shared + rates)
         self.places = slice(self.shared + rates, None)
-        self.center = np.array([mean for mean, _ in priors] + [0.0] * rates + [own["middle"][0]] * places)
-        self.spread = np.array([sd for _, sd in priors] + [noise.shortfall] * rates + [own["middle"][1]] * places)
+        self.center = np.array([mean for mean, _ in priors] + [0.0] * rates + [middle[0]] * places)
+        self.spread = np.array([sd for _, sd in priors] + [noise.shortfall] * rates + [middle[1]] * places)
         self.steps = _steps(scores.rates, noise.shortfall)
         self.kin = np.linalg.inv(scores.relation) if places else np.zeros((0, 0))
         self.members = scores.group[:, None] == np.arange(scores.group.max() + 1)
@@ -110,6 +107,8 @@ class _Model:
         own = np.where(scores.eta < 0, lowest, handicap[scores.eta, :, np.arange(k)].T)
         at = scores.x - places[:, scores.place]
         mean[:, :k] = rise(parts, at - own)
+        # What lies far from the threshold must not decide where the curve crosses it.
+        variance[:, :k] += (self.noise.bend * (mean[:, :k] - scores.bar)) ** 2
         if self.loose.any():
             moved = rise(parts, at - own + np.exp(theta[:, [SHIFT]]))
             variance[:, :k] += self.loose * (moved - mean[:, :k]) ** 2
@@ -202,42 +201,49 @@ def draw(scores: Scores, noise: Noise) -> Draws:
     """
     model = _Model(scores, noise)
     mean = _mode(model)
-    covariance = np.linalg.inv(model.information(mean))
+    covariance = rough = np.linalg.inv(model.information(mean))
     size = len(mean)
     theta, target, proposals = np.zeros((0, size)), np.zeros(0), []
     while True:
         proposals.append((mean, np.linalg.cholesky(covariance)))
         fresh = mean + _base(size, len(proposals)) @ proposals[-1][1].T
         theta, target = np.concatenate([theta, fresh]), np.concatenate([target, model.density(fresh)])
-        weight, effective = _weigh(theta, target, proposals)
+        log_weight = target - _mixture(theta, proposals)
+        weight = _weights(log_weight)
+        effective = _kish(weight)
         if len(proposals) > 1 and (effective >= _WANTED or len(proposals) == _ROUNDS):
-            return model.finish(theta, weight, effective)
+            # A draw far out in a thin tail of the proposals must not stand for everything.
+            weight = np.minimum(weight, 1.0 / math.sqrt(len(weight)))
+            return model.finish(theta, weight / weight.sum(), effective)
+        # Where a few draws have all the weight, the next round takes its place and width from many all the same.
+        heat = 1.0
+        while _kish(weight) < 6 * size and heat > 0.01:
+            heat *= 0.7
+            weight = _weights(heat * log_weight)
         mean = weight @ theta
         around = theta - mean
-        # The weights' own covariance where they carry one, the mode's where a few draws have it all.
-        trust = min(1.0, effective / (4.0 * size))
-        rough = np.linalg.inv(model.information(mean))
-        covariance = trust * (around.T * weight) @ around + (1.0 - 0.9 * trust) * rough
+        covariance = (around.T * weight) @ around + 0.01 * rough
 
 
-def _weigh(theta: np.ndarray, target: np.ndarray, proposals: list[tuple[np.ndarray, np.ndarray]]) -> tuple:
-    """Weigh draws by their log density against that of the mixture of all proposals.
-
-    Returns:
-        The weights, and how many independent draws they are worth (Kish).
-    """
+def _mixture(theta: np.ndarray, proposals: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return the log density of draws in the mixture of all proposals, up to a constant."""
     size = theta.shape[1]
-    mixture = np.full(len(theta), -np.inf)
+    found = np.full(len(theta), -np.inf)
     for mean, root in proposals:
         square = (((theta - mean) @ np.linalg.inv(root).T) ** 2).sum(1)
         density = -0.5 * (_DEGREES + size) * np.log1p(square / _DEGREES) - np.log(np.diag(root)).sum()
-        mixture = np.logaddexp(mixture, density)
-    weight = np.exp(target - mixture - (target - mixture).max())
-    weight /= weight.sum()
-    effective = 1.0 / float((weight**2).sum())
-    # A draw far out in a thin tail of the proposals must not stand for everything.
-    weight = np.minimum(weight, 1.0 / math.sqrt(len(weight)))
-    return weight / weight.sum(), effective
+        found = np.logaddexp(found, density)
+    return found
+
+
+def _weights(log_weight: np.ndarray) -> np.ndarray:
+    weight = np.exp(log_weight - log_weight.max())
+    return weight / weight.sum()
+
+
+def _kish(weight: np.ndarray) -> float:
+    """Return how many independent draws weighted ones are worth."""
+    return 1.0 / float((weight**2).sum())
 
 
 def _mode(model: _Model) -> np.ndarray:

@@ -148,12 +148,13 @@ class Rows:
             own=np.repeat(own, (len(subspace), len(self.baseline))),
             below=below,
             eta=np.array([-1 if row.score is None else self.etas.index(row.arm) for row in subspace]),
-            etas=np.log(self.etas),
+            etas=np.log(np.array(self.etas) / self._favourite),
             place=np.array(place),
             relation=relation,
             rate=np.array([self.rates.index(row.arm) for row in self.baseline]),
             rates=np.log(self.rates),
             group=np.array([seeds[row.seeds] for row in self.baseline]),
+            bar=(bar - self.chance) / unit,
             range=(math.log(dims[0]), math.log(dims[1])),
         )
 
@@ -168,6 +169,16 @@ class Rows:
             [self._variance(rows, score) / unit**2 for score in knot_scores(self.chance, self.full)],
             noise.paired,
         )
+
+    @property
+    def _favourite(self) -> float:
+        """The eta that was best most often, over d and seeds."""
+        best: dict[Hashable, Row] = {}
+        for row in self.subspace:
+            known = best.get((row.d, row.seeds), row)
+            best[row.d, row.seeds] = max(known, row, key=lambda each: each.score or 0.0)
+        wins = Counter(row.arm for row in best.values())
+        return max(sorted(wins), key=wins.__getitem__)
 
     def _variance(self, rows: Sequence[Row], score: float) -> float:
         """Return the sampling variance at a score: the plain formula, corrected by what the rows' answers say."""

@@ -369,16 +369,14 @@ def test_draws_are_worth_enough_and_the_interval_does_not_hang_on_them(measured,
 
     _, these, rows, found = measured
     assert found.effective_draws >= ENOUGH
-    base = posterior._base
-    monkeypatch.setattr(posterior, "_base", lambda size, stream: base(size, 100 + stream))
-    other = fit(these, rows)
-    assert other.draws.theta[0, 0] != found.draws.theta[0, 0]
-    for a, b in zip(
-        (found.d_at().low, found.d_at().d, found.d_at().high),
-        (other.d_at().low, other.d_at().d, other.d_at().high),
-        strict=True,
-    ):
-        assert abs(math.log(a / b)) < 0.12  # 800 draws know an end to a tenth of the standard deviation, 0.5 here
+    base, ends = posterior._base, []
+    for other in range(100, 800, 100):
+        monkeypatch.setattr(posterior, "_base", lambda size, stream, other=other: base(size, other + stream))
+        moved = fit(these, rows).d_at()
+        ends.append([math.log(moved.low), math.log(moved.d), math.log(moved.high)])
+    # 800 draws know an end to a tenth of the posterior's standard deviation, a tail that is heavy a little worse.
+    assert len({tuple(each) for each in ends}) == 7
+    assert np.std(ends, axis=0).max() < 0.15 * found.d_at().width / 4
 
 
 def test_too_few_draws_are_told(measured, monkeypatch):
