@@ -112,4 +112,4 @@ class Estimate:
 
 
 def _short(d: float) -> str:
-    return f"{d:.3g}" if d < 1000 else f"{d:.0f}"
+    return f"{d:.3g}" if d < 1000 else f"{float(f'{d:.4g}'):.0f}"  # never 1.7e+05

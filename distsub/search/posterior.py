@@ -214,7 +214,8 @@ def draw(scores: Scores, noise: Noise) -> Draws:
         if len(proposals) > 1 and (effective >= _WANTED or len(proposals) == _ROUNDS):
             # A draw far out in a thin tail of the proposals must not stand for everything.
             weight = np.minimum(weight, 1.0 / math.sqrt(len(weight)))
-            return model.finish(theta, weight / weight.sum(), effective)
+            told = weight > 1e-3 * weight.max()  # the others, most of the first rounds, only cost time
+            return model.finish(theta[told], weight[told] / weight[told].sum(), effective)
         # Where a few draws have all the weight, the next round takes its place and width from many all the same.
         heat = 1.0
         while _kish(weight) < 6 * size and heat > 0.01:

@@ -3,8 +3,10 @@
 import doctest
 import math
 import random
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +34,18 @@ GIVEN = {
 def test_the_example_of_the_docstring_runs():
     assert doctest.testmod(arrays).failed == 0
     assert doctest.testmod(arrays).attempted > 1
+
+
+def test_the_example_of_the_page_prints_what_the_page_shows(capsys):
+    """Words exactly, numbers to 2%: other processors round differently."""
+    page = (Path(__file__).parents[2] / "docs" / "estimator.md").read_text()
+    code, shown = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL).group(1) for kind in ("python", "text"))
+    exec(compile(code, "docs/estimator.md", "exec"), {})
+    printed, number = capsys.readouterr().out, re.compile(r"\d+(?:\.\d+)?")
+    assert number.sub("#", printed) == number.sub("#", shown)
+    assert [float(each) for each in number.findall(printed)] == pytest.approx(
+        [float(each) for each in number.findall(shown)], rel=0.02
+    )
 
 
 def test_arrays_and_records_give_the_same_estimate():
