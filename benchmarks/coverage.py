@@ -3,6 +3,7 @@
     python benchmarks/coverage.py                       # 300 sweeps in every world, about an hour on one core
     python benchmarks/coverage.py --sweeps 30 --out -   # a look
     python benchmarks/coverage.py --world kink --world stairs   # these only; the other rows of the file stay
+    python benchmarks/coverage.py --table               # the file as docs/intervals.md shows it
 
 A world says how sweeps come about: the shape of the curve, which trainings fail, how many rows are evaluated, what
 was run. Every sweep of a world draws its own truth (full score, plateau, slope, place, best eta, all sources of noise),
@@ -229,12 +230,31 @@ def summary(members: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def table(worlds: dict[str, dict[str, Any]]) -> str:
+    """Return the worlds as a Markdown table."""
+    lines = [
+        "| world | sweeps | covers | truth below / above | width | bias | rms | rms of first passing d |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, line in worlds.items():
+        sides = f"{line['true_below_interval']:.1%} / {line['true_above_interval']:.1%}"
+        lines.append(
+            f"| {name} | {line['sweeps']} | {line['covered']:.1%} | {sides} | {line['median_width_factor']:.1f} |"
+            f" {line['estimate_bias']:+.2f} | {line['estimate_rms']:.2f} | {line['first_passing_d_rms']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweeps", type=int, default=300, help="in every world")
     parser.add_argument("--world", action="append", choices=[*WORLDS], help="only these")
     parser.add_argument("--out", default=str(OUT), help="where to write, - for the screen")
+    parser.add_argument("--table", action="store_true", help="run nothing, print what was measured")
     given = parser.parse_args()
+    if given.table:
+        print(table(json.loads(OUT.read_text())["worlds"]))
+        return
     kept = json.loads(OUT.read_text()).get("worlds", {}) if OUT.exists() and given.world else {}
     records: dict[str, list[dict[str, Any]]] = {name: [] for name in given.world or WORLDS}
     # By blocks over all worlds: whoever stops it early has fewer sweeps in every world.

@@ -291,7 +291,9 @@ def _places(subspace: Sequence[Row]) -> tuple[list[int], np.ndarray]:
     def alike(a: tuple[Hashable, ...], b: tuple[Hashable, ...]) -> float:
         return math.fsum(share for share, i, j in zip(shares, a, b, strict=True) if i == j)
 
-    relation = np.array([[1.0 if a == b else alike(a, b) for b in own] for a in own]).reshape(len(own), len(own))
+    # A little of every combination's own: crossed seeds (2 projections x 2 heads) would else determine each other.
+    relation = np.array([[1.0 if a == b else 0.95 * alike(a, b) for b in own] for a in own])
+    relation = relation.reshape(len(own), len(own))
     return [own.index(row.seeds) if row.seeds in own else -1 for row in subspace], relation
 
 

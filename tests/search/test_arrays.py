@@ -182,3 +182,52 @@ def test_it_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_crossed_seeds_have_an_estimate():
+    """Two projections by two heads by two orders: the places of the eight would else determine each other."""
+    task, budget, held = Task("made-up", "made-up", ("text",)), Budget(steps=100, eval_examples=408), 0
+    triples = [Seeds(a, b, c) for a in range(2) for b in range(2) for c in range(2)]
+    baseline = tuple(Trial("model", task, Method("full"), None, 2e-5, None, each, budget) for each in triples[:2])
+    these = [
+        Search(task, "model", Method("did"), each, budget, log_grid(10, 10_000, 3.0), (0.3,), 2e-5, baseline)
+        for each in triples
+    ]
+    trials = [*(trial for each in these for d in each.dims for trial in each.trials_at(d)), *baseline]
+    for seed in range(10):
+        curve = Curve(seed=seed, floor=0.5, plateau=0.9, full=0.9, slope=2.0)
+        found = fit(these, [curve.observe(trial, arrays=False) for trial in trials]).d_at()
+        held += found.low < curve.crossing((0.3,), (2e-5,)) < found.high
+    assert held >= 8
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_whatever_comes_is_estimated_or_refused(case):
+    """Few rows, constant ones, extreme ones, without seeds: an answer whose ends are in order, or one line."""
+    r = random.Random(case)
+    size = r.choice([1, 2, 3, 8, 30])
+    d = [r.choice([1, 2, 3.7, 10, 100, 1000, 10**6, 10**9]) for _ in range(size)]
+    score = {
+        "random": [r.random() for _ in d],
+        "same": [0.7] * size,
+        "rising": [min(1.0, 0.4 + 0.07 * math.log(each)) for each in d],
+        "extreme": [float(r.random() < 0.5) for _ in d],
+    }[r.choice(["random", "same", "rising", "extreme"])]
+    try:
+        found = distsub.d90(
+            d,
+            score,
+            full=[r.choice([r.uniform(0.5, 1), 1.0, math.nan]) for _ in range(r.choice([1, 3, 9]))],
+            chance=r.choice([0.0, 0.5, 1.0]),
+            metric=r.choice(["accuracy", "f1", "matthews"]),
+            eval_examples=r.choice([None, 1, 408, 10**6]),
+            eta=r.choice([None, [r.choice([0.1, 0.3, 5]) for _ in d]]),
+            seed=r.choice([None, [r.choice("abc") for _ in d]]),
+            failed=r.choice([None, [r.random() < 0.3 for _ in d]]),
+            fraction=r.choice([0.5, 0.9, 1.0]),
+            chance_corrected=r.random() < 0.3,
+        )
+    except ConfigError:
+        return
+    assert found.text
+    assert found.d is None or (found.low or 0) <= found.d <= (found.high or math.inf)
