@@ -68,7 +68,7 @@ def init(
         path.write_text(written, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {path} ({error.strerror}); give a path that you may write") from None
-    print("\n".join([*lines, f"wrote {path}; next: distsub plan {path}"]))
+    _line(*lines, f"wrote {path}; next: distsub plan {path}")
 
 
 @app.command()
@@ -88,7 +88,7 @@ def run(
     from distsub.runtime import launch
 
     share = launch.parse_shard(shard)
-    print(f"checking {sweep_file.name}", flush=True)  # which loads models and data: seconds without a word otherwise
+    _line(f"checking {sweep_file.name}")  # which loads models and data: seconds without a word otherwise
     if backend is Backend.tune:
         from distsub.runtime import connect
 
@@ -405,7 +405,7 @@ def _summary(store: "Store") -> "tuple[Summary, Sweep]":
 def _told(store: "Store", table: "pa.Table") -> "pa.Table":
     """Pass a table on, having said what the store skipped to make it."""
     for line in store.notices():
-        print(f"distsub: {line}", file=sys.stderr)
+        _say(f"distsub: {line}")
     return table
 
 
@@ -420,7 +420,9 @@ def _answers(d90: "pa.Table", columns: Sequence[str] = ()) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    from distsub.results.terminal import Terminal, printable
+
+    print(printable(line, Terminal.of(sys.stderr)), file=sys.stderr, flush=True)
 
 
 def _pictures(paths: list[str]) -> None:
@@ -446,11 +448,11 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return app(arguments, standalone_mode=True)
     except DistsubError as error:
-        for line in str(error).splitlines() or [type(error).__name__]:
-            print(f"distsub: {line}", file=sys.stderr)
+        for line in str(error).split("\n") if str(error) else [type(error).__name__]:
+            _say(f"distsub: {line}")
         sys.exit(2)
     except PermissionError as error:  # anywhere: a home, a model's folder, a file of a data set
-        print(f"distsub: cannot use {error.filename} ({error.strerror}); give one that you may", file=sys.stderr)
+        _say(f"distsub: cannot use {error.filename} ({error.strerror}); give one that you may")
         sys.exit(2)
     except (SystemExit, KeyboardInterrupt) as end:  # Typer turns the first interrupt into an exit
         if isinstance(end, SystemExit) and not (end.code == INTERRUPTED or isinstance(end, _Stopped)):

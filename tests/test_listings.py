@@ -159,3 +159,71 @@ def test_an_ascii_terminal_gets_ascii(out, name):
 def test_a_closed_output_is_no_error(out):
     done = shell(f"{quoted(('status', out))} >&-")
     assert done.returncode == 0 and not done.stderr
+
+
+STEERING = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029]))
+STEERING += "".join(map(chr, [*range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF, 0xE0001, 0xE0041]))
+"""Controls of C0 and C1, breaks of lines, directions of writing, and what takes no room."""
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory, tiny_text):
+    """The results of a sweep whose every name steers a terminal, with damaged files, and a driver, so named."""
+    folder = tmp_path_factory.mktemp("hostile")
+    name = '"' + "".join(f"\\U{ord(char):08x}" for char in STEERING) + '"'
+    text = tiny_text.replace('name = "tiny"', f"name = {name}")
+    sweep = parse_sweep(text, folder, "tiny.toml")
+    assert STEERING in sweep.name and STEERING in sweep.tasks[0].name
+    store = Store.create(folder / "out\x1b[2Jdir\u202e", text, sweep.fingerprint, str(folder))
+    board, curve = Board(sweep.searches(), make_policy(sweep.policy)), Curve(middle=3.0, eta_best=1.0, rate_best=3e-3)
+    while (trial := board.next(set(), 1)) is not None:
+        row = replace(curve.observe(trial), labels=(STEERING, "b"), provenance=((STEERING, STEERING),))
+        board.observe(row)
+        store.write(row)
+    store.files.put("observations/a\x1b[31mb\u202e.parquet", b"x")
+    store.files.make("drivers")
+    driver = {"host": STEERING, "machine": "m", "pid": 1, "process": "p", "since": 0, "beat": 0}
+    store.files.put("drivers/x.json", json.dumps(driver | {"training": [STEERING]}).encode())
+    return store.files.root
+
+
+ERRORS = {
+    "unknown column": lambda out: ("query", out, f'select "{STEERING[1:]}" from observations'),
+    "named by a query": lambda out: ("query", out, f"select 1 as \"{STEERING[1:]}\", '{STEERING[1:]}' as b"),
+    "value": lambda out: ("query", out, f"select '{STEERING[1:]}'::int"),
+    "no directory": lambda out: ("status", f"{out}/{STEERING[1:]}"),
+    "no file": lambda out: ("plan", f"{out}/{STEERING[1:]}.toml"),
+    "no model": lambda out: ("inspect", f"/nowhere/{STEERING[1:]}"),
+    "init": lambda out: ("init", f"{out}/i.toml", "--data", f"{out}/{STEERING[1:]}.csv"),
+    "shard": lambda out: ("run", f"{out}/sweep.toml", "--out", "x", "--shard", STEERING[1:]),
+    "run": lambda out: ("run", f"{out}/sweep.toml", "--out", f"{out}/{STEERING[1:]}", "--backend", "inline", "--plain"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("format", [(), ("--format", "json"), ("--format", "csv")], ids=str)
+@pytest.mark.parametrize("name", [*LISTINGS, *ERRORS])
+def test_no_name_steers_a_terminal(hostile, name, format):
+    """Under a terminal of 80 columns; what comes out has no control but the line's end, and says no name as it is."""
+    arguments = (LISTINGS | ERRORS)[name](hostile)
+    if name in ("report", "init") and format:
+        pytest.skip("it lists nothing")
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    with subprocess.Popen([*COMMAND, *map(str, arguments), *format], stdout=slave, stderr=slave) as run:
+        os.close(slave)
+        said = b""
+        while True:
+            try:
+                piece = os.read(master, 65536)
+            except OSError:
+                break
+            if not piece:
+                break
+            said += piece
+    os.close(master)
+    text = said.decode().replace("\r\n", "\n")
+    assert "Traceback" not in text and run.returncode in (0, 2), text
+    steering = set(text) & (set(STEERING) - {"\n"})
+    assert not steering, repr(text)

@@ -204,10 +204,10 @@ def _words_around(axes: Any, panel: Panel, rows: list[dict[str, Any]], metric: s
     short = short if len(short) <= 40 else "…" + short[-39:]
     title = f"{task} · {short} · {variant or (method or '').upper()}"
     axes.set_title(drawable(title), loc="left", fontsize=10, pad=34)
-    axes.text(0, 1.075, names, transform=axes.transAxes, fontsize=8, color="#555555", va="bottom")
+    axes.text(0, 1.075, drawable(names), transform=axes.transAxes, fontsize=8, color="#555555", va="bottom")
     axes.text(0, 1.015, _finding(rows), transform=axes.transAxes, fontsize=8.5, color=_INK, va="bottom")
     axes.set_xlabel("subspace dimension d", fontsize=9)
-    axes.set_ylabel(metric, fontsize=9)
+    axes.set_ylabel(drawable(metric), fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)

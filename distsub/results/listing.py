@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from distsub.errors import ConfigError, OutputError
+from distsub.errors import ConfigError, OutputError, QueryError
 from distsub.results.terminal import Column, Terminal, layout, printable, records
 
 Format = Literal["table", "json", "csv"]
@@ -69,7 +69,8 @@ def render_facts(facts: Mapping[str, Any], format: str = "table", terminal: Term
 def write_out(text: str) -> None:
     """Print to standard output at once, whatever it is: what its encoding lacks is escaped.
 
-    A reader that has left, such as `head`, has seen enough: the rest goes nowhere.
+    On a terminal so is what would steer it, in a table as in JSON and CSV, which a file gets as they are. A reader
+    that has left, such as `head`, has seen enough: the rest goes nowhere.
 
     Raises:
         OutputError: It cannot be written; the disk is full, for example.
@@ -78,6 +79,8 @@ def write_out(text: str) -> None:
         return
     encoding = sys.stdout.encoding or "utf-8"
     try:
+        if sys.stdout.isatty():
+            text = "\n".join(map(printable, text.split("\n")))
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again at exit
@@ -93,12 +96,30 @@ def _rows(table: pa.Table) -> list[list[Any]]:
 
 
 def _columns(table: pa.Table) -> list[list[Any]]:
-    return [[_plain(value, column.type) for value in column.to_pylist()] for column in table.columns]
+    return [
+        [_plain(value, column.type) for value in _values(table, index)] for index, column in enumerate(table.columns)
+    ]
+
+
+def _values(table: pa.Table, index: int) -> list[Any]:
+    """Give a column as Python's own values.
+
+    Raises:
+        QueryError: One has no such value: a time beyond the years 1 to 9999, such as 'infinity'.
+    """
+    try:
+        return table.column(index).to_pylist()
+    except (OverflowError, ValueError, pa.ArrowException):
+        field = table.schema.field(index)
+        raise QueryError(
+            f'column "{field.name}" ({field.type}) holds a time beyond the years 1 to 9999; cast it to text: '
+            f"{field.name}::varchar"
+        ) from None
 
 
 def _json(value: dict[str, Any], terminal: Terminal) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if terminal.shows(text) else json.dumps(value)
+    return text if terminal.shows(text) and text == printable(text) else json.dumps(value)
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> str:

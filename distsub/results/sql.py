@@ -4,11 +4,16 @@ The tables are registered as views, then files, network, extensions and Python v
 and the configuration is locked, before the first character of the query is looked at.
 """
 
+import contextlib
 import difflib
 import json
+import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -26,6 +31,11 @@ _CONFIG = {
     "allow_community_extensions": "false",
     "temp_directory": "",
 }
+
+LARGEST_RESULT = 2**30
+"""Bytes of a result, which is printed or held as one table."""
+
+_LEAST_MEMORY = 2**30
 _UNKNOWN = re.compile(
     r'[Tt]able (?:with name )?"?(?P<view>[\w.]+)"? (?:not found|does not exist)'
     r'|[Cc]olumn (?:named |with name )?"(?P<column>\w+)"'
@@ -55,7 +65,9 @@ def query(tables: "Mapping[str, pa.Table | pads.Dataset | View]", sql: str) -> p
         sql: One statement of DuckDB's dialect.
 
     Raises:
-        QueryError: The SQL is broken, not one statement, not read-only, or reaches beyond the views.
+        QueryError: The SQL is broken, not one statement, not read-only, or reaches beyond the views; or it needs more
+            memory than `memory_limit` or gives more than `LARGEST_RESULT`.
+        KeyboardInterrupt: It was interrupted; nothing runs on.
     """
     import duckdb
 
@@ -72,7 +84,17 @@ def query(tables: "Mapping[str, pa.Table | pads.Dataset | View]", sql: str) -> p
     given |= {name: lazy[name].load(columns) if columns else empty[name] for name, columns in needed.items()}
 
     def fetch(connection: Any) -> pa.Table:
-        return connection.sql(sql).to_arrow_table()
+        batches, found, size = pa.RecordBatchReader.from_stream(connection.sql(sql)), [], 0
+        try:
+            for batch in batches:
+                found.append(batch)
+                size += batch.nbytes
+                if size > LARGEST_RESULT:
+                    said = f"the result is larger than {_gib(LARGEST_RESULT)}; aggregate, select less, or add LIMIT"
+                    raise QueryError(said)
+        except (OSError, pa.ArrowException) as error:  # of DuckDB, by way of Arrow
+            raise QueryError(_explain(error, sql, empty)) from error
+        return pa.Table.from_batches(found, batches.schema)
 
     try:
         return _execute(given, fetch)
@@ -96,15 +118,40 @@ def _run(given: Mapping[str, Any], sql: str, action: Callable[[Any], Any], table
 def _execute(given: Mapping[str, Any], action: Callable[[Any], Any]) -> Any:
     import duckdb
 
-    connection = duckdb.connect(":memory:", config=dict(_CONFIG))
+    connection = duckdb.connect(":memory:", config=_CONFIG | {"memory_limit": f"{memory_limit()}B"})
     try:
         for name, table in given.items():
             connection.register(name, table)
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
-        return action(connection)
+        return _interruptible(connection, action)
     finally:
         connection.close()
+
+
+def _interruptible(connection: Any, action: Callable[[Any], Any]) -> Any:
+    """Do something with a database in another thread: in this one Ctrl-C would be heard when the query has ended."""
+    with ThreadPoolExecutor(1) as pool:
+        doing = pool.submit(action, connection)
+        try:
+            return doing.result()
+        except KeyboardInterrupt:
+            while not doing.done():
+                connection.interrupt()
+                time.sleep(0.05)
+            raise
+
+
+def memory_limit() -> int:
+    """Give the bytes that a query may take: half of the machine's memory, or of the container's."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return max(_LEAST_MEMORY, total // 2)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def _needs(connection: Any, sql: str, views: Mapping[str, pa.Table]) -> dict[str, list[str]]:
@@ -163,6 +210,8 @@ def _explain(error: Exception, sql: str, tables: Mapping[str, Any]) -> str:
     """Turn a DuckDB error into one line that names what could be meant."""
     lines = str(error).splitlines() or [type(error).__name__]
     message = lines[0].strip().rstrip(".!")
+    if "Out of Memory" in message:
+        return f"the query needs more than {_gib(memory_limit())}, half of the memory here; aggregate or select less"
     if "disabled" in message or message.startswith("Permission Error"):
         message = message.partition(" - file system operations")[0]
         return f"SQL may only read the views, no files, network or extensions ({message}). {_views(tables)}"

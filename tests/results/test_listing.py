@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from distsub.errors import ConfigError
+from distsub.errors import ConfigError, QueryError
 from distsub.results.listing import _cell, _plain, render, render_facts
 from distsub.results.schema import to_table
+from distsub.results.sql import query
 from distsub.results.terminal import Terminal, printable
 
 TABLE = pa.table(
@@ -247,3 +248,34 @@ def test_columns_named_alike_are_all_kept():
 def test_an_unknown_format_names_the_known_ones():
     with pytest.raises(ConfigError, match="'xml', allowed are table, json, csv"):
         render(TABLE, "xml")
+
+
+@pytest.mark.parametrize("format", ["table", "json", "csv"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "timestamp 'infinity'", "timestamp '-infinity'", "timestamptz 'infinity'", "timestamp_s 'infinity'",
+        "date 'infinity'", "date '-infinity'", "date '0044-03-15 (BC)'", "timestamp '10000-01-01'",
+        "[timestamp 'infinity']", "{'a': date 'infinity'}", "map([1], [date 'infinity'])",
+    ],
+)  # fmt: skip
+def test_a_time_that_python_does_not_know_is_one_line(value, format):
+    table = query({}, f"select {value} as moment")
+    with pytest.raises(QueryError, match=r'column "moment" .*years 1 to 9999; cast it to text') as caught:
+        render(table, format, Terminal(80))
+    assert "\n" not in str(caught.value)
+    assert "inf" in render(query({}, "select (timestamp 'infinity')::varchar x"), format, Terminal(80))
+
+
+@pytest.mark.parametrize("format", ["table", "json", "csv"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "interval 400 years", "'a'::blob", "uuid()", "'1010'::bit", "union_value(a := 1)", "time '24:00:00'",
+        "170141183460469231731687303715884105727", "'nan'::double", "null", "array_value(1, 2)", "1::uhugeint",
+        "'12:00:00+02'::timetz", "{'a': [1, null]}", "map(['a'], [1.5])", "time_ns '12:00:00.123456789'", "true",
+        "1.5::decimal(9, 3)",
+    ],
+)  # fmt: skip
+def test_every_other_type_of_a_query_is_shown(value, format):
+    assert "x" in render(query({}, f"select {value} as x"), format, Terminal(80))

@@ -2,6 +2,11 @@
 
 import os
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,7 @@ from pyarrow import dataset as pads
 from distsub.errors import QueryError
 from distsub.results.schema import D90, OBSERVATIONS, SEARCHES, to_table
 from distsub.results.sql import View, query
+from distsub.results.store import Store
 
 not_a_view = pa.table({"a": [1]})
 
@@ -232,3 +238,65 @@ def test_documented_scores_of_classes_are_those_of_scikit_learn(observation, nam
     table = confusion_matrix(truth, guess)
     cells = {(row["truth"], row["predicted"]): row["examples"] for row in confusion}
     assert cells == {(shown[i], shown[j]): n for (i, j), n in np.ndenumerate(table) if n}
+
+
+HEAVY = "select count(*) from range(10000000) a, range(10000000) b where a.range * b.range % 7 = 3"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select list(range) from range(300000000)",
+        "select range(500000000)",
+        "select count(*) from (select distinct hash(range) from range(300000000))",
+        "select * from range(300000000) order by hash(range) desc",
+        "select a.range, list(b.range) from range(30000) a, range(30000) b group by all",
+    ],
+)
+def test_a_query_that_needs_too_much_memory_ends_in_one_line(views, sql, monkeypatch):
+    monkeypatch.setattr("distsub.results.sql.memory_limit", lambda: 2**26)
+    with pytest.raises(QueryError, match=r"needs more than 0\.1 GiB.*aggregate or select less") as caught:
+        query(views, sql)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_result_that_is_too_large_ends_in_one_line_before_it_is_there(views, monkeypatch):
+    monkeypatch.setattr("distsub.results.sql.LARGEST_RESULT", 2**24)
+    before = pa.total_allocated_bytes()
+    with pytest.raises(QueryError, match=r"result is larger than 0\.0 GiB.*LIMIT"):
+        query(views, "select * from range(1000000000)")
+    assert pa.total_allocated_bytes() - before < 2**26
+    assert query(views, "select * from range(1000000)").num_rows == 1_000_000
+
+
+def test_an_error_in_the_middle_of_a_result_is_told_in_one_line(views):
+    sql = "select cast(case when range > 500000 then 'x' else '1' end as int) from range(1000000)"
+    with pytest.raises(QueryError, match="Conversion Error") as caught:
+        query(views, sql)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_interrupt_ends_a_running_query(views):
+    """Ctrl-C is heard while DuckDB computes, and nothing computes on after it."""
+    clock = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    clock.start()
+    with pytest.raises(KeyboardInterrupt):
+        query(views, HEAVY)
+    clock.join()
+    used = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - used < 0.4
+    assert query(views, "select count(*) n from observations").to_pylist() == [{"n": 4}]
+
+
+def test_an_interrupted_command_says_so_and_exits_with_130(tmp_path):
+    store = Store.create(tmp_path / "out", "", "f00d")
+    command = [sys.executable, "-m", "distsub.cli", "query", store.uri, HEAVY]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    began = time.monotonic()
+    while run.poll() is None and time.monotonic() - began < 250:
+        time.sleep(2)  # to be started and to compute; one that comes too early ends it too
+        run.send_signal(signal.SIGINT)
+    _, said = run.communicate()
+    assert run.returncode == 130 and "Traceback" not in said, said
+    assert len(said.splitlines()) == 1
