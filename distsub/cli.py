@@ -1,5 +1,6 @@
 """The command line: parse, call, print. No logic, and nothing heavy imported before it is needed."""
 
+import errno
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distsub import streams
 from distsub.errors import ConfigError, DistsubError, OutputError
 from distsub.options import As, Backend, Format, Out, Scope, SweepFile, Version
 
@@ -107,7 +109,7 @@ def run(
         _answers(d90)
         _line(*standing.smallest_lines(summary.smallest), f"results: {store.uri}")
     elif format is Format.json:
-        print(json.dumps({"exit_code": code, "results": store.uri, "d90": found.to_pylist()}), flush=True)
+        _line(json.dumps({"exit_code": code, "results": store.uri, "d90": found.to_pylist()}))
     else:
         _print(found, format)
     raise _Stopped(code) if code in (INTERRUPTED, TERMINATED) else typer.Exit(code)
@@ -245,13 +247,13 @@ def report(
 ) -> None:
     """Draw the curves and write the tables and a page that shows both."""
     from distsub.analysis import standing
-    from distsub.results import write_report
+    from distsub.results import output_address, write_report
     from distsub.runtime import launch
 
     store = _open_results(out)
     summary, sweep = _summary(store)
     d90 = _told(store, summary.d90)
-    directory = to or f"{out.rstrip('/')}/report"
+    directory = output_address(to) if to else f"{out.rstrip('/')}/report"
     rows = store.read()
     about: dict[str, Any] = {"title": sweep.name, "fraction": sweep.fraction, "adapters": summary.smallest}
     page = write_report(rows, summary.searches, directory, d90=d90, **about)
@@ -370,13 +372,13 @@ class _Stopped(SystemExit):
 
 def _open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     from distsub.config import load_sweep
-    from distsub.results import Store
+    from distsub.results import Store, output_address
+    from distsub.runtime import checks
 
     sweep = load_sweep(sweep_file)
     if not out.strip():
         raise ConfigError("--out is empty; give a results directory, such as --out results/mine")
-    out = out if "://" in out else os.path.abspath(os.path.expanduser(out))
-    from distsub.runtime import checks
+    out = output_address(out)
 
     sweep = checks.check(sweep, _say)  # before the directory is made: a sweep that cannot run leaves nothing behind
     directory = str(sweep_file.resolve().parent)
@@ -422,7 +424,7 @@ def _answers(d90: "pa.Table", columns: Sequence[str] = ()) -> None:
 def _say(line: str) -> None:
     from distsub.results.terminal import Terminal, printable
 
-    print(printable(line, Terminal.of(sys.stderr)), file=sys.stderr, flush=True)
+    streams.say(printable(line, Terminal.of(sys.stderr)))
 
 
 def _pictures(paths: list[str]) -> None:
@@ -445,6 +447,7 @@ def _print(table: "pa.Table", format: Format) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; every error a person can mend is one line on stderr and exit code 2."""
+    streams.settle()
     try:
         return app(arguments, standalone_mode=True)
     except DistsubError as error:
@@ -454,6 +457,12 @@ def main(arguments: list[str] | None = None) -> Any:
     except PermissionError as error:  # anywhere: a home, a model's folder, a file of a data set
         _say(f"distsub: cannot use {error.filename} ({error.strerror}); give one that you may")
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say(f"distsub: cannot write to {error.filename or 'standard output'} ({error.strerror}); make room there")
+        streams.give_up_output()
+        sys.exit(2)
     except (SystemExit, KeyboardInterrupt) as end:  # Typer turns the first interrupt into an exit
         if isinstance(end, SystemExit) and not (end.code == INTERRUPTED or isinstance(end, _Stopped)):
             raise
@@ -462,7 +471,7 @@ def main(arguments: list[str] | None = None) -> Any:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # who presses again while this ends means the same
         if isinstance(end, _Stopped):
             raise
-        print("distsub: interrupted; finished trials are kept, the same command resumes", file=sys.stderr)
+        _say("distsub: interrupted; finished trials are kept, the same command resumes")
         sys.exit(INTERRUPTED)
 
 

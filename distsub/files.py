@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,18 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from distsub.errors import OutputError
+
+_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
+_ALMOST_URI = re.compile(
+    r"[a-z][a-z0-9+.-]*:/(?!/)|(?:s3[an]?|gcs|gs|abfss?|az|wasbs?|hdfs|viewfs|file|https?)(?::(?!//)|//)", re.IGNORECASE
+)
+"""What was meant to be a URI: one slash after a scheme, or a known scheme without slashes or without its colon."""
+
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in what it starts as a job, and nowhere else."""
+
+_JOB_FOLDER = "/runtime_resources/working_dir_files/_ray_pkg_"
+"""Where Ray unpacks the working directory that a job brings along, to remove it with the job."""
 
 _PUT_IS_ATOMIC = ("s3", "gcs", "abfs")
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
@@ -62,9 +75,10 @@ class Files:
         """Address a local path, or a URI such as s3://bucket/prefix, gs://, hdfs:// or file://.
 
         Raises:
-            OutputError: The URI names no file system that pyarrow can reach.
+            OutputError: The URI names no file system that pyarrow can reach, or something is almost a URI.
         """
         text = os.fspath(uri)
+        _check_scheme(text)
         if "://" not in text:
             return cls(text, pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
         try:
@@ -201,6 +215,46 @@ class Files:
     def _stream(self, path: str, data: bytes) -> None:
         with self.filesystem.open_output_stream(path) as stream:
             stream.write(data)
+
+
+def _check_scheme(text: str) -> None:
+    """Refuse what was meant to be a URI and is none, or none of a storage that there is, before anything is spent.
+
+    Raises:
+        OutputError: No colon or no two slashes after a scheme, or a scheme that is unknown or in upper case.
+    """
+    scheme = re.split("[:/]", text)[0]
+    shown = _public(text) if "://" in text else f"{scheme}:{text.rpartition('@')[2]}" if "@" in text else text
+    refused = f"cannot use {shown!r} as a results directory"
+    if _ALMOST_URI.match(text):
+        raise OutputError(
+            f"{refused}: a URI has a colon and two slashes after its scheme; give {scheme.lower()}://... for a URI, or "
+            f"./{shown} for a local directory of that name"
+        )
+    if "://" in text and scheme not in _SCHEMES:
+        known = ", ".join(f"{each}://" for each in _SCHEMES)
+        raise OutputError(f"{refused}: no scheme {scheme}://; give a local path, or a URI with one of {known}")
+
+
+def output_address(given: str) -> str:
+    """Give the address of what is to be written, a local one absolute; refuse one that a Ray job takes with it.
+
+    A job runs in a copy of the working directory that it brought along, which Ray removes when the job is over.
+
+    Raises:
+        OutputError: It lies in such a copy, is relative to a job's directory, or is almost a URI.
+    """
+    _check_scheme(given)
+    if "://" in given:
+        return given
+    path = os.path.abspath(os.path.expanduser(given))
+    relative = not os.path.isabs(os.path.expanduser(given))
+    if (relative and _JOB in os.environ) or _JOB_FOLDER in os.path.realpath(path):
+        raise OutputError(
+            f"{given!r} is in the directory of this Ray job, which is thrown away when the job ends; give an absolute "
+            "path that outlives it, on storage that all nodes see, or a URI such as s3://bucket/path"
+        )
+    return path
 
 
 def patiently(action: Callable[[], _T]) -> _T:

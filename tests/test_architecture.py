@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "options": set(),
+    "streams": set(),
     "complaints": {"errors"},
     "identity": set(),
     "trial": {"errors", "identity"},
@@ -25,12 +26,12 @@ MAY_IMPORT = {
     "subspace": {"errors", "trial"},
     "finetune": {"errors", "files", "trial", "subspace"},
     "search": {"errors", "identity", "trial"},
-    "results": {"errors", "files", "identity", "places", "trial"},
+    "results": {"errors", "files", "identity", "places", "streams", "trial"},
     "methods": {"errors", "trial"},
     "task_table": {"errors", "methods", "trial", "finetune"},
     "sweep": {"errors", "identity", "places", "trial", "search"},
     "config": {"errors", "complaints", "methods", "task_table", "trial", "search", "sweep", "finetune"},
-    "runtime": {"errors", "files", "places", "trial", "subspace", "finetune", "search", "results", "sweep"},
+    "runtime": {"errors", "files", "places", "streams", "trial", "subspace", "finetune", "search", "results", "sweep"},
     "analysis": {"errors", "files", "trial", "subspace", "finetune", "search", "results"},
     "cli": {
         "errors",
@@ -44,6 +45,7 @@ MAY_IMPORT = {
         "runtime",
         "analysis",
         "options",
+        "streams",
     },
 }
 PURE = {"search": {"torch", "ray", "time", "random"}, "results": {"torch", "ray"}}

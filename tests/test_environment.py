@@ -1,6 +1,7 @@
 """The command line on machines that are not as expected: one line that names the thing, or it simply works."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,10 +32,11 @@ def command(tmp_path):
             pytest.skip("root reads everything, and setpriv is not here to become less")
         prefix = WITHOUT_ROOTS_RIGHTS
 
-    def run(*arguments, **environment):
+    def run(*arguments, redirect="", cwd=tmp_path, **environment):
         given = {key: value for key, value in {**os.environ, **environment}.items() if value is not None}
         words = [*prefix, sys.executable, "-m", "distsub.cli", *map(str, arguments)]
-        return subprocess.run(words, env=given, capture_output=True, text=True, cwd=tmp_path)
+        line = f"set -o pipefail; {shlex.join(words)} {redirect}"
+        return subprocess.run(["bash", "-c", line], env=given, capture_output=True, text=True, cwd=cwd)
 
     return run
 
@@ -74,3 +76,91 @@ def test_a_run_and_its_report_need_no_home_and_no_unicode(environment, sweep, co
     for words in (("status", out), ("report", out), ("query", out, "select task, method, score from observations")):
         done = command(*words, **environment)
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+PLACES = {
+    "nobody at home": ("", {"HOME": None, "XDG_CACHE_HOME": None, "DISTSUB_CACHE": "{tmp}/cache"}),
+    "a cache that is a file": ("", {"DISTSUB_CACHE": "{tmp}/sweep.toml"}),
+    "a cache that is read only": ("", {"DISTSUB_CACHE": "{tmp}/closed"}),
+    "a long TMPDIR": ("", {"TMPDIR": "{tmp}/" + "x" * 120}),
+    "no TMPDIR": ("", {"TMPDIR": "/nonexistent"}),
+    "ascii": ("", {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}),
+    "C": ("", {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+    "a full disk": ("> /dev/full", {}),
+    "an error on a full disk": ("2> /dev/full", {}),
+    "a reader that leaves": ("| head -n 1", {}),
+    "a reader that never was": ("| true", {}),
+    "no stdin": ("<&-", {}),
+    "no stdout": (">&-", {}),
+    "no stderr": ("2>&-", {}),
+    "nothing open": ("<&- >&- 2>&-", {}),
+}
+COMMANDS = {
+    "run": "run sweep.toml --out again --backend inline --plain",
+    "status": "status out",
+    "status json": "status out --format json",
+    "query": "query out",
+    "query csv": "query out 'select task, score from observations' --format csv",
+    "report": "report out --to page",
+    "plan": "plan sweep.toml",
+    "compact": "compact out",
+    "doctor": "doctor",
+    "inspect": "inspect model",
+    "init": "init new.toml --data data --text sentence --label label --model ./model",
+    "version": "--version",
+    "wrong": "status nowhere",
+}
+USUAL = {"status"}
+"""Tried in every place by default; the others take a minute each."""
+
+
+@pytest.fixture(scope="module")
+def results(tiny_text, tiny_model, tiny_data, tmp_path_factory):
+    """A finished small sweep of a task whose name has no ASCII; its model's weights have to be converted."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("results")
+    shutil.copytree(tiny_model, folder / "model")
+    shutil.copytree(tiny_data, folder / "data")
+    weights = folder / "model" / "model.safetensors"
+    save_file({name: value.bfloat16() for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    text = tiny_text.replace(tiny_model, str(folder / "model")).replace(tiny_data, str(folder / "data"))
+    text = text.replace('["said", "did"]', '["did"]').replace("seeds = 2", "seeds = 1")
+    text = text.replace("steps = 40", "steps = 4").replace("[8, 16, 64, 256]", "[8, 16]")
+    (folder / "sweep.toml").write_text(text.replace('name = "tiny"', 'name = "t\u00e4\u221a"'), encoding="utf-8")
+    (folder / "closed").mkdir(mode=0o500)
+    (folder / ("x" * 120)).mkdir()
+    words = [sys.executable, "-m", "distsub.cli", "run", "sweep.toml", "--out", "out", "--backend", "inline", "--plain"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def outcome(place, name):
+    """What a command ends with, and what it names."""
+    if name == "wrong":
+        return 2, "is no results directory"
+    if "cache that is" in place and name in ("run", "plan", "inspect", "init"):
+        return 2, "DISTSUB_CACHE"
+    if "cache that is" in place and name == "doctor":
+        return 1, "DISTSUB_CACHE"
+    return (2, "No space left on device") if place == "a full disk" else (0, "")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "names", [USUAL, pytest.param(set(COMMANDS) - USUAL, marks=[pytest.mark.slow, pytest.mark.timeout(900)])], ids=len
+)
+def test_every_command_works_anywhere_or_says_why_not_in_one_line(place, names, results, command, tmp_path):
+    redirect, environment = PLACES[place]
+    filled = {key: value and value.format(tmp=results) for key, value in environment.items()}
+    for name in sorted(names):
+        (results / "new.toml").unlink(missing_ok=True)
+        shutil.rmtree(results / "again", ignore_errors=True)
+        done = command(*shlex.split(COMMANDS[name]), redirect=redirect, cwd=results, **filled)
+        said, (code, named) = done.stderr.strip().splitlines(), outcome(place, name)
+        about = f"{name}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code and "Traceback" not in about and "Exception ignored" not in about, about
+        if "2>" not in redirect and ">&-" not in redirect:
+            assert named in done.stdout + done.stderr, about
+            assert code != 2 or (len(said) == 1 and said[0].startswith("distsub: ")), about

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from distsub.errors import OutputError
-from distsub.files import Files
+from distsub.files import Files, output_address
 
 
 def memory() -> Files:
@@ -71,6 +71,65 @@ def test_an_address_that_cannot_be_is_one_clear_line(uri):
     with pytest.raises(OutputError, match="give a local path") as caught:
         Files.at(uri)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["s3:/b/x", "s3:b", "s3:", "s3//b/x", "S3:/b", "file:/tmp/x", "file:x", "gs:/b", "hdfs:/x", "https:/x", "new:/x"],
+)
+def test_what_is_almost_a_uri_is_no_local_directory(given):
+    for use in (Files.at, output_address):
+        with pytest.raises(OutputError, match=r"two slashes after its scheme; give [a-z0-9]+://") as caught:
+            use(given)
+        assert repr(given) in str(caught.value) and f"./{given}" in str(caught.value)
+    assert Files.at(f"./{given}").is_local
+
+
+@pytest.mark.parametrize("given", ["S3://b/x", "s3a://b/x", "FILE:///x", "https://h/x", "://x", " s3://b/x", "a b://x"])
+def test_an_unknown_scheme_is_refused_before_anything_is_asked(given):
+    with pytest.raises(OutputError, match=r"no scheme .*://; give a local path, or a URI with one of s3://, gs://"):
+        output_address(given)
+
+
+@pytest.mark.parametrize("given", ["s3:KEY:SECRET@bucket/x", "s3:/KEY:SECRET@bucket/x", "S3://KEY:SECRET@bucket/x"])
+def test_credentials_of_what_is_almost_a_uri_are_not_shown(given):
+    with pytest.raises(OutputError, match="bucket/x") as caught:
+        output_address(given)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["run:1", "a/s3:/b", "C:x", "s3", "gs-run", "files", "2024-01-01T10:00"])
+def test_a_colon_alone_makes_no_uri(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert output_address(given) == str(tmp_path / given) and Files.at(given).is_local
+
+
+@pytest.mark.parametrize("given", ["results", "./results", "../results", "s3", "~"])
+def test_a_relative_path_is_refused_in_a_ray_job(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    here = output_address(given)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert output_address(here) == here and output_address("s3://bucket/x") == "s3://bucket/x"
+    if given == "~":
+        assert output_address(given) == here
+        return
+    with pytest.raises(OutputError, match="thrown away when the job ends; give an absolute path"):
+        output_address(given)
+
+
+def test_a_jobs_working_directory_is_refused_however_it_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123456789abcdef"
+    folder.mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    for given in (folder / "results", link / "results", link):
+        with pytest.raises(OutputError, match="thrown away when the job ends"):
+            output_address(str(given))
+    monkeypatch.chdir(folder)
+    with pytest.raises(OutputError, match="thrown away when the job ends"):
+        output_address("results")
 
 
 def test_credentials_in_a_uri_are_not_shown():

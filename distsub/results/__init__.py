@@ -1,6 +1,6 @@
 """What is known: one row per trial in Arrow, the store that keeps the rows, SQL over them, and the report."""
 
-from distsub.files import Files
+from distsub.files import Files, output_address
 from distsub.results.compact import compact
 from distsub.results.curves import curve_figure
 from distsub.results.listing import render, render_facts, write_out
@@ -37,6 +37,7 @@ __all__ = [
     "compact",
     "curve_figure",
     "from_row",
+    "output_address",
     "printable",
     "published_tables",
     "query",

@@ -6,7 +6,6 @@ import decimal
 import io
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from distsub.errors import ConfigError, OutputError, QueryError
 from distsub.results.terminal import Column, Terminal, layout, printable, records
+from distsub.streams import give_up_output
 
 Format = Literal["table", "json", "csv"]
 
@@ -83,7 +83,7 @@ def write_out(text: str) -> None:
             text = "\n".join(map(printable, text.split("\n")))
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again at exit
+        give_up_output()
         if not isinstance(error, BrokenPipeError):
             raise OutputError(
                 f"cannot write to standard output ({error.strerror or error}); give it a place with room"

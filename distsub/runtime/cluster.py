@@ -32,6 +32,9 @@ class DriverOnly:
 PATIENCE_S = 30.0
 """Seconds without a node that fits a trial before it is said; nodes that are on their way are waited for in silence."""
 
+YOUNG_S = 15.0
+"""Seconds in which a cluster that runs no trial now may still show that it grows."""
+
 IDLE_S = 15.0
 """Seconds that a process without a trial may hold its node while there is nothing to start."""
 
@@ -78,23 +81,39 @@ def _status() -> Any:
     return reply
 
 
-def slots(resources: Resources) -> int:
-    """Count how many trials are to be in flight: what the sweep says, else what the cluster runs at once now.
+def slots(resources: Resources, demand: int) -> int:
+    """Count how many trials are to be in flight.
 
-    As many trials are handed to Ray at once, each with its request, so an autoscaler sees the whole demand from the
-    first second.
+    What the sweep says; else what the cluster runs at once now, and with an autoscaler as many as the sweep can use. As
+    many trials are handed to Ray at once, each with its request, so an autoscaler sees the whole demand from the first
+    second and adds what it may.
+
+    Args:
+        resources: What a trial asks for.
+        demand: How many trials the sweep would run at once now, without running ahead of itself.
 
     Raises:
         ConfigError: No node can run one, and none will come.
     """
-    have = nodes()
-    now = sum(fits(node, resources) for node in have)
-    if now == 0:
-        may_come = not has_own_cluster() or grows()  # a cluster of our own has all it will ever have
-        if resources.max_concurrent_trials is None or not may_come:
-            hint = ", or give max_concurrent_trials for a cluster that grows" if may_come else ""
-            raise ConfigError(f"{_unmet(have, resources)}; lower [resources]{hint}")
-    return resources.max_concurrent_trials or now
+    now, growing = _settled(resources)
+    if not now and not growing and (has_own_cluster() or resources.max_concurrent_trials is None):
+        hint = "" if has_own_cluster() else ", or give max_concurrent_trials for a cluster that nodes are yet to join"
+        raise ConfigError(f"{_unmet(nodes(), resources)}; lower [resources]{hint}")
+    return resources.max_concurrent_trials or (max(now, demand, 1) if growing else now)
+
+
+def _settled(resources: Resources) -> tuple[int, bool]:
+    """Count the trials that the cluster runs at once now, and tell whether it grows; a young cluster is waited for.
+
+    A head that has just started has no nodes yet, and its autoscaler says nothing of itself for some seconds.
+    """
+    end = time.monotonic() + YOUNG_S
+    while True:
+        now = sum(fits(node, resources) for node in nodes())
+        growing = not has_own_cluster() and grows()  # a cluster of our own has all it will ever have
+        if now or growing or has_own_cluster() or time.monotonic() > end:
+            return now, growing
+        time.sleep(1.0)
 
 
 def _unmet(have: list[dict[str, float]], resources: Resources) -> str:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -34,16 +34,16 @@ if os.environ.get("RAY_ADDRESS", "") in ("", "local"):  # a given cluster has a 
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import ray
-from ray._private import ray_constants
 
 from distsub.errors import ClusterError
 from distsub.files import first_line
+from distsub.runtime import own
 
 ANSWER_S = 20.0
 """Seconds in which a cluster must answer a first question. Ray itself asks for ever."""
 
-START_S = 50.0
-"""Seconds in which Ray must be up after that; it takes 5 to 15 here."""
+CONNECT_S = 35.0
+"""Seconds in which this process must be connected after that; it takes one or two here."""
 
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 _LONGEST_SOCKET = 107
@@ -74,8 +74,11 @@ def check() -> None:
 
 
 @contextlib.contextmanager
-def connect() -> Iterator[None]:
+def connect(say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Connect to RAY_ADDRESS or the job's cluster, else start one on this machine's loopback and end it.
+
+    Args:
+        say: Told of an attempt to start one that failed.
 
     Raises:
         ClusterError: RAY_ADDRESS cannot be used or nothing answers there, or no cluster can be started here.
@@ -86,33 +89,27 @@ def connect() -> Iterator[None]:
     # What goes wrong in a trial is told once, in one line; Tune would print each traceback twice.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     logging.getLogger("ray.air").setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
     check()
-    own = has_own_cluster()
-    if own:
-        options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    what = "no Ray cluster could be started here" if own else f"RAY_ADDRESS = {os.environ['RAY_ADDRESS']!r}"
-    with _at_most(START_S, f"{what}: Ray was not up after {START_S:.0f} s; run the same command again"):
-        try:
-            with _on_loopback() if own else contextlib.nullcontext():
-                ray.init(**options)
-        except Exception as error:  # Ray raises whatever its parts raise
-            raise ClusterError(f"{what}: {first_line(error)}") from None
     try:
-        yield
+        if has_own_cluster():
+            options = {"_node_ip_address": "127.0.0.1", **own.QUIET}
+            with own.started(lambda address: _join("the cluster started here", address=address, **options), say):
+                yield
+        else:
+            _join(f"RAY_ADDRESS = {os.environ['RAY_ADDRESS']!r}", **own.QUIET)
+            yield
     finally:
         ray.shutdown()
 
 
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Keep Ray on 127.0.0.1. Ray reads that address as a request to be reachable, and listens everywhere."""
-    known = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = known
+def _join(what: str, **options: Any) -> None:
+    late = f"{what}: no connection after {CONNECT_S:.0f} s; run the same command again"
+    with _at_most(CONNECT_S, late), own.on_loopback() if has_own_cluster() else contextlib.nullcontext():
+        try:
+            ray.init(**options)
+        except Exception as error:  # Ray raises whatever its parts raise
+            ray.shutdown()
+            raise ClusterError(f"{what}: {first_line(error)}") from None
 
 
 @contextlib.contextmanager

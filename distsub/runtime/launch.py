@@ -246,9 +246,14 @@ def doctor() -> tuple[pa.Table, bool]:
 
     def scratch() -> str:
         folder = pretrained.cache_directory()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".probe").write_text("")
-        (folder / ".probe").unlink()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".probe").write_text("")
+            (folder / ".probe").unlink()
+        except OSError as error:
+            raise UnavailableError(
+                f"{folder} cannot be written ({error.strerror}); set DISTSUB_CACHE to a directory that can"
+            ) from None
         return f"{folder}, {shutil.disk_usage(folder).free >> 30} GiB free"
 
     needed = ("torch", "transformers", "ray", "datasets", "optuna", "pyarrow", "duckdb")

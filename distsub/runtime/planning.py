@@ -69,7 +69,7 @@ def plan(
     """
     sweep = check(sweep, say)
     board = board_of(sweep)
-    slots = slots or _slots(sweep)
+    slots = slots or _slots(sweep, len(board.wanted()))
     probes = _probe(sweep, board) if probe else {}
     splits = {task.name: data.load(task, sweep.budget) for task in sweep.tasks}
     evaluated = {name: len(each.validation) for name, each in splits.items()}
@@ -195,7 +195,7 @@ def _seed(seeds: Seeds) -> str:
     return numbers[0] if len(set(numbers)) == 1 else "/".join(numbers)
 
 
-def _slots(sweep: Sweep) -> int:
+def _slots(sweep: Sweep, demand: int) -> int:
     """Count the trials at once: as the sweep says, else on the cluster of RAY_ADDRESS, else on this machine."""
     if sweep.resources.max_concurrent_trials:
         return sweep.resources.max_concurrent_trials
@@ -204,7 +204,7 @@ def _slots(sweep: Sweep) -> int:
         from distsub.runtime import cluster
 
         with connect():
-            return cluster.slots(sweep.resources)
+            return cluster.slots(sweep.resources, demand)
     return max(1, int((os.cpu_count() or 1) / max(sweep.resources.cpus_per_trial, 1e-9)))
 
 

@@ -8,10 +8,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from distsub.errors import OutputError
+from distsub.results.listing import write_out
 from distsub.results.terminal import Terminal, printable
 from distsub.runtime.intervals import Intervals
 from distsub.runtime.labels import Labels
 from distsub.search import Board, Finding, Outcome
+from distsub.streams import say
 from distsub.trial import Observation, Trial
 
 EVERY_S = 8.0
@@ -147,7 +150,8 @@ class Progress:
             each = min(begun)
         work = [each * (1 - one.share) for one in running]
         rest = each * max(0, self.left - len(running))
-        return max([(sum(work) + rest) / max(1, min(self.slots, self.left)), *work])
+        slots = len(running) if running and self.waiting else self.slots  # a cluster may not have grown so far, or ever
+        return max([(sum(work) + rest) / max(1, min(slots, self.left)), *work])
 
     @property
     def text(self) -> str:
@@ -242,10 +246,13 @@ class Reporter:
         self.line(text)
 
     def line(self, text: str) -> None:
-        """Print one line at once: logs of jobs are read while they run."""
+        """Print one line at once: logs of jobs are read while they run. What cannot be printed ends no run."""
         text = printable(text, Terminal.of(sys.stdout))
         with self._printing:
-            print(f"[{time.monotonic() - self.began:7.1f} s] {text}\n", end="", flush=True)
+            try:
+                write_out(f"[{time.monotonic() - self.began:7.1f} s] {text}")
+            except OutputError as error:
+                say(f"distsub: {error}; the run goes on without a word")
 
     def _tick(self) -> None:
         while not self._closed.wait(EVERY_S):

@@ -118,6 +118,11 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         self.running: dict[str, Trial] = {}
         self.broken: Exception | None = None
 
+    @property
+    def demand(self) -> int:
+        """How many trials the searches would run at once, before any runs ahead of what it knows."""
+        return len(self._board.wanted())
+
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         """Keep what goes wrong for after the run: Tune would leave actors and trials behind."""
@@ -332,7 +337,10 @@ def run(
         searcher = BoardSearcher(board, store, reporter, rules, crashes, losses, resources.retries)
         reporter.line("ray      connecting")
         try:
-            with connect(), tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder:
+            with (
+                connect(lambda text: reporter.line(f"ray      {text}")),
+                tempfile.TemporaryDirectory(prefix="distsub-tune-") as folder,
+            ):
                 drain.listen()
                 watchers = [crashes, cluster.Watch(resources, reporter.line), Gauges(reporter, store.uri)]
                 _fit(searcher, place, watchers, resources, folder)
@@ -350,7 +358,7 @@ def _fit(
     searcher: "BoardSearcher", place: Place, watchers: list[tune.Callback], resources: Resources, folder: str
 ) -> None:
     """Run one Tuner to its end."""
-    searcher.slots = searcher.reporter.progress.slots = cluster.slots(resources)
+    searcher.slots = searcher.reporter.progress.slots = cluster.slots(resources, searcher.demand)
     needs = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(TrainTrial, place=place), needs),

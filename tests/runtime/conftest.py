@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from textwrap import indent
@@ -17,7 +18,7 @@ import pytest
 
 from distsub.config import load_sweep
 from distsub.results import Store
-from distsub.runtime import launch
+from distsub.runtime import launch, own
 
 TIMES = {"wall_s", "eval_s", "peak_bytes", "provenance"}
 
@@ -248,6 +249,42 @@ def patiently(start, tries=4):
         except Exception:
             if not tries:
                 raise
+
+
+class Reaper(threading.Thread):
+    """Kills processes that a process of this test has started, as soon as they appear; `killed` counts them."""
+
+    def __init__(self, above, name, times, delay=0.0):
+        super().__init__(daemon=True)
+        self._above, self._name, self._times, self._delay = above, name, times, delay
+        self.killed, self.over = [], threading.Event()
+
+    def run(self):
+        while len(self.killed) < self._times and not self.over.wait(0.02):
+            found = [self._above]
+            for pid in found:  # which grows
+                found += own.children(pid)
+            for pid in found[1:]:
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{pid}/comm").read_text().strip() == self._name and pid not in self.killed:
+                        time.sleep(self._delay)
+                        os.kill(pid, signal.SIGKILL)
+                        self.killed.append(pid)
+
+
+@pytest.fixture
+def reaper():
+    made = []
+
+    def start(above, name, times, delay=0.0):
+        made.append(Reaper(above, name, times, delay))
+        made[-1].start()
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.over.set()
+        each.join(10)
 
 
 class Rig:

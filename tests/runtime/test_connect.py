@@ -1,15 +1,18 @@
 """What goes wrong before Ray is there: one line that names the thing, in bounded time."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 import pytest
 
 from distsub.errors import ClusterError
-from distsub.runtime import connect
+from distsub.runtime import connect, own
 
 
 @pytest.fixture
@@ -122,3 +125,63 @@ def test_ray_uploads_nothing_under_uv_run():
     code = code.format("RAY_ENABLE_UV_RUN_RUNTIME_ENV")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+CONNECT = """
+from distsub.runtime.connect import connect
+import ray
+with connect(lambda text: print(text, flush=True)):
+    print(ray.get(ray.remote(lambda: "answered").remote()), flush=True)
+"""
+
+
+@pytest.fixture
+def connecting(environment):
+    """A process that starts a cluster of its own and asks it something."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CONNECT], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("name", "delay"), [("gcs_server", 0.3), ("gcs_server", 1.5), ("raylet", 0.0), ("raylet", 1.0)]
+)
+def test_a_process_of_ray_that_is_killed_while_it_starts_costs_one_attempt(connecting, reaper, name, delay):
+    killed = reaper(connecting.pid, name, 1, delay).killed
+    out, error = connecting.communicate(timeout=300)
+    assert connecting.returncode == 0 and len(killed) == 1, error
+    assert out.splitlines()[-1] == "answered" and "no Ray cluster came up here (" in out and "attempt 2 of 3" in out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_cluster_that_never_comes_up_is_given_up_after_three_attempts(connecting, reaper):
+    killed = reaper(connecting.pid, "gcs_server", 99).killed
+    out, error = connecting.communicate(timeout=300)
+    assert len(killed) == 3 and connecting.returncode == 1 and "attempt 3 of 3" in out
+    assert "ClusterError: no Ray cluster could be started here in 3 attempts: " in error.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_cluster_of_ones_own_ends_with_its_driver_however_that_ends(environment, number):
+    code = CONNECT + "    import time\n    time.sleep(300)\n"
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "answered\n":
+            assert process.poll() is None
+        found = [process.pid]
+        for pid in found:
+            found += own.children(pid)
+        assert len(found) > 4
+        process.send_signal(number)
+        process.wait(60)
+        end = time.monotonic() + 60
+        while left := [pid for pid in found[1:] if os.path.exists(f"/proc/{pid}")]:
+            assert time.monotonic() < end, left
+            time.sleep(0.2)

@@ -99,7 +99,7 @@ def test_it_never_raises_and_ends(board_fails, reporter_fails, slots, data):
 def test_what_tune_pickles_reaches_nothing_of_this_process(monkeypatch):
     """Tune pickles all that it is given before it starts; a live table, a lock or a board must not be among it."""
     monkeypatch.setattr(tune, "connect", contextlib.nullcontext)
-    monkeypatch.setattr(tune.cluster, "slots", lambda resources: 2)
+    monkeypatch.setattr(tune.cluster, "slots", lambda resources, demand: 2)
     monkeypatch.setattr("distsub.runtime.metrics.metrics", MagicMock())
     pickled = []
 
