@@ -192,14 +192,12 @@ def status(out: Out, format: As = Format.table) -> None:
 
     without_pandas()
     from distsub.analysis import standing
-    from distsub.results.drivers import drivers
 
     store = _open_results(out)
     summary, sweep = _summary(store)
     searches = _told(store, summary.searches)
     if format is not Format.table:
-        running = any(each.alive for each in drivers(store.files))
-        _print(standing.status_rows(searches, running), format)
+        _print(standing.status_rows(searches, store), format)
         return
     _line(*standing.standing(store, summary, sweep.name), "")
     _print(standing.status_table(searches), format)

@@ -50,7 +50,8 @@ def _driver(driver: Driver) -> str:
         return f"killed: {where}, last seen {_ago(driver.beat)}"
     named = ", ".join(driver.training[:SHOWN])
     more = f" and {len(driver.training) - SHOWN} more" if len(driver.training) > SHOWN else ""
-    return f"{where}, begun {_ago(driver.since)}" + (f", trains {named}{more}" if named else "")
+    flying = f", {len(driver.training)} in flight: {named}{more}" if named else ", none in flight"
+    return f"{where}, begun {_ago(driver.since)}{flying}"
 
 
 def _ago(then: float) -> str:
@@ -62,10 +63,27 @@ def _ago(then: float) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def status_rows(searches: pa.Table, running: bool) -> pa.Table:
-    """Give all that is known of each search, and whether something runs the sweep, for a program to read."""
-    state = pa.array(["running" if running else "none"] * searches.num_rows, pa.string())
-    return searches.append_column("driver", state)
+def status_rows(searches: pa.Table, store: Store) -> pa.Table:
+    """Give all that is known of each search, for a program to read, and of the sweep what `standing` says.
+
+    Args:
+        searches: Rows of SEARCHES.
+        store: The results.
+
+    Returns:
+        The rows, with "driver" ("running" or "none"), "in_flight" (trainings that run now) and "last_row_s" (the age of
+        the newest row in seconds; null without one), alike in every row.
+    """
+    alive = [each for each in drivers(store.files) if each.alive]
+    newest = store.files.newest("observations") or store.files.newest("parts")
+    known = {
+        "driver": pa.scalar("running" if alive else "none"),
+        "in_flight": pa.scalar(sum(len(each.training) for each in alive), pa.int64()),
+        "last_row_s": pa.scalar(max(0.0, time.time() - newest) if newest else None, pa.float64()),
+    }
+    for name, value in known.items():
+        searches = searches.append_column(name, pa.repeat(value, searches.num_rows))
+    return searches
 
 
 def status_table(searches: pa.Table) -> pa.Table:

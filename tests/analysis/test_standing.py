@@ -54,15 +54,26 @@ def test_an_unfinished_sweep_that_nothing_runs_is_open_and_says_how_to_go_on(sto
     assert first == "mine: not running, 1 of 1 searches open; the same command resumes"
     assert last.startswith("last row ") and last.endswith("; trainings that go on from a checkpoint: 1")
     assert status_table(summary.searches).to_pylist()[0]["outcome"] == "open"
-    assert status_rows(summary.searches, False)["driver"].to_pylist() == ["none"]
+    [row] = status_rows(summary.searches, store).to_pylist()
+    assert (row["driver"], row["in_flight"]) == ("none", 0) and 0 <= row["last_row_s"] < 600
 
 
 def test_a_sweep_that_runs_says_where_and_what_it_trains(store):
     summary = trained(store, {100: 0.6})
     with Heartbeat(store.files, lambda: [f"trial {i}" for i in range(6)]):
         first, second, _ = standing(store, summary, "mine")
+        [row] = status_rows(summary.searches, store).to_pylist()
+    assert (row["driver"], row["in_flight"]) == ("running", 6) and "6 in flight: trial 0" in " ".join(second.split())
     assert first == "mine: running, 1 of 1 searches open"
     assert f"process {os.getpid()} on " in second and "trial 3 and 2 more" in second
+
+
+def test_before_the_first_row_nothing_is_said_of_its_age(store):
+    summary = Summary((SEARCH,), "grid", store)
+    with Heartbeat(store.files):
+        _, second, last = standing(store, summary, "mine")
+        assert status_rows(summary.searches, store)["last_row_s"].to_pylist() == [None]
+    assert "none in flight" in " ".join(second.split()) and last == "no row yet"
 
 
 def test_a_sweep_whose_searches_ended_is_done(store):

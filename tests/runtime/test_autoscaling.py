@@ -98,15 +98,17 @@ def growing(folder, environment, starts, free_port):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("most", [{"max_concurrent_trials": 4}, {}], ids=["as many as asked", "as many as may be"])
 def test_a_cluster_grows_to_four_nodes_under_a_sweep_and_back(
-    growing, starts, tiny_sweep, tmp_path, distsub_run, with_resources
+    growing, starts, tiny_sweep, tmp_path, distsub_run, with_resources, most
 ):
+    """Also without a number: then it is handed all that its searches can use, of which the cluster runs what it may."""
     starts.patch(delay=5.0)
     began = time.monotonic()
     while growing.nodes() != 0:
         assert time.monotonic() - began < 120, "no head"
         time.sleep(0.5)
-    with_resources(tiny_sweep, cpus_per_trial=1, max_concurrent_trials=4)
+    with_resources(tiny_sweep, cpus_per_trial=1, **most)
     run = distsub_run(tiny_sweep, tmp_path / "grown", growing.environment)
     run.until(lambda: "connecting" in run.log(), "connection")
     print(f"\nfour nodes after {run.until(lambda: growing.nodes() == 4, 'four nodes'):.0f} s")

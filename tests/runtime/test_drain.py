@@ -74,6 +74,32 @@ def test_inline_ends_in_the_middle_of_a_trial_and_goes_on_there(tiny_text, tmp_p
     assert store.files.names("checkpoints") == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_status_says_what_runs_and_that_nothing_does_afterwards(number, tiny_text, tmp_path):
+    """By the command line, whatever ends the driver: Ctrl-C, a job that is stopped, a machine without memory."""
+    (tmp_path / "long.toml").write_text(tiny_text.replace("steps = 40", "steps = 1000000"))
+    program, out = [sys.executable, "-m", "distsub.cli"], str(tmp_path / "out")
+    command = [*program, "run", str(tmp_path / "long.toml"), "--out", out, "--backend", "inline", "--plain"]
+
+    def status():
+        done = subprocess.run([*program, "status", out], capture_output=True, text=True)
+        return done.stdout if done.returncode == 0 else ""
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        try:
+            while "1 in flight: full lr=" not in (said := status()):
+                assert run.poll() is None, said
+            assert said.startswith(f"tiny: running, 4 of 4 searches open\nprocess {run.pid} on ")
+            assert "no row yet" in said
+            run.send_signal(number)
+            run.wait(60)
+        finally:
+            run.kill()
+    said = status()
+    assert said.startswith("tiny: not running, 4 of 4 searches open; the same command resumes\n"), said
+    assert (f"killed: process {run.pid} on " in said) == (number == signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_tune_ends_and_goes_on(tiny_text, tmp_path):
