@@ -167,6 +167,12 @@ def test_a_cluster_on_loopback_stops_a_job_resumes_it_and_ends(checkout, environ
         ]
         assert left == [], "the token is in the results"
 
+        lost = "\n".join(submit.splitlines()[:2]).replace('"$PWD/results/quickstart"', "results/lost")
+        done = shell(lost, checkout, environment)
+        assert done.returncode != 0 and "thrown away when the job ends; give an absolute path" in done.stdout, (
+            done.stdout
+        )
+
         local.send_signal(signal.SIGTERM)
         local.wait(timeout=90)
         wait_for(lambda: not processes(mark), 60)

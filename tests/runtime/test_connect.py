@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from distsub import files
 from distsub.errors import ClusterError
 from distsub.runtime import connect, own
 
@@ -117,6 +118,12 @@ def test_the_command_ends_with_one_line_and_exit_code_2(case, small_sweep, envir
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
     assert done.returncode == 2, done.stderr
     assert message.format(**fill) in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_job_is_known_by_what_ray_sets_in_it():
+    from ray._private.runtime_env import constants
+
+    assert files._JOB == constants.RAY_JOB_CONFIG_JSON_ENV_VAR
 
 
 def test_ray_uploads_nothing_under_uv_run():

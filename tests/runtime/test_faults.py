@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from distsub.results import Store
+from distsub.runtime import own
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -163,12 +164,17 @@ def memory(name):
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 
 
-def test_a_trial_that_the_memory_monitor_kills(starts, small_sweep, tmp_path, truth, distsub_run, request, monkeypatch):
-    """Ray kills the process when its node runs full, and ends the driver's whole run with it; the run begins anew."""
+@pytest.fixture
+def full_at(monkeypatch):
+    """Let Ray take its node for full when 3 GiB more are used than now."""
     total, free = (memory(name) for name in ("MemTotal", "MemAvailable"))
     if free < 8 << 30:
         pytest.skip("needs 8 GiB of free memory")
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{(total - free + (3 << 30)) / total:.3f}")
+
+
+def test_a_trial_that_the_memory_monitor_kills(starts, small_sweep, tmp_path, truth, distsub_run, full_at, request):
+    """Ray kills the process when its node runs full, and ends the driver's whole run with it; the run begins anew."""
     rig, flag = request.getfixturevalue("rig"), tmp_path / "once"
     starts.patch(more=EAT, once=flag)
     rig.add()
@@ -176,3 +182,19 @@ def test_a_trial_that_the_memory_monitor_kills(starts, small_sweep, tmp_path, tr
     run.until(flag.exists, "allocation")
     say("process killed for memory", run.until(lambda: len(starts.read()) > 1, "another start"))
     run.finish(truth)
+
+
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+def test_the_session_after_memory_pressure_is_killed_while_it_starts(
+    starts, small_sweep, tmp_path, truth, distsub_run, full_at, request, reaper, name
+):
+    """Memory is still short when the run begins anew, on a cluster of its own: that costs one more attempt."""
+    environment, flag = request.getfixturevalue("environment"), tmp_path / "once"
+    environment["PYTHONPATH"] = os.pathsep.join([str(starts.site), os.environ.get("PYTHONPATH", "")])
+    starts.patch(more=EAT, once=flag)
+    run = distsub_run(small_sweep, tmp_path / "short", environment)
+    run.until(flag.exists, "allocation")
+    run.until(lambda: run.log().count("ray      connecting") == 2, "another connection")
+    killed = reaper(run.pid, name, 1, delay=0.2).killed
+    run.finish(truth)
+    assert len(killed) == 1 and f"died while it started); attempt 2 of {own.ATTEMPTS}" in run.log()
