@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distsub.config import Resources, parse_sweep
+from distsub.config import parse_sweep
 from distsub.finetune import propose
 from distsub.runtime import cluster
+from distsub.sweep import Resources
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.toml"))
