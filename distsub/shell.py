@@ -1,0 +1,106 @@
+"""What the commands share: opening results, and writing for people or for programs."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distsub import streams
+from distsub.errors import ConfigError
+from distsub.options import Format
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from distsub.analysis.summary import Summary
+    from distsub.results import Store
+    from distsub.sweep import Sweep
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Stopped(SystemExit):
+    """The end of a run that was interrupted and has said so."""
+
+
+def open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
+    """Read and check a sweep, and make or open its results directory."""
+    from distsub.config import load_sweep
+    from distsub.results import Store, output_address
+    from distsub.runtime import checks
+
+    sweep = load_sweep(sweep_file)
+    if not out.strip():
+        raise ConfigError("--out is empty; give a results directory, such as --out results/mine")
+    out = output_address(out)
+
+    sweep = checks.check(sweep, say)  # before the directory is made: a sweep that cannot run leaves nothing behind
+    directory = str(sweep_file.resolve().parent)
+    return sweep, Store.create(out, sweep.text, sweep.fingerprint, directory, sweep.places)
+
+
+def open_results(out: str) -> "Store":
+    """Open a results directory."""
+    from distsub.results import Store
+
+    return Store.open(out)
+
+
+def sweep_of(store: "Store") -> "Sweep":
+    """Read the sweep of a results directory, with the contents that its rows are of."""
+    from distsub.config import parse_sweep
+
+    return parse_sweep(store.sweep_text, store.directory, f"{store.uri}/sweep.toml").known(store.places)
+
+
+def summary_of(store: "Store") -> "tuple[Summary, Sweep]":
+    """Sum up a results directory."""
+    from distsub.analysis.summary import Summary
+
+    sweep = sweep_of(store)
+    return Summary(sweep.searches(), sweep.policy, store, sweep.limit), sweep
+
+
+def told(store: "Store", table: "pa.Table") -> "pa.Table":
+    """Pass a table on, having said what the store skipped to make it."""
+    for line in store.notices():
+        say(f"distsub: {line}")
+    return table
+
+
+def answers(d90: "pa.Table", columns: Sequence[str] = ()) -> None:
+    """List each d90, with the way of training where one has a name, and say what its reader must know."""
+    from distsub.analysis.standing import notes
+    from distsub.analysis.summary import D90_COLUMNS
+
+    named = d90["variant"].null_count < d90.num_rows
+    show(d90.select([name for name in columns or D90_COLUMNS if name != "variant" or named]), Format.table)
+    write(*notes(d90))
+
+
+def say(line: str) -> None:
+    """Write a line for people to standard error."""
+    from distsub.results.terminal import Terminal, printable
+
+    streams.say(printable(line, Terminal.of(sys.stderr)))
+
+
+def pictures(paths: list[str]) -> None:
+    """Name figures that were drawn."""
+    for path in paths:
+        say(f"figure: {path}")
+
+
+def write(*lines: str) -> None:
+    """Write lines to standard output."""
+    from distsub.results import write_out
+
+    if lines:
+        write_out("\n".join(lines))
+
+
+def show(table: "pa.Table", format: Format) -> None:
+    """Write a table to standard output."""
+    from distsub.results import render, write_out
+
+    write_out(render(table, format.value))
