@@ -40,6 +40,7 @@ ENOUGH = 200
 _WANTED = 800  # independent draws from which there are no further rounds
 _DRAWS = 1000  # in a round
 _ROUNDS = 20  # at most
+_CACHED = 15_000  # numbers in an array that stays in a processor's cache: twice as fast
 _DEGREES = 8.0  # of freedom of the proposal: tails heavier than the posterior's
 _TAILS = 8.0  # of freedom of the residual
 _FAILED = 0.05  # how far from the floor in gain a training that failed may end
@@ -76,6 +77,10 @@ class _Model:
 
     def density(self, theta: np.ndarray) -> np.ndarray:
         """Return the log posterior, up to a constant, of every row of theta."""
+        size = max(_CACHED // len(self.scores.y), 16)
+        return np.concatenate([self._density(theta[i : i + size]) for i in range(0, len(theta), size)])
+
+    def _density(self, theta: np.ndarray) -> np.ndarray:
         k = self.k
         standard = (theta[:, : self.shared] - self.center[: self.shared]) / self.spread[: self.shared]
         value = -0.5 * (standard**2).sum(1)
@@ -85,7 +90,7 @@ class _Model:
         value -= off.shape[1] * theta[:, SHIFT]
         mean, variance = self.moments(theta)
         trained, failed = self._subspace(theta, mean[:, :k], variance[:, :k])
-        value += np.logaddexp(trained, failed).sum(1)
+        value += _either(trained, failed).sum(1)
         inverse, miss = 1.0 / variance[:, k:], self.scores.y[k:] - mean[:, k:]
         common = np.exp(2 * theta[:, [BASELINE]])
         mass = 1.0 + common * (inverse @ self.members)
@@ -121,13 +126,13 @@ class _Model:
         """Return the probability of every subspace trial to have failed to train."""
         mean, variance = self.moments(theta)
         trained, failed = self._subspace(theta, mean[:, : self.k], variance[:, : self.k])
-        return np.exp(failed - np.logaddexp(trained, failed))
+        return np.exp(failed - _either(trained, failed))
 
     def _subspace(self, theta: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the log likelihood of every subspace trial as one that trained and as one that failed."""
         scores, share = self.scores, self.noise.failure
         y, below = scores.y[: self.k], scores.below
-        trained = -0.5 * np.log(variance) - 0.5 * (_TAILS + 1) * np.log1p((y - mean) ** 2 / (_TAILS * variance))
+        trained = -0.5 * np.log(variance) - 0.5 * (_TAILS + 1) * np.log(1.0 + (y - mean) ** 2 / (_TAILS * variance))
         spread = scores.own[: self.k] + _FAILED**2
         failed = -0.5 * np.log(spread) - 0.5 * (y - theta[:, [FLOOR]]) ** 2 / spread
         if below.any():
@@ -176,6 +181,11 @@ class _Model:
         found[MIDDLE, MIDDLE] += kin.sum()
         found[SHIFT, SHIFT] += max(len(kin) - 1.0, 0.0)
         return found
+
+
+def _either(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return log(exp(a) + exp(b)), faster than NumPy's."""
+    return np.maximum(a, b) + np.log(1.0 + np.exp(-np.abs(a - b)))
 
 
 def _steps(arms: np.ndarray, scale: float) -> np.ndarray:
@@ -229,11 +239,11 @@ def draw(scores: Scores, noise: Noise) -> Draws:
 def _mixture(theta: np.ndarray, proposals: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Return the log density of draws in the mixture of all proposals, up to a constant."""
     size = theta.shape[1]
-    found = np.full(len(theta), -np.inf)
+    found = np.full(len(theta), -1e300)
     for mean, root in proposals:
         square = (((theta - mean) @ np.linalg.inv(root).T) ** 2).sum(1)
         density = -0.5 * (_DEGREES + size) * np.log1p(square / _DEGREES) - np.log(np.diag(root)).sum()
-        found = np.logaddexp(found, density)
+        found = _either(found, density)
     return found
 
 
