@@ -106,6 +106,7 @@ PARAMETERS = (
 
 SLOPE, ASYMMETRY, FLOOR, TOP, FULL, RESIDUAL, SHIFT, BASELINE, MIDDLE, PENALTY, TILT, DRIFT = range(12)
 
+_POINTS = 80  # of the range at which curves are looked up; between them they are straight
 _STEP = math.sqrt(3.0)  # Gauss-Hermite with three nodes: the mean over a normal shift
 
 
@@ -181,16 +182,23 @@ class Draws:
         step = _STEP * np.exp(self.theta[:, [SHIFT]])
         return (4 * rise(parts, at) + rise(parts, at - step) + rise(parts, at + step)) / 6
 
-    def crossing(self, bar: np.ndarray) -> np.ndarray:
-        """Return log d where each draw's expected gain reaches its bar; +-inf where it never or always does."""
-        floor, top, *_ = shape(self.theta)
-        reach = 12.0 / np.exp(self.theta[:, SLOPE]) + 3.0 * np.exp(self.theta[:, SHIFT]) + 3.0
-        low, high = self.theta[:, MIDDLE] - reach, self.theta[:, MIDDLE] + reach
-        for _ in range(18):  # to 0.0001 in log d
-            x = (low + high) / 2
-            below = self.level(x[:, None])[:, 0] < bar
-            low, high = np.where(below, x, low), np.where(below, high, x)
-        return np.where(bar <= floor, -np.inf, np.where(bar >= top, np.inf, high))
+    def crossing(self, bars: np.ndarray) -> np.ndarray:
+        """Return log d where each draw's expected gain reaches its bars; -inf and inf where that is outside the range.
+
+        Args:
+            bars: Gains to reach; [draws, any number].
+        """
+        x = np.linspace(*self.handicaps.range, _POINTS)
+        levels = np.maximum.accumulate(self.level(x[None]), axis=1)
+        found, draw = np.empty(bars.shape), np.arange(len(bars))
+        for column, bar in zip(found.T, bars.T, strict=True):
+            after = (levels < bar[:, None]).sum(1)
+            right = np.clip(after, 1, _POINTS - 1)
+            low, high = levels[draw, right - 1], levels[draw, right]
+            share = np.clip((bar - low) / np.maximum(high - low, 1e-12), 0.0, 1.0)
+            inside = x[right - 1] + share * (x[1] - x[0])
+            column[:] = np.where(after == 0, -np.inf, np.where(after == _POINTS, np.inf, inside))
+        return found
 
 
 def shape(theta: np.ndarray) -> tuple[np.ndarray, ...]:

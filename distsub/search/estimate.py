@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from distsub.search.curves import Draws, Noise
     from distsub.search.rows import Rows
 
+_EACH = 8  # evaluation sets drawn for every curve
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -114,8 +116,8 @@ class Fit:
         full, weight = self.draws.full(), self.draws.weight
         bar = self._bar(fraction, chance_corrected)
         tail = (1.0 - level) / 2
-        crossing = self._crossing(fraction, chance_corrected)
-        low, middle, high = (_quantile(crossing, weight, p) for p in (tail, 0.5, 1.0 - tail))
+        crossing, repeated = self._crossing(fraction, chance_corrected)
+        low, middle, high = (_quantile(crossing, repeated, p) for p in (tail, 0.5, 1.0 - tail))
         first, last = (math.log(end) for end in self.range)
         outcome = Outcome.below_range if middle < first else Outcome.above_range if middle > last else Outcome.found
         mean = float(weight @ full)
@@ -145,7 +147,7 @@ class Fit:
         if self.draws is None:
             return (0.5,) * len(d)
         fraction = self.fraction if fraction is None else fraction
-        crossing, weight = self._crossing(fraction, False), self.draws.weight
+        crossing, weight = self._crossing(fraction, False)
         return tuple(float(weight[crossing <= math.log(each)].sum()) for each in d)
 
     def band(self, d: Sequence[float], level: float = LEVEL) -> tuple[tuple[float, float, float], ...]:
@@ -167,18 +169,22 @@ class Fit:
         bar = fraction * self.draws.full()
         return bar if chance_corrected else bar - (1.0 - fraction) * self.chance / self.unit
 
-    def _crossing(self, fraction: float, chance_corrected: bool) -> "np.ndarray":
-        """Return log d where the expected score on all examples reaches the threshold, per draw.
+    def _crossing(self, fraction: float, chance_corrected: bool) -> tuple["np.ndarray", "np.ndarray"]:
+        """Return values of log d where the expected score on all examples reaches the threshold, and their weights.
 
-        The curves are those on this evaluation set; how far another one would move curve and threshold apart is drawn.
+        The curves are those on this evaluation set; how far another one would move curve and threshold apart is drawn,
+        several times for each curve.
         """
+        import numpy as np
+
         from distsub.search.posterior import standard_normal
 
         assert self.draws is not None
         assert self.shared is not None
         bar = self._bar(fraction, chance_corrected)
         error = self.shared.error(float(self.draws.weight @ bar), fraction, (1.0 - fraction) * chance_corrected)
-        return self.draws.crossing(bar + error * standard_normal(len(bar)))
+        moved = error * standard_normal(_EACH * len(bar)).reshape(len(bar), _EACH)
+        return self.draws.crossing(bar[:, None] + moved).ravel(), np.repeat(self.draws.weight / _EACH, _EACH)
 
     def _range_warnings(self, is_above: bool, is_below: bool, threshold: float) -> tuple[str, ...]:
         smallest, largest = self.range

@@ -501,3 +501,13 @@ def test_other_shares_come_from_the_estimate_itself(measured):
 def test_it_says_what_it_is(measured):
     found = measured[3].d_at()
     assert repr(found) == f"Estimate({found.text}; {found.num_trials} trials, {found.num_seeds} seeds)"
+
+
+def test_the_page_shows_every_world_as_it_was_measured():
+    root = Path(__file__).parents[2]
+    worlds = json.loads((root / "benchmarks" / "coverage.json").read_text())["worlds"]
+    page = (root / "docs" / "intervals.md").read_text()
+    for name, line in worlds.items():
+        assert f"| {name} | {line['sweeps']} | {line['covered']:.1%} |" in page
+    assert f"covers the truth in {min(line['covered'] for line in worlds.values()):.1%}" in page
+    assert min(line["covered"] for line in worlds.values()) >= 0.9
