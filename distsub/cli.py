@@ -263,6 +263,24 @@ def compact(out: Out, format: As = Format.table) -> None:
 
 
 @app.command()
+def export(
+    out: Out,
+    optuna: Annotated[Path, typer.Option(readable=False, help="SQLite file to write, such as study.db.")],
+    format: As = Format.table,
+) -> None:
+    """Write all rows as an Optuna database, which `optuna-dashboard sqlite:///study.db` opens.
+
+    Example: distsub export results/quickstart --optuna study.db
+    """
+    import pyarrow as pa
+
+    from distsub.results.export import to_optuna
+
+    found = to_optuna(open_results(out).read(answers=False), optuna)
+    show(pa.Table.from_pylist([{"study": name, "trials": count} for name, count in found.items()]), format)
+
+
+@app.command()
 def inspect(
     what: Annotated[
         str, typer.Argument(help="A model (hub id, directory, package:NAME) or a saved adapter's directory.")

@@ -17,7 +17,7 @@ from distsub.results.analyses import read_analysis
 
 COMMANDS = (
     *("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor"),
-    *("trajectory", "outliers", "transfer"),
+    *("trajectory", "outliers", "transfer", "export"),
 )
 
 
