@@ -88,13 +88,8 @@ def _frozen(rows: Sequence[Observation]) -> "list[FrozenTrial]":
     found = []
     for seen, mine in zip(rows, params, strict=True):
         finished = seen.status == "finished" and seen.score is not None
-        about = {
-            "trial_id": seen.trial.id,
-            "status": seen.status,
-            "metric": seen.trial.task.metric,
-            "error": seen.error,
-        }
-        about |= {"chance": seen.chance, "num_trained": seen.num_trained, "wall_s": seen.wall_s}
+        about = {name: getattr(seen, name) for name in ("status", "error", "chance", "num_trained", "wall_s")}
+        about |= {"trial_id": seen.trial.id, "metric": seen.trial.task.metric}
         found.append(
             create_trial(
                 state=TrialState.COMPLETE if finished else TrialState.FAIL,
