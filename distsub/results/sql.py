@@ -118,7 +118,7 @@ def _run(given: Mapping[str, Any], sql: str, action: Callable[[Any], Any], table
 def _execute(given: Mapping[str, Any], action: Callable[[Any], Any]) -> Any:
     import duckdb
 
-    connection = duckdb.connect(":memory:", config=_CONFIG | {"memory_limit": f"{memory_limit()}B"})
+    connection = duckdb.connect(":memory:", config={**_CONFIG, "memory_limit": f"{memory_limit()}B"})
     try:
         for name, table in given.items():
             connection.register(name, table)
