@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from distsub.errors import DistsubError
     from distsub.finetune.adapters import load_adapter
     from distsub.finetune.train import train
+    from distsub.measuring import Results, measure, open
     from distsub.results import Store
     from distsub.search.arrays import d90
     from distsub.search.interval import Estimate
@@ -25,6 +26,7 @@ _HOME = {
     "Estimate": "distsub.search.interval",
     "Method": "distsub.trial",
     "Observation": "distsub.trial",
+    "Results": "distsub.measuring",
     "Seeds": "distsub.trial",
     "Store": "distsub.results",
     "SubspaceModel": "distsub.subspace.model",
@@ -33,6 +35,8 @@ _HOME = {
     "d90": "distsub.search.arrays",
     "load_adapter": "distsub.finetune.adapters",
     "load_sweep": "distsub.config",
+    "measure": "distsub.measuring",
+    "open": "distsub.measuring",
     "train": "distsub.finetune.train",
 }
 
@@ -42,6 +46,7 @@ __all__ = [  # noqa: RUF022 (the version last)
     "Estimate",
     "Method",
     "Observation",
+    "Results",
     "Seeds",
     "Store",
     "SubspaceModel",
@@ -50,6 +55,8 @@ __all__ = [  # noqa: RUF022 (the version last)
     "d90",
     "load_adapter",
     "load_sweep",
+    "measure",
+    "open",
     "train",
     "__version__",
 ]

@@ -11,6 +11,7 @@ import typer
 
 from distsub import learned_commands, streams
 from distsub.errors import ConfigError, DistsubError, OutputError
+from distsub.measuring import sweep_of
 from distsub.options import As, Backend, Format, Out, SweepFile, Version
 from distsub.shell import (
     INTERRUPTED,
@@ -22,7 +23,6 @@ from distsub.shell import (
     say,
     show,
     summary_of,
-    sweep_of,
     told,
     write,
 )

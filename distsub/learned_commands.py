@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from distsub.measuring import sweep_of
 from distsub.options import As, Backend, Format, Out, Scope, SweepFile
 from distsub.shell import (
     INTERRUPTED,
@@ -14,7 +15,6 @@ from distsub.shell import (
     pictures,
     say,
     show,
-    sweep_of,
     told,
 )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from distsub import streams
 from distsub.errors import ConfigError
+from distsub.measuring import sweep_of
 from distsub.options import Format
 
 if TYPE_CHECKING:
@@ -44,13 +45,6 @@ def open_results(out: str) -> "Store":
     from distsub.results import Store
 
     return Store.open(out)
-
-
-def sweep_of(store: "Store") -> "Sweep":
-    """Read the sweep of a results directory, with the contents that its rows are of."""
-    from distsub.config import parse_sweep
-
-    return parse_sweep(store.sweep_text, store.directory, f"{store.uri}/sweep.toml").known(store.places)
 
 
 def summary_of(store: "Store") -> "tuple[Summary, Sweep]":

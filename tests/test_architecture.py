@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "runtime": {"errors", "files", "places", "streams", "trial", "subspace", "finetune", "search", "results", "sweep"},
     "analysis": {"errors", "files", "trial", "subspace", "finetune", "search", "results"},
     "cli": {
+        "measuring",
         "shell",
         "learned_commands",
         "errors",
@@ -49,7 +50,22 @@ MAY_IMPORT = {
         "options",
         "streams",
     },
+    "measuring": {
+        "errors",
+        "trial",
+        "subspace",
+        "finetune",
+        "search",
+        "results",
+        "config",
+        "sweep",
+        "runtime",
+        "analysis",
+        "options",
+        "streams",
+    },
     "shell": {
+        "measuring",
         "errors",
         "trial",
         "subspace",
@@ -64,6 +80,7 @@ MAY_IMPORT = {
         "streams",
     },
     "learned_commands": {
+        "measuring",
         "shell",
         "errors",
         "trial",
