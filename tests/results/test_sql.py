@@ -247,7 +247,6 @@ HEAVY = "select count(*) from range(10000000) a, range(10000000) b where a.range
     "sql",
     [
         "select list(range) from range(300000000)",
-        "select range(500000000)",
         "select count(*) from (select distinct hash(range) from range(300000000))",
         "select * from range(300000000) order by hash(range) desc",
         "select a.range, list(b.range) from range(30000) a, range(30000) b group by all",
