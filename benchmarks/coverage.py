@@ -87,7 +87,7 @@ DRIFT: Change = lambda random: {"eta_drift": random.uniform(0.2, 0.4)}  # noqa: 
 
 WORLDS = {
     "control": World(),
-    "control, no seed but one": World(seeds=1),
+    "control, 1 seed": World(seeds=1),
     "control, 5 seeds": World(seeds=5),
     "control, exhaustive grid": World(policy="grid"),
     "flat curve": World(constant(slope=0.9)),
