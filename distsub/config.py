@@ -4,12 +4,14 @@ docs/sweep-file.md describes the format. Every complaint is one line that names 
 given and what is allowed; all complaints about a file come at once.
 """
 
+import dataclasses
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -192,11 +194,48 @@ class _Budget(Table):
     precision: Literal["fp32", "bf16", "auto"] = Budget.precision
 
 
+def _one_gpu(value: float) -> float:
+    """Refuse more than one GPU for a training."""
+    if value > 1:
+        raise ValueError(f"{value:g}: a training runs on one GPU; give 1, a fraction that several share, or 0 for CPUs")
+    return value
+
+
+_Gpus = Annotated[NonNegativeFloat, AfterValidator(_one_gpu)]
+
+
+class _BaselineResources(Table):
+    cpus_per_trial: PositiveFloat | None = None
+    gpus_per_trial: _Gpus | None = None
+
+
 class _Resources(Table):
+    """[resources] of a sweep file."""
+
     cpus_per_trial: PositiveFloat = Resources.cpus_per_trial
-    gpus_per_trial: NonNegativeFloat = Resources.gpus_per_trial
+    gpus_per_trial: _Gpus = Resources.gpus_per_trial
     max_concurrent_trials: PositiveInt | None = Resources.max_concurrent_trials
     retries: NonNegativeInt = Resources.retries
+    baseline: _BaselineResources | None = None
+
+    def record(self) -> Resources:
+        """Give the record.
+
+        Raises:
+            ConfigError: Full fine-tuning would run on another kind of device.
+        """
+        record, own = Resources(**self.model_dump(exclude={"baseline"})), self.baseline
+        if own is None:
+            return record
+        cpus = self.cpus_per_trial if own.cpus_per_trial is None else own.cpus_per_trial
+        gpus = self.gpus_per_trial if own.gpus_per_trial is None else own.gpus_per_trial
+        if (gpus > 0) != (self.gpus_per_trial > 0):
+            raise ConfigError(
+                f"[resources.baseline] gpus_per_trial = {gpus:g} beside [resources] gpus_per_trial = "
+                f"{self.gpus_per_trial:g}: a threshold and what is held against it are measured on one kind of device; "
+                "give both GPUs or none"
+            )
+        return dataclasses.replace(record, baseline=(cpus, gpus))
 
 
 class _Limit(Table):
@@ -267,7 +306,7 @@ class _File(Table):
             budget=budget,
             policy=self.policy,
             fraction=self.fraction,
-            resources=Resources(**self.resources.model_dump()),
+            resources=self.resources.record(),
             confirm=confirm,
             text=text,
             limit=Limit(**self.limit.model_dump()) if self.limit else None,

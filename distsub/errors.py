@@ -33,6 +33,10 @@ class UnavailableError(DistsubError, OSError):
     """A model or dataset is not on this machine and cannot be fetched."""
 
 
+class OutOfMemoryError(DistsubError, MemoryError):
+    """A training does not fit into the memory that it may use."""
+
+
 class ClusterError(DistsubError, ConnectionError):
     """No Ray cluster answers where one should, or none can be started."""
 

@@ -42,6 +42,13 @@ ATTEMPTS = 8
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 
+READING_S, WRITING_S = 10.0, 60.0
+"""Seconds after which no further attempt begins. Reading comes first and costs nothing yet, so a dead endpoint is told
+soon; what is written may be the end of a long training."""
+
+_TRIES_OF_S3 = 2
+"""Attempts of pyarrow's own within each of ours; a server that never answers takes three seconds each."""
+
 _PASSING = {
     getattr(errno, name)
     for name in ("EAGAIN", "EBUSY", "EINTR", "EIO", "ESTALE", "ETIMEDOUT", "ENETDOWN", "ENETUNREACH", "EHOSTUNREACH",
@@ -82,7 +89,7 @@ class Files:
         if "://" not in text:
             return cls(text, pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
         try:
-            filesystem, root = pafs.FileSystem.from_uri(text)
+            filesystem, root = _reached(text)
             if not root.strip("/"):
                 raise ValueError("it names no directory")
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -101,13 +108,24 @@ class Files:
         """Whether the root lies on a file system of this machine."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
+    @property
+    def puts_whole(self) -> bool:
+        """Whether this is an object store: an object appears at once, folders are none, and every request costs."""
+        return self.filesystem.type_name in _PUT_IS_ATOMIC
+
     def path(self, name: str) -> str:
         """Give the full path of a file below the root."""
         return f"{self.root}/{name}"
 
     def exists(self, name: str) -> bool:
         """Tell whether a file of that name is there."""
-        return patiently(lambda: self.filesystem.get_file_info(self.path(name))).type == pafs.FileType.File
+        if not self.puts_whole:
+            return patiently(lambda: self.filesystem.get_file_info(self.path(name))).type == pafs.FileType.File
+        try:  # one request; for the information it would list what lies below that name too
+            self.open(name).close()
+        except FileNotFoundError:
+            return False
+        return True
 
     def open(self, name: str) -> pa.NativeFile:
         """Open a file for reading parts of it.
@@ -130,9 +148,15 @@ class Files:
 
         return patiently(whole)
 
-    def names(self, folder: str) -> list[str]:
-        """List the files directly in a folder, sorted; none when there is no such folder."""
-        return sorted(info.base_name for info in self._list(folder) if info.is_file)
+    def names(self, folder: str, *, deep: bool = False) -> list[str]:
+        """List the files directly in a folder, sorted; none when there is no such folder.
+
+        Args:
+            folder: Where to look.
+            deep: Whether also in its folders, whose files are named as seen from it.
+        """
+        start = len(self.path(folder)) + 1
+        return sorted(info.path[start:] for info in self._list(folder, deep) if info.is_file)
 
     def folders(self, folder: str) -> list[str]:
         """List the folders directly in a folder, sorted; none when there is no such folder."""
@@ -143,23 +167,28 @@ class Files:
         return {info.base_name: info.size for info in self._list(folder) if info.is_file}
 
     def newest(self, folder: str) -> float | None:
-        """Say when a file directly in a folder was last written, in seconds since the epoch; None without one."""
-        times = [info.mtime for info in self._list(folder) if info.is_file and not info.base_name.startswith(".")]
+        """Say when a file below a folder was last written, in seconds since the epoch; None without one."""
+        times = [info.mtime for info in self._list(folder, True) if info.is_file and not info.base_name.startswith(".")]
         return max((time.timestamp() for time in times if time), default=None)
 
-    def _list(self, folder: str) -> list[pafs.FileInfo]:
-        selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
+    def _list(self, folder: str, deep: bool = False) -> list[pafs.FileInfo]:
+        selector = pafs.FileSelector(self.path(folder), allow_not_found=True, recursive=deep)
         return patiently(lambda: self.filesystem.get_file_info(selector))
 
     def make(self, folder: str) -> None:
         """Create a folder where folders exist; object stores have none."""
-        if self.filesystem.type_name not in _PUT_IS_ATOMIC:
+        if not self.puts_whole:
             patiently(lambda: self.filesystem.create_dir(self.path(folder), recursive=True))
 
     def delete(self, name: str) -> None:
         """Remove a file; one that is gone already is no error."""
         with contextlib.suppress(FileNotFoundError):
             patiently(lambda: self.filesystem.delete_file(self.path(name)))
+
+    def delete_all(self, folder: str) -> None:
+        """Remove a folder with all that is in it, on an object store a thousand files per request."""
+        with contextlib.suppress(FileNotFoundError):
+            patiently(lambda: self.filesystem.delete_dir(self.path(folder)))
 
     def put(self, name: str, data: bytes, *, replace: bool = True) -> bool:
         """Write a whole file so that no reader ever sees a part of it; tried again where a failure may pass.
@@ -176,14 +205,14 @@ class Files:
         Raises:
             OSError: It cannot be written: the disk is full or read-only, or a failure did not pass.
         """
-        return patiently(lambda: self._put(name, data, replace))
+        return patiently(lambda: self._put(name, data, replace), WRITING_S)
 
     def _put(self, name: str, data: bytes, replace: bool) -> bool:
         if not replace and self.exists(name):
             return False
         if self.is_local:
             return _put_local(Path(self.path(name)), data, replace)
-        if self.filesystem.type_name in _PUT_IS_ATOMIC:
+        if self.puts_whole:
             self._stream(self.path(name), data)
             return True
         folder, _, base = self.path(name).rpartition("/")
@@ -257,20 +286,38 @@ def output_address(given: str) -> str:
     return path
 
 
-def patiently(action: Callable[[], _T]) -> _T:
+def _reached(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Open a URI's file system so that a write is one request, and that one which is not there is soon given up."""
+    if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in uri:
+        uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={READING_S:g}"  # its own limit is a quarter of an hour
+    filesystem, root = pafs.FileSystem.from_uri(uri)
+    if isinstance(filesystem, pafs.S3FileSystem):
+        _, (settings, *_) = filesystem.__reduce__()  # a URI cannot say how often to try
+        hasty = {"allow_delayed_open": True, "retry_strategy": pafs.AwsStandardS3RetryStrategy(_TRIES_OF_S3)}
+        filesystem = pafs.S3FileSystem(**settings | hasty)
+    return filesystem, root
+
+
+def patiently(action: Callable[[], _T], seconds: float = READING_S) -> _T:
     """Do something, again after growing waits of random length while it fails in a way that may pass.
 
+    Args:
+        action: What to do.
+        seconds: How long after the first attempt another may begin.
+
     Raises:
-        OSError: It failed for good, or `ATTEMPTS` times.
+        OSError: It failed for good, or `ATTEMPTS` times, or for that long.
     """
+    until = time.monotonic() + seconds
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
         except OSError as error:
-            if attempt == ATTEMPTS or not _may_pass(error):
+            # Many writers that failed together do not return together.
+            wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+            if attempt == ATTEMPTS or not _may_pass(error) or time.monotonic() + wait > until:
                 raise
-            wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1))
-            time.sleep(wait * random.uniform(0.5, 1.5))  # many writers that failed together do not return together
+            time.sleep(wait)
     raise AssertionError("unreachable")
 
 

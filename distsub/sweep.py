@@ -44,12 +44,26 @@ class Resources:
         gpus_per_trial: GPUs of one trial, a fraction to share one.
         max_concurrent_trials: Trials in flight; None fills the machine or cluster.
         retries: Further attempts after a crash before a trial is recorded as an error.
+        baseline: (CPU cores, GPUs) of a full fine-tuning, which holds four times the weights; None gives it those of
+            any other trial.
     """
 
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.0
     max_concurrent_trials: int | None = None
     retries: int = 2
+    baseline: tuple[float, float] | None = None
+
+    def of(self, trial: Trial) -> "Resources":
+        """Give what one trial may occupy."""
+        return self.each()[trial.method.name == "full"]
+
+    def each(self) -> tuple["Resources", "Resources"]:
+        """Give what a trial in a subspace may occupy, and what a full fine-tuning."""
+        if self.baseline is None:
+            return self, self
+        cpus, gpus = self.baseline
+        return self, dataclasses.replace(self, cpus_per_trial=cpus, gpus_per_trial=gpus)
 
 
 @dataclass(frozen=True)

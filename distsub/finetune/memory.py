@@ -1,9 +1,70 @@
-"""Peak memory of a stretch of work, on a CPU or a GPU."""
+"""Memory of a training on a CPU or a GPU: its peak, its bound, what it left behind, and that it was too little."""
 
 import contextlib
+import gc
 from pathlib import Path
 
 import torch
+
+from distsub.files import first_line
+from distsub.trial import Trial
+
+CONTEXT_BYTES = 512 * 2**20
+"""What a CUDA context takes beside the tensors that torch counts: it is part of a share of a GPU."""
+
+_SHORTAGE = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Tell whether there was too little memory, of the host or of a GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGE)
+
+
+def bound(device: str, share: float) -> None:
+    """Keep this process within its share of a GPU, so that it cannot take what others on the same GPU count on.
+
+    Args:
+        device: Nothing is done unless it is "cuda".
+        share: Of the GPU's memory, above 0; 1 is all of it.
+    """
+    if torch.device(device).type == "cuda":
+        total = torch.cuda.get_device_properties().total_memory
+        own = share - CONTEXT_BYTES / total if share < 1 else 1.0
+        torch.cuda.set_per_process_memory_fraction(max(own, 0.0))
+
+
+def release() -> None:
+    """Give back what a training that is over holds: models are in reference cycles, and torch keeps what it has had."""
+    gc.collect()
+    if not gc.get_freeze_count():
+        gc.freeze()  # what was imported, half a million objects, is looked through this once only
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def advice(trial: Trial, device: str, share: float, error: BaseException) -> str:
+    """Say in a line that a training takes too much memory, what it asked for and what to lower.
+
+    Args:
+        trial: What was trained.
+        device: "cpu" or "cuda".
+        share: Of a GPU's memory that it had.
+        error: What was raised.
+    """
+    budget, table = trial.budget, "[resources.baseline]" if trial.method.name == "full" else "[resources]"
+    precision = "" if budget.precision == "bf16" else ', take precision = "bf16"'
+    if torch.device(device).type == "cuda":
+        where = "memory of a whole GPU" if share == 1 else f"memory on {share:g} of a GPU"
+        more = "" if share == 1 else f", or raise {table} gpus_per_trial"
+    else:
+        where, more = "this machine's memory", f", or raise {table} cpus_per_trial so that fewer run at once"
+    what = trial.method.variant or trial.method.name
+    return (
+        f"out of {where}: {what} with batch_size = {budget.batch_size}, max_length = {budget.max_length}, precision = "
+        f'"{budget.precision}"; lower [budget] batch_size or max_length{precision}{more} ({first_line(error)[:160]})'
+    )
 
 
 class Meter:

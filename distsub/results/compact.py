@@ -5,11 +5,14 @@ has written, comes through, and rows that cannot be merged (damaged, or such a c
 
 Safe at any moment, whatever else runs. A part is written whole before anything that it replaces is removed, so that a
 kill leaves rows twice at worst, and readers take each trial once. A row file is removed only if it still is what was
-merged; where that cannot be made sure in one step, on an object store, rows that a better one could replace stay.
+merged; where that cannot be made sure in one step, on an object store, rows that a better one could replace stay. A
+driver at its end knows that nobody writes to its own folder any more: that one is merged whole and removed at once.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 from pyarrow import compute as pc
@@ -18,7 +21,7 @@ from distsub.errors import OutputError
 from distsub.files import first_line
 from distsub.results.rows import FINAL, MOST_VALUES, distinct, encode, odd_rows, ranks
 from distsub.results.schema import OBSERVATIONS
-from distsub.results.store import LOCK, PARTS, ROWS, Store, digest
+from distsub.results.store import CONNECTIONS, LOCK, PARTS, ROWS, Store, digest
 
 ROWS_PER_PART = 20_000
 _LONG = ("correct", "predicted", "target")
@@ -52,27 +55,45 @@ def compact(store: Store, rows_per_part: int = ROWS_PER_PART) -> pa.Table:
     Raises:
         OutputError: The directory cannot be read or written.
     """
-    merged = 0
-    try:
-        names = store.row_files()
-        for first in range(0, len(names), rows_per_part) or (0,):
-            merged += _merge(store, names[first : first + rows_per_part], rows_per_part)
-    except (OSError, pa.ArrowException) as error:
-        raise OutputError(
-            f"cannot merge the rows in {store.uri} ({first_line(error)}); no row is lost, mend that and compact again"
-        ) from error
+    merged = merge(store, rows_per_part)
     rows = len(store.trial_ids())
     parts = len(store.read_parts(["trial_id"]))
     values = [rows, parts, merged, store.loose, len(store.damaged)]
     return pa.Table.from_pylist([dict(zip(COMPACTED.names, values, strict=True))], schema=COMPACTED)
 
 
-def _merge(store: Store, names: list[str], rows_per_part: int) -> int:
-    """Merge some row files with the parts that have room; give how many files were removed."""
+def merge(store: Store, rows_per_part: int = ROWS_PER_PART, own: str | None = None) -> int:
+    """Merge row files into parts in one pass over them; give how many files were removed.
+
+    Args:
+        store: The results directory.
+        rows_per_part: How many rows a full part has.
+        own: A folder of rows to which nobody writes any more.
+
+    Raises:
+        OutputError: The directory cannot be read or written.
+    """
+    try:
+        names, merged = store.row_files(), {}
+        mine = {name for name in names if f"{ROWS}/{name}".rpartition("/")[0] == own}
+        for first in range(0, len(names), rows_per_part) or (0,):
+            merged |= _merge(store, names[first : first + rows_per_part], rows_per_part, mine)
+        if own is None or not mine or not mine <= merged.keys():
+            return _remove(store, merged)
+        store.files.delete_all(own)
+        return len(mine) + _remove(store, {name: merged[name] for name in merged.keys() - mine})
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(
+            f"cannot merge the rows in {store.uri} ({first_line(error)}); no row is lost, mend that and compact again"
+        ) from error
+
+
+def _merge(store: Store, names: list[str], rows_per_part: int, mine: set[str]) -> dict[str, bytes]:
+    """Merge some row files with the parts that have room; give what the files were that can now be removed."""
     digests: dict[str, bytes] = {}
     loose = store.read_rows(names, None, digests)
     if not store.files.is_local:
-        loose = {name: table for name, table in loose.items() if ranks(table)[0][1] == FINAL}
+        loose = {name: table for name, table in loose.items() if name in mine or ranks(table)[0][1] == FINAL}
     keys = store.read_parts(["trial_id", "status"], whole=True)
     full = {name: table for name, table in keys.items() if table.num_rows >= rows_per_part}
     room = keys.keys() - full.keys()
@@ -86,7 +107,7 @@ def _merge(store: Store, names: list[str], rows_per_part: int) -> int:
             except pa.ArrowTypeError:
                 del tables[name]
     if not loose and len(parts) < 2:
-        return 0
+        return {}
     table = distinct(
         pa.concat_tables([schema.empty_table(), *parts.values(), *loose.values()], promote_options="default")
     )
@@ -94,7 +115,7 @@ def _merge(store: Store, names: list[str], rows_per_part: int) -> int:
     kept = _write(store, table.sort_by("trial_id"), rows_per_part)
     for name in parts.keys() - kept:
         store.files.delete(f"{PARTS}/{name}")
-    return _remove(store, {name: digests[name] for name in loose})
+    return {name: digests[name] for name in loose}
 
 
 def _without(table: pa.Table, full: Iterable[pa.Table]) -> pa.Table:
@@ -123,14 +144,13 @@ def _write(store: Store, table: pa.Table, rows_per_part: int) -> set[str]:
 
 def _remove(store: Store, digests: Mapping[str, bytes]) -> int:
     """Remove row files that are still what was merged; no writer replaces one meanwhile."""
-    removed = 0
-    with store.files.locked(LOCK):
-        for name, merged in digests.items():
-            try:
-                if digest(store.files.read(f"{ROWS}/{name}")) != merged:
-                    continue
-            except FileNotFoundError:
-                continue
-            store.files.delete(f"{ROWS}/{name}")
-            removed += 1
-    return removed
+
+    def removed(name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            if digest(store.files.read(f"{ROWS}/{name}")) == digests[name]:
+                store.files.delete(f"{ROWS}/{name}")
+                return True
+        return False
+
+    with store.files.locked(LOCK), ThreadPoolExecutor(1 if store.files.is_local else CONNECTIONS) as pool:
+        return sum(pool.map(removed, digests))

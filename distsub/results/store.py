@@ -5,11 +5,15 @@ truncated, empty or foreign is never read as a row: it is named in `Store.damage
 then not among the rows, the trial runs again and its file is replaced.
 
 Row files may be merged into parts, which hold many rows each. A row that is in several files counts once.
+
+On an object store a driver's rows lie in a folder of their own below the others, observations/<run>/: nobody else
+writes there, so that what it has merged at its end goes a thousand files at once.
 """
 
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +26,7 @@ from distsub.errors import OutputError
 from distsub.files import Files, first_line, parse_json
 from distsub.places import Places
 from distsub.results.rows import (
+    FINAL,
     KIN,
     NAME,
     RANK,
@@ -39,7 +44,8 @@ from distsub.trial import Observation, Trial
 ROWS, PARTS = "observations", "parts"
 LOCK = f"{ROWS}/.lock"
 _SWEEP, _IDENTITY, _PROBE = "sweep.toml", "sweep.json", ".probe"
-_CONNECTIONS = 16
+_ROW_FILE = re.compile(rf"([0-9a-f]{{16}}/)?{NAME.pattern}")
+CONNECTIONS = 16
 _PIECE = 1000  # rows that are Python objects at once before they are observations
 _LISTINGS = 20  # of the parts, before giving up on a directory that changes all the time
 _NAMED = 8  # damaged files that are named one by one
@@ -58,6 +64,7 @@ class Store:
         damaged: After a reading method: one line per file among the rows that is none, and why.
         loose: After a reading method: how many rows lie in files of their own.
         num_rows: How many trials had a row when it was last read; None before.
+        folder: Where this process writes rows.
     """
 
     def __init__(
@@ -73,6 +80,7 @@ class Store:
         self.damaged: list[str] = []
         self.loose = 0
         self.num_rows: int | None = None
+        self.folder = ROWS
 
     def __repr__(self) -> str:
         """Say which directory it is, and how many rows it had when it was last read; nothing is read for it."""
@@ -109,7 +117,7 @@ class Store:
         }
         try:
             if not files.exists(_IDENTITY):
-                if files.names(ROWS) or files.names(PARTS):
+                if files.names(ROWS, deep=True) or files.names(PARTS):
                     raise OutputError(
                         f"{files.uri} holds observations but no {_IDENTITY}, so it cannot be told which sweep they "
                         "are of; give another directory with --out, or put the file back"
@@ -184,8 +192,10 @@ class Store:
 
         A row that is there stays, with two exceptions: a file that is no row is replaced, and so is a row by
         one that says more (an error by anything, a training that was stopped early by a finished one). Rows in
-        parts are not looked up: a trial that is written again after it was merged has two rows until the next
-        merge, of which readers take the one that says more, or else the one that was there first.
+        parts and other folders are not looked up: a trial that is written again after it was merged has two rows
+        until the next merge, of which readers take the one that says more, or else the one that was there first. On
+        an object store a finished row is not preceded by a look at what is there: that would be a request, and
+        replacing a finished row of the same trial changes nothing.
 
         Returns:
             Whether the row was written; False when its file already says as much.
@@ -195,8 +205,10 @@ class Store:
         """
         data = encode(to_table(observation))
         name = f"{observation.trial.id}.parquet"
-        path = f"{ROWS}/{name}"
+        path = f"{self.folder}/{name}"
         try:
+            if self.files.puts_whole and RANK[observation.status] == FINAL:
+                return self.files.put(path, data)
             while not self.files.put(path, data, replace=False):
                 with self.files.locked(LOCK):
                     try:
@@ -310,9 +322,10 @@ class Store:
 
     def row_files(self) -> list[str]:
         """List the files that are named like rows; names others in `damaged`, unfinished writes nowhere."""
-        names = [name for name in self.files.names(ROWS) if not name.startswith((".", "_"))]
-        self.damaged += [f"{ROWS}/{name}: not a trial's file" for name in names if not NAME.fullmatch(name)]
-        return [name for name in names if NAME.fullmatch(name)]
+        deep = self.files.names(ROWS, deep=True)
+        names = [name for name in deep if not name.rpartition("/")[2].startswith((".", "_"))]
+        self.damaged += [f"{ROWS}/{name}: not a trial's file" for name in names if not _ROW_FILE.fullmatch(name)]
+        return [name for name in names if _ROW_FILE.fullmatch(name)]
 
     def read_rows(
         self, names: Sequence[str], columns: Sequence[str] | None, digests: dict[str, bytes] | None = None
@@ -328,7 +341,7 @@ class Store:
         for name, data in zip(names, self._fetch(names), strict=True):
             if data is None:
                 continue  # merged into a part since it was listed
-            parsed = parse_row(data, name, columns)
+            parsed = parse_row(data, name.rpartition("/")[2], columns)
             if digests is not None:
                 digests[name] = digest(data)
             if isinstance(parsed, str):
@@ -385,7 +398,7 @@ class Store:
         if self.files.is_local:
             yield from map(self._bytes, names)
         else:
-            with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            with ThreadPoolExecutor(CONNECTIONS) as pool:
                 yield from pool.map(self._bytes, names)
 
     def _bytes(self, name: str) -> bytes | None:

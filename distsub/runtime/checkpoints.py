@@ -101,8 +101,8 @@ class Kept:
         self._due = began + took + max(self._every_s, took / SHARE)
 
     def remove(self) -> None:
-        """Delete it, if there is one."""
-        if self._written:
+        """Delete it, if there is one; on an object store, where that takes three requests, all go at the end."""
+        if self._written and not self._files.puts_whole:
             with contextlib.suppress(OSError, pa.ArrowException):
                 self._files.remove(self._name)
 
@@ -138,8 +138,34 @@ def judged(
         training.close()
 
 
+class Begun:
+    """Which trials may have left a checkpoint, known to their driver.
+
+    An object store is asked once, at the start: a look before every trial would be a request each.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """List what is there."""
+        self._trials: set[str] | None = None
+        if store.files.puts_whole:
+            with contextlib.suppress(OSError, pa.ArrowException):
+                self._trials = {name.partition(".")[0] for name in store.files.names(FOLDER)}
+
+    def note(self, trial: Trial) -> bool:
+        """Note that a trial begins, and tell whether it may have begun before."""
+        if self._trials is None:
+            return True
+        known = trial.id in self._trials
+        self._trials.add(trial.id)
+        return known
+
+
 def clear(store: Store) -> None:
     """Delete all checkpoints: those of cancelled trials, once nothing is left to run."""
     with contextlib.suppress(OSError, pa.ArrowException):
+        if store.files.puts_whole:
+            if store.files.names(FOLDER):
+                store.files.delete_all(FOLDER)
+            return
         for name in store.files.names(FOLDER):
             store.files.remove(f"{FOLDER}/{name}")

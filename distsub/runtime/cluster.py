@@ -95,25 +95,35 @@ def slots(resources: Resources, demand: int) -> int:
     Raises:
         ConfigError: No node can run one, and none will come.
     """
-    now, growing = _settled(resources)
-    if not now and not growing and (has_own_cluster() or resources.max_concurrent_trials is None):
+    now, short, growing = _settled(resources)
+    if short is not None and not growing and (has_own_cluster() or resources.max_concurrent_trials is None):
         hint = "" if has_own_cluster() else ", or give max_concurrent_trials for a cluster that nodes are yet to join"
-        raise ConfigError(f"{_unmet(nodes(), resources)}; lower [resources]{hint}")
+        table = "[resources]" if short == resources else "[resources.baseline]"
+        raise ConfigError(f"{_unmet(nodes(), short)}; lower {table}{hint}")
     return resources.max_concurrent_trials or (max(now, demand, 1) if growing else now)
 
 
-def _settled(resources: Resources) -> tuple[int, bool]:
-    """Count the trials that the cluster runs at once now, and tell whether it grows; a young cluster is waited for.
+def _settled(resources: Resources) -> tuple[int, Resources | None, bool]:
+    """Count the trials that the cluster runs at once now; a young cluster is waited for.
 
     A head that has just started has no nodes yet, and its autoscaler says nothing of itself for some seconds.
+
+    Returns:
+        The count, what no node can run (trials in a subspace, or full fine-tuning), and whether the cluster grows.
     """
     end = time.monotonic() + YOUNG_S
     while True:
-        now = sum(fits(node, resources) for node in nodes())
+        have = nodes()
+        now, short = sum(fits(node, resources) for node in have), unmet(have, resources)
         growing = not has_own_cluster() and grows()  # a cluster of our own has all it will ever have
-        if now or growing or has_own_cluster() or time.monotonic() > end:
-            return now, growing
+        if short is None or growing or has_own_cluster() or time.monotonic() > end:
+            return now, short, growing
         time.sleep(1.0)
+
+
+def unmet(have: list[dict[str, float]], resources: Resources) -> Resources | None:
+    """Give which of what trials ask for no node has; None where there is one for each."""
+    return next((each for each in resources.each() if not any(fits(node, each) for node in have)), None)
 
 
 def _unmet(have: list[dict[str, float]], resources: Resources) -> str:
@@ -160,11 +170,12 @@ class Watch(DriverOnly, tune.Callback):
         self._again = now + 5.0
         with contextlib.suppress(Exception):  # an exception in a callback would end the whole run
             have = nodes()
-            if any(fits(node, self._resources) for node in have):
+            short = unmet(have, self._resources)
+            if short is None:
                 self._since = now
-            elif now - self._since >= PATIENCE_S and not _coming(self._resources):
+            elif now - self._since >= PATIENCE_S and not _coming(short):
                 self._told = True
-                self._say(f"waiting  {_unmet(have, self._resources)}, and none is on its way; {_ADVICE}")
+                self._say(f"waiting  {_unmet(have, short)}, and none is on its way; {_ADVICE}")
 
 
 _ADVICE = "lower [resources] or add such a node; the sweep goes on when one joins"

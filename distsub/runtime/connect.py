@@ -94,7 +94,10 @@ def connect(say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
         if has_own_cluster():
             options = {"_node_ip_address": "127.0.0.1", **own.QUIET}
             with own.started(lambda address: _join("the cluster started here", address=address, **options), say):
-                yield
+                try:
+                    yield
+                finally:
+                    ray.shutdown()  # first: Ray ends a driver whose cluster is gone, at once and without a word
         else:
             _join(f"RAY_ADDRESS = {os.environ['RAY_ADDRESS']!r}", **own.QUIET)
             yield

@@ -1,16 +1,18 @@
 """Run a sweep in this process, one trial after the other: a debugger works, and an error has its real stack."""
 
 from collections.abc import Callable, Generator
-from functools import partial
+from dataclasses import replace
 
-from distsub.errors import OutputError
+from distsub.errors import OutOfMemoryError, OutputError
 from distsub.finetune.train import Progress, failed
 from distsub.results import Store
+from distsub.runtime.checkpoints import Begun
 from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place, perform
 from distsub.search import Board
-from distsub.search.stopping import Rules
+from distsub.search.stopping import Rule, Rules
+from distsub.sweep import Resources
 from distsub.trial import Observation, Trial
 
 
@@ -21,7 +23,7 @@ def run(
     reporter: Reporter,
     rules: Rules,
     drain: Drain,
-    retries: int = 0,
+    resources: Resources,
     perform_one: Callable[[Trial], Observation] | None = None,
 ) -> None:
     """Run until no search wants another trial, or until asked to end.
@@ -33,14 +35,22 @@ def run(
         reporter: Told of every step and result.
         rules: Which trials end early.
         drain: Whether to end before that.
-        retries: Further attempts after a crash.
+        resources: What a trial occupies, and its further attempts after a crash; on a GPU it is alone.
         perform_one: Replaces the training; for tests of the loop.
     """
+    begun = Begun(store)
     while not drain.asked and (trial := board.next(set(), 1)) is not None:
         reporter.started(trial)
         rule = rules.rule(trial)
-        training = partial(perform, trial, place, rule)
-        observation = perform_one(trial) if perform_one else _attempts(trial, training, store, reporter, drain, retries)
+
+        def training(trial: Trial = trial, rule: Rule | None = rule) -> Generator[Progress, None, Observation]:
+            return perform(
+                trial, replace(place.within(resources.of(trial).cpus_per_trial), resumes=begun.note(trial)), rule
+            )
+
+        observation = (
+            perform_one(trial) if perform_one else _attempts(trial, training, store, reporter, drain, resources.retries)
+        )
         if observation is None:
             return
         rules.observe(observation)
@@ -74,7 +84,7 @@ def _attempts(
             raise  # no other trial could be recorded either
         except Exception as error:
             observation = failed(trial, error)
-            if attempt == retries:
+            if attempt == retries or isinstance(error, OutOfMemoryError):  # which would be so again
                 store.write(observation)
                 return observation
             attempt += 1

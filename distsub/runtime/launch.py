@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import secrets
 import shutil
 import sys
 from collections import Counter
@@ -13,9 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub.errors import ConfigError, UnavailableError
+from distsub.errors import ConfigError, OutputError, UnavailableError
 from distsub.results import Store
+from distsub.results.compact import merge
 from distsub.results.drivers import Heartbeat
+from distsub.results.store import ROWS
 from distsub.runtime.drain import INTERRUPTED, TERMINATED, Drain
 from distsub.search import Board, make_policy
 from distsub.search.batch import Batch
@@ -109,10 +112,12 @@ def run(
     for row in rows:
         rules.observe(row)
     resources = sweep.resources
+    if store.files.puts_whole:
+        store.folder = f"{ROWS}/{secrets.token_hex(8)}"
     place = Place(
         out=out or (store.uri if "://" in store.uri else os.path.abspath(store.uri)),
+        rows=store.folder,
         device="cuda" if resources.gpus_per_trial else "cpu",
-        threads=max(1, int(resources.cpus_per_trial)),
         adapters=adapters,
         dims=tuple(sorted({d for _, (dims, _) in sweep.arms() for d in dims})) if sweep.budget.warm_start else (),
         recordings={each.trial.id: each.how for each in sweep.recordings()},
@@ -133,7 +138,7 @@ def run(
         if backend == "inline":
             from distsub.runtime import inline
 
-            inline.run(board, store, place, reporter, rules, drain, resources.retries)
+            inline.run(board, store, place, reporter, rules, drain, resources)
         else:
             from distsub.runtime import tune
 
@@ -145,6 +150,11 @@ def run(
         return TERMINATED if drain.asked else INTERRUPTED
     if not board.is_spent:  # what the limit has cut short goes on from its checkpoint when the limit is raised
         clear(store)
+    if store.files.puts_whole:
+        try:
+            merge(store, own=store.folder)
+        except OutputError as error:  # it only makes reading faster
+            reporter.line(f"merging  {error}")
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
     rows = store.read(answers=False)
     if said := stopped_text(rows):

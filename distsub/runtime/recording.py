@@ -3,7 +3,7 @@
 Whoever needs a trajectory first records it under a lock; the others wait. It leaves the row of its fine-tuning too, so
 that a baseline which is recorded is trained once. A recording that was cut short goes on from its last checkpoint on
 this machine. A results directory on an object store is recorded in this machine's cache and copied from and to it,
-since checkpoints are mapped from local files.
+since checkpoints are mapped from local files; there a claim among the results makes the other machines wait too.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from distsub.files import Files, first_line
 from distsub.finetune import data, pretrained, trajectory
 from distsub.finetune.train import Progress, finish
 from distsub.results import Store
+from distsub.results.claims import Claim
 from distsub.runtime.checkpoints import EVERY_S, Kept, judged
 from distsub.subspace.trajectory import Snapshots
 from distsub.sweep import Sweep
@@ -30,6 +31,9 @@ from distsub.trial import Observation, Recording, Trial
 
 WAIT_S = 1.0
 """Seconds between looks at a trajectory that somebody else is recording."""
+
+LOOKS = 5
+"""Times as many, where another machine does: a look is a few requests."""
 
 
 def provide(
@@ -102,19 +106,44 @@ def _recorded(
         while not _locked(lock):
             time.sleep(WAIT_S)
             yield Progress(0, recording.trial.budget.steps, math.nan)
-        _fetch(store, recording, path)
-        if _is_there(path, recording.trial):
+        claim = yield from _claimed(store, recording, path)
+        if claim is None:
             return None
         here = Files.at(root_of(store))
         kept = Kept(here, recording.trial, checkpoint_s, folder=trajectory.FOLDER, largest=math.inf)
         known = kept.read()
-        training = trajectory.record(recording, path, device, known and known.checkpoint)
-        row = yield from judged(training, recording.trial, None, kept)
-        store.write(row)
-        kept.remove()
-        if row.status == "finished":
-            _publish(store, recording, path)
+        with claim:
+            training = trajectory.record(recording, path, device, known and known.checkpoint)
+            row = yield from judged(training, recording.trial, None, kept)
+            store.write(row)
+            kept.remove()
+            _publish(store, recording, path)  # to where it diverged too: it would again
     return row
+
+
+def _claimed(
+    store: Store, recording: Recording, path: Path
+) -> Generator[Progress, None, contextlib.AbstractContextManager[Any] | None]:
+    """Wait until no other machine records a trajectory; None if it is there then, else what to record it under."""
+    if store.files.is_local:  # all machines have the lock
+        return None if _is_there(path, recording.trial) else contextlib.nullcontext()
+    store.files.make(trajectory.FOLDER)
+    claim, taken = Claim(store.files, f"{trajectory.FOLDER}/{recording.id}.claim"), False
+    while True:
+        _fetch(store, recording, path)
+        if _is_there(path, recording.trial):
+            if taken:
+                claim.give_up()
+            return None
+        if taken:
+            return claim
+        try:
+            taken = claim.take()
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(f"cannot claim {recording.id} in {store.uri} ({first_line(error)})") from error
+        for _ in range(0 if taken else LOOKS):
+            time.sleep(WAIT_S)
+            yield Progress(0, recording.trial.budget.steps, math.nan)
 
 
 def _is_there(path: Path, full: Trial) -> bool:

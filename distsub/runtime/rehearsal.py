@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from distsub.errors import ConfigError, DataError, DistsubError
-from distsub.finetune import batches, pretrained, train
+from distsub.errors import ConfigError, DataError, DistsubError, OutOfMemoryError
+from distsub.files import first_line
+from distsub.finetune import batches, memory, pretrained, train
 from distsub.finetune.data import Split, Splits
 from distsub.finetune.precision import autocast_for
 from distsub.trial import DEFAULT_PROJECTION, Budget, Trial
@@ -185,7 +186,7 @@ def _check_batches(rows: Rows, tokenizer: Any, model: nn.Module, budget: Budget,
         alone = torch.cat([logits([row]) for row in probes])
     except (IndexError, RuntimeError) as error:
         longest, positions = rows.length(probes[-1]), getattr(model.config, "max_position_embeddings", None)
-        if isinstance(error, MemoryError) or positions is None or longest < positions - 2:
+        if memory.is_shortage(error) or positions is None or longest < positions - 2:
             raise
         raise ConfigError(
             f"[budget] max_length = {budget.max_length}: a row of {longest} tokens is more than {rows.name} has "
@@ -253,10 +254,15 @@ def _one_line(name: str, what: str) -> Any:
     """Turn whatever a model's own code raises into one line."""
     try:
         yield
-    except (DistsubError, MemoryError) as error:
+    except DistsubError as error:
         if isinstance(error, ConfigError) and name not in str(error):
             raise ConfigError(f"{name}: {what}: {error}") from None
         raise
     except Exception as error:  # as many types as architectures
+        if memory.is_shortage(error):
+            raise OutOfMemoryError(
+                f"{name}: {what} of three rows takes more memory than there is here: lower [budget] max_length, or "
+                f"run where there is more ({first_line(error)})"
+            ) from None
         lines = str(error).strip().splitlines() or ["no message"]
         raise ConfigError(f"{name}: {what} fails: {type(error).__name__}: {lines[0]}") from None

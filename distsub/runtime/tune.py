@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from distsub.errors import DistsubError, OutputError
+from distsub.errors import DistsubError, OutOfMemoryError, OutputError
 from distsub.finetune.train import failed
 from distsub.results import Store
 from distsub.results.schema import trial_from_json, trial_to_json
 from distsub.runtime import cluster
+from distsub.runtime.checkpoints import Begun
 from distsub.runtime.drain import Drain
 from distsub.runtime.metrics import Gauges
 from distsub.runtime.progress import Reporter
@@ -66,8 +68,12 @@ class TrainTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._fresh = True
         self.config = {}  # Tune would send it back with every result and keep it twice
-        trial, rule = trial_from_json(config["trial"]), config["rule"]
-        self._steps = perform(trial, self._place, Rule(tuple(rule["goals"]), rule["limit"]) if rule else None)
+        trial, rule, needs = trial_from_json(config["trial"]), config["rule"], config["needs"]
+        self._on_gpu = needs["GPU"] > 0
+        place = replace(
+            self._place.within(needs["CPU"]), resumes=config["resumes"], gpu_share=needs["GPU"] if self._on_gpu else 1.0
+        )
+        self._steps = perform(trial, place, Rule(tuple(rule["goals"]), rule["limit"]) if rule else None)
 
     def step(self) -> dict[str, Any]:
         """Train for a moment; the last result carries the verdict and is flagged final."""
@@ -78,6 +84,10 @@ class TrainTrial(tune.Trainable):
         while time.monotonic() - began < STEP_S:
             try:
                 progress = next(self._steps)
+            except OutOfMemoryError as error:
+                if not self._on_gpu:
+                    raise  # of a host's memory others may have had too much: tried again as after any crash
+                return {"done": True, "final": False, "short": str(error)}
             except StopIteration as end:
                 observation: Observation = end.value
                 return {"done": True, "final": True, "told": [getattr(observation, name) for name in TOLD]}
@@ -106,12 +116,13 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         rules: Rules,
         crashes: "CrashLog",
         losses: Counter[str],
-        retries: int,
+        resources: Resources,
     ) -> None:
         """Serve a board's trials; `losses` counts, by trial, those that Tune does not."""
         super().__init__(metric="score", mode="max")
         self._board, self._store, self.reporter, self._rules = board, store, reporter, rules
-        self.crashes, self._losses, self._retries = crashes, losses, retries
+        self.crashes, self._losses, self._resources = crashes, losses, resources
+        self._begun, self._alone = Begun(store), set[str]()
         self.slots = 1
         self.moved = False
         crashes.told, crashes.starts = self._crashed, self._started
@@ -145,7 +156,15 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         rule = self._rules.rule(trial)
         self.reporter.handed_out(trial)
         self.running[trial_id] = trial
-        return {"trial": trial_to_json(trial), "rule": rule and vars(rule)}
+        needs = self._resources.of(trial)
+        if trial.id in self._alone:
+            needs = replace(needs, gpus_per_trial=1.0)
+        return {
+            "trial": trial_to_json(trial),
+            "rule": rule and vars(rule),
+            "resumes": self._begun.note(trial),
+            "needs": {"CPU": needs.cpus_per_trial, "GPU": needs.gpus_per_trial},
+        }
 
     def is_wanted(self, trial_id: str) -> bool:
         """Tell whether some search still wants a running trial's result."""
@@ -179,6 +198,14 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
             self.moved = True
             self.reporter.crashed(trial, "its node is about to go; it starts on another")
             return
+        if result and (short := result.get("short")):
+            # In its share of a GPU, perhaps; it is tried once more with a whole one, where others take nothing from it.
+            if self._resources.of(trial).gpus_per_trial == 1 or trial.id in self._alone:
+                self._fail(trial, short)
+            else:
+                self._alone.add(trial.id)
+                self.reporter.crashed(trial, f"{short}; tried once more, alone on a GPU")
+            return
         if result and result.get("final"):
             observation = Observation(trial, **dict(zip(TOLD, result["told"], strict=True)))
         else:
@@ -202,7 +229,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         gone, with its node for instance) Tune gives up at once, so such losses are counted here.
         """
         self._losses[trial.id] += not began
-        if began or self._losses[trial.id] > self._retries:
+        if began or self._losses[trial.id] > self._resources.retries:
             self._fail(trial, reason)
             return False
         return True
@@ -291,8 +318,9 @@ class CrashLog(cluster.DriverOnly, tune.Callback):
         self.starts(trial.trial_id)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note why a trial that will be tried again failed."""
+        """Note why a trial that will be tried again failed, and that it may have left a checkpoint."""
         self.note(trial)
+        trial.config["resumes"] = True
         self.began.discard(trial.trial_id)
         self.told(trial.trial_id, self.reason(trial.trial_id))
 
@@ -334,7 +362,7 @@ def run(
     losses: Counter[str] = Counter()
     while not drain.asked:
         crashes = CrashLog()
-        searcher = BoardSearcher(board, store, reporter, rules, crashes, losses, resources.retries)
+        searcher = BoardSearcher(board, store, reporter, rules, crashes, losses, resources)
         reporter.line("ray      connecting")
         try:
             with (
@@ -359,9 +387,11 @@ def _fit(
 ) -> None:
     """Run one Tuner to its end."""
     searcher.slots = searcher.reporter.progress.slots = cluster.slots(resources, searcher.demand)
-    needs = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(TrainTrial, place=place), needs),
+        tune.with_resources(
+            tune.with_parameters(TrainTrial, place=place),
+            lambda config: tune.PlacementGroupFactory([config["needs"]]),
+        ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=CancelUnwanted(searcher),

@@ -8,15 +8,17 @@ import contextlib
 import tempfile
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-from distsub.errors import AdapterError, OutputError
+from distsub.errors import AdapterError, OutOfMemoryError, OutputError
 from distsub.files import first_line, parse_json
-from distsub.finetune import ablate, train
+from distsub.finetune import ablate, memory, train
 from distsub.places import Places
 from distsub.results import Store
+from distsub.results.store import ROWS
 from distsub.runtime.checkpoints import EVERY_S, Kept, judged
 from distsub.runtime.recording import provide, row_of
 from distsub.search.stopping import Rule
@@ -30,28 +32,40 @@ class Place:
 
     Attributes:
         out: Results directory, an absolute path or a URI.
+        rows: The folder in it where rows go.
         device: "cpu" or "cuda".
+        gpu_share: Of a GPU's memory that others share, at most 1.
         threads: CPU threads of the training; part of what makes it repeatable to the last bit.
         adapters: Whether subspace trials that have a score leave their adapter in adapters/<trial id>/.
         dims: The d of trials that one with a warm start may start from, where they have left an adapter.
         checkpoint_s: Seconds between checkpoints of a training; None keeps none.
+        resumes: Whether an earlier attempt may have left a checkpoint, so that one is looked for.
         recordings: By the id of a full fine-tuning, how its trajectory is recorded while it is trained: what
             `Recording` takes beside the trial.
         places: Where models and data lie.
     """
 
     out: str
+    rows: str = ROWS
     device: str = "cpu"
+    gpu_share: float = 1.0
     threads: int = 1
     adapters: bool = True
     dims: tuple[int, ...] = ()
     checkpoint_s: float | None = EVERY_S
+    resumes: bool = True
     recordings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     places: Places = field(default_factory=Places)
+
+    def within(self, cpus: float) -> "Place":
+        """Give the place of a trial that has so many cores."""
+        return replace(self, threads=max(1, int(cpus)))
 
 
 def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[train.Progress, None, Observation]:
     """Train a trial and write its row; closing the generator leaves none, but a checkpoint to go on from.
+
+    Whatever way it ends, it leaves no memory behind.
 
     Args:
         trial: What to train.
@@ -59,11 +73,27 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
         rule: When it ends early; None lets it run to its end. One that goes on keeps the rule that it began with.
 
     Raises:
+        OutOfMemoryError: It takes more memory than there is; says what to lower.
         DistsubError: The trial cannot be run, or its row not written.
     """
+    short = ""
+    memory.bound(place.device, place.gpu_share)
+    try:
+        return (yield from _perform(trial, place, rule))
+    except (MemoryError, RuntimeError) as error:
+        if not memory.is_shortage(error):
+            raise
+        short = memory.advice(trial, place.device, place.gpu_share, error)
+    finally:
+        memory.release()
+    raise OutOfMemoryError(short)  # here, where nothing holds the stack of what was raised, and the model in it
+
+
+def _perform(trial: Trial, place: Place, rule: Rule | None) -> Generator[train.Progress, None, Observation]:
     torch.set_num_threads(place.threads)
     trial = place.places.locate(trial)
-    store = Store.open(place.out)
+    store = _store(place.out) if "://" in place.out else Store.open(place.out)
+    store.folder = place.rows
 
     def keep(model: torch.nn.Module) -> None:
         if place.adapters and isinstance(model, SubspaceModel):
@@ -75,7 +105,7 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
             return recorded
     snapshots = yield from provide(trial, store, place.device, place.checkpoint_s)
     kept = Kept(store.files, trial, place.checkpoint_s)
-    known = kept.read()
+    known = kept.read() if place.resumes else None
     if known is None:
         warm_from, start = _start(store, trial, place.dims)
     else:
@@ -94,6 +124,12 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
     store.write(observation)
     kept.remove()
     return observation
+
+
+@lru_cache(maxsize=1)
+def _store(out: str) -> Store:
+    """Open the results on an object store once per process: what says that they are some never changes."""
+    return Store.open(out)
 
 
 def mask_of(store: Store, trial: Trial) -> ablate.Positions | None:

@@ -4,16 +4,18 @@ import importlib.util
 import os
 import random
 import re
+import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
 from pyarrow import fs as pafs
 
 from distsub import load_adapter
-from distsub.errors import AdapterError
+from distsub.errors import AdapterError, OutputError
 from distsub.files import Files
 from distsub.finetune import pretrained
 from distsub.results.compact import compact
@@ -36,8 +38,10 @@ class Flaky:
 
     def __init__(self, server):
         self.server, self.draw, self.on, self.failed, self.late = server, random.Random(0), False, 0, 0
+        self.requests = []
 
     def __call__(self, environ, start_response):
+        self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ.get('QUERY_STRING', '')}")
         is_write = environ["REQUEST_METHOD"] in ("PUT", "POST") and "/observations/" in environ["PATH_INFO"]
         fate = self.draw.random() if self.on and is_write else 1.0
         if fate >= 0.2:
@@ -153,7 +157,7 @@ def test_one_put_in_five_fails_and_no_row_is_lost_or_twice(bucket):
     uri = f"s3://bucket/runs/flaky?{options(address)}"
     store = Store.create(uri, "title = 'x'\n", "f00d")
     flaky.on = True
-    for number in range(20):
+    for number in range(40):
         if number % 4 == 0:
             store.write(observation(number, "error"))
         store.write(observation(number))
@@ -161,9 +165,103 @@ def test_one_put_in_five_fails_and_no_row_is_lost_or_twice(bucket):
             compact(store)
     store.write(observation(89, "error"))
     rows = Store.open(uri).read()
-    assert sorted(row.trial.d for row in rows) == [*range(10, 30), 99]
-    assert [row.status for row in rows].count("finished") == 20
+    assert sorted(row.trial.d for row in rows) == [*range(10, 50), 99]
+    assert [row.status for row in rows].count("finished") == 40
     assert flaky.failed >= 2 and flaky.late >= 2
     # What a better row could replace stays in a file of its own, where nothing can be removed in one step.
     assert compact(store)["loose"].to_pylist() == [1]
-    assert len(store.trial_ids()) == 21 and store.damaged == []
+    assert len(store.trial_ids()) == 41 and store.damaged == []
+
+
+@pytest.mark.parametrize("backend", ["inline", "tune"])
+def test_a_trial_costs_at_most_four_requests_and_the_end_one_pass_over_the_rows(bucket, tiny_text, tmp_path, backend):
+    address, _, server = bucket
+    text = tiny_text.replace("eval_every = 10", "eval_every = 5").replace('stopping = "none"', 'stopping = "pass"')
+    (tmp_path / "sweep.toml").write_text(text)
+    out = f"s3://bucket/runs/counted?{options(address)}"
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "distsub.cli", "run", str(tmp_path / "sweep.toml"), "--out", out]
+    command += ["--backend", backend, "--plain"]
+
+    def requests():
+        server.requests.clear()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return list(server.requests)
+
+    def of_drivers_beat(line):
+        return "PUT /bucket/runs/counted/drivers/" in line  # goes by time
+
+    made = [line for line in requests() if not of_drivers_beat(line)]
+    rows = Store.open(out).read()
+    assert len(rows) >= 12 and any(row.status == "stopped" for row in rows)
+    last = max(i for i, line in enumerate(made) if re.match(r"PUT .*/observations/[0-9a-f]", line)) + 1
+    trials, end = made[:last], made[last:]
+    mine = {row.trial.id: [line for line in trials if row.trial.id in line] for row in rows}
+    # A checkpoint goes by time, or is what a trial leaves that is not wanted for a while; nothing else looks for one.
+    once = [
+        lines for lines in mine.values() if not any("PUT /bucket/runs/counted/checkpoints/" in line for line in lines)
+    ]
+    assert len(once) >= len(rows) // 2 and not any("/checkpoints/" in line for lines in once for line in lines)
+    assert max(map(len, once)) <= 4, mine
+    assert len(trials) - sum(map(len, mine.values())) <= 40, trials  # the start, and each worker's
+    of_rows = [line for line in end if re.search(r"/observations/[0-9a-f]{16}/[0-9a-f]{16}", line)]
+    assert len(of_rows) == len(set(of_rows)) == 2 * len(rows), of_rows  # each is found and read, once
+    posts = [line for line in end if line.startswith("POST")]
+    assert 1 <= len(posts) <= 2  # and all go at once, as do the checkpoints where there are any
+    assert len(end) - len(of_rows) <= 45, end
+    store = Store.open(out)
+    assert len(store.trial_ids()) == len(rows) and store.loose == 0 and not store.damaged
+    print(f"{backend}: {len(rows)} trials, {len(trials)} requests until the last row, {len(end)} from there")
+    assert len([line for line in requests() if not of_drivers_beat(line)]) <= 70  # nothing left to do
+
+
+@pytest.mark.parametrize("answer", ["refused", "none"])
+@pytest.mark.parametrize("what", ["status", "run"])
+def test_an_endpoint_that_is_dead_is_told_within_twenty_seconds(tiny_sweep, monkeypatch, answer, what):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if answer == "none":
+            server.listen(16)  # takes connections, and says nothing
+        out = f"s3://bucket/x?{options(server.getsockname())}"
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, SECRET)
+        began = time.monotonic()
+        with pytest.raises(OutputError, match=r"^cannot (read|write to) s3://bucket/x \(") as caught:
+            _ = Store.open(out) if what == "status" else Store.create(out, tiny_sweep.read_text(), "f00d")
+        assert time.monotonic() - began < 20 and "\n" not in str(caught.value) and SECRET not in str(caught.value)
+
+
+RECORD = """
+import sys
+from distsub.config import load_sweep
+from distsub.results import Store
+from distsub.runtime import recording
+for each, made in recording.record_all(load_sweep(sys.argv[1]), Store.open(sys.argv[2])):
+    print(each.id, made, flush=True)
+"""
+
+
+def test_a_trajectory_is_recorded_once_however_many_machines_need_it(bucket, tiny_text, tmp_path):
+    address, filesystem, server = bucket
+    path, out = tmp_path / "sweep.toml", f"s3://bucket/runs/recorded?{options(address)}"
+    path.write_text(tiny_text.replace("seeds = 2", "seeds = 1") + "\n[trajectory]\nevery = 20\nlearning_rate = 2e-3\n")
+    Store.create(out, path.read_text(), "f00d", str(tmp_path))
+    machines = []
+    for number in range(3):  # each with a cache of its own
+        environment = os.environ | {"DISTSUB_CACHE": str(tmp_path / f"cache-{number}")}
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        command = [sys.executable, "-c", RECORD, str(path), out]
+        machines.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    said = [machine.communicate()[0].split() for machine in machines]
+    assert sorted(made for _, made in said) == ["False", "False", "True"]
+    assert len({trajectory for trajectory, _ in said}) == 1
+    files = {
+        tuple(sorted((file.name, file.read_bytes()) for file in folder.glob("results/*/trajectories/*/*")))
+        for folder in tmp_path.glob("cache-*")
+    }
+    assert len(files) == 1 and len(next(iter(files))) == 3  # of each machine the same
+    infos = filesystem.get_file_info(pafs.FileSelector("bucket/runs/recorded/trajectories", recursive=True))
+    assert not [info.path for info in infos if info.path.endswith(".claim")]
+    assert sum(bool(re.match("PUT .*/step-", line)) for line in server.requests) == 2

@@ -60,7 +60,15 @@ def searcher_of(board_fails, reporter_fails):
     board = Board(parse_sweep(SWEEP).searches(), make_policy("bisection"))
     reporter = Faulty(Reporter(board), reporter_fails)
     board = Faulty(board, board_fails)
-    return tune.BoardSearcher(board, None, reporter, Rules("pass", board.goals), tune.CrashLog(), Counter(), 1)
+    return tune.BoardSearcher(
+        board,
+        Store(Files.at("nowhere"), "", ""),
+        reporter,
+        Rules("pass", board.goals),
+        tune.CrashLog(),
+        Counter(),
+        Resources(retries=1),
+    )
 
 
 def told(trial):
