@@ -6,12 +6,17 @@ from typing import Annotated
 
 import typer
 
+from distsub.streams import give_up_output
+
 
 def _version(wanted: bool) -> None:
     if wanted:
         import distsub
 
-        print(f"distsub {distsub.__version__}")
+        try:
+            print(f"distsub {distsub.__version__}", flush=True)
+        except BrokenPipeError:  # who asked has left
+            give_up_output()
         raise typer.Exit
 
 

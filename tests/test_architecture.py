@@ -17,7 +17,7 @@ PACKAGE = ROOT / "distsub"
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
-    "options": set(),
+    "options": {"streams"},
     "streams": set(),
     "complaints": {"errors"},
     "identity": set(),
