@@ -73,7 +73,7 @@ def most(search: Search, probes: int) -> int:
 
 def climbing(state: Evidence) -> bool:
     """Return whether what is left is to confirm, step by step upwards from the d that was confirmed first."""
-    if not state.again or state.thresholds is None:
+    if not state.checks or state.thresholds is None:
         return False
     # Of rows read back some may be lost: as long as the d below is not known to fail, the policy has the word.
     low, _ = state.span(state.thresholds.relative)
@@ -85,7 +85,7 @@ def _applies(search: Search) -> bool:
 
 
 def _start(state: Evidence) -> int:
-    return min(state.search.positions[d] for d in state.again)
+    return min(state.search.positions[d] for d in state.checks)
 
 
 def _candidate(state: Evidence) -> int | None:
@@ -95,12 +95,12 @@ def _candidate(state: Evidence) -> int | None:
         return None
     low, high = state.span(marks.relative)
     if low > high:  # a larger d fell under fresh seeds, and what was seen of this one is lost
-        return high if state.again and not _is_confirmed(state, high, marks.relative) else None
+        return high if state.checks and not _is_confirmed(state, high, marks.relative) else None
     return low + 1 if low + 1 < len(search.dims) and (climbing(state) or high == low + 1) else None
 
 
 def _is_confirmed(state: Evidence, at: int, threshold: float) -> bool:
-    again = state.again.get(state.search.dims[at], {})
+    again = state.checks.get(state.search.dims[at], {})
     return any(state.reached(each, threshold) for each in again.values())
 
 
@@ -110,7 +110,7 @@ def _confirmations(state: Evidence, missing: Missing) -> Iterator[Trial]:
     if at is None or marks is None or _is_in_doubt(state):
         return
     d = search.dims[at]
-    again = state.again.get(d, {})
+    again = state.checks.get(d, {})
     passing = {eta: each for eta, each in state.results.get(d, {}).items() if state.reached(each, marks.relative)}
     if not passing:
         yield from missing(state, d)
@@ -122,6 +122,6 @@ def _confirmations(state: Evidence, missing: Missing) -> Iterator[Trial]:
 def _is_in_doubt(state: Evidence) -> bool:
     """Return whether the d in question lies too far above the first that was to be confirmed."""
     at, marks = _candidate(state), state.thresholds
-    if at is None or marks is None or not state.again or at - _start(state) <= CLIMB:
+    if at is None or marks is None or not state.checks or at - _start(state) <= CLIMB:
         return False
     return not _is_confirmed(state, at, marks.relative)

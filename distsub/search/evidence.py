@@ -36,23 +36,25 @@ class Result:
             correlation of constant predictions is none): it fails every threshold.
         score: Finite, or None when diverged or in error.
         chance: Chance level of the task, or None.
+        goal: Of one that was stopped early the threshold that it was judged by, None where that is not known.
     """
 
     status: Status
     score: float | None
     chance: float | None
+    goal: float | None = None
 
     @classmethod
     def of(cls, observation: Observation) -> "Result":
         """Reduce an observation to its result."""
-        return cls.reduce(observation.status, observation.score, observation.chance)
+        return cls.reduce(observation.status, observation.score, observation.chance, observation.goal)
 
     @classmethod
-    def reduce(cls, status: Status, score: float | None, chance: float | None) -> "Result":
+    def reduce(cls, status: Status, score: float | None, chance: float | None, goal: float | None = None) -> "Result":
         """Reduce what was observed to a result: no score that is not finite, none that nobody can check."""
         chance = chance if _is_finite(chance) else None
         if status in ("finished", "stopped") and _is_finite(score):
-            return cls(status, score, chance)
+            return cls(status, score, chance, goal if status == "stopped" else None)
         # Stopped without a score is a verdict that nobody can check: no result.
         return cls("diverged" if status in ("finished", "diverged") else "error", None, chance)
 
@@ -63,6 +65,16 @@ class Result:
         is taken, which cannot make a d look better than it is.
         """
         return max(self, other, key=Result._rank)
+
+    def holds(self, threshold: float) -> bool:
+        """Return whether a training that was stopped early would end there too by another threshold.
+
+        A sweep that has grown by a seed or a learning rate of full fine-tuning has another one: then what was stopped
+        for passing and falls short of it, or as hopeless for one that was higher, has to be trained to its end.
+        """
+        if self.status != "stopped" or self.goal is None or self.score is None or reaches(self.score, threshold):
+            return True
+        return self.score < self.goal and threshold >= self.goal - SLACK
 
     def _rank(self) -> tuple[int, float, bool, float]:
         return (_TRUST[self.status], -(self.score or 0.0), self.chance is not None, self.chance or 0.0)
@@ -173,9 +185,26 @@ class Evidence:
     @cached_property
     def results(self) -> Mapping[int, Mapping[float, Result]]:
         """What decides: the results of the subspace trials, where one was run again the second, which decides alone."""
-        if not self.again:
-            return self.probes
-        return {d: {**self.probes.get(d, {}), **self.again.get(d, {})} for d in {**self.probes, **self.again}}
+        probes, checks = self._sound(self.probes), self.checks
+        if not checks:
+            return probes
+        return {d: {**probes.get(d, {}), **checks.get(d, {})} for d in {**probes, **checks}}
+
+    @cached_property
+    def checks(self) -> Mapping[int, Mapping[float, Result]]:
+        """Results of subspace confirmations, without those that have to be trained to their end."""
+        return self._sound(self.again)
+
+    def _sound(self, results: Mapping[int, Mapping[float, Result]]) -> Mapping[int, Mapping[float, Result]]:
+        """Leave out what was stopped early and would not be by the threshold as it is now."""
+        marks = self.thresholds
+        if marks is None or all(each.holds(marks.relative) for at_d in results.values() for each in at_d.values()):
+            return results
+        return {
+            d: left
+            for d, at_d in results.items()
+            if (left := {eta: each for eta, each in at_d.items() if each.holds(marks.relative)})
+        }
 
     @cached_property
     def obstacle(self) -> Outcome | None:
@@ -241,8 +270,8 @@ class Evidence:
 
         False too after `CHANCES` confirmations that fell short; None while it is open.
         """
-        if self.again:
-            again = [self.reached(result, threshold) for result in self.again.get(d, {}).values()]
+        if self.checks:
+            again = [self.reached(result, threshold) for result in self.checks.get(d, {}).values()]
             if True not in again and len(again) >= CHANCES:
                 return None if None in again else False
         results, bar = self.results.get(d, {}).values(), threshold - SLACK

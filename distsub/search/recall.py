@@ -36,6 +36,7 @@ class Brief(NamedTuple):
     wall_s: float
     num_params: int
     num_scales: int
+    goal: float | None = None
     confirms: str | None = None
 
 
@@ -53,7 +54,7 @@ _reduce = lru_cache(maxsize=10_000)(Result.reduce)
 def brief(observation: Observation) -> Series:
     """Reduce one observation to a series of one row."""
     trial, o = observation.trial, observation
-    row = (trial.id, trial.d, trial.eta, o.status, o.score, o.chance, o.wall_s, o.num_params, o.num_scales)
+    row = (trial.id, trial.d, trial.eta, o.status, o.score, o.chance, o.wall_s, o.num_params, o.num_scales, o.goal)
     return trial, [row]
 
 
@@ -98,7 +99,7 @@ def evidence(search: Search, rows: Iterable[Brief]) -> Evidence:
     probes: tuple[dict[int, dict[float, Result]], dict[int, dict[float, Result]]] = ({}, {})
     for row in rows:
         again = row.confirms is not None
-        result = _reduce(row.status, row.score, row.chance)
+        result = _reduce(row.status, row.score, row.chance, row.goal)
         if row.d is None or row.eta is None:
             known: dict = baselines[again]
             key: object = row.confirms or row.trial_id

@@ -166,11 +166,13 @@ class Rules:
         self.mode, self._goals = mode, goals
         self._passed: dict[Hashable, list[tuple[Observation, float]]] = {}
         self._limits: dict[Hashable, float | None] = {}
+        self._stopped: set[str] = set()
 
     def rule(self, trial: Trial) -> Rule | None:
         """Return the rule for a trial that starts now; None lets it run to its end, as every baseline does."""
         late = trial.method.ablation == "reset"  # what its score is about happens after the last step
-        if self.mode not in ("pass", "futility") or trial.is_baseline or late:
+        # One that was stopped is asked for again only by another threshold; its row gives way to a finished one alone.
+        if self.mode not in ("pass", "futility") or trial.is_baseline or late or trial.id in self._stopped:
             return None
         goals = self._goals(trial.id)
         return Rule(goals, self._limits.get(_kind(trial))) if goals else None
@@ -178,6 +180,8 @@ class Rules:
     def observe(self, row: Observation) -> None:
         """Learn from a row, of this run or an earlier one."""
         kind = _kind(row.trial)
+        if row.status == "stopped":
+            self._stopped.add(row.trial.id)
         if self.mode != "futility" or row.goal is None or row.stop_limit is not None or kind in self._limits:
             return
         if row.status == "finished" and row.score is not None and reaches(row.score, row.goal):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from distsub.search import make_policy
 from distsub.search.stopping import (
     CALIBRATING,
     Audit,
@@ -207,3 +208,42 @@ def test_a_limit():
     assert Limit(hours=2.0).spent(2.0)
     assert not Limit(hours=2.0).spent(1.9)
     assert not Limit(trials=1).spent(9.0)
+
+
+@pytest.mark.parametrize("policy", ["bisection", "grid", "adaptive"])
+@pytest.mark.parametrize("confirm", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(0.8, 0.9), (0.9, 0.8)], ids=["higher", "lower"])
+def test_what_was_stopped_by_another_threshold_is_trained_to_its_end(bench, policy, confirm, before, after):
+    """A sweep that grows by a seed has another threshold: no stopped training may decide by the old one."""
+    decide = make_policy(policy)
+    old, new = (bench.search(num_dims=4, confirm=confirm, baseline=bench.baselines(seeds=seeds)) for seeds in (1, 2))
+    full = {0: before, 1: 2 * after - before}
+
+    def ends(trial):  # what a training scores at its end: 0.79 at d = 20, over 0.9 * 0.8; 0.83 from 30 on
+        if trial.is_baseline:
+            return full[trial.seeds.head]
+        return {10: 0.6, 20: 0.79, 30: 0.83, 40: 0.85}[trial.d]
+
+    goal = 0.9 * before
+
+    def stopped(trial):  # over the goal before it is all the way up, or given up far below
+        row = bench.see(trial, ends(trial))
+        if trial.is_baseline:
+            return row
+        passes = ends(trial) >= goal
+        return replace(row, status="stopped", score=max(goal, ends(trial) - 0.03) if passes else 0.55, goal=goal)
+
+    rows = bench.run(decide, decide.init(old), stopped)[1]
+    assert any(row.status == "stopped" for row in rows)
+    state = decide.init(new)
+    for row in rows:
+        state = decide.observe(state, row)
+    grown, more = bench.run(decide, state, lambda trial: bench.see(trial, ends(trial)))
+    fresh, _ = bench.run(decide, decide.init(new), lambda trial: bench.see(trial, ends(trial)))
+    found, wanted = decide.outcome(grown), decide.outcome(fresh)
+    assert (found.outcome, found.d, found.bracket) == (wanted.outcome, wanted.d, wanted.bracket)
+    again = {row.trial.id for row in rows if row.status == "stopped"} & {row.trial.id for row in more}
+    rules = Rules("pass", lambda trial_id: (0.72,))
+    for row in rows:
+        rules.observe(row)
+    assert all(rules.rule(row.trial) is None for row in more if row.trial.id in again)
