@@ -307,7 +307,7 @@ class _File(Table):
             policy=self.policy,
             fraction=self.fraction,
             resources=self.resources.record(),
-            confirm=confirm,
+            confirm=wanted,
             text=text,
             limit=Limit(**self.limit.model_dump()) if self.limit else None,
             stopping=self.search.stopping,

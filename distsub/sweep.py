@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from distsub.errors import ConfigError
 from distsub.identity import IDENTITY_VERSION, ByContent, canonical, later
@@ -136,6 +136,36 @@ class Sweep:
         models = (ModelPlace(each.name, each.revision, each.content) for each in self.models if each.content)
         return Places(tuple(models), tuple(task for task in self.tasks if task.content))
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """Everything that decides the results, as plain values under the sweep file's own keys, defaults included."""
+        budget = dataclasses.asdict(self.budget)
+        search = {
+            "etas": list(self.etas),
+            "learning_rate": self.learning_rate,
+            "confirm": self.confirm,
+            "stopping": self.stops,
+            "warm_start": budget.pop("warm_start"),
+            "tries": self.tries,
+            "eta_choice": self.eta_choice,
+        }
+        spans = [self.trajectory, *(each.span for each in self.methods)]
+        arms = zip(self.methods, self.grids or ((None, None),) * len(self.methods), strict=True)
+        found = {
+            "models": [dataclasses.asdict(model) for model in self.models],
+            "tasks": [dataclasses.asdict(task) for task in self.tasks],
+            "methods": [_method(method) | {"dims": dims, "etas": etas} for method, (dims, etas) in arms],
+            "seeds": [dataclasses.asdict(seeds) for seeds in self.seeds],
+            "dims": self.dims,
+            "policy": self.policy,
+            "fraction": self.fraction,
+            "search": search,
+            "baseline": {"learning_rates": self.baseline_learning_rates},
+            "budget": budget,
+            "trajectory": next((_recorded(span, self.trajectory) for span in spans if span), None),
+        }
+        return json.loads(json.dumps(found))
+
     def known(self, places: Places) -> "Sweep":
         """Return the sweep with the contents of its models and tasks, which are then what they are told by.
 
@@ -235,6 +265,37 @@ class Sweep:
             for each in seeds
             for rate in self.baseline_learning_rates
         )
+
+
+_MADE = (
+    "projection", "normalization", "groups", "head", "block_length", "scope", "embeddings", "ensemble", "start", "step",
+)  # fmt: skip
+"""Fields of a method that a sweep file calls by the same name."""
+
+
+def _method(method: Method) -> dict[str, Any]:
+    """Write a method under the keys of a sweep file; what its span takes from [trajectory] is written there."""
+    made: dict[str, Any] = {key: getattr(method, key) for key in _MADE}
+    span = method.span
+    if span is None:
+        return {"name": "random" if (method.name, method.scope) == ("did", "layer") else method.name, **made}
+    sources = [source.task.name for source in span.sources if source.task]
+    if method.match_norms:
+        name = "random_matched"
+    elif len(span.sources) > 1:
+        name = "zero_shot" if span.leave_out else "unified"
+    else:
+        name = "inductive" if sources else span.name.partition(" ")[0]
+        name = name if name in ("inductive", "other_seed", "last") else "intrinsic"
+    shift = next(iter(span.sources)).shift
+    made |= {"sources": sources or None, "first": span.first, "mode": span.mode, "shift": shift or None}
+    return {"name": name, **made}
+
+
+def _recorded(span: Span, asked: Span | None) -> dict[str, Any]:
+    """Write what [trajectory] says, and whether the file has it."""
+    same = {key: getattr(span, key) for key in ("learning_rate", "every", "checkpoints", "dtype")}
+    return {**same, "steps": span.budget.steps, "every": span.every or "epoch", "asked": asked is not None}
 
 
 def distinct(records: Iterable[T], key: str) -> tuple[T, ...]:

@@ -11,20 +11,18 @@ writes there, so that what it has merged at its end goes a thousand files at onc
 """
 
 import hashlib
-import json
 import os
 import re
-import tomllib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from typing import Any
 
 import pyarrow as pa
 
 from distsub.errors import OutputError
-from distsub.files import Files, first_line, parse_json
+from distsub.files import Files, first_line
 from distsub.places import Places
+from distsub.results import held
 from distsub.results.rows import (
     FINAL,
     KIN,
@@ -38,12 +36,12 @@ from distsub.results.rows import (
     schema_of,
     series,
 )
-from distsub.results.schema import ANSWERS, OBSERVATIONS, RECORD, SCHEMA_VERSION, TrialReader, from_row, to_table
+from distsub.results.schema import ANSWERS, OBSERVATIONS, RECORD, TrialReader, from_row, to_table
 from distsub.trial import Observation, Trial
 
 ROWS, PARTS = "observations", "parts"
 LOCK = f"{ROWS}/.lock"
-_SWEEP, _IDENTITY, _PROBE = "sweep.toml", "sweep.json", ".probe"
+_PROBE = ".probe"
 _ROW_FILE = re.compile(rf"([0-9a-f]{{16}}/)?{NAME.pattern}")
 CONNECTIONS = 16
 _PIECE = 1000  # rows that are Python objects at once before they are observations
@@ -58,7 +56,8 @@ class Store:
     Attributes:
         uri: The directory as it was given, without credentials.
         fingerprint: What identifies the sweep.
-        sweep_text: The sweep file as it was when the directory was made.
+        sweep_text: The sweep file as it was when it ran last.
+        remark: What `create` found out of an earlier sweep of the directory, "" for nothing.
         directory: Where relative paths in the sweep file start.
         places: Where its models and tasks lay when it ran last.
         damaged: After a reading method: one line per file among the rows that is none, and why.
@@ -77,6 +76,7 @@ class Store:
         self.fingerprint = fingerprint
         self.sweep_text = sweep_text
         self.directory = directory
+        self.remark = ""
         self.damaged: list[str] = []
         self.loose = 0
         self.num_rows: int | None = None
@@ -94,62 +94,50 @@ class Store:
         fingerprint: str,
         directory: str = ".",
         places: Places | None = None,
+        record: Mapping[str, Any] | None = None,
     ) -> "Store":
-        """Make a results directory for a sweep, or take up the one that it already has.
+        """Make a results directory for a sweep, or take up one that has it, or one that it contains.
 
         Args:
             uri: A local path, or a URI that pyarrow.fs understands (s3://, gs://, abfs://, hdfs://, file://).
-            sweep_text: The sweep file, kept beside the rows so that they can be read without it.
+            sweep_text: The sweep file, kept beside the rows so that they can be read without it; the latest counts.
             fingerprint: Identifies everything in the sweep that decides which trials belong to it.
             directory: Where relative paths in the sweep file start.
             places: Where its models and tasks lie, by content; those of the last run count.
+            record: `Sweep.record`; without it the directory's sweep cannot grow.
 
         Raises:
-            OutputError: The directory belongs to another sweep, or cannot be written.
+            OutputError: The directory belongs to a sweep that this one does not contain, or cannot be written.
         """
         files = Files.at(uri)
-        identity = {
-            "fingerprint": fingerprint,
-            "schema_version": SCHEMA_VERSION,
-            "distsub_version": _version(),
-            "directory": directory,
-            "places": (places or Places()).to_json(),
-        }
+        identity = held.entry(sweep_text, fingerprint, directory, places or Places(), record)
         try:
-            if not files.exists(_IDENTITY):
+            if not files.exists(held.IDENTITY):
                 if files.names(ROWS, deep=True) or files.names(PARTS):
                     raise OutputError(
-                        f"{files.uri} holds observations but no {_IDENTITY}, so it cannot be told which sweep they "
+                        f"{files.uri} holds observations but no {held.IDENTITY}, so it cannot be told which sweep they "
                         "are of; give another directory with --out, or put the file back"
                     )
                 files.make(ROWS)
                 # The identity comes first and only if absent: of two sweeps that start at once, one wins.
-                files.put(_IDENTITY, json.dumps(identity, indent=1).encode(), replace=False)
-            found = _identity(files)
-            if found["fingerprint"] != fingerprint:
-                cls.open(uri)._refuse_changed(places or Places())
-                raise OutputError(
-                    f"{files.uri} belongs to another sweep (fingerprint {found['fingerprint']}, this sweep has "
-                    f"{fingerprint}); give another directory with --out, or run the sweep kept in "
-                    f"{files.uri}/{_SWEEP}"
-                )
+                files.put(held.IDENTITY, held.encode(identity), replace=False)
             files.make(ROWS)
-            moved = (directory, json.dumps(identity["places"])) != (
-                found.get("directory"),
-                json.dumps(found["places"].to_json()),
-            )
-            if moved or not files.exists(_SWEEP) or not _is_toml(files.read(_SWEEP)):
-                files.put(_SWEEP, sweep_text.encode())  # the same sweep by fingerprint: a lost or damaged copy heals
-            if moved:  # the same contents elsewhere: paths in the sweep file are now those of this run
-                files.put(_IDENTITY, json.dumps(identity, indent=1).encode())
+            with files.locked(LOCK):
+                remark = held.take_up(files, identity)
             files.put(f"{ROWS}/{_PROBE}", b"")  # an unwritable directory is told now, not after the first training
+        except held.Refused as error:
+            if error.of_content:
+                cls.open(uri)._refuse_changed(places or Places())
+            raise
         except OutputError:
             raise
         except (OSError, pa.ArrowException) as error:
             raise OutputError(
                 f"cannot write to {files.uri} ({first_line(error)}); give a directory with --out that you may write"
             ) from error
-        return cls.open(uri)
+        store = cls.open(uri)
+        store.remark = remark
+        return store
 
     @classmethod
     def open(cls, uri: str | os.PathLike[str]) -> "Store":
@@ -160,22 +148,17 @@ class Store:
         """
         files = Files.at(uri)
         try:
-            if not files.exists(_IDENTITY):
+            if not files.exists(held.IDENTITY):
                 raise OutputError(
-                    f"{files.uri} is no results directory (it has no {_IDENTITY}); give the directory that "
+                    f"{files.uri} is no results directory (it has no {held.IDENTITY}); give the directory that "
                     "`distsub run` was given with --out"
                 )
-            found = _identity(files)
-            sweep_text = files.read(_SWEEP).decode() if files.exists(_SWEEP) else ""
+            found = held.read(files)
+            sweep_text = files.read(held.SWEEP).decode() if files.exists(held.SWEEP) else ""
         except OutputError:
             raise
         except (OSError, ValueError, pa.ArrowException) as error:
             raise OutputError(f"cannot read {files.uri} ({first_line(error)})") from error
-        if found["schema_version"] > SCHEMA_VERSION:
-            raise OutputError(
-                f"{files.uri} has rows of schema version {found['schema_version']}, this distsub reads up to "
-                f"{SCHEMA_VERSION}; upgrade distsub to {found.get('distsub_version', 'a newer version')} or later"
-            )
         return cls(files, found["fingerprint"], sweep_text, found.get("directory", "."), found["places"])
 
     def _refuse_changed(self, now: Places) -> None:
@@ -411,32 +394,3 @@ class Store:
 def digest(data: bytes) -> bytes:
     """Name the bytes of a file, to tell later whether it still is the same."""
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _is_toml(data: bytes) -> bool:
-    """Tell whether a copy of a sweep file can be read at all."""
-    try:
-        return bool(tomllib.loads(data.decode()))
-    except (ValueError, RecursionError):
-        return False
-
-
-def _identity(files: Files) -> dict[str, Any]:
-    """Read what says which sweep a directory belongs to."""
-    try:
-        found = parse_json(files.read(_IDENTITY))
-        texts = [found["fingerprint"], found.get("directory", "."), found.get("distsub_version", "")]
-        if type(found["schema_version"]) is int and all(isinstance(each, str) for each in texts):
-            return found | {"places": Places.from_json(found.get("places", {}))}
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        pass
-    raise OutputError(
-        f"{files.uri}/{_IDENTITY} is damaged or foreign; give another directory with --out, or restore that file"
-    )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("distsub")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"

@@ -192,7 +192,7 @@ def test_rows_with_later_columns_and_without_newer_ones_are_read(store, observat
 def test_a_directory_of_another_sweep_is_refused(store):
     with pytest.raises(OutputError, match=r"another sweep .*f00d.*beef.*--out"):
         Store.create(store.uri, "", "beef")
-    assert Store.create(store.uri, "changed comment", "f00d").sweep_text == "title = 'x'\n"
+    assert Store.create(store.uri, "# a comment", "f00d").sweep_text == "# a comment"
 
 
 def test_observations_without_an_identity_are_not_taken_over(store, observation):

@@ -1,0 +1,212 @@
+"""What two sweeps have in common: whether one asks for all that the other asks, and which keys of the file differ.
+
+Works on the plain values of `Sweep.record`, which a results directory keeps: so it can be told of any sweep that a
+directory has held, in the sweep file's own words.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Record = Mapping[str, Any]
+
+SHOWN = 8
+"""Entries of a list that are shown whole."""
+
+_USUAL = {"steps": ("budget", "steps"), "learning_rate": ("search", "learning_rate")}
+"""Where [trajectory] takes from what it does not say."""
+
+
+class Change(NamedTuple):
+    """A key that two sweeps do not have in common.
+
+    Attributes:
+        key: As in the sweep file, with its table.
+        old: What was asked.
+        new: What is asked now.
+        grows: Whether all that was asked is asked still, and in the same way.
+        hint: What a reader could not know.
+    """
+
+    key: str
+    old: Any
+    new: Any
+    grows: bool = False
+    hint: str = ""
+
+    def __str__(self) -> str:
+        """Write it in one line."""
+        old, new = _shown(self.old), _shown(self.new)
+        if isinstance(self.old, list) and isinstance(self.new, list) and max(len(self.old), len(self.new)) > SHOWN:
+            apart = [each for each in self.new if each not in self.old] if self.grows else []
+            apart = apart or [each for each in self.old if each not in self.new]
+            old, new = f"{len(self.old)} values", f"{len(self.new)} values"
+            hint = f"{'with' if self.grows else 'without'} {', '.join(map(_shown, apart[:SHOWN]))}"
+            more = f" and {len(apart) - SHOWN} more" if len(apart) > SHOWN else ""
+            return f"{self.key}: {old} -> {new}, {hint}{more}"
+        return f"{self.key}: {old} -> {new}" + (f" ({self.hint})" if self.hint else "")
+
+
+def changes(old: Record, new: Record) -> list[Change]:
+    """List the keys in which a sweep differs from an earlier one; none where both ask for the same.
+
+    Args:
+        old: `Sweep.record` of the earlier one.
+        new: That of the later one.
+    """
+    search = [key for key in old["search"] if key not in ("etas", "tries", "confirm")]
+    # The rows that a budget draws are other rows under another one: that is told by the budget's key alone.
+    drawn = all(old["budget"][key] == new["budget"][key] for key in ("train_examples", "eval_examples"))
+    return [
+        *_entries("models", old, new, _model, lambda entry: entry["name"], drawn=True),
+        *_entries("tasks", old, new, _task, lambda entry: entry["name"], drawn),
+        *_methods(old, new),
+        *_values("seeds", *map(_seeds, (old, new))),
+        *_values("dims", old["dims"], new["dims"]),
+        *_plain("", old, new, ("policy", "fraction")),
+        *_values("[search] etas", old["search"]["etas"], new["search"]["etas"]),
+        *_tries(old["search"], new["search"]),
+        *_confirm(old, new),
+        *_plain("[search] ", old["search"], new["search"], search),
+        *_values("[baseline] learning_rates", *(each["baseline"]["learning_rates"] for each in (old, new))),
+        *_plain("[budget] ", old["budget"], new["budget"], old["budget"]),
+        *_trajectory(old, new),
+    ]
+
+
+def _model(entry: Record) -> Any:
+    return [entry["content"] or [entry["name"], entry["revision"]], entry["head_from"]]
+
+
+def _task(entry: Record) -> Any:
+    asked = {key: value for key, value in entry.items() if key != "content"}
+    return [entry["content"], *(entry[key] for key in ("name", "num_labels", "metric"))] if entry["content"] else asked
+
+
+def _method(entry: Record) -> Any:
+    return {key: value for key, value in entry.items() if key not in ("dims", "etas")}
+
+
+def _entries(
+    table: str,
+    old: Record,
+    new: Record,
+    identity: Callable[[Record], Any],
+    called: Callable[[Record], str],
+    drawn: bool,
+) -> list[Change]:
+    """Compare lists of tables: entry by entry where both have one of a name, else the names.
+
+    Args:
+        table: Their key.
+        old: The earlier record.
+        new: The later one.
+        identity: What tells an entry from others.
+        called: What a person calls it.
+        drawn: Whether a content that differs is one that has changed.
+    """
+    was, now = ({_text(identity(entry)): entry for entry in each[table]} for each in (old, new))
+    come, found, gone = [now[key] for key in now if key not in was], [], 0
+    for entry in (was[key] for key in was if key not in now):
+        other = next((each for each in come if called(each) == called(entry)), None)
+        if other is None:
+            gone += 1
+            continue
+        come.remove(other)
+        name = f"[[{table}]] {called(entry)} "
+        differing = _plain(name, entry, other, [key for key in entry if key not in ("content", "dims", "etas")])
+        if not differing and drawn:
+            before, after = (str(each["content"])[:12] for each in (entry, other))
+            differing = [Change(f"{name}content", before, after)]
+        found += [_hinted(change, entry, new) for change in differing]
+    if gone or come:
+        found.append(Change(table, *([called(entry) for entry in each[table]] for each in (old, new)), grows=not gone))
+    return found
+
+
+def _hinted(change: Change, entry: Record, new: Record) -> Change:
+    """Say of what follows from other keys what keeps it as it was."""
+    key = change.key.rpartition(" ")[2]
+    if key == "sources" and change.old:
+        return change._replace(hint=f"sources = {json.dumps(change.old)} keeps it")
+    if key != "block_length" or not (change.old and change.new):
+        return change
+    if change.old >= max(entry["dims"] or new["dims"]):
+        return change._replace(hint=f"it follows from the largest of dims; block_length = {change.old} keeps it")
+    hint = f"it follows from the largest of dims; dims up to {change.old} keep it, larger ones are other trainings"
+    return change._replace(hint=hint)
+
+
+def _methods(old: Record, new: Record) -> list[Change]:
+    """Compare methods, and the dims and etas of those that are in both."""
+    found = _entries("methods", old, new, _method, lambda entry: entry["name"], drawn=False)
+    now = {_text(_method(entry)): entry for entry in new["methods"]}
+    for entry in old["methods"]:
+        other = now.get(_text(_method(entry)))
+        for key in ("dims", "etas") if other else ():
+            usual = [each["dims"] if key == "dims" else each["search"]["etas"] for each in (old, new)]
+            if other is not None and (entry[key], other[key]) != (None, None):
+                values = entry[key] or usual[0], other[key] or usual[1]
+                found += _values(f"[[methods]] {entry['name']} {key}", *values)
+    return found
+
+
+def _plain(table: str, old: Record, new: Record, keys: Iterable[str]) -> list[Change]:
+    """Compare keys that have one value."""
+    return [
+        Change(f"{table}{key}", old.get(key), new.get(key))
+        for key in keys
+        if _text(old.get(key)) != _text(new.get(key))
+    ]
+
+
+def _values(key: str, old: Sequence[Any], new: Sequence[Any]) -> list[Change]:
+    """Compare lists of which the order does not count: more is growth."""
+    was, now = set(map(_text, old)), set(map(_text, new))
+    return [Change(key, list(old), list(new), was <= now)] if was != now else []
+
+
+def _seeds(record: Record) -> list[Any]:
+    """Write seeds as a file does: one number where all three are the same."""
+    return [each["projection"] if len(set(each.values())) == 1 else each for each in record["seeds"]]
+
+
+def _tries(old: Record, new: Record) -> list[Change]:
+    """Compare how many etas a d is given: all of them, however many there are, or a number."""
+    numbers = [each["tries"] or len(each["etas"]) for each in (old, new)]
+    same = old["tries"] == new["tries"] or numbers[0] == numbers[1]
+    return [] if same else [Change("[search] tries", old["tries"] or "all", new["tries"] or "all")]
+
+
+def _confirm(old: Record, new: Record) -> list[Change]:
+    """Compare whether winners are confirmed, which says nothing where there was nothing to choose from."""
+    tries = old["search"]["tries"] or len(old["search"]["etas"])
+    most = [min(tries, len(each["etas"])) if each["etas"] else tries for each in old["methods"]]
+    chosen = max(*most, len(old["baseline"]["learning_rates"])) > 1
+    found = _plain("[search] ", old["search"], new["search"], ["confirm"])
+    return [change._replace(grows=not chosen) for change in found]
+
+
+def _trajectory(old: Record, new: Record) -> list[Change]:
+    """Compare what is recorded, but for what [trajectory] takes from other tables, which is told there."""
+    was, now = old["trajectory"], new["trajectory"]
+    asked = [bool(each and each["asked"]) for each in (was, now)]
+    said = ["given" if each else "none" for each in asked]
+    found = [Change("[trajectory]", said[0], said[1], grows=asked[1])] if asked[0] != asked[1] else []
+    if was is None or now is None:  # nothing recorded before, or, with the methods that asked for it, no longer
+        return found
+    for change in _plain("[trajectory] ", was, now, [key for key in was if key != "asked"]):
+        table, name = _USUAL.get(change.key.rpartition(" ")[2], ("", ""))
+        if not table or (change.old, change.new) != (old[table][name], new[table][name]):
+            found.append(change)
+    return found
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)
