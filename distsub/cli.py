@@ -22,6 +22,7 @@ from distsub.shell import (
     open_sweep,
     say,
     show,
+    strangers,
     summary_of,
     told,
     write,
@@ -88,6 +89,9 @@ def run(
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live table.")] = False,
     adapters: Annotated[bool, typer.Option(help="Keep every finished trial's adapter.")] = True,
     shard: Annotated[str, typer.Option(help="i/n: of n drivers with one --out, the i-th from 0.")] = "0/1",
+    reuse: Annotated[
+        list[str] | None, typer.Option(help="Other results to take rows of the same trials from; repeat.")
+    ] = None,
     format: Annotated[Format, typer.Option("--format", help="How to print the result at the end.")] = Format.table,
 ) -> None:
     """Run a sweep; the same command again resumes it.
@@ -102,14 +106,20 @@ def run(
         from distsub.runtime import connect
 
         connect.check()
+    others = [open_results(each) for each in reuse or []]
     sweep, store = open_sweep(sweep_file, out)
     from distsub.analysis import standing
     from distsub.analysis.summary import INTERVAL, Summary
+    from distsub.runtime.reuse import take
 
-    code = launch.run(sweep, store, backend.value, plain, adapters, out if "://" in out else None, share)
+    taken = take(sweep, store, others, adapters)
+    summary = Summary(sweep.searches(), sweep.policy, store, sweep.limit)  # of what is there when it is first asked
+    address = out if "://" in out else None
+    code = launch.run(
+        sweep, store, backend.value, plain, adapters, address, share, final=lambda: summary.estimates, taken=taken
+    )
     if code in (INTERRUPTED, TERMINATED) and format is Format.table:
         raise Stopped(code)
-    summary = Summary(sweep.searches(), sweep.policy, store, sweep.limit)
     d90 = told(store, summary.d90)
     found = d90.select(["task", "model", "method", "variant", "d90", "d90_outcome", *INTERVAL])
     if format is Format.table:
@@ -186,7 +196,7 @@ def status(out: Out, format: As = Format.table) -> None:
     if format is not Format.table:
         show(standing.status_rows(searches, store), format)
         return
-    write(*standing.standing(store, summary, sweep.name), "")
+    write(*standing.standing(store, summary, sweep.name), *strangers(summary, sweep), "")
     show(standing.status_table(searches), format)
     write("")
     if searches.num_rows > FEW:
@@ -243,6 +253,7 @@ def report(
     about: dict[str, Any] = {"title": sweep.name, "fraction": sweep.fraction, "adapters": summary.smallest}
     page = write_report(rows, summary.searches, directory, d90=d90, **about)
     answers(d90)
+    write(*strangers(summary, sweep))
     if said := launch.stopped_text(rows):
         write(f"stopping: {said}")
     write(*standing.smallest_lines(summary.smallest), f"report: {page}")

@@ -145,6 +145,7 @@ def measure(
         DistsubError: A key, the model or the data cannot be used; or a training ended in an error.
         KeyboardInterrupt: It was interrupted; finished trainings are kept.
     """
+    from distsub.analysis.summary import Summary
     from distsub.config import parse_sweep
     from distsub.results import Store, output_address
     from distsub.runtime import checks, launch
@@ -153,12 +154,20 @@ def measure(
     text = _toml(_proposal(model, task, here, keys))
     sweep = checks.check(parse_sweep(text, here, "measure"))
     address = output_address(os.fspath(out) if out else f"results/{_slug(sweep.name)}-{sweep.fingerprint}")
-    store = Store.create(address, sweep.text, sweep.fingerprint, str(here), sweep.places)
+    store = Store.create(address, sweep.text, sweep.fingerprint, str(here), sweep.places, sweep.record)
     if backend == "tune":
         from distsub.runtime import connect
 
         connect.check()
-    code = launch.run(sweep, store, backend, adapters=adapters, out=address if "://" in address else None)
+    summary = Summary(sweep.searches(), sweep.policy, store, sweep.limit)
+    code = launch.run(
+        sweep,
+        store,
+        backend,
+        adapters=adapters,
+        out=address if "://" in address else None,
+        final=lambda: summary.estimates,
+    )
     if code in (130, 143):
         raise KeyboardInterrupt(f"finished trainings are kept in {store.uri}; the same call resumes")
     if code == 3:

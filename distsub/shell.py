@@ -37,7 +37,10 @@ def open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
 
     sweep = checks.check(sweep, say)  # before the directory is made: a sweep that cannot run leaves nothing behind
     directory = str(sweep_file.resolve().parent)
-    return sweep, Store.create(out, sweep.text, sweep.fingerprint, directory, sweep.places)
+    store = Store.create(out, sweep.text, sweep.fingerprint, directory, sweep.places, sweep.record)
+    if store.remark:
+        say(f"note: {store.remark}")
+    return sweep, store
 
 
 def open_results(out: str) -> "Store":
@@ -53,6 +56,13 @@ def summary_of(store: "Store") -> "tuple[Summary, Sweep]":
 
     sweep = sweep_of(store)
     return Summary(sweep.searches(), sweep.policy, store, sweep.limit), sweep
+
+
+def strangers(summary: "Summary", sweep: "Sweep") -> list[str]:
+    """Say how many rows are of no search of a sweep."""
+    from distsub.analysis import standing
+
+    return standing.strangers(summary, sweep.searches(), {each.trial.id for each in sweep.recordings()})
 
 
 def told(store: "Store", table: "pa.Table") -> "pa.Table":

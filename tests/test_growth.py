@@ -139,7 +139,13 @@ CHANGED = {
 
 FREE = {
     "name": "other",
-    "resources": {"cpus_per_trial": 2, "gpus_per_trial": 0.5, "max_concurrent_trials": 3, "retries": 0},
+    "resources": {
+        "cpus_per_trial": 2,
+        "gpus_per_trial": 0.5,
+        "max_concurrent_trials": 3,
+        "retries": 0,
+        "baseline": {"gpus_per_trial": 1.0},
+    },
     "limit": {"hours": 1.0, "trials": 5},
 }
 

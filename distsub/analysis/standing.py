@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +13,10 @@ from distsub.results import Store, printable
 from distsub.results.drivers import Driver, drivers
 from distsub.results.listing import size_text
 from distsub.results.terminal import Terminal, fold
+from distsub.search import Search
 
 SHOWN = 4
-"""Trainings that are named of a driver."""
+"""Trainings that are named of a driver, and kinds of rows of no search."""
 
 
 def standing(store: Store, summary: Summary, title: str) -> list[str]:
@@ -135,6 +137,37 @@ def smallest_lines(smallest: pa.Table) -> list[str]:
             f"  {printable(row['path'])}",
         ]
     return lines
+
+
+def strangers(summary: Summary, searches: Sequence[Search], recorded: Collection[str]) -> list[str]:
+    """Say in a line how many rows are of no search, and of what; nothing where there are none.
+
+    Args:
+        summary: The results.
+        searches: The sweep's.
+        recorded: Ids of full fine-tunings that are trained for their checkpoints.
+    """
+    tasks, bases = {each.task.name: each.task.content for each in searches}, {each.base for each in searches}
+    counts: Counter[str] = Counter()
+    for trial, number in summary.strangers(recorded):
+        content, ours = trial.task.content, tasks.get(trial.task.name)
+        if trial.task.name in tasks and content != ours:
+            counts[
+                f"of task {trial.task.name} with other rows ({_short(content)}, the sweep's are {_short(ours)})"
+            ] += number
+        elif trial.base not in bases:
+            counts[f"of another model ({_short(trial.weights) if trial.weights else trial.model})"] += number
+        else:
+            counts["of trainings that it does not ask for"] += number
+    if not counts:
+        return []
+    what = "; ".join(f"{number} {each}" for each, number in counts.most_common(SHOWN))
+    more = f"; {len(counts) - SHOWN} kinds more" if len(counts) > SHOWN else ""
+    return [_folded(f"note: rows of no search of this sweep, which no d90 is made of: {what}{more}")]
+
+
+def _short(content: str | None) -> str:
+    return (content or "not known")[:12]
 
 
 def notes(d90: pa.Table) -> list[str]:

@@ -13,7 +13,7 @@ from pyarrow import compute as pc
 from distsub.results import D90, METHOD_COLUMNS, RECORD, SEARCHES, Store, TrialReader, censored_median, from_row
 from distsub.search import COLUMNS, Brief, Finding, Search, evidence, make_policy, shares
 from distsub.search.stopping import Limit, audit_of
-from distsub.trial import Observation
+from distsub.trial import Observation, Trial
 
 D90_COLUMNS = (
     "task", "model", "method", "variant", "projection", "estimate_text", "d90_per_seed", "d90", "d90_outcome",
@@ -33,6 +33,9 @@ ADAPTERS = pa.schema(
     ]
 )
 """One saved adapter that passes; bytes are those of its files."""
+
+MEASURED = frozenset({"found", "below_range", "above_range"})
+"""Outcomes of an estimate that has an interval."""
 
 INTERVAL = ("estimate_low", "estimate", "estimate_high")
 
@@ -56,7 +59,22 @@ class Summary:
     @cached_property
     def _shares(self) -> list[list[Brief]]:
         with _no_garbage():
-            return shares(self._given[0], self._store.series(COLUMNS))
+            return shares(self._given[0], self._series)
+
+    @cached_property
+    def _series(self) -> list[tuple[Trial, list[tuple[Any, ...]]]]:
+        return self._store.series(COLUMNS)
+
+    def strangers(self, recorded: Collection[str] = ()) -> list[tuple[Trial, int]]:
+        """Count the rows that no search asks for, which no d90 is made of, by all of their trial but d and eta.
+
+        Args:
+            recorded: Ids of full fine-tunings that are trained for their checkpoints. Those with disabled weights
+                belong to an analysis, and are left out too.
+        """
+        own = {row.trial_id for each in self._shares for row in each}.union(recorded)
+        counts = ((trial, sum(row[0] not in own for row in rows)) for trial, rows in self._series)
+        return [(trial, number) for trial, number in counts if number and not trial.method.ablation]
 
     @cached_property
     def searches(self) -> pa.Table:
@@ -69,6 +87,15 @@ class Summary:
         else:  # whether it ended a sweep is told by a board that has been told everything
             found = findings(searches, policy, self._store.read(answers=False), limit)
         return searches_table(searches, found, self._shares)
+
+    @property
+    def estimates(self) -> dict[Search, str]:
+        """The estimate in words that each search has part in, "" where there is none."""
+        keys = [tuple(row.values()) for row in self.searches.select(_KEYS).to_pylist()]
+        columns = self.d90["estimate_text"].to_pylist(), self.d90["estimate_outcome"].to_pylist()
+        texts = [text if outcome in MEASURED else "" for text, outcome in zip(*columns, strict=True)]
+        said = dict(zip(dict.fromkeys(keys), texts, strict=True))  # in the order of the table
+        return {search: said[key] for search, key in zip(self._given[0], keys, strict=True)}
 
     @cached_property
     def smallest(self) -> pa.Table:

@@ -112,7 +112,7 @@ def _merge(store: Store, names: list[str], rows_per_part: int, mine: set[str]) -
         pa.concat_tables([schema.empty_table(), *parts.values(), *loose.values()], promote_options="default")
     )
     table = _without(table, full.values())
-    kept = _write(store, table.sort_by("trial_id"), rows_per_part)
+    kept = write_parts(store, table.sort_by("trial_id"), rows_per_part)
     for name in parts.keys() - kept:
         store.files.delete(f"{PARTS}/{name}")
     return {name: digests[name] for name in loose}
@@ -127,7 +127,7 @@ def _without(table: pa.Table, full: Iterable[pa.Table]) -> pa.Table:
     return table.filter(pa.array([rank > known.get(trial_id, -1) for trial_id, rank in ranks(table)], pa.bool_()))
 
 
-def _write(store: Store, table: pa.Table, rows_per_part: int) -> set[str]:
+def write_parts(store: Store, table: pa.Table, rows_per_part: int = ROWS_PER_PART) -> set[str]:
     """Write rows as parts named after their bytes; give the names."""
     store.files.make(PARTS)
     names = set()

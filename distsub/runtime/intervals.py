@@ -1,11 +1,12 @@
 """The interval of every d90 while a sweep runs, from the rows that are in so far.
 
 A fit takes a few hundredths of a second and a cluster ends many trials a second, so a fit is made again only when a
-twentieth of the time allows it: what is shown may lag, and never slows the sweep down.
+twentieth of the time allows it: what is shown may lag, and never slows the sweep down. Nor does the driver hear
+what was predicted for each example: at the end the tables' estimates, which are made of that too, take their place.
 """
 
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from distsub.errors import DistsubError
 from distsub.search import Search
@@ -66,6 +67,24 @@ class Intervals:
             if text != self._texts.get(key, ""):
                 self._texts[key] = text
                 changed.append((self._first[key], text))
+        return changed
+
+    def settle(self, final: Mapping[Search, str]) -> list[tuple[int, str]]:
+        """Take the estimates that the sweep's tables give, of all rows with what was predicted for each example.
+
+        Args:
+            final: The estimate that each search has part in, in words; "" where there is none.
+
+        Returns:
+            As `refresh`.
+        """
+        self._stale.clear()
+        changed = []
+        for key, members in self._members.items():
+            text = final.get(members[0], "")
+            if text != self._texts.get(key, ""):
+                self._texts[key] = text
+                changed.append((self._first[key], text or "none"))
         return changed
 
     @property

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from distsub.results.compact import merge
 from distsub.results.drivers import Heartbeat
 from distsub.results.store import ROWS
 from distsub.runtime.drain import INTERRUPTED, TERMINATED, Drain
-from distsub.search import Board, make_policy
+from distsub.search import Board, Search, make_policy
 from distsub.search.batch import Batch
 from distsub.search.plan import make_plan
 from distsub.search.stopping import Rules, audit_of
@@ -83,6 +83,8 @@ def run(
     out: str | None = None,
     shard: Shard = ALONE,
     trials: Iterable[Trial] | None = None,
+    final: Callable[[], Mapping[Search, str]] | None = None,
+    taken: Mapping[str, int] | None = None,
 ) -> int:
     """Run a sweep to its end, or given trials in its place, and give the exit code.
 
@@ -98,6 +100,8 @@ def run(
         shard: Which of the searches to run. Trials that searches of several shards share, such as baselines, are run
             by whoever comes to them first, or at the same time by each, which gives the same row.
         trials: Run these instead of the searches, on the sweep's resources.
+        final: Asked at the end for the estimate that each search has part in, in words: what the tables say.
+        taken: How many of the known rows were taken from which other results.
     """
     from distsub.runtime.checkpoints import clear
     from distsub.runtime.live import reporter_for
@@ -124,12 +128,13 @@ def run(
         places=sweep.places,
     )
     reporter = reporter_for(board, plain, rows, _expected(board), sweep.name)
+    reporter.final = final
     for line in store.damaged:
         reporter.line(f"skipped  {line}")
     share = "" if shard == ALONE else f" (shard {shard[0]}/{shard[1]})"
     reporter.line(
         f"sweep    {sweep.name}{share}: {len(board.searches)} searches, about {reporter.progress.total} trainings "
-        f"and at most {board.max_trials()}, {len(rows)} known"
+        f"and at most {board.max_trials()}, {len(rows)} known{_taken(taken or {})}"
     )
     if sweep.stopping not in (None, "none") and not sweep.budget.eval_every:
         reporter.line("stopping nothing can end early: [budget] eval_every is not set")
@@ -166,6 +171,11 @@ def run(
     if counts["error"] or any(each.owns(row.trial) for row in failed for each in board.searches):
         return 3
     return 4 if board.is_spent else 0
+
+
+def _taken(taken: Mapping[str, int]) -> str:
+    """Say how many rows came from elsewhere."""
+    return f" ({', '.join(f'{number} taken from {uri}' for uri, number in taken.items())})" if taken else ""
 
 
 def _expected(board: Board) -> float:

@@ -76,10 +76,10 @@ class LiveReporter(Reporter):
         self._is_open = True
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *exception: object) -> None:
         """Leave the last table standing, and the cursor as it was."""
         try:
-            self.changes(fresh=True)
+            self.conclude(error)
         finally:
             self._is_open = False
             self._live.__exit__(None, None, None)

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from distsub.errors import OutputError
@@ -13,7 +13,7 @@ from distsub.results.listing import write_out
 from distsub.results.terminal import Terminal, printable
 from distsub.runtime.intervals import Intervals
 from distsub.runtime.labels import Labels
-from distsub.search import Board, Finding, Outcome
+from distsub.search import Board, Finding, Outcome, Search
 from distsub.streams import say
 from distsub.trial import Observation, Trial
 
@@ -180,6 +180,7 @@ class Reporter:
         self.began = time.monotonic()
         self._told: list[Finding] = list(board.findings())
         self._known, self._again = self._told, 0.0
+        self.final: Callable[[], Mapping[Search, str]] | None = None
         self._closed, self._printing = threading.Event(), threading.Lock()
         self._clock = threading.Thread(target=self._tick, daemon=True, name="distsub-progress")
 
@@ -230,15 +231,20 @@ class Reporter:
             self._again = now + 20 * (time.monotonic() - now)
         return self._known
 
-    def changes(self, fresh: bool = False) -> None:
-        """Say which searches moved."""
+    def conclude(self, error: type[BaseException] | None) -> None:
+        """Say what was not said yet, and the estimates that the tables give, unless an error ended the run."""
+        final = self.final() if self.final and error in (None, KeyboardInterrupt) else None
+        self.changes(fresh=True, final=final)
+
+    def changes(self, fresh: bool = False, final: Mapping[Search, str] | None = None) -> None:
+        """Say which searches moved, and the estimates: those given, else as far as they can be made."""
         now = self.findings(fresh)
         for index, (before, after) in enumerate(zip(self._told, now, strict=True)):
             if (before.outcome, before.bracket) != (after.outcome, after.bracket):
                 result = f"d90 = {after.d}" if after.outcome is Outcome.found else after.outcome.name
                 self.event(f"search   {self.labels.name(index)}: {bracket_text(after)} {result}")
         self._told = now
-        for index, text in self.intervals.refresh(fresh):
+        for index, text in self.intervals.refresh(fresh) if final is None else self.intervals.settle(final):
             self.event(f"estimate {self.labels.name(index, seed=False)}: {text}")
 
     def event(self, text: str) -> None:
@@ -275,8 +281,8 @@ class Reporter:
         self._clock.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *exception: object) -> None:
         """Stop the clock, and say what was not said yet."""
         self._closed.set()
         self._clock.join()
-        self.changes(fresh=True)
+        self.conclude(error)

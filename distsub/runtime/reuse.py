@@ -1,0 +1,99 @@
+"""Take from other results what a sweep would train again: the rows of its trials, and their adapters."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, starmap
+
+import pyarrow as pa
+
+from distsub.errors import OutputError
+from distsub.files import first_line
+from distsub.results import Store
+from distsub.results.compact import write_parts
+from distsub.results.rows import FINAL, RANK
+from distsub.results.schema import TrialReader
+from distsub.search import Search
+from distsub.search.spec import Lineage, confirmed_by, lineage
+from distsub.sweep import Sweep
+from distsub.trial import Trial
+
+_CONNECTIONS = 16
+
+
+def take(sweep: Sweep, store: Store, others: Sequence[Store], adapters: bool = True) -> dict[str, int]:
+    """Copy the rows that a sweep may ask for and does not have: of trainings that came to their end.
+
+    A trial is told by all that decides its outcome, content of data and model included, so a row of the same id is the
+    row that the sweep would make. The rows are written last: whoever finds one finds its adapter.
+
+    Args:
+        sweep: What is asked for.
+        store: Where the rows go.
+        others: Where they come from; of several that have a trial the first counts.
+        adapters: Whether adapters are copied too.
+
+    Returns:
+        How many came from each.
+
+    Raises:
+        OutputError: One cannot be read, or the store not be written.
+    """
+    if not others:
+        return {}
+    asked = _asked(sweep)
+    taken: dict[str, int] = {}
+    known = store.trial_ids({status for status, rank in RANK.items() if rank == FINAL})
+    for other in others:
+        table, reader = other.table(), TrialReader(other.places)
+
+        def wants(trial_id: str, status: str, text: str, reader: TrialReader = reader) -> bool:
+            if RANK.get(status) != FINAL or trial_id in known:
+                return False
+            with contextlib.suppress(ValueError):  # of another version: another trial
+                trial = reader.read(text)
+                return trial.id == trial_id and asked(trial)
+            return False
+
+        columns = (table[key].to_pylist() for key in ("trial_id", "status", "trial"))
+        wanted = list(starmap(wants, zip(*columns, strict=True)))
+        found = table.filter(pa.array(wanted, pa.bool_()))
+        ids = found["trial_id"].to_pylist()
+        try:
+            if adapters:
+                _copy_adapters(other, store, ids)
+            if ids:
+                write_parts(store, found)
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(f"cannot copy rows from {other.uri} to {store.uri} ({first_line(error)})") from error
+        known.update(ids)
+        taken[other.uri] = len(ids)
+    return taken
+
+
+def _asked(sweep: Sweep) -> Callable[[Trial], bool]:
+    """Give what tells whether a sweep may ask for a trial, in the time of a look into a dictionary for most."""
+    searches: dict[str | Lineage, list[Search]] = {}
+    for search in sweep.searches():
+        for key in (*search.baseline_ids, search.lineage):
+            searches.setdefault(key, []).append(search)
+
+    def asked(trial: Trial) -> bool:
+        original = confirmed_by(trial) or trial
+        keys = {trial.id, original.id} if trial.is_baseline else {lineage(trial), lineage(original)}
+        return any(search.owns(trial) for search in chain.from_iterable(searches.get(key, ()) for key in keys))
+
+    return asked
+
+
+def _copy_adapters(other: Store, store: Store, ids: Iterable[str]) -> None:
+    there, here = set(other.files.folders("adapters")), set(store.files.folders("adapters"))
+
+    def copy(trial_id: str) -> None:
+        folder = f"adapters/{trial_id}"
+        store.files.make(folder)
+        for name in other.files.names(folder):
+            store.files.put(f"{folder}/{name}", other.files.read(f"{folder}/{name}"))
+
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        list(pool.map(copy, [trial_id for trial_id in ids if trial_id in there - here]))
