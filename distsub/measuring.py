@@ -194,7 +194,7 @@ def _proposal(
     address = model if isinstance(model, str) else str(model.get("path") or model.get("name") or "")
     source = Path(task).expanduser() if isinstance(task, str) and Path(task).expanduser().exists() else None
     if isinstance(task, str):
-        rows = dict.fromkeys(("text", "label", "validation", "holdout"))
+        rows: dict[str, Any] = dict.fromkeys(("text", "label", "validation", "holdout"))
         written, _ = propose.sweep(address, here, None if source else task, source, rows)
     else:  # a table says all that the rows are; the rest is as for any task
         written, _ = propose.sweep(address, here, "rotten_tomatoes", None, {})

@@ -81,7 +81,9 @@ def is_skipped(store, beside):
 
 
 @pytest.mark.parametrize("where", ["row", "part"])
-@pytest.mark.parametrize(("path", "value"), TRIALS, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize(
+    ("path", "value"), TRIALS, ids=lambda value: "missing" if value is MISSING else repr(value)[:30]
+)
 def test_an_odd_trial_is_named_and_skipped(store, observation, where, path, value):
     record = json.loads(observation().trial.identity)
     inner = record
