@@ -88,6 +88,7 @@ def run(
     backend: Annotated[Backend, typer.Option(help="Ray Tune, or one trial at a time in this process.")] = Backend.tune,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live table.")] = False,
     adapters: Annotated[bool, typer.Option(help="Keep every finished trial's adapter.")] = True,
+    inputs: Annotated[bool, typer.Option(help="Put local models and rows into OUT too.")] = True,
     shard: Annotated[str, typer.Option(help="i/n: of n drivers with one --out, the i-th from 0.")] = "0/1",
     reuse: Annotated[
         list[str] | None, typer.Option(help="Other results to take rows of the same trials from; repeat.")
@@ -116,7 +117,16 @@ def run(
     summary = Summary(sweep.searches(), sweep.policy, store, sweep.limit)  # of what is there when it is first asked
     address = out if "://" in out else None
     code = launch.run(
-        sweep, store, backend.value, plain, adapters, address, share, final=lambda: summary.estimates, taken=taken
+        sweep,
+        store,
+        backend.value,
+        plain,
+        adapters,
+        address,
+        share,
+        final=lambda: summary.estimates,
+        taken=taken,
+        inputs=inputs,
     )
     if code in (INTERRUPTED, TERMINATED) and format is Format.table:
         raise Stopped(code)

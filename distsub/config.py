@@ -123,14 +123,16 @@ class _Model(Table):
     @model_validator(mode="after")
     def _one_place(self) -> "_Model":
         if (self.name is None) == (self.path is None):
-            raise ValueError("give either name (hub id or package:NAME) or path (local directory)")
-        if self.revision and (self.path or (self.name or "").startswith("package:")):
-            raise ValueError("revision is for hub models; local files and packages have none")
+            raise ValueError(
+                "give either name (hub id or package:NAME) or path (local directory, s3://, gs://, hdfs://)"
+            )
+        if self.revision and (self.path or (self.name or "").startswith("package:") or "://" in (self.name or "")):
+            raise ValueError("revision is for hub models; local files, buckets and packages have none")
         return self
 
     def record(self, directory: Path) -> Model:
         name = self.path or self.name or ""
-        local = self.path is not None or name.startswith((".", "/", "~"))
+        local = self.path is not None or name.startswith((".", "/", "~")) or "://" in name
         local = local or (self.revision is None and (directory / name / "config.json").is_file())
         return Model(absolute(name, directory) if local else name, self.revision, self.head_from)
 

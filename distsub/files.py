@@ -11,6 +11,7 @@ import os
 import random
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from distsub.errors import OutputError
+from distsub.errors import ConfigError, OutputError
 
 _SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 _ALMOST_URI = re.compile(
@@ -34,6 +35,7 @@ _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _JOB_FOLDER = "/runtime_resources/working_dir_files/_ray_pkg_"
 """Where Ray unpacks the working directory that a job brings along, to remove it with the job."""
 
+_PIECE_BYTES = 1 << 24
 _PUT_IS_ATOMIC = ("s3", "gcs", "abfs")
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
@@ -48,6 +50,9 @@ soon; what is written may be the end of a long training."""
 
 _TRIES_OF_S3 = 2
 """Attempts of pyarrow's own within each of ours; a server that never answers takes three seconds each."""
+
+_SECRET = ("secret", "token", "password", "key")
+"""Options of an address that name a secret."""
 
 _PASSING = {
     getattr(errno, name)
@@ -148,6 +153,16 @@ class Files:
 
         return patiently(whole)
 
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """Read a large file piece by piece.
+
+        Raises:
+            OSError: It is not there or cannot be read.
+        """
+        with self.open(name) as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                yield piece
+
     def names(self, folder: str, *, deep: bool = False) -> list[str]:
         """List the files directly in a folder, sorted; none when there is no such folder.
 
@@ -206,6 +221,35 @@ class Files:
             OSError: It cannot be written: the disk is full or read-only, or a failure did not pass.
         """
         return patiently(lambda: self._put(name, data, replace), WRITING_S)
+
+    def send(self, name: str, source: Path) -> None:
+        """Write a file of this machine, of any size, so that no reader ever sees a part of it.
+
+        Args:
+            name: Path below the root; its folder exists.
+            source: The file.
+
+        Raises:
+            OSError: It cannot be read or written.
+        """
+        folder, _, base = self.path(name).rpartition("/")
+        target = self.path(name) if self.puts_whole else f"{folder}/{_temporary_name(base)}"
+
+        def copy() -> None:
+            with source.open("rb") as file, self.filesystem.open_output_stream(target) as stream:
+                shutil.copyfileobj(file, stream, _PIECE_BYTES)
+
+        try:
+            patiently(copy, WRITING_S)
+            if target != self.path(name):
+                if not self.is_local and self.exists(name):  # HDFS does not rename onto an existing file
+                    self.filesystem.delete_file(self.path(name))
+                self.filesystem.move(target, self.path(name))
+        except BaseException:
+            if target != self.path(name):
+                with contextlib.suppress(OSError):
+                    self.filesystem.delete_file(target)
+            raise
 
     def _put(self, name: str, data: bytes, replace: bool) -> bool:
         if not replace and self.exists(name):
@@ -353,6 +397,28 @@ def _public(uri: str) -> str:
     rest = rest.partition("?")[0]
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def refuse_credentials(address: str) -> str:
+    """Give an address back unless it has credentials in it, which a sweep file, a row or a message would keep.
+
+    Raises:
+        ConfigError: It has some.
+    """
+    scheme, _, rest = address.partition("://")
+    place, _, options = rest.partition("?")
+    host = place.partition("/")[0]
+    user, at, _ = host.rpartition("@")
+    secret = ":" in user
+    if not at and "@" in place and ":" in host:  # a secret with a slash in it, where a port would be a number
+        secret = not host.rpartition(":")[2].isdecimal()
+    if secret or any(word in option.partition("=")[0].lower() for option in options.split("&") for word in _SECRET):
+        shown = f"{scheme}://...{place.rpartition('@')[2] if secret else place}"
+        raise ConfigError(
+            f"{shown} is given with credentials, which a sweep file and its results would keep; leave them out and set "
+            "them in the environment (as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or use a role of the machine"
+        )
+    return address
 
 
 def _temporary_name(base: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from distsub.files import refuse_credentials
 from distsub.finetune import tasks
 from distsub.methods import PositiveInt, Table
 from distsub.trial import Empty, Task
@@ -14,6 +15,8 @@ from distsub.trial import Empty, Task
 
 def absolute(path: str, directory: Path) -> str:
     """Start a path at the sweep file: trials run in other directories, and a link may stand for a moving target."""
+    if "://" in path:
+        return refuse_credentials(path)
     return os.path.abspath(directory / Path(path).expanduser())
 
 
@@ -80,4 +83,6 @@ class TaskTable(Table):
             given["where"] = tuple(sorted(self.where.items()))
         if self.path is not None:
             given["path"] = absolute(self.path, directory)
+        if self.source is not None and "://" in self.source:
+            given["source"] = refuse_credentials(self.source)
         return tasks.resolve(**given)

@@ -31,9 +31,9 @@ def home(tmp_path_factory, tiny_model, tiny_data, tiny_text):
     return folder
 
 
-def run(folder, out):
+def run(folder, out, *more):
     with pytest.raises(SystemExit) as end:
-        cli.main(["run", str(folder / "sweep.toml"), "--out", str(out), "--backend", "inline", "--plain"])
+        cli.main(["run", str(folder / "sweep.toml"), "--out", str(out), "--backend", "inline", "--plain", *more])
     return end.value.code
 
 
@@ -180,3 +180,43 @@ def test_two_names_of_one_model_are_refused(home, copy, capsys):
     (folder / "sweep.toml").write_text(text.replace('[{ path = "model" }]', '[{ path = "model" }, { path = "again" }]'))
     assert run(folder, out.parent / "fresh") == 2
     assert "models: entry 2 repeats entry 1" in capsys.readouterr().err
+
+
+def gone(folder, out):
+    shutil.rmtree(folder)
+
+
+def another_there(folder, out):
+    retrain(folder)
+
+
+def moved_and_run_again(folder, out):
+    shutil.rmtree(out / "inputs")
+    rename_model(folder)
+    assert run(folder, out, "--no-inputs") == 0
+
+
+@pytest.mark.parametrize("change", [gone, another_there, moved_and_run_again])
+def test_adapters_and_analyses_find_the_model_that_results_are_of(home, copy, change, monkeypatch):
+    import torch
+
+    from distsub import load_adapter
+    from distsub.errors import AdapterError, UnavailableError
+
+    folder, out = copy
+    assert run(folder, out) == 0  # so that it is here, and not at home
+    adapter = next(path for path in sorted((out / "adapters").iterdir()))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model": str(folder / "model")}))
+    ids = torch.tensor([[2, 5, 6, 7, 3]])
+    with torch.no_grad():
+        before = load_adapter(adapter)(input_ids=ids).logits
+    change(folder, out)
+    with torch.no_grad():
+        assert torch.equal(load_adapter(adapter)(input_ids=ids).logits, before)
+        assert torch.equal(load_adapter(adapter, base=home / "model")(input_ids=ids).logits, before)
+    with pytest.raises((AdapterError, UnavailableError)):
+        load_adapter(adapter, base=folder / "model" if change is another_there else folder / "nowhere")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["outliers", str(out)])
+    assert end.value.code == 0

@@ -20,7 +20,7 @@ from distsub.analysis.transfer import geometry_tables, layer_geometry, transfer_
 from distsub.analysis.updates import Say, Update, blocks, learned_updates, recorded, root_of
 from distsub.errors import AdapterError, ConfigError, DataError, OutputError, TrajectoryError, nearest
 from distsub.files import first_line
-from distsub.finetune import ablate, pretrained, trajectory
+from distsub.finetune import ablate, inputs, pretrained, trajectory
 from distsub.results import Store, figures
 from distsub.results.analyses import (
     MASKS,
@@ -304,7 +304,7 @@ def measure_geometry(
         checkpoints = {name: each.updates for name, each in read.items()}
         labels = next(iter(read.values())).meta["num_labels"]
         some = next(iter(chosen.values()))
-        base = pretrained.build(pretrained.prepare(some.model, some.revision), labels, 0)
+        base = pretrained.build(inputs.model(some.model, some.revision, some.weights, store.files), labels, 0)
         for layer, entries in blocks(layout.entries(base)):
             found = layer_geometry(checkpoints, layer, [entry.name for entry in entries], d, mode)
             spectra += found[0]

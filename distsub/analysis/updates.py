@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from distsub.errors import OutputError, TrajectoryError
-from distsub.finetune import adapters, pretrained, trajectory
+from distsub.files import Files
+from distsub.finetune import adapters, inputs, pretrained, trajectory
 from distsub.results import Store
 from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
@@ -131,7 +132,7 @@ def learned_updates(
         if key not in best or _rank(seen) > _rank(best[key]):
             best[key] = seen
     found = [_adapter(root, seen.trial) for seen in best.values()]
-    found += [_trajectory(path, recording) for path, recording in recorded(root, observations, asked, say)]
+    found += [_trajectory(path, recording, store.files) for path, recording in recorded(root, observations, asked, say)]
     return sorted(found, key=_place)
 
 
@@ -155,10 +156,10 @@ def _adapter(root: Path, trial: Trial) -> Update:
     return Update(trial.id, "adapter", trial, own[0] if len(trial.recordings) == len(own) == 1 else None, layers)
 
 
-def _trajectory(path: str | os.PathLike[str], recording: Recording) -> Update:
+def _trajectory(path: str | os.PathLike[str], recording: Recording, files: Files) -> Update:
     def layers() -> Iterator[Layer]:
         trial = recording.trial
-        prepared = pretrained.prepare(trial.model, trial.revision)
+        prepared = inputs.model(trial.model, trial.revision, trial.weights, files)
         recorded = trajectory.load(path)
         base = pretrained.build(
             prepared, recorded.meta["num_labels"], trial.seeds.head, head_from=trial.method.head_from

@@ -1,18 +1,21 @@
 """Adapters from wherever they lie, on their base models: by the address that they carry, or the one given."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import nn
 
 from distsub.errors import AdapterError, OutputError, UnavailableError
 from distsub.files import Files, first_line
-from distsub.finetune import pretrained, trajectory
+from distsub.finetune import inputs, pretrained, trajectory
 from distsub.subspace import adapter
 from distsub.subspace.model import SubspaceModel
 
@@ -28,8 +31,9 @@ def load_adapter(
         directory: An adapter: a directory, or an address such as s3://, gs://, abfs:// or hdfs://.
         results: Results directory with the trajectories that a learned subspace is made of; None takes the one that
             holds the adapter as adapters/ID.
-        base: The base model, where it has moved or is none that a sweep could name: a directory, a hub id, or the
-            model itself. It is checked to be the one that the adapter was trained on.
+        base: The base model, where it is none that a sweep could name, or is not found: a directory, a hub id, or the
+            model itself. One that has moved is looked for where the results say that it lies, and among their inputs.
+            It is checked to be the one that the adapter was trained on.
 
     Returns:
         The held model, in evaluation mode.
@@ -45,7 +49,8 @@ def load_adapter(
         if isinstance(base, nn.Module):
             model, sha256 = base, None
         else:
-            model, sha256 = _base(path, config, None if base is None else os.fspath(base))
+            given = None if base is None else os.fspath(base)
+            model, sha256 = _base(path, config, given, None if given else _results(directory, results))
         if made_of is not None:
             if sha256 is None:
                 raise AdapterError(f"{path} lives in a learned subspace: give the address of its base, not the model")
@@ -59,7 +64,20 @@ def load_adapter(
         return adapter.from_pretrained(path, model, snapshots)
 
 
-def _base(path: Path, config: dict[str, Any], given: str | None) -> tuple[nn.Module, str]:
+def _results(directory: str | os.PathLike[str], results: str | os.PathLike[str] | None) -> Files | None:
+    """Find the results directory that holds an adapter as adapters/ID, or the one given; None if there is none."""
+    files = Files.at(directory if results is None else results)
+    root, uri = os.path.realpath(files.root) if files.is_local else files.root, files.uri.rstrip("/")
+    if results is None:
+        root = root.rsplit("/", 2)[0]
+        uri = root if files.is_local else uri.rsplit("/", 2)[0]
+    files = replace(files, root=root, uri=uri)
+    with contextlib.suppress(OSError, pa.ArrowException):
+        return files if root and files.exists("sweep.json") else None
+    return None
+
+
+def _base(path: Path, config: dict[str, Any], given: str | None, files: Files | None) -> tuple[nn.Module, str]:
     """Build the base model that an adapter names, or the one given, and give the hash of its checkpoint."""
     address = given or config["base_model"]
     if address is None or config["num_labels"] is None:
@@ -70,7 +88,10 @@ def _base(path: Path, config: dict[str, Any], given: str | None) -> tuple[nn.Mod
             f"{path} was made for a {made_for}, which no sweep builds: build it with transformers and give it as base"
         )
     try:
-        prepared = pretrained.prepare(address, None if given else config["revision"])
+        if given:
+            prepared = pretrained.prepare(given)
+        else:
+            prepared = inputs.model(address, config["revision"], config.get("base_content"), files)
         head_from = config.get("head_from") or "seed"
         model = pretrained.build(prepared, config["num_labels"], config["head_seed"] or 0, head_from=head_from)
     except UnavailableError as error:

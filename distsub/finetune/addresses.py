@@ -1,11 +1,13 @@
-"""Where a model's files are: an installed package, a local directory, or the hub."""
+"""Where a model's files are: an installed package, a local directory, a bucket, or the hub."""
 
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 
 from distsub.errors import UnavailableError
 from distsub.files import parse_json
-from distsub.finetune import checkpoints, explain, packages
+from distsub.finetune import cache, checkpoints, explain, packages
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja", "*.codes")
 """What a model has beside its weights: configuration and tokenizer, and no code."""
@@ -15,7 +17,8 @@ def locate(model: str, revision: str | None = None) -> Path:
     """Find a model's files.
 
     Args:
-        model: "package:NAME", a local directory, or a hub id such as "FacebookAI/roberta-base".
+        model: "package:NAME", a local directory, an address such as s3://, gs:// or hdfs://, or a hub id such as
+            "FacebookAI/roberta-base".
         revision: Hub revision.
 
     Raises:
@@ -23,16 +26,26 @@ def locate(model: str, revision: str | None = None) -> Path:
     """
     if model.startswith("package:"):
         return packages.model_directory(model)
-    path = Path(model).expanduser()
+    path = cache.copied(model, _wanted, deep=False) if "://" in model else Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UnavailableError(f"model {model!r} is a directory without config.json; give a transformers directory")
         return path.resolve()
-    if model.startswith((".", "/", "~")) or path.is_file():
+    if model.startswith((".", "/", "~")) or path.is_file() or "://" in model:
         raise UnavailableError(
             f"model {model!r} is no directory; give a transformers directory, a hub id or package:NAME"
         )
     return _download(model, revision)
+
+
+def _wanted(folder: Path, names: list[str]) -> Iterator[str]:
+    """Name what transformers reads of a folder elsewhere: the small files, then the weights that it looks for."""
+    yield from (name for name in names if any(fnmatch(name, pattern) for pattern in SMALL_FILES))
+    config = checkpoints.read_json(folder / "config.json") if "config.json" in names else {}
+    own = config.get("transformers_weights")
+    first = own if isinstance(own, str) else next((name for name in checkpoints.NAMES if name in names), None)
+    if first is not None:
+        yield from checkpoints.shards(folder / first) if first.endswith(".json") else (first,)
 
 
 @lru_cache(maxsize=16)

@@ -7,16 +7,22 @@ files, `batches` makes what a model reads of them.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from distsub.errors import DataError
+from distsub.errors import DataError, UnavailableError
+from distsub.files import first_line, parse_json
 from distsub.finetune import labels, reading
 from distsub.trial import Budget, Task
+
+ROWS = "rows:"
+"""Begins the source of a task whose rows are drawn and checked already, in a folder that `save` wrote."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ def load(task: Task, budget: Budget) -> Splits:
         DataError: A column is missing, a label or text is not usable, or a split is empty.
         UnavailableError: The data are not on this machine and cannot be fetched.
     """
+    if task.source.startswith(ROWS):
+        return _saved(task, Path(task.source.removeprefix(ROWS)), budget)
     names = (task.train,) if task.validation is None else (task.train, task.validation)
     tables = [_usable(table, task, name) for table, name in zip(reading.read(task, names), names, strict=True)]
     counts = [_counts(table[task.label]) for table in tables]
@@ -88,6 +96,44 @@ def load(task: Task, budget: Budget) -> Splits:
         for table, numbers, rows, most, salt in zip(tables, found, chosen, wanted, ("train", "validation"), strict=True)
     )
     return Splits(train, validation, _hash((train, validation)), task)
+
+
+def save(splits: Splits, folder: Path) -> list[Path]:
+    """Write splits as Parquet, so that a task whose source is `ROWS` and the folder has the same ones, to the bit.
+
+    Args:
+        splits: From `load`.
+        folder: Where to write train.parquet and validation.parquet: the texts, and the labels by their names.
+
+    Returns:
+        The files.
+    """
+    task, files = splits.task, []
+    about = {"distsub": json.dumps({"num_labels": task.num_labels, "labels": task.labels})}
+    for name, split in (("train", splits.train), ("validation", splits.validation)):
+        texts = {f"text_{i}" if len(split.texts) > 1 else "text": each for i, each in enumerate(split.texts, start=1)}
+        named = [task.labels[int(label)] for label in split.labels] if task.labels else split.labels
+        files.append(folder / f"{name}.parquet")
+        columns = {**{key: pa.array(each, pa.large_string()) for key, each in texts.items()}, "label": pa.array(named)}
+        pq.write_table(pa.table(columns).replace_schema_metadata(about), files[-1])
+    return files
+
+
+def _saved(task: Task, folder: Path, budget: Budget) -> Splits:
+    """Read back what `save` has written."""
+    found = []
+    try:
+        for name, most in (("train", budget.train_examples), ("validation", budget.eval_examples)):
+            table = pq.read_table(folder / f"{name}.parquet")
+            about = parse_json((table.schema.metadata or {})[b"distsub"])
+            task = replace(task, num_labels=about["num_labels"], labels=tuple(about["labels"]))
+            values, numbers = table["label"].to_pylist(), {label: i for i, label in enumerate(task.labels)}
+            chosen = table.take(rows := _subset(len(values), most, name))
+            texts = tuple(column.to_pylist() for column in chosen.drop_columns("label").columns)
+            found.append(Split(texts, [numbers[values[i]] if numbers else values[i] for i in rows]))
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise UnavailableError(f"{task.name}: the rows in {folder} cannot be read: {first_line(error)}") from None
+    return Splits(found[0], found[1], _hash((found[0], found[1])), task)
 
 
 def num_labels(task: Task) -> int:

@@ -8,11 +8,6 @@ task, is memory of its own; it comes from a seed.
 import contextlib
 import hashlib
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
@@ -20,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import nn
 
 from distsub.errors import ConfigError, UnavailableError
 from distsub.files import parse_json
 from distsub.finetune import checkpoints, explain
 from distsub.finetune.addresses import SMALL_FILES, locate
+from distsub.finetune.cache import cache_directory, once
 from distsub.finetune.fit import fit_padding, fit_tokenizer, init_head
 from distsub.subspace import layout
 from distsub.trial import HeadFrom
@@ -63,22 +58,6 @@ class Prepared:
     content: str = ""
 
 
-def cache_directory() -> Path:
-    """Give the directory for converted weights: DISTSUB_CACHE, or the user's cache.
-
-    Raises:
-        UnavailableError: Neither is known.
-    """
-    if own := os.environ.get("DISTSUB_CACHE"):
-        return Path(own).expanduser().absolute()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).absolute() / "distsub"
-    try:
-        return Path.home() / ".cache" / "distsub"
-    except RuntimeError:  # no HOME, and the system does not know this user
-        raise UnavailableError("no home directory is known; set DISTSUB_CACHE to a directory for weights") from None
-
-
 def prepare(model: str, revision: str | None = None) -> Prepared:
     """Find a model, and make its weights float32 safetensors once per machine.
 
@@ -112,23 +91,21 @@ def _prepare(model: str, source: Path, config: str, files: tuple[tuple[Path, str
     if in_place:  # by links to the files, so of no use for a copy of them
         known.append([str(file.resolve()) for file in paths])
     target = cache / hashlib.sha256(json.dumps(known).encode()).hexdigest()[:24]
-    record = target / "distsub.json"
-    if not record.is_file():
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(target) as alone:
-                if not record.is_file():
-                    for dead in target.parent.glob(f".{target.name}-*") if alone else ():  # of a killed process
-                        shutil.rmtree(dead, ignore_errors=True)
-                    _convert(model, config, paths, in_place, target)
-        except UnavailableError:
-            raise
-        except OSError as error:
-            raise UnavailableError(
-                f"the cache {cache} cannot be written ({error.strerror or error}); set DISTSUB_CACHE to a directory "
-                "with room for the weights in float32"
-            ) from None
-    return Prepared(target, parse_json(record.read_text())["sha256"], model, source)
+    once(target, lambda work: _convert(model, config, paths, in_place, work))
+    return Prepared(target, parse_json((target / "distsub.json").read_text())["sha256"], model, source)
+
+
+def files_of(source: Path) -> list[Path]:
+    """List the files of a model's own directory that decide what it is: configuration, weights and tokenizer.
+
+    Raises:
+        UnavailableError: A file of weights is missing or damaged.
+    """
+    config = checkpoints.read_json(source / "config.json")
+    weights = checkpoints.files(source, config)
+    index = checkpoints.index_of(source, config)
+    tokenizers = (file for pattern in TOKENIZER_FILES for file in source.glob(pattern))
+    return sorted({source / "config.json", *weights, *([index] if index else []), *tokenizers})
 
 
 def _content(tensors: str, config: dict[str, Any], source: Path) -> str:
@@ -151,42 +128,16 @@ def _plain(record: dict[str, Any]) -> str:
 prepare.cache_clear = _prepare.cache_clear  # pyright: ignore[reportFunctionMemberAccess]
 
 
-@contextmanager
-def _locked(target: Path) -> Iterator[bool]:
-    """Wait for whoever converts the same files, and tell whether a lock is held; it goes when its process dies."""
-    lock = FileLock(f"{target}.lock", mode=0o666)
-    try:
-        lock.acquire()
-    except (OSError, NotImplementedError):  # no locks on this file system, or the lock is another user's
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def _convert(model: str, config: str, files: list[Path], in_place: bool, target: Path) -> None:
-    """Write config, weights and the hash of what transformers loads of them, in one rename."""
-    work = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
-    work.mkdir()  # not tempfile's: that is for its owner alone
-    try:
-        (work / "config.json").write_text(config)
-        if in_place:
-            checkpoints.link(files, work)
-        else:
-            checkpoints.write_float32(files, work)
-        loaded, fresh = _load(Prepared(work, "", model, work))
-        (work / "distsub.json").write_text(json.dumps({"sha256": _hash(loaded, fresh)}))
-        del loaded
-        checkpoints.share(work)
-        try:
-            work.rename(target)
-        except OSError:  # another process was first; its directory is the same
-            if not (target / "distsub.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+def _convert(model: str, config: str, files: list[Path], in_place: bool, work: Path) -> None:
+    """Write config, weights and the hash of what transformers loads of them."""
+    (work / "config.json").write_text(config)
+    if in_place:
+        checkpoints.link(files, work)
+    else:
+        checkpoints.write_float32(files, work)
+    loaded, fresh = _load(Prepared(work, "", model, work))
+    (work / "distsub.json").write_text(json.dumps({"sha256": _hash(loaded, fresh)}))
+    checkpoints.share(work)
 
 
 def _hash(model: Any, fresh: set[str]) -> str:

@@ -7,6 +7,7 @@ which of them are classes and which are refused, is said in `data`.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from distsub.errors import DataError, UnavailableError
 from distsub.files import first_line
-from distsub.finetune import cells, layouts, packages, tables
+from distsub.finetune import cache, cells, layouts, packages, tables, tasks
 from distsub.trial import Task
 
 
@@ -39,6 +40,8 @@ def read(task: Task, splits: Sequence[str]) -> list[pa.Table]:
 def _read(task: Task, splits: Sequence[str]) -> list[pa.Table]:
     """Read splits from wherever the source points, and refuse what cannot be read in the task's name."""
     source = task.source
+    if "://" in source:
+        return _read_copy(task, splits)
     path = Path(source).expanduser()
     try:
         if packages.is_package(source):
@@ -55,6 +58,31 @@ def _read(task: Task, splits: Sequence[str]) -> list[pa.Table]:
         raise type(error)(f"{task.name}: {error}") from error
     except OSError as error:
         raise UnavailableError(f"{task.name}: cannot read {path}: {error.strerror or error}") from error
+
+
+def _read_copy(task: Task, splits: Sequence[str]) -> list[pa.Table]:
+    """Read splits from a bucket, by way of a local copy."""
+    try:
+        path = str(local(task.source))
+    except UnavailableError as error:
+        raise UnavailableError(f"{task.name}: {error}") from None
+    try:
+        return _read(replace(task, source=path), splits)
+    except (DataError, UnavailableError) as error:
+        raise type(error)(str(error).replace(path, task.source)) from None
+
+
+def local(address: str) -> Path:
+    """Give a local copy of a file or folder of rows elsewhere, as s3://, gs:// or hdfs:// name it.
+
+    Raises:
+        UnavailableError: It is not there or cannot be read.
+    """
+
+    def rows(_: Path, names: list[str]) -> list[str]:
+        return [name for name in names if tasks.is_file(name) or name == "README.md"]
+
+    return cache.copied(address, rows, deep=True)
 
 
 def _read_path(path: Path, task: Task, splits: Sequence[str]) -> list[pa.Table]:

@@ -101,7 +101,7 @@ def resolve(name: str, path: str | None = None, **overrides: Any) -> Task:
 
 def is_file(path: str) -> bool:
     """Tell by its suffix whether a local path is one file of rows, compressed or not (else a directory of splits)."""
-    name = PurePath(path).name.lower()
+    name = PurePath(path.partition("?")[0] if "://" in path else path).name.lower()
     return PurePath(bare_name(name)).suffix in FILE_SUFFIXES or PurePath(name).suffix in COMPRESSION_SUFFIXES
 
 

@@ -10,6 +10,7 @@ On an object store a driver's rows lie in a folder of their own below the others
 writes there, so that what it has merged at its end goes a thousand files at once.
 """
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -186,7 +187,8 @@ class Store:
         Raises:
             OutputError: It cannot be written.
         """
-        data = encode(to_table(observation))
+        # Whoever trained it may have read copies, which are nobody's address.
+        data = encode(to_table(dataclasses.replace(observation, trial=self.places.locate(observation.trial))))
         name = f"{observation.trial.id}.parquet"
         path = f"{self.folder}/{name}"
         try:

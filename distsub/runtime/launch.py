@@ -18,6 +18,7 @@ from distsub.errors import ConfigError, OutputError, UnavailableError
 from distsub.results import Store
 from distsub.results.compact import merge
 from distsub.results.drivers import Heartbeat
+from distsub.results.listing import size_text
 from distsub.results.store import ROWS
 from distsub.runtime.drain import INTERRUPTED, TERMINATED, Drain
 from distsub.search import Board, Search, make_policy
@@ -85,6 +86,7 @@ def run(
     trials: Iterable[Trial] | None = None,
     final: Callable[[], Mapping[Search, str]] | None = None,
     taken: Mapping[str, int] | None = None,
+    inputs: bool = True,
 ) -> int:
     """Run a sweep to its end, or given trials in its place, and give the exit code.
 
@@ -102,7 +104,9 @@ def run(
         trials: Run these instead of the searches, on the sweep's resources.
         final: Asked at the end for the estimate that each search has part in, in words: what the tables say.
         taken: How many of the known rows were taken from which other results.
+        inputs: Whether local models and rows are put among the results, for nodes that do not have them.
     """
+    from distsub.finetune.inputs import put
     from distsub.runtime.checkpoints import clear
     from distsub.runtime.live import reporter_for
     from distsub.runtime.worker import Place
@@ -126,6 +130,7 @@ def run(
         dims=tuple(sorted({d for _, (dims, _) in sweep.arms() for d in dims})) if sweep.budget.warm_start else (),
         recordings={each.trial.id: each.how for each in sweep.recordings()},
         places=sweep.places,
+        inputs=inputs,
     )
     reporter = reporter_for(board, plain, rows, _expected(board), sweep.name)
     reporter.final = final
@@ -140,6 +145,8 @@ def run(
         reporter.line("stopping nothing can end early: [budget] eval_every is not set")
     # An interrupt is an end like SIGTERM, which stands for one where somebody waits: what is open says which.
     with contextlib.suppress(KeyboardInterrupt), Heartbeat(store.files, reporter.training), reporter, Drain() as drain:
+        for each in put(store.files, sweep.places, sweep.budget) if inputs else ():
+            reporter.line(f"inputs   {each.what} put into the results ({size_text(each.num_bytes)})")
         if backend == "inline":
             from distsub.runtime import inline
 

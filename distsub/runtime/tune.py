@@ -6,6 +6,7 @@ would end the whole run.
 """
 
 import contextlib
+import socket
 import tempfile
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from distsub.errors import DistsubError, OutOfMemoryError, OutputError
+from distsub.errors import DataError, DistsubError, OutOfMemoryError, OutputError, UnavailableError
 from distsub.finetune.train import failed
 from distsub.results import Store
 from distsub.results.schema import trial_from_json, trial_to_json
@@ -88,6 +89,8 @@ class TrainTrial(tune.Trainable):
                 if not self._on_gpu:
                     raise  # of a host's memory others may have had too much: tried again as after any crash
                 return {"done": True, "final": False, "short": str(error)}
+            except (DataError, UnavailableError) as error:
+                raise type(error)(f"node {socket.gethostname()}: {error}") from None
             except StopIteration as end:
                 observation: Observation = end.value
                 return {"done": True, "final": True, "told": [getattr(observation, name) for name in TOLD]}

@@ -15,7 +15,7 @@ import torch
 
 from distsub.errors import AdapterError, OutOfMemoryError, OutputError
 from distsub.files import first_line, parse_json
-from distsub.finetune import ablate, memory, train
+from distsub.finetune import ablate, inputs, memory, train
 from distsub.places import Places
 from distsub.results import Store
 from distsub.results.store import ROWS
@@ -43,6 +43,7 @@ class Place:
         recordings: By the id of a full fine-tuning, how its trajectory is recorded while it is trained: what
             `Recording` takes beside the trial.
         places: Where models and data lie.
+        inputs: Whether those that do not lie there are taken from the inputs among the results.
     """
 
     out: str
@@ -56,6 +57,7 @@ class Place:
     resumes: bool = True
     recordings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     places: Places = field(default_factory=Places)
+    inputs: bool = True
 
     def within(self, cpus: float) -> "Place":
         """Give the place of a trial that has so many cores."""
@@ -91,19 +93,20 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
 
 def _perform(trial: Trial, place: Place, rule: Rule | None) -> Generator[train.Progress, None, Observation]:
     torch.set_num_threads(place.threads)
-    trial = place.places.locate(trial)
     store = _store(place.out) if "://" in place.out else Store.open(place.out)
     store.folder = place.rows
+    trial = place.places.locate(store.places.locate(trial))
+    here = inputs.here(trial, store.files) if place.inputs else trial
 
     def keep(model: torch.nn.Module) -> None:
         if place.adapters and isinstance(model, SubspaceModel):
             save_adapter(store, trial, model)
 
     if (how := place.recordings.get(trial.id)) is not None:
-        recorded = yield from row_of(Recording(trial, **how), store, place.device, place.checkpoint_s)
+        recorded = yield from row_of(Recording(here, **how), store, place.device, place.checkpoint_s)
         if recorded is not None:
             return recorded
-    snapshots = yield from provide(trial, store, place.device, place.checkpoint_s)
+    snapshots = yield from provide(here, store, place.device, place.checkpoint_s)
     kept = Kept(store.files, trial, place.checkpoint_s)
     known = kept.read() if place.resumes else None
     if known is None:
@@ -112,7 +115,7 @@ def _perform(trial: Trial, place: Place, rule: Rule | None) -> Generator[train.P
         rule, warm_from, start = known.rule, known.warm_from, None
     kept.notes = {"rule": rule and vars(rule), "warm_from": warm_from}
     training = train.train(
-        trial,
+        here,
         place.device,
         on_trained=keep,
         disabled=mask_of(store, trial),
@@ -188,6 +191,7 @@ def save_adapter(store: Store, trial: Trial, model: SubspaceModel) -> None:
             head_seed=trial.seeds.head,
             head_from=trial.method.head_from,
             task=trial.task.name,
+            base_content=trial.weights,
         )
         target = f"adapters/{trial.id}"
         try:

@@ -46,6 +46,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "fingerprint": (list,),
     "base_model": (str, type(None)),
     "revision": (str, type(None)),
+    "base_content": (str, type(None)),
     "num_labels": (int, type(None)),
     "id2label": (dict, type(None)),
     "head_seed": (int, type(None)),
@@ -68,6 +69,7 @@ def save_pretrained(
     head_seed: int | None = None,
     head_from: HeadFrom = "seed",
     task: Task | str | None = None,
+    base_content: str | None = None,
 ) -> None:
     """Write an adapter: `adapter_model.safetensors` and `adapter_config.json`.
 
@@ -82,6 +84,7 @@ def save_pretrained(
             unless it is the checkpoint's own, the head's theta_0 is saved too.
         head_from: "seed", or "checkpoint" for the checkpoint's own.
         task: What it was trained on, for the reader.
+        base_content: What tells the base model wherever it lies: `Prepared.content`.
 
     Raises:
         AdapterError: It is not said where the base model comes from.
@@ -104,6 +107,7 @@ def save_pretrained(
         "format_version": FORMAT_VERSION,
         "base_model": base_model,
         "revision": revision,
+        "base_content": base_content,
         "num_labels": labels,
         "id2label": getattr(model.config, "id2label", None),
         "head_seed": head_seed,

@@ -457,7 +457,7 @@ def test_a_crashed_conversion_is_not_taken_for_whole(bert, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(pretrained, "_hash", crash)
-        patched.setattr(pretrained.shutil, "rmtree", lambda *_, **__: None)  # as if killed
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if killed
         with pytest.raises(KeyboardInterrupt):
             pretrained.prepare(str(bert))
     assert len([each for each in pretrained.cache_directory().iterdir() if each.is_dir()]) == 1

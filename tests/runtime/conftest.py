@@ -19,6 +19,7 @@ import pytest
 from distsub.config import load_sweep
 from distsub.results import Store
 from distsub.runtime import launch, own
+from distsub.runtime.checks import check
 
 TIMES = {"wall_s", "eval_s", "peak_bytes", "provenance"}
 
@@ -147,8 +148,8 @@ def small_sweep(tiny_text, tmp_path):
 @pytest.fixture
 def truth(small_sweep, tmp_path):
     """The rows of the undisturbed small sweep, run in this process."""
-    sweep = load_sweep(small_sweep)
-    store = Store.create(str(tmp_path / "inline"), sweep.text, sweep.fingerprint, str(tmp_path))
+    sweep = check(load_sweep(small_sweep))
+    store = Store.create(str(tmp_path / "inline"), sweep.text, sweep.fingerprint, str(tmp_path), sweep.places)
     assert launch.run(sweep, store, "inline") == 0
     return table_of(tmp_path / "inline")
 

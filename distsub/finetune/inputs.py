@@ -1,0 +1,202 @@
+"""Inputs that travel: local models and rows, kept under OUT/inputs/<content>/ beside what was measured of them.
+
+The driver puts them there before anything is trained. Whoever does not find a model or rows at their address, or finds
+something else there, takes them from that place: into the cache of its machine if the results are on an object store.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from distsub.errors import DataError, OutputError, UnavailableError
+from distsub.files import Files, first_line, parse_json
+from distsub.finetune import cache, data, packages, pretrained, reading
+from distsub.finetune.pretrained import Prepared
+from distsub.places import ModelPlace, Places
+from distsub.trial import Budget, Task, Trial
+
+FOLDER, MARK = "inputs", "inputs.json"
+"""The mark is written last: a folder without it is not whole."""
+
+
+class Put(NamedTuple):
+    """What was put into the results: a model or the rows of a task, and its size."""
+
+    what: str
+    num_bytes: int
+
+
+def put(files: Files, places: Places, budget: Budget) -> Iterator[Put]:
+    """Put the local models and rows of a sweep into its results, each once.
+
+    What has gone from its address, or changed there, is left out: trials that want it say so.
+
+    Args:
+        files: The results directory.
+        places: Where the models and tasks lie, by content.
+        budget: Decides which rows are drawn.
+
+    Yields:
+        What was put there now.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    for place in places.models:
+        if os.path.isabs(place.name) and not files.exists(_mark(place.content)):
+            with contextlib.suppress(UnavailableError):
+                found = pretrained.prepare(place.name, place.revision)
+                if found.content == place.content:
+                    sources = pretrained.files_of(found.source)
+                    named = {file.relative_to(found.source).as_posix(): file for file in sources}
+                    yield Put(f"model {place.name}", _send(files, place.content, named))
+    for task in places.tasks:
+        if task.content and os.path.isabs(task.source) and not files.exists(_mark(task.content)):
+            with contextlib.suppress(UnavailableError, DataError), tempfile.TemporaryDirectory() as folder:
+                splits = data.load(task, budget)
+                if splits.dataset_hash == task.content:
+                    named = {file.name: file for file in data.save(splits, Path(folder))}
+                    yield Put(f"rows of {task.name}", _send(files, task.content, named))
+
+
+def _mark(content: str) -> str:
+    return f"{FOLDER}/{content}/{MARK}"
+
+
+def _send(files: Files, content: str, sources: dict[str, Path]) -> int:
+    """Copy files to their place, then what says that they are whole; gives their bytes."""
+    folder, sizes = f"{FOLDER}/{content}", {}
+    try:
+        for name, source in sources.items():
+            files.make(f"{folder}/{name}".rpartition("/")[0])
+            files.send(f"{folder}/{name}", source)
+            sizes[name] = source.stat().st_size
+        files.put(_mark(content), json.dumps({"files": sizes}, indent=1).encode())
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(
+            f"cannot put the inputs into {files.uri}/{FOLDER} ({first_line(error)}); mend that and run the same "
+            "command again, or give --no-inputs where every node finds them at their address"
+        ) from error
+    return sum(sizes.values())
+
+
+def copy(files: Files, content: str) -> Path | None:
+    """Give a folder of this machine that has the input of some content, None if the results have none.
+
+    Raises:
+        UnavailableError: They have, and it cannot be read.
+    """
+    if files.is_local:
+        return Path(files.path(FOLDER), content) if files.exists(_mark(content)) else None
+    target = _cached(content)
+    if not target.is_dir():
+        try:
+            names = list(parse_json(files.read(_mark(content)))["files"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UnavailableError(f"{files.uri}/{_mark(content)} cannot be read ({first_line(error)})") from None
+        below = Files(f"{files.uri}/{FOLDER}/{content}", files.filesystem, files.path(f"{FOLDER}/{content}"))
+        cache.fetched(below, lambda _: names, target)
+    return target
+
+
+def _cached(content: str) -> Path:
+    return cache.cache_directory() / FOLDER / content
+
+
+def model(name: str, revision: str | None, content: str | None, files: Files | None) -> Prepared:
+    """Find a model by its content: at its address, at the one that the results have for it, or among their inputs.
+
+    Args:
+        name: Its address.
+        revision: Hub revision.
+        content: What it must be (`Prepared.content`); None takes what is at the address.
+        files: The results directory, None without one.
+
+    Returns:
+        The model; where none of that content is found, the one at its address, which is another.
+
+    Raises:
+        UnavailableError: There is none.
+    """
+    other, reason = None, ""
+    for address in _addresses(name, revision, content, files):
+        try:
+            found = pretrained.prepare(*address)
+        except UnavailableError as error:
+            reason = reason or str(error)
+            continue
+        if content in (None, found.content):
+            return found
+        other = other or found
+    if other is None:
+        kept = f", and {files.uri}/{FOLDER} has no copy of it" if content and files else ""
+        raise UnavailableError(f"{reason}{kept}")
+    return other
+
+
+def _addresses(
+    name: str, revision: str | None, content: str | None, files: Files | None
+) -> Iterator[tuple[str, str | None]]:
+    yield name, revision
+    if content is None or files is None:
+        return
+    if _cached(content).is_dir():
+        yield str(_cached(content)), None
+    yield from ((each.name, each.revision) for each in _places(files).models if each.content == content)
+    if (found := copy(files, content)) is not None:
+        yield str(found), None
+
+
+def _places(files: Files) -> Places:
+    """Read where the models and tasks of the results lay last."""
+    try:
+        return Places.from_json(parse_json(files.read("sweep.json")).get("places", {}))
+    except (OSError, ValueError, AttributeError):
+        return Places()
+
+
+def here(trial: Trial, files: Files) -> Trial:
+    """Give a trial addresses at which its contents lie on this machine, fetched if need be; it stays the same trial.
+
+    Raises:
+        UnavailableError: A model or rows are neither at their address nor among the inputs of the results.
+    """
+    sources = trial.method.span.sources if trial.method.span else ()
+    tasks = {task.content: task for task in (trial.task, *(each.task for each in sources)) if task and task.content}
+    models = ()
+    if trial.weights:
+        found = model(trial.model, trial.revision, trial.weights, files)
+        if found.name != trial.model or "://" in trial.model:
+            models = (ModelPlace(str(found.source), None, trial.weights),)
+    return Places(models, tuple(_rows(task, files) for task in tasks.values())).locate(trial)
+
+
+def _rows(task: Task, files: Files) -> Task:
+    """Give a task the address at which its rows lie here: a copy wins over a path, which may have changed."""
+    source = task.source
+    reason = ""
+    try:
+        if packages.is_package(source):
+            packages.resolve(source)
+            return task
+        if "://" in source:
+            return replace(task, source=str(reading.local(source)))
+        if not os.path.isabs(source):
+            return task  # of the hub, which every node asks by itself
+    except UnavailableError as error:
+        reason = str(error)
+    if (found := copy(files, task.content or "")) is not None:
+        return replace(task, source=f"{data.ROWS}{found}")
+    if reason or not os.path.exists(source):
+        reason = reason or f"no file or directory {source}"
+        raise UnavailableError(f"{task.name}: {reason}, and {files.uri}/{FOLDER} has no copy of its rows")
+    return task

@@ -1,0 +1,153 @@
+"""Nodes that do not see the driver's files, for real: mount namespaces over them, and inputs in a bucket."""
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from distsub.config import load_sweep
+from distsub.files import Files
+from distsub.finetune import inputs
+from distsub.results import Store
+from distsub.runtime.checks import check
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+CLONE_NEWNS = 0x00020000
+
+
+def in_namespace(folder, action):
+    """Do something, and start its processes, where a folder is empty; skips where that is not permitted."""
+    found = {}
+
+    def act():
+        try:
+            if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):  # of this thread, and of what it starts
+                raise PermissionError(os.strerror(ctypes.get_errno()))
+            subprocess.run(["mount", "--make-rprivate", "/"], check=True, capture_output=True)
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            found["skip"] = f"no mount namespaces here: {error}"
+            return
+        try:
+            found["value"] = action()
+        except BaseException as error:
+            found["error"] = error
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join()
+    if "skip" in found:
+        pytest.skip(found["skip"])
+    if "error" in found:
+        raise found["error"]
+    return found["value"]
+
+
+@pytest.fixture
+def private(tmp_path, tiny_model, tiny_data, small_sweep):
+    """A folder that only the driver shall see, with all that a sweep is of; its weights have to be converted."""
+    from transformers import AutoModel
+
+    folder = tmp_path / "private"
+    shutil.copytree(tiny_model, folder / "model")
+    shutil.copytree(tiny_data, folder / "data")
+    AutoModel.from_pretrained(folder / "model").half().save_pretrained(folder / "model")
+    text = small_sweep.read_text().replace(tiny_model, "model").replace(tiny_data, "data")
+    small_sweep.write_text(text.replace("steps = 40", "steps = 8").replace("eval_every = 10", "eval_every = 4"))
+    return folder
+
+
+@pytest.fixture
+def small_sweep(small_sweep, tmp_path):
+    """The small sweep, beside its model and data."""
+    (tmp_path / "private").mkdir()
+    return small_sweep.rename(tmp_path / "private" / "small.toml")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Start a server; give the address of its bucket, and the options to reach it."""
+    if importlib.util.find_spec("moto") is None:
+        pytest.skip("moto[server] is not installed")
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs as pafs
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    pafs.FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")[0].create_dir("bucket")
+    yield "s3://bucket", options
+    server.stop()
+
+
+def converted(cache):
+    """Count the models that a cache holds in float32."""
+    return len(list(Path(cache).glob("*/distsub.json")))
+
+
+def test_a_process_that_sees_neither_model_nor_data_leaves_the_same_row(
+    private, small_sweep, truth, trained_apart, tmp_path, monkeypatch
+):
+    """Not even the addresses are told: the results have them, and nothing is there."""
+    sweep = check(load_sweep(small_sweep))
+    store = Store.create(tmp_path / "out", sweep.text, sweep.fingerprint, ".", sweep.places)
+    assert len(list(inputs.put(store.files, sweep.places, sweep.budget))) == 2
+    trial = sweep.searches()[0].baseline[0]
+    monkeypatch.setenv("DISTSUB_CACHE", str(tmp_path / "cache"))
+    in_namespace(private, lambda: trained_apart(store, trial))
+    (row,) = store.table().to_pylist()
+    changing = {"wall_s", "eval_s", "peak_bytes", "provenance"}
+    assert {key: value for key, value in row.items() if key not in changing} == truth[trial.id]
+    assert converted(tmp_path / "cache") == 1
+
+
+def test_a_model_and_data_in_a_bucket(bucket, private, small_sweep, truth, tmp_path, monkeypatch):
+    """The same ids and rows as from local files; copied once; credentials in a sweep file are refused."""
+    address, options = bucket
+    files = Files.at(f"{address}/inputs?{options}")
+    for file in [each for each in private.rglob("*") if each.is_file()]:
+        files.send(file.relative_to(private).as_posix(), file)
+    files.send("model/optimizer.pt", small_sweep)
+    shutil.rmtree(private / "model")
+    shutil.rmtree(private / "data")
+    text = small_sweep.read_text()
+    remote = text.replace('"model"', f'"{address}/inputs/model?{options}"')
+    remote = remote.replace('path = "data"', f'path = "{address}/inputs/data?{options}"')
+    small_sweep.write_text(remote)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "DISTSUB_CACHE": str(tmp_path / "cache")}
+
+    def distsub(*arguments):
+        command = [sys.executable, "-m", "distsub.cli", *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    done = distsub("run", small_sweep, "--out", tmp_path / "out", "--backend", "inline", "--plain")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = Store.open(tmp_path / "out").table().to_pylist()
+    assert {row["trial_id"]: (row["score"], row["correct"]) for row in rows} == {
+        trial: (row["score"], row["correct"]) for trial, row in truth.items()
+    }
+    assert rows[0]["model"].startswith(f"{address}/inputs/model")
+    fetched = tmp_path / "cache" / "fetched"
+    assert len([each for each in fetched.iterdir() if each.is_dir()]) == 2
+    assert not list(fetched.rglob("optimizer.pt")) and converted(tmp_path / "cache") == 1
+    assert not (tmp_path / "out" / "inputs").exists()
+
+    small_sweep.write_text(text.replace('"model"', '"s3://AKIA:hidden/part@bucket/inputs/model"'))
+    refused = distsub("run", small_sweep, "--out", tmp_path / "other")
+    assert refused.returncode == 2 and "credentials" in refused.stderr and not (tmp_path / "other").exists()
+    assert "hidden" not in refused.stderr + refused.stdout and "AKIA" not in refused.stderr
+    small_sweep.write_text(remote.replace("/inputs/model?", "/nowhere?"))
+    missing = distsub("run", small_sweep, "--out", tmp_path / "other")
+    lines = [line for line in missing.stderr.splitlines() if line]
+    assert missing.returncode == 2 and len(lines) == 1 and f"{address}/nowhere" in lines[0]
