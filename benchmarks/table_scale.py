@@ -47,7 +47,6 @@ dims = { low = 100, high = 100000, ratio = 1.33 }
 [search]
 etas = [0.1, 0.3, 1.0, 3.0]
 learning_rate = 2e-5
-confirm = false
 
 [baseline]
 learning_rates = [1e-5, 2e-5, 4e-5]

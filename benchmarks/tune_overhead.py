@@ -29,7 +29,6 @@ from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place
 from distsub.search import Board, Search, log_grid, make_policy
-from distsub.search.stopping import Rules
 from distsub.sweep import Resources
 from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
@@ -44,9 +43,7 @@ def searches(trials: int) -> tuple[Search, ...]:
     baseline = (Trial("nobody", task, Method("full"), None, 1e-5, None, Seeds(), BUDGET),)
     method = Method("did", "fastfood", "global", block_length=1 << 17)
     seeds = range(max(1, round(trials / (len(DIMS) * len(ETAS)))))
-    return tuple(
-        Search(task, "nobody", method, Seeds(s, s, s), BUDGET, DIMS, ETAS, 1e-5, baseline, confirm=False) for s in seeds
-    )
+    return tuple(Search(task, "nobody", method, Seeds(s, s, s), BUDGET, DIMS, ETAS, 1e-5, baseline) for s in seeds)
 
 
 def made_up(trial: Trial, place: Place):
@@ -121,7 +118,7 @@ def main() -> None:
         with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), Drain() as drain, Marking(board) as told:
             if options.profile:
                 profile.enable()
-            tune.run(board, store, place, told, Rules("none", board.goals), drain, resources)
+            tune.run(board, store, place, told, drain, resources)
             profile.disable()
         assert board.finished and {row.status for row in store.read()} == {"finished"}, store.read()[0].error
     if options.profile:

@@ -131,7 +131,7 @@ def run(
     if code in (INTERRUPTED, TERMINATED) and format is Format.table:
         raise Stopped(code)
     d90 = told(store, summary.d90)
-    found = d90.select(["task", "model", "method", "variant", "d90", "d90_outcome", *INTERVAL])
+    found = d90.select(["task", "model", "method", "variant", *INTERVAL, "d90_outcome", "first_passing_d"])
     if format is Format.table:
         answers(d90)
         write(*standing.smallest_lines(summary.smallest), f"results: {store.uri}")
@@ -179,7 +179,7 @@ def replay(
 ) -> None:
     """Play policies on recorded trials, on a virtual clock: what would they have cost and found?
 
-    Example: distsub replay results/grid --policy adaptive --policy bisection --slots 8
+    Example: distsub replay results/grid --policy grid --policy bisection --slots 8
     """
     from distsub.runtime.replay import replay as play
     from distsub.runtime.simulated import Machines
@@ -207,12 +207,12 @@ def status(out: Out, format: As = Format.table) -> None:
         show(standing.status_rows(searches, store), format)
         return
     write(*standing.standing(store, summary, sweep.name), *strangers(summary, sweep), "")
-    show(standing.status_table(searches), format)
-    write("")
     if searches.num_rows > FEW:
-        write('intervals: distsub query OUT "select task, model, method, estimate_text from d90"')
+        write('d90: distsub query OUT "select task, model, method, d90_text from d90"')
     else:
-        answers(summary.d90, ("task", "model", "method", "variant", "estimate_text", "trials"))
+        answers(summary.d90, ("task", "model", "method", "variant", "d90_text", "first_passing_d", "trials"))
+    write("")
+    show(standing.status_table(searches), format)
     write(*standing.smallest_lines(summary.smallest))
 
 
@@ -253,7 +253,6 @@ def report(
     """Draw the curves and write the tables and a page that shows both."""
     from distsub.analysis import standing
     from distsub.results import output_address, write_report
-    from distsub.runtime import launch
 
     store = open_results(out)
     summary, sweep = summary_of(store)
@@ -264,8 +263,6 @@ def report(
     page = write_report(rows, summary.searches, directory, d90=d90, **about)
     answers(d90)
     write(*strangers(summary, sweep))
-    if said := launch.stopped_text(rows):
-        write(f"stopping: {said}")
     write(*standing.smallest_lines(summary.smallest), f"report: {page}")
     for picture in sorted(Path(directory).expanduser().glob("*.png")) if "://" not in directory else []:
         write(f"curve:  {picture}")

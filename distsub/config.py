@@ -23,13 +23,20 @@ from pydantic import (
 from distsub.complaints import complaint
 from distsub.errors import ConfigError
 from distsub.methods import Context, MethodTable, NonNegativeInt, PositiveInt, Table, TrajectoryTable
-from distsub.search import FRESH, PUBLISHED_RATIO, EtaChoice, log_grid
-from distsub.search.stopping import Limit, Mode
+from distsub.search import PUBLISHED_RATIO, Limit, log_grid
 from distsub.sweep import Model, Policy, Resources, Sweep, distinct
 from distsub.task_table import TaskTable, absolute
 from distsub.trial import Budget, HeadFrom, Seeds
 
-MOST_SEEDS = FRESH
+MOST_SEEDS = 10_000
+
+REMOVED = {
+    "confirm": "leave it out, and give more seeds instead, which narrow the interval for the same trainings",
+    "stopping": "leave it out, every training runs to its last step; [budget] eval_every still draws curves",
+    "warm_start": "leave it out, every training starts from the pretrained weights",
+    "eta_choice": "leave it out, the etas that did best at other d and seeds come first",
+}
+"""Keys of [search] that there were, and what to do without them."""
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -114,6 +121,13 @@ def _seed_list(value: Any) -> Any:
     return value
 
 
+def _policy(value: Any) -> Any:
+    """Tell what has become of a policy that there was."""
+    if value == "adaptive":
+        raise ValueError('"adaptive" was removed: give "bisection", the default, which finds the same for less')
+    return value
+
+
 class _Model(Table):
     name: str | None = None
     path: str | None = None
@@ -172,11 +186,15 @@ class _Dims(Table):
 class _Search(Table):
     etas: Annotated[list[PositiveFloat], Field(min_length=1)]
     learning_rate: PositiveFloat
-    confirm: bool | None = None
-    stopping: Mode | None = None
-    warm_start: bool = Budget.warm_start
     tries: PositiveInt | None = None
-    eta_choice: EtaChoice = "belief"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _removed(cls, value: Any) -> Any:
+        gone = [key for key in REMOVED if key in value] if isinstance(value, dict) else []
+        if gone:
+            raise ValueError("; ".join(f"{key} was removed: {REMOVED[key]}" for key in gone))
+        return value
 
 
 class _Baseline(Table):
@@ -261,7 +279,7 @@ class _File(Table):
     search: _Search
     baseline: _Baseline
     budget: _Budget
-    policy: Policy = Sweep.policy
+    policy: Annotated[Policy, BeforeValidator(_policy)] = Sweep.policy
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Sweep.fraction
     resources: _Resources = _Resources()
     limit: _Limit | None = None
@@ -269,26 +287,12 @@ class _File(Table):
 
     def sweep(self, directory: Path, text: str) -> Sweep:
         dims = self.dims.record()
-        if self.search.warm_start and not all(each.nested for each in self.methods):
-            raise ConfigError(
-                "[search] warm_start = true needs projections whose first columns are those of any larger d; "
-                '"partition" is none, use one of dense, sparse, fastfood, fastfood_per_tensor'
-            )
         found = [each.record(directory) for each in self.tasks]
         distinct([task.name for task in found], "tasks")
-        # The published procedure confirms nothing; and where nothing is chosen there is nothing to confirm.
-        wanted = self.policy != "grid" if self.search.confirm is None else self.search.confirm
         tries = self.search.tries or len(self.search.etas)
         if tries > len(self.search.etas):
             raise ConfigError(f"[search] tries = {tries}: give at most {len(self.search.etas)}, the number of etas")
-        most = max(len(each.etas) if each.etas else tries for each in self.methods)
-        confirm = wanted and max(most, len(self.baseline.learning_rates)) > 1
-        if confirm and max(max(each.head, each.data) for each in self.seeds) >= FRESH:
-            raise ConfigError(
-                f"seeds: head and data seeds from {FRESH} on are those of confirmations; give smaller ones, or"
-                " [search] confirm = false"
-            )
-        budget = Budget(**self.budget.model_dump(), warm_start=self.search.warm_start)
+        budget = Budget(**self.budget.model_dump())
         span = (self.trajectory or TrajectoryTable()).record(budget, self.search.learning_rate)
         grids, by_name = tuple(each.grid() for each in self.methods), {task.name: task for task in found}
         methods = [
@@ -309,12 +313,9 @@ class _File(Table):
             policy=self.policy,
             fraction=self.fraction,
             resources=self.resources.record(),
-            confirm=wanted,
             text=text,
             limit=Limit(**self.limit.model_dump()) if self.limit else None,
-            stopping=self.search.stopping,
             tries=tries if tries < len(self.search.etas) else None,
-            eta_choice=self.search.eta_choice,
             grids=grids if any(own != (None, None) for own in grids) else (),
             trajectory=None if self.trajectory is None else span,
         )

@@ -54,7 +54,7 @@ def changes(old: Record, new: Record) -> list[Change]:
         old: `Sweep.record` of the earlier one.
         new: That of the later one.
     """
-    search = [key for key in old["search"] if key not in ("etas", "tries", "confirm")]
+    search = [key for key in old["search"] if key not in ("etas", "tries")]
     # The rows that a budget draws are other rows under another one: that is told by the budget's key alone.
     drawn = all(old["budget"][key] == new["budget"][key] for key in ("train_examples", "eval_examples"))
     return [
@@ -66,7 +66,6 @@ def changes(old: Record, new: Record) -> list[Change]:
         *_plain("", old, new, ("policy", "fraction")),
         *_values("[search] etas", old["search"]["etas"], new["search"]["etas"]),
         *_tries(old["search"], new["search"]),
-        *_confirm(old, new),
         *_plain("[search] ", old["search"], new["search"], search),
         *_values("[baseline] learning_rates", *(each["baseline"]["learning_rates"] for each in (old, new))),
         *_plain("[budget] ", old["budget"], new["budget"], old["budget"]),
@@ -176,15 +175,6 @@ def _tries(old: Record, new: Record) -> list[Change]:
     numbers = [each["tries"] or len(each["etas"]) for each in (old, new)]
     same = old["tries"] == new["tries"] or numbers[0] == numbers[1]
     return [] if same else [Change("[search] tries", old["tries"] or "all", new["tries"] or "all")]
-
-
-def _confirm(old: Record, new: Record) -> list[Change]:
-    """Compare whether winners are confirmed, which says nothing where there was nothing to choose from."""
-    tries = old["search"]["tries"] or len(old["search"]["etas"])
-    most = [min(tries, len(each["etas"])) if each["etas"] else tries for each in old["methods"]]
-    chosen = max(*most, len(old["baseline"]["learning_rates"])) > 1
-    found = _plain("[search] ", old["search"], new["search"], ["confirm"])
-    return [change._replace(grows=not chosen) for change in found]
 
 
 def _trajectory(old: Record, new: Record) -> list[Change]:

@@ -89,11 +89,6 @@ class MethodTable(Table):
     dims: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
     etas: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
 
-    @property
-    def nested(self) -> bool:
-        """Whether a smaller d has the first columns of a larger one."""
-        return self.name == "freeze" or (self.projection or DEFAULT_PROJECTION) != "partition"
-
     @model_validator(mode="after")
     def _consistent(self) -> "MethodTable":
         if self.groups and self.name != "said":
@@ -223,7 +218,7 @@ class TrajectoryTable(Table):
         return Span(
             sources=(Source(),),
             learning_rate=self.learning_rate or learning_rate,
-            budget=replace(budget, steps=self.steps or budget.steps, warm_start=False),
+            budget=replace(budget, steps=self.steps or budget.steps),
             every=None if self.every == "epoch" else self.every,
             checkpoints=self.checkpoints,
             dtype=self.dtype,

@@ -11,11 +11,10 @@ from typing import Any, Literal, TypeVar
 from distsub.errors import ConfigError
 from distsub.identity import IDENTITY_VERSION, ByContent, canonical, later
 from distsub.places import ModelPlace, Places
-from distsub.search import EtaChoice, Search
-from distsub.search.stopping import Limit, Mode
+from distsub.search import Limit, Search
 from distsub.trial import Budget, HeadFrom, Method, Recording, Seeds, Span, Task, Trial
 
-Policy = Literal["adaptive", "bisection", "grid"]
+Policy = Literal["bisection", "grid"]
 
 T = TypeVar("T")
 
@@ -84,11 +83,9 @@ class Sweep:
         policy: How the grid is searched.
         fraction: Share of the full fine-tuning score that the threshold asks for.
         resources: What a trial may occupy.
-        confirm: Whether the winner of several etas or learning rates is trained again before it is believed.
         text: The file as it was read.
         limit: What the whole sweep may spend; None is no limit.
-        stopping: Which trainings may end early; None leaves it to the policy.
-        tries, eta_choice: How many etas a d is given and which, as in `Search`.
+        tries: How many etas a d is given, as in `Search`.
         grids: The methods' own (dims, etas), None where the sweep's count; empty for none at all.
         trajectory: The full fine-tunings whose checkpoints are recorded for every task, model and seeds, where the
             file asks for them; those that methods need are recorded anyway.
@@ -104,22 +101,14 @@ class Sweep:
     learning_rate: float
     baseline_learning_rates: tuple[float, ...]
     budget: Budget
-    policy: Policy = "adaptive"
+    policy: Policy = "bisection"
     fraction: float = 0.9
     resources: Resources = Resources()
-    confirm: bool = later(False)
     text: str = ""
     limit: Limit | None = None
-    stopping: Mode | None = later(None)
     tries: int | None = later(None)
-    eta_choice: EtaChoice = later("belief")
     grids: tuple[tuple[tuple[int, ...] | None, tuple[float, ...] | None], ...] = later(())
     trajectory: Span | None = later(None)
-
-    @property
-    def stops(self) -> Mode:
-        """Which trainings may end early: as the file says, else what passed, but nothing of a published grid."""
-        return self.stopping or ("none" if self.policy == "grid" else "pass")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -143,11 +132,7 @@ class Sweep:
         search = {
             "etas": list(self.etas),
             "learning_rate": self.learning_rate,
-            "confirm": self.confirm,
-            "stopping": self.stops,
-            "warm_start": budget.pop("warm_start"),
             "tries": self.tries,
-            "eta_choice": self.eta_choice,
         }
         spans = [self.trajectory, *(each.span for each in self.methods)]
         arms = zip(self.methods, self.grids or ((None, None),) * len(self.methods), strict=True)
@@ -213,10 +198,7 @@ class Sweep:
                 learning_rate=self.learning_rate,
                 baseline=baseline,
                 fraction=self.fraction,
-                confirm=self.confirm
-                and max(min(self.tries or len(etas), len(etas)), len(self.baseline_learning_rates)) > 1,
                 tries=self.tries if self.tries and self.tries < len(etas) else None,
-                eta_choice=self.eta_choice,
             )
             for task in self.tasks
             for model in self.models
@@ -259,9 +241,8 @@ class Sweep:
         """
         whole = Method("full", head_from=model.head_from)
         seeds = dict.fromkeys(dataclasses.replace(seeds, projection=0) for seeds in self.seeds)
-        budget = dataclasses.replace(self.budget, warm_start=False)  # nothing is smaller: the same trial either way
         return tuple(
-            Trial(model.name, task, whole, None, rate, None, each, budget, model.revision, model.content)
+            Trial(model.name, task, whole, None, rate, None, each, self.budget, model.revision, model.content)
             for each in seeds
             for rate in self.baseline_learning_rates
         )

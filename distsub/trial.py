@@ -23,7 +23,7 @@ Ablation = Literal["zero", "hold", "reset"]
 Empty = Literal["refuse", "drop", "keep"]
 Head = Literal["in_subspace", "trained", "frozen"]
 HeadFrom = Literal["seed", "checkpoint"]
-Status = Literal["finished", "diverged", "stopped", "error"]
+Status = Literal["finished", "diverged", "error"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +176,6 @@ class Budget:
         weight_decay: AdamW weight decay of full fine-tuning and of a trained head, never of coordinates.
         max_grad_norm: Gradient clipping; None is off.
         precision: "fp32", "bf16" (autocast) or "auto" (bf16 where the hardware has it).
-        warm_start: Whether a subspace training starts from what one at a smaller d has learned, where there is one.
     """
 
     steps: int
@@ -189,7 +188,6 @@ class Budget:
     weight_decay: float = 0.0
     max_grad_norm: float | None = None
     precision: Literal["fp32", "bf16", "auto"] = "auto"
-    warm_start: bool = later(False)
 
 
 @dataclass(frozen=True)
@@ -367,8 +365,8 @@ class Observation:
     Attributes:
         trial: The trial.
         status: "finished"; "diverged" (loss or weights not finite: a result, it fails every threshold);
-            "stopped" (ended early with a verdict); "error" (crashed after its retries: no result).
-        score: The task's metric after the last step, None unless finished or stopped.
+            "error" (crashed after its retries: no result).
+        score: The task's metric after the last step, None unless finished.
         chance: The metric of always predicting the majority class; 0 for correlations.
         metrics: Every metric of the task by name, the score's included.
         curve: (step, score) at each evaluation.
@@ -386,11 +384,6 @@ class Observation:
         num_scales: SAID scales among num_trained.
         step_size: Peak learning rate applied to the coordinates (or weights).
         error: One line, for "error" and "diverged".
-        stop: The verdict that ended the training early, "pass" or "hopeless"; of a finished one, which was let run
-            on to check the rule, the verdict that would have.
-        goal: The threshold that the verdict was about; None for a training that nothing could have stopped.
-        stop_limit: Lag behind the threshold beyond which it would have been hopeless; None where none was.
-        warm_from: Id of the trial whose trained numbers this one started from; None if it started at theta_0.
         provenance: Package versions, weights hash, dataset hash, device, precision, threads, start time.
     """
 
@@ -414,8 +407,4 @@ class Observation:
     num_scales: int = 0
     step_size: float = 0.0
     error: str | None = None
-    stop: str | None = None
-    goal: float | None = None
-    stop_limit: float | None = None
-    warm_from: str | None = None
     provenance: tuple[tuple[str, str], ...] = ()

@@ -72,7 +72,6 @@ metric = "accuracy"
 [search]
 etas = [1.0, 3.0]
 learning_rate = 1e-3
-stopping = "none"
 
 [baseline]
 learning_rates = [1e-3, 3e-3]

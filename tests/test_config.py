@@ -9,7 +9,7 @@ from distsub import config
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError
 from distsub.runtime import checks
-from distsub.search.stopping import Limit
+from distsub.search.spending import Limit
 from distsub.trial import Budget, Method, Seeds
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
@@ -68,38 +68,12 @@ def test_baseline_trials_are_shared_by_projection_seeds():
     assert all(trial.is_baseline and trial.method == Method("full") and trial.eta is None for trial in trials)
 
 
-@pytest.mark.parametrize(
-    ("policy", "given", "confirm"),
-    [
-        ("bisection", "", True),
-        ("adaptive", "", True),
-        ("grid", "", False),
-        ("grid", "confirm = true", True),
-        ("bisection", "confirm = false", False),
-    ],
-)
-def test_winners_are_confirmed_unless_published_tables_are_wanted(policy, given, confirm):
-    text = TEXT.replace("seeds = 2", f'seeds = 2\npolicy = "{policy}"').replace("[search]", f"[search]\n{given}")
-    sweep = parse_sweep(text)
-    assert sweep.confirm is confirm
-    assert {search.confirm for search in sweep.searches()} == {confirm}
-
-
 def test_a_limit_is_no_part_of_the_identity(sweep):
     limited = parse_sweep(TEXT + "\n[limit]\nhours = 2.5\n", "/somewhere/sweeps")
     assert limited.limit == Limit(hours=2.5)
     assert limited.fingerprint == sweep.fingerprint and sweep.limit is None
     with pytest.raises(ConfigError, match=r"limit: give hours .*, trials or both"):
         parse_sweep(TEXT + "\n[limit]\n")
-
-
-def test_with_one_eta_and_one_rate_nothing_is_confirmed():
-    text = TEXT.replace("[1, 0.1]", "[1]").replace("[1e-4, 5e-5]", "[1e-4]")
-    assert not any(search.confirm for search in parse_sweep(text).searches())
-    one_try = TEXT.replace("learning_rates = [1e-4, 5e-5]", "learning_rates = [1e-4]").replace(
-        "[search]", "[search]\ntries = 1"
-    )
-    assert not any(search.confirm for search in parse_sweep(one_try).searches())
 
 
 def test_fingerprint_is_of_what_decides_the_results(sweep):
@@ -126,58 +100,34 @@ def test_the_tables_cover_their_records():
         assert known <= {field.name for field in fields} | (made_of_several if record is Method else set())
 
 
-def test_what_may_end_early_follows_the_policy_unless_said():
-    sweep = parse_sweep(TEXT, "/somewhere/sweeps")
-    grid = parse_sweep('policy = "grid"\n' + TEXT, "/somewhere/sweeps")
-    asked = parse_sweep(TEXT.replace("[search]", '[search]\nstopping = "futility"'), "/somewhere/sweeps")
-    assert (sweep.stops, grid.stops, asked.stops) == ("pass", "none", "futility")
-    assert sweep.fingerprint != asked.fingerprint
-
-
-def test_tries_and_the_choice_of_etas_are_no_part_of_the_identity_until_given():
+def test_tries_are_no_part_of_the_identity_until_given():
     text = TEXT.replace("etas = [1, 0.1]", "etas = [1, 0.1, 0.3]")
-    sweep, every, fewer, asked = (
+    sweep, every, fewer = (
         parse_sweep(text.replace("[search]", f"[search]\n{given}"), "/somewhere/sweeps")
-        for given in ("", 'tries = 3\neta_choice = "belief"', "tries = 2", 'eta_choice = "optuna"')
+        for given in ("", "tries = 3", "tries = 2")
     )
     assert every == dataclasses.replace(sweep, text=every.text)
-    assert every.fingerprint == sweep.fingerprint
-    assert len({sweep.fingerprint, fewer.fingerprint, asked.fingerprint}) == 3
-    assert len({each.searches()[0].id for each in (sweep, every, fewer, asked)}) == 3
-    assert [(s.num_tries, s.eta_choice) for s in (fewer.searches()[0], asked.searches()[0])] == [
-        (2, "belief"),
-        (3, "optuna"),
-    ]
+    assert every.fingerprint == sweep.fingerprint != fewer.fingerprint
+    assert len({each.searches()[0].id for each in (sweep, every, fewer)}) == 2
+    assert fewer.searches()[0].num_tries == 2
 
 
-def test_a_warm_start_is_part_of_subspace_trials_only():
-    nested = TEXT.replace('projection = "partition"', 'projection = "dense"')
-    nested = nested.replace('"said"', '{ name = "said", projection = "fastfood" }')
-    sweep = parse_sweep(nested, "/somewhere/sweeps")
-    warm = parse_sweep(nested.replace("[search]", "[search]\nwarm_start = true"), "/somewhere/sweeps")
-    [cold_search, *_], [warm_search, *_] = sweep.searches(), warm.searches()
-    assert warm_search.baseline == cold_search.baseline
-    d = warm_search.dims[0]
-    assert warm_search.trials_at(d)[0].budget.warm_start and not cold_search.trials_at(d)[0].budget.warm_start
-    assert warm_search.trials_at(d)[0].id != cold_search.trials_at(d)[0].id
+@pytest.mark.parametrize("key", ["confirm = true", 'stopping = "pass"', "warm_start = false", 'eta_choice = "optuna"'])
+def test_a_key_that_was_removed_is_told_in_one_line(key):
+    name = key.partition(" ")[0]
+    with pytest.raises(ConfigError) as refused:
+        parse_sweep(TEXT.replace("[search]", f"[search]\n{key}"))
+    [line] = str(refused.value).splitlines()
+    assert f"search: {name} was removed: leave it out" in line
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (
-            "[search]",
-            "[search]\nwarm_start = true",
-            "[search] warm_start = true needs projections whose first columns are those of any larger d; "
-            '"partition" is none, use one of dense, sparse, fastfood, fastfood_per_tensor',
-        ),
         ("[search]", "[search]\ntries = 3", "[search] tries = 3: give at most 2, the number of etas"),
         ("[search]", "[search]\ntries = 0", "[search] tries: should be greater than 0, got 0"),
-        (
-            "[search]",
-            '[search]\neta_choice = "luck"',
-            "[search] eta_choice: should be 'belief' or 'optuna', got \"luck\"",
-        ),
+        ("seeds = 2", 'seeds = 2\npolicy = "adaptive"', 'policy: "adaptive" was removed: give "bisection"'),
+        ("seeds = 2", 'seeds = 2\npolicy = "bisect"', "policy: should be 'bisection' or 'grid', got \"bisect\""),
         ("steps = 10", "steps = 10\nstepz = 10", '[budget]: unknown key "stepz"; did you mean "steps"? known: steps, '),
         ("steps = 10", "", '[budget]: key "steps" is missing'),
         ("steps = 10", 'steps = "10"', '[budget] steps: should be a valid integer, got "10"'),
@@ -185,12 +135,6 @@ def test_a_warm_start_is_part_of_subspace_trials_only():
         ("steps = 10", "steps = 0", "[budget] steps: should be greater than 0, got 0"),
         ("[budget]", "[budgett]", 'unknown key "budgett"; did you mean "budget"?'),
         ("seeds = 2", "seeds = 0", "seeds: needs at least 1 entry"),
-        (
-            "seeds = 2",
-            "seeds = [10000]",
-            "seeds: head and data seeds from 10000 on are those of confirmations; give smaller ones, or [search] "
-            "confirm = false",
-        ),
         ("seeds = 2", "seeds = [1, 1]", "seeds: entry 2 repeats entry 1"),
         ("seeds = 2", "seeds = [{heads = 2}]", '[[seeds]] 1: unknown key "heads"; did you mean "head"?'),
         ('"said"', '"siad"', "[[methods]] 1 name: should be 'did', 'said', 'freeze', "),

@@ -20,7 +20,6 @@ SMALL = {
     "[1.0, 3.0]": "[1.0]",
     "[1e-3, 3e-3]": "[3e-3]",
     "eval_every = 10\n": "",
-    'stopping = "none"\n': "",
 }
 
 WIDER = {
@@ -106,7 +105,7 @@ def call(*arguments):
 
 
 def answers(out):
-    columns = "task, model, method, estimate, estimate_low, estimate_high, estimate_text, d90, trials"
+    columns = "task, model, method, d90, d90_low, d90_high, d90_text, trials"
     sql = f"select {columns} from d90 order by all"
     code, text, _ = call("query", out, sql, "--format", "json")
     assert code == 0
@@ -335,7 +334,7 @@ def test_run_status_query_and_report_give_one_number(tiny_text, tmp_path, backen
     last = {line.split("] estimate ")[1].split(": ")[0]: texts(line)[-1] for line in live if texts(line)}
     code, queried, _ = call("query", out, "select * from d90 order by method", "--format", "json")
     rows = json.loads(queried)
-    stated = [row["estimate_text"] for row in rows]
+    stated = [row["d90_text"] for row in rows]
     assert len(stated) == 2 and sorted(last.values()) == sorted(stated)
     for command in ("status", "report"):
         code, printed, _ = call(command, out)
@@ -344,7 +343,7 @@ def test_run_status_query_and_report_give_one_number(tiny_text, tmp_path, backen
     code, final, _ = call("run", tmp_path / "sweep.toml", "--out", out, "--backend", "inline", "--format", "json")
     found = {row["method"]: row for row in json.loads(final.splitlines()[-1])["d90"]}
     for row in rows:
-        assert all(found[row["method"]][key] == row[key] for key in ("estimate", "estimate_low", "estimate_high"))
+        assert all(found[row["method"]][key] == row[key] for key in ("d90", "d90_low", "d90_high"))
 
 
 @pytest.mark.slow

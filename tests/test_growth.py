@@ -88,16 +88,10 @@ def method(**keys):
 
 
 CHANGED = {
-    "policy": (BASE, with_(("policy",), "bisection")),
+    "policy": (BASE, with_(("policy",), "grid")),
     "fraction": (BASE, with_(("fraction",), 0.8)),
     "[search] learning_rate": (BASE, with_(("search", "learning_rate"), 2e-4)),
-    "[search] confirm": (BASE, with_(("search", "confirm"), False)),
-    "[search] stopping": (BASE, with_(("search", "stopping"), "futility")),
-    "[search] warm_start": tuple(
-        with_(("search", "warm_start"), each, method(name="did", projection="dense")) for each in (False, True)
-    ),
     "[search] tries": (BASE, with_(("search", "tries"), 1)),
-    "[search] eta_choice": (BASE, with_(("search", "eta_choice"), "optuna")),
     **{
         f"[budget] {key}": (BASE, with_(("budget", key), value))
         for key, value in {
@@ -189,8 +183,7 @@ def test_what_decides_no_result_changes_nothing(key):
 
 
 SAME = {
-    "defaults said": with_(("search", "confirm"), True) | {"policy": "adaptive", "fraction": 0.9},
-    "the policy's own stopping said": with_(("search", "stopping"), "pass"),
+    "defaults said": BASE | {"policy": "bisection", "fraction": 0.9},
     "all tries said": with_(("search", "tries"), 2),
     "the projection said": with_(("methods",), [{"name": "did", "projection": "partition"}, BASE["methods"][1]]),
     "the method's grid said": with_(("methods", 1, "dims"), [16, 64]),
@@ -243,9 +236,7 @@ def test_one_more_eta_where_each_d_has_a_number_of_tries_and_where_it_has_all():
     tries = with_(("search",), BASE["search"] | {"etas": [0.3, 1.0, 3.0], "tries": 2})
     assert refusals(record_of(BASE), record_of(tries)) == []
     one = with_(("baseline", "learning_rates"), [1e-4], with_(("search", "etas"), [1.0]))
-    assert (
-        refusals(record_of(one), record_of(BASE)) == []
-    )  # from where nothing was chosen to where winners are confirmed
+    assert refusals(record_of(one), record_of(BASE)) == []
 
 
 def test_long_lists_say_what_is_missing():

@@ -22,7 +22,6 @@ def home(tmp_path_factory, tiny_model, tiny_data, tiny_text):
         ("seeds = 2", "seeds = 1"),
         ("eval_every = 10\n", ""),
         ("[8, 16, 64, 256]", "[8, 64]"),
-        ('stopping = "none"', 'stopping = "none"\nconfirm = false'),
     ):
         assert old in text
         text = text.replace(old, new)
@@ -167,7 +166,7 @@ def test_results_are_read_where_neither_model_nor_data_lie(home, copy, capsys):
     tables = []
     for place in (out, home.parent / "out"):
         with pytest.raises(SystemExit) as end:
-            cli.main(["query", str(place), "select estimate_text, trials, model from d90", "--format", "json"])
+            cli.main(["query", str(place), "select d90_text, trials, model from d90", "--format", "json"])
         assert end.value.code == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1] and str(Path("first") / "model") in tables[0]

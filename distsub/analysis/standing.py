@@ -100,9 +100,8 @@ def status_table(searches: pa.Table) -> pa.Table:
                 "method": row["variant"] or row["method"],
                 "projection": row["projection"],
                 "seed": seeds[0] if len(set(seeds)) == 1 else "/".join(seeds),
-                "outcome": _found(row["outcome"], row["d90"]),
+                "first_passing_d": _found(row["outcome"], row["first_passing_d"]),
                 "bracket": f"({_or_dash(row['bracket_low'])}, {_or_dash(row['bracket_high'])}]",
-                "chance_corrected": _found(row["outcome_chance_corrected"], row["d90_chance_corrected"]),
                 "best": row["best_score"],
                 "threshold": row["threshold"],
                 "full": row["baseline_score"],
@@ -114,7 +113,7 @@ def status_table(searches: pa.Table) -> pa.Table:
 
 
 def _found(outcome: str, d: int | None) -> str:
-    return outcome if d is None else f"d90 = {d}"
+    return outcome.replace("_", " ") if d is None else str(d)
 
 
 def _or_dash(value: Any) -> str:

@@ -10,14 +10,13 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from distsub.results import D90, METHOD_COLUMNS, RECORD, SEARCHES, Store, TrialReader, censored_median, from_row
-from distsub.search import COLUMNS, Brief, Finding, Search, evidence, make_policy, shares
-from distsub.search.stopping import Limit, audit_of
+from distsub.results import D90, METHOD_COLUMNS, RECORD, SEARCHES, Store, TrialReader, from_row
+from distsub.search import COLUMNS, Brief, Finding, Limit, Search, evidence, make_policy, shares
 from distsub.trial import Observation, Trial
 
 D90_COLUMNS = (
-    "task", "model", "method", "variant", "projection", "estimate_text", "d90_per_seed", "d90", "d90_outcome",
-    "d90_chance_corrected", "baseline_score", "threshold", "chance", "num_params", "num_scales", "trials",
+    "task", "model", "method", "variant", "projection", "d90_text", "first_passing_d", "baseline_score", "threshold",
+    "chance", "num_params", "num_scales", "trials",
 )  # fmt: skip
 """What `distsub run` and `distsub report` show at the end; `distsub query` has the rest."""
 
@@ -37,7 +36,7 @@ ADAPTERS = pa.schema(
 MEASURED = frozenset({"found", "below_range", "above_range"})
 """Outcomes of an estimate that has an interval."""
 
-INTERVAL = ("estimate_low", "estimate", "estimate_high")
+INTERVAL = ("d90", "d90_low", "d90_high")
 
 CURVE_POINTS = 41
 """Points at which the fitted score is tabulated, evenly in log d."""
@@ -92,7 +91,7 @@ class Summary:
     def estimates(self) -> dict[Search, str]:
         """The estimate in words that each search has part in, "" where there is none."""
         keys = [tuple(row.values()) for row in self.searches.select(_KEYS).to_pylist()]
-        columns = self.d90["estimate_text"].to_pylist(), self.d90["estimate_outcome"].to_pylist()
+        columns = self.d90["d90_text"].to_pylist(), self.d90["d90_outcome"].to_pylist()
         texts = [text if outcome in MEASURED else "" for text, outcome in zip(*columns, strict=True)]
         said = dict(zip(dict.fromkeys(keys), texts, strict=True))  # in the order of the table
         return {search: said[key] for search, key in zip(self._given[0], keys, strict=True)}
@@ -160,11 +159,9 @@ def searches_table(searches: Sequence[Search], found: Sequence[Finding], shared:
                 "head_seed": search.seeds.head,
                 "data_seed": search.seeds.data,
                 "outcome": finding.outcome.name,
-                "d90": finding.d,
+                "first_passing_d": finding.d,
                 "bracket_low": finding.bracket[0],
                 "bracket_high": finding.bracket[1],
-                "outcome_chance_corrected": finding.chance_corrected.outcome.name,
-                "d90_chance_corrected": finding.chance_corrected.d,
                 "baseline_score": thresholds and thresholds.full,
                 "chance": thresholds and thresholds.chance,
                 "threshold": thresholds and thresholds.relative,
@@ -197,19 +194,10 @@ def d90_table(
     for key, members in groups.items():
         found = [row for _, row, _ in members]
         ids = dict.fromkeys(row.trial_id for _, _, own in members for row in own)
-        d90, outcome = censored_median([(m["outcome"], m["d90"]) for m in found])
-        corrected, corrected_outcome = censored_median(
-            [(m["outcome_chance_corrected"], m["d90_chance_corrected"]) for m in found]
-        )
         rows.append(
             dict(zip(_KEYS, key, strict=True))
             | {
-                "d90": d90,
-                "d90_outcome": outcome,
-                "d90_per_seed": [m["d90"] for m in found],
-                "d90_chance_corrected": corrected,
-                "d90_chance_corrected_outcome": corrected_outcome,
-                "d90_chance_corrected_per_seed": [m["d90_chance_corrected"] for m in found],
+                "first_passing_d": [m["first_passing_d"] for m in found],
                 "searches": len(found),
                 "outcomes": list(Counter(m["outcome"] for m in found).items()),
                 "trials": sum(m["trials"] for m in found),
@@ -291,22 +279,21 @@ def _estimate(searches: list[Search], observations: Sequence[Observation]) -> di
     """Estimate d90 with its interval from all rows of searches that differ in seeds only."""
     from distsub.search.estimate import fit  # brings SciPy
 
-    fitted, checked = fit(searches, observations), audit_of(observations)
+    fitted = fit(searches, observations)
     d90 = fitted.d_at()
     smallest, largest = fitted.range
     dims = [smallest * (largest / smallest) ** (i / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
     band = fitted.band(dims)
     return {
-        "estimate": d90.d,
-        "estimate_low": d90.low,
-        "estimate_high": d90.high,
-        "estimate_outcome": d90.outcome.name,
-        "estimate_text": d90.text,
-        "estimate_chance_corrected_text": fitted.d_at(chance_corrected=True).text,
+        "d90": d90.d,
+        "d90_low": d90.low,
+        "d90_high": d90.high,
+        "d90_outcome": d90.outcome.name,
+        "d90_text": d90.text,
+        "d90_chance_corrected_text": fitted.d_at(chance_corrected=True).text,
+        "failed_full": fitted.failed_full,
+        "failed_subspace": fitted.failed_subspace,
         "warnings": [*d90.warnings, *mixed(observations)],
-        "num_stopped": sum(row.status == "stopped" for row in observations),
-        "audited_stops": checked.stops,
-        "false_stops": checked.false,
         "fit": [
             {"d": d, "low": low, "middle": middle, "high": high}
             for d, (low, middle, high) in zip(dims, band, strict=bool(band))

@@ -49,18 +49,18 @@ class Checkpoint:
         """Size of the tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
-    def to_bytes(self, **notes: Any) -> bytes:
-        """Write it as safetensors, with everything else and the notes as JSON in the header."""
+    def to_bytes(self) -> bytes:
+        """Write it as safetensors, with everything else as JSON in the header."""
         from safetensors.torch import save
 
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         record = {name: getattr(self, name) for name in _PLAIN}
-        text = json.dumps({"format": FORMAT, "notes": notes, "sha256": _digest(tensors), **record})
+        text = json.dumps({"format": FORMAT, "sha256": _digest(tensors), **record})
         return save(tensors, {"distsub": text})
 
     @classmethod
-    def from_bytes(cls, data: bytes, trial: Trial) -> "tuple[Checkpoint, dict[str, Any]]":
-        """Read what `to_bytes` wrote, and its notes.
+    def from_bytes(cls, data: bytes, trial: Trial) -> "Checkpoint":
+        """Read what `to_bytes` wrote.
 
         Raises:
             ValueError: It is damaged, of another trial, or of another format.
@@ -76,7 +76,7 @@ class Checkpoint:
                 raise ValueError("of another trial or format, or damaged")
             curve = tuple((step, score) for step, score in record["curve"])
             plain: dict[str, Any] = {name: record[name] for name in _PLAIN} | {"curve": curve}
-            return cls(**plain, tensors=tensors), record["notes"]
+            return cls(**plain, tensors=tensors)
         except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"no checkpoint of trial {trial.id}: {error}") from error
 

@@ -189,7 +189,7 @@ name = {name}
 models = [{model}]
 {tasks}methods = ["said", "did"]                 # Aghajanyan et al. 2020, Eq. 3 and Eq. 1
 seeds = 2
-policy = "adaptive"
+policy = "bisection"
 dims = {{ low = {low}, high = {high}, ratio = 1.5 }}
 
 {table}[search]

@@ -5,7 +5,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
@@ -39,9 +39,6 @@ class Progress:
         steps: Steps in the budget.
         loss: Training loss of the step.
         score: The task's metric, if it was evaluated after this step.
-        curve: (step, score) of all evaluations so far.
-        num_eval: Evaluated examples.
-        chance: The metric of always predicting the majority class.
         checkpoint: Gives what the rest of the training depends on, until the training goes on.
     """
 
@@ -49,9 +46,6 @@ class Progress:
     steps: int
     loss: float
     score: float | None = None
-    curve: tuple[tuple[int, float], ...] = ()
-    num_eval: int = 0
-    chance: float | None = None
     checkpoint: Callable[[], Checkpoint] | None = None
 
 
@@ -61,15 +55,13 @@ def train(
     on_trained: Callable[[nn.Module], None] | None = None,
     on_step: Callable[[int, nn.Module], None] | None = None,
     disabled: ablate.Positions | None = None,
-    start: Mapping[str, torch.Tensor] | None = None,
     resume: Checkpoint | None = None,
     snapshots: Snapshots | None = None,
-) -> Generator[Progress, bool | None, Observation]:
+) -> Generator[Progress, None, Observation]:
     """Train one trial, yielding after every step, and return its observation.
 
     The same trial on the same machine with the same number of threads gives the same observation, times aside.
     A loss that is not finite ends the training with status "diverged"; closing the generator ends it with no row.
-    Sending True after an evaluation ends it there, with that evaluation's score and status "stopped".
 
     Args:
         trial: What to train.
@@ -77,7 +69,6 @@ def train(
         on_trained: Given the model when it is trained, before the observation is returned; not when it diverged.
         on_step: Given the number of steps taken and the model after each step.
         disabled: The mask that an ablated trial names.
-        start: Trained numbers of the same subspace at a smaller d, by name, to start from instead of theta_0.
         resume: Where an earlier attempt at this trial stood; one of other weights or data is not used.
         snapshots: What the trial's learned subspace is made of, where it has one (`trajectory.snapshots`).
 
@@ -85,7 +76,7 @@ def train(
         Progress after each step.
 
     Returns:
-        The observation; its score is the metric after the last step that was made.
+        The observation; its score is the metric after the last step.
 
     Raises:
         DistsubError: The model, the data or d cannot be used.
@@ -103,8 +94,6 @@ def train(
     theta_0 = ablate.take(model, disabled or {})
     if trial.method.ablation in ("zero", "hold"):
         ablate.put(model, disabled or {})
-    if start is not None and isinstance(model, SubspaceModel):
-        adapter.start_from(model, start)
     optimizer = build_optimizer(trial, model, record["step_size"])
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, budget.steps, budget.warmup)
@@ -161,10 +150,7 @@ def train(
                 wrong = sum(not math.isfinite(value) for value in evaluation.predicted)
                 status, error = "diverged", f"logits of {wrong} of {num_eval} rows were not finite after step {step}"
                 break
-        stop = yield Progress(step, budget.steps, value, score, tuple(curve), num_eval, chance, checkpoint)
-        if stop and score is not None and step < budget.steps:
-            status = "stopped"
-            break
+        yield Progress(step, budget.steps, value, score, checkpoint)
     scored = status != "diverged"
     if scored and on_trained is not None:
         on_trained(model)

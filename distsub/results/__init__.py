@@ -14,7 +14,6 @@ from distsub.results.schema import (
     SCHEMA_VERSION,
     SEARCHES,
     TrialReader,
-    censored_median,
     from_row,
     to_table,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "Store",
     "TrialReader",
     "View",
-    "censored_median",
     "compact",
     "curve_figure",
     "from_row",

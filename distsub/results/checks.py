@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 from distsub.places import addressed
 from distsub.trial import Observation, Trial
 
-_SCORED = ("finished", "stopped")
+_SCORED = ("finished",)
 _LARGEST = 2**63 - 1
 
 

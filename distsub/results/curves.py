@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 import pyarrow as pa
 
 from distsub.results.drawing import drawable, literal
-from distsub.results.schema import METHOD_COLUMNS, censored_median
+from distsub.results.schema import METHOD_COLUMNS
 from distsub.trial import Observation, Trial
 
 if TYPE_CHECKING:
@@ -23,9 +23,8 @@ _WITH_INTERVAL = {"found", "below_range", "above_range"}
 _REASONS = {
     "baseline_at_chance": "no d90: full fine-tuning is not above chance,\nso there is nothing to reach",
     "baseline_missing": "no d90: full fine-tuning has no score,\nso there is no threshold",
-    "not_monotone": "no single d90: a d passed and a larger one did not",
+    "not_monotone": "no single d90: a larger d fell short by more than noise",
     "trial_failed": "no d90: a trial that decides it ended in an error",
-    "not_confirmed": "no d90: what passed fell short under fresh seeds",
 }
 """Words for a panel, by the outcome of its searches."""
 _LINES = {
@@ -47,15 +46,14 @@ def curve_figure(
 ) -> None:
     """Draw score against log d, one panel per task, model and method, and write it as PNG.
 
-    Dots are trials, coloured by eta (by learning rate where no trial has an eta), shaped by seeds; hollow ones
-    were stopped early, crosses on the floor diverged. Solid line: relative threshold; dashed: chance-corrected;
-    dark vertical lines and grey bands: d90 and bracket of each search. Blue: expected score with its 95% band, and
-    along the bottom the 95% interval of d90, with an arrowhead where it runs beyond the d that could be tried. A panel
-    without a d90 says why.
+    Dots are trials, coloured by eta (by learning rate where no trial has an eta), shaped by seeds; crosses on the
+    floor diverged. Solid line: relative threshold; dashed: chance-corrected; dark vertical lines and grey bands: first
+    passing d and bracket of each search. Blue: expected score with its 95% band, and along the bottom the 95% interval
+    of d90, with an arrowhead where it runs beyond the d that could be tried. A panel without a d90 says why.
 
     Args:
         observations: Trials; full fine-tuning and trials without a result are not drawn.
-        searches: Rows in the schema SEARCHES, for thresholds and d90.
+        searches: Rows in the schema SEARCHES, for thresholds and first passing d.
         path: Where the PNG goes.
         d90: Rows in the schema D90, for the fitted curve and the interval of d90.
         fraction: The fraction of full fine-tuning's score that the threshold is.
@@ -116,14 +114,14 @@ def _sortable(panel: Panel) -> tuple[str, ...]:
 def _panel(
     axes: Any, panel: Panel, shown: Sequence[Observation], rows: list[dict[str, Any]], look: Any
 ) -> tuple[list[float], dict[str, float]]:
-    """Draw one panel, d90 behind, then thresholds, then trials; give the scores and levels drawn."""
+    """Draw one panel, first passing d behind, then thresholds, then trials; give the scores and levels drawn."""
     colours, shapes = look
     axes.set_xscale("log")
     for row in rows:
         if row["bracket_low"] and row["bracket_high"]:
             axes.axvspan(row["bracket_low"], row["bracket_high"], color=_BAND, alpha=0.25, linewidth=0, zorder=0)
-        if row["d90"] is not None:
-            axes.axvline(row["d90"], color="#44505c", linewidth=1.1, zorder=1)
+        if row["first_passing_d"] is not None:
+            axes.axvline(row["first_passing_d"], color="#44505c", linewidth=1.1, zorder=1)
     levels = _levels(axes, rows)
     scores = _trials(axes, shown, colours, shapes)
     _floor(axes, shown, colours)
@@ -140,12 +138,12 @@ def _estimate(axes: Any, row: dict[str, Any], dims: Sequence[int]) -> None:
             d, [p["low"] for p in points], [p["high"] for p in points], color=_FIT, alpha=0.13, linewidth=0, zorder=1
         )
         axes.plot(d, [point["middle"] for point in points], color=_FIT, linewidth=1.3, zorder=2)
-    if row["estimate_outcome"] not in _WITH_INTERVAL:
+    if row["d90_outcome"] not in _WITH_INTERVAL:
         return
     if dims:
-        _interval(axes, row["estimate"], row["estimate_low"], row["estimate_high"])
+        _interval(axes, row["d90"], row["d90_low"], row["d90_high"])
     text = axes.text(
-        0.5, -0.2, row["estimate_text"], transform=axes.transAxes, fontsize=8.5, color=_FIT, ha="center", va="top"
+        0.5, -0.2, row["d90_text"], transform=axes.transAxes, fontsize=8.5, color=_FIT, ha="center", va="top"
     )
     text.set_gid("estimate")
 
@@ -170,7 +168,7 @@ def _reason(
     axes: Any, shown: Sequence[Observation], rows: list[dict[str, Any]], estimates: list[dict[str, Any]]
 ) -> None:
     """Say in a panel without a d90 why it has none, in words where the curve would be."""
-    outcomes = {row["outcome"] for row in rows} | {row["estimate_outcome"] for row in estimates}
+    outcomes = {row["outcome"] for row in rows} | {row["d90_outcome"] for row in estimates}
     told = next((words for outcome, words in _REASONS.items() if outcome in outcomes), None)
     if told is None and not shown:
         told = "no subspace trial has a result yet"
@@ -231,9 +229,9 @@ def _trials(axes: Any, shown: Sequence[Observation], colours: dict[float, Any], 
             score,
             s=30,
             marker=shapes[seeds],
-            facecolors="white" if seen.status == "stopped" else [colour],
-            edgecolors=[colour] if seen.status == "stopped" else "white",
-            linewidths=1.2 if seen.status == "stopped" else 0.5,
+            facecolors=[colour],
+            edgecolors="white",
+            linewidths=0.5,
             zorder=4,
         )
         scores.append(score)
@@ -310,14 +308,12 @@ def _finding(rows: list[dict[str, Any]]) -> str:
     """Say in one line what the searches of a panel found."""
     if not rows:
         return "no search yet"
-    median, outcome = censored_median([(row["outcome"], row["d90"]) for row in rows])
-    middle = f"{median:,.0f}" if median is not None else _words(outcome)
+    found = sorted(row["first_passing_d"] for row in rows if row["first_passing_d"] is not None)
     if len(rows) > 4:
-        found = sorted(row["d90"] for row in rows if row["d90"] is not None)
         span = f" ({found[0]:,} to {found[-1]:,})" if found else ""
-        return f"d90 found for {len(found)} of {len(rows)} seeds{span}; median {middle}"
-    each = ", ".join(f"{row['d90']:,}" if row["d90"] is not None else _words(row["outcome"]) for row in rows)
-    return f"d90 {each}" + (f"; median {middle}" if len(rows) > 1 else "")
+        return f"first passing d found for {len(found)} of {len(rows)} seeds{span}"
+    each = (f"{d:,}" if (d := row["first_passing_d"]) is not None else _words(row["outcome"]) for row in rows)
+    return f"first passing d {', '.join(each)}"
 
 
 def _words(outcome: str | None) -> str:
@@ -375,13 +371,10 @@ def _legend(figure: Any, shown: Sequence[Observation], colours: dict[float, Any]
             dot(f"seeds {seeds.projection}/{seeds.head}/{seeds.data}", marker=shape, color="#777777")
             for seeds, shape in shapes.items()
         ]
-    statuses = {seen.status for seen in shown}
-    if "stopped" in statuses:
-        entries.append(dot("stopped early", marker="o", markerfacecolor="white", markeredgecolor="#777777"))
-    if "diverged" in statuses:
+    if any(seen.status == "diverged" for seen in shown):
         entries.append(dot("diverged", marker="x", color="#777777"))
     entries.append(Line2D([], [], color="#b9b9b9", linewidth=0.8, label=f"best {name} at d"))
-    entries.append(Line2D([], [], color="#44505c", linewidth=1.1, label="d90 of a search"))
+    entries.append(Line2D([], [], color="#44505c", linewidth=1.1, label="first passing d of a search"))
     entries.append(Patch(facecolor=_BAND, alpha=0.25, label="bracket (fails, passes]"))
     figure.legend(
         handles=entries,

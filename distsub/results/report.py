@@ -144,7 +144,8 @@ def _estimates(d90: pa.Table | None) -> str:
     """List d90 per task, model and method with its interval, and what a reader must know about it."""
     if d90 is None:
         return ""
-    names = ("task", "model", *METHOD_COLUMNS, "estimate_text", "estimate_chance_corrected_text", "searches", "trials")
+    names = ("task", "model", *METHOD_COLUMNS, "d90_text", "d90_chance_corrected_text", "first_passing_d")
+    names += ("failed_full", "failed_subspace", "searches", "trials")
     rows = d90.to_pylist()
     about: dict[str, list[str]] = {}
     for row in rows:
@@ -171,16 +172,16 @@ def _smallest(adapters: pa.Table | None) -> str:
 def _definition(fraction: float) -> str:
     return f"""<p>A trial trains exactly d numbers, theta = theta_0 + P theta_d, under a fixed budget; its score is the
 task's metric after the last step. d passes when any step size (eta) of the sweep reaches the threshold, and fails
-when all were tried and none does. <b>d90</b> of a search is the smallest d on the grid that passed with everything
-known consistent; where there is none, the outcome says why and no number is given. The bracket (low, high] holds
-the largest d that failed and the smallest that passed.</p>
-<p>The <b>threshold</b> is {fraction:g} times the score of full fine-tuning: the mean over seeds of the best learning
-rate's score, under the same budget (Aghajanyan et al. 2020, arXiv:2012.13255). It takes no account of chance; the
+when all were tried and none does. <b>d90</b> is the d at which the expected score of trainings that train crosses the
+threshold, estimated with its 95% interval from all trials of all seeds. The <b>first passing d</b> of a search is the d
+of the grid that passed where the next smaller one failed, under its own seeds; where there is none, the outcome says
+why. The bracket (low, high] holds the largest d that failed and the smallest that passed.</p>
+<p>The <b>threshold</b> is {fraction:g} times the score of full fine-tuning: the best, over learning rates, of the
+mean over seeds, under the same budget (Aghajanyan et al. 2020, arXiv:2012.13255). It takes no account of chance; the
 <b>chance-corrected</b> threshold is chance + {fraction:g} (full &minus; chance), with chance the score of always
-predicting the majority class, 0 for correlations. The relative one decides the search, the other is reported.</p>
+predicting the majority class, 0 for correlations. The relative one decides the search, the estimate is of both.</p>
 <p>The projection, its normalisation, the groups of the SAID scales (which are paid for out of d) and whether the
-head moves in the subspace change d90; compare only rows that agree in them. A median over seeds is given only when
-searches without a number (d90 below or above the range) could not change it.</p>"""
+head moves in the subspace change d90; compare only rows that agree in them.</p>"""
 
 
 def _trial_table(observations: Iterable[Observation]) -> str:

@@ -22,7 +22,7 @@ from distsub.trial import Trial
 NAME = re.compile(r"[0-9a-f]{16}\.parquet")
 """Of a row file (the trial's id) and of a part (a hash of its bytes)."""
 
-RANK = {"error": 0, "stopped": 1, "diverged": 2, "finished": 2}
+RANK = {"error": 0, "diverged": 1, "finished": 1}
 """A row is replaced only by one of higher rank: an error says least, a finished training everything."""
 
 FINAL = max(RANK.values())
@@ -145,7 +145,7 @@ def odd_rows(table: pa.Table) -> dict[int, str]:
             except (ValueError, TypeError) as error:
                 found[position] = first_line(error)
     if {"status", "score"} <= set(table.schema.names):
-        scored = pc.call_function("is_in", [table["status"]], pc.SetLookupOptions(pa.array(["finished", "stopped"])))
+        scored = pc.call_function("equal", [table["status"], pa.scalar("finished")])
         finite = pc.fill_null(pc.call_function("is_finite", [table["score"]]), False)
         for position in _true(pc.call_function("and_not", [scored, finite])):
             found.setdefault(position, f"a trial with a result and no score, {table['score'][position]}")

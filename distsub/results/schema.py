@@ -8,10 +8,8 @@ id, so that a trial read back is the trial that was run. Units stand in the name
 import dataclasses
 import hashlib
 import json
-import math
 import re
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -99,12 +97,7 @@ OBSERVATIONS = pa.schema(
         ("weight_decay", _FLOAT),
         ("max_grad_norm", _FLOAT),
         ("precision", _TEXT),
-        ("warm_start", pa.bool_()),
         ("error", _TEXT),
-        ("stop", _TEXT),
-        ("goal", _FLOAT),
-        ("stop_limit", _FLOAT),
-        ("warm_from", _TEXT),
         ("correct", pa.list_(pa.bool_())),
         ("predicted", pa.list_(pa.float32())),
         ("target", pa.list_(pa.float32())),
@@ -131,11 +124,9 @@ SEARCHES = pa.schema(
         ("head_seed", _INT),
         ("data_seed", _INT),
         ("outcome", _TEXT),
-        ("d90", _INT),
+        ("first_passing_d", _INT),
         ("bracket_low", _INT),
         ("bracket_high", _INT),
-        ("outcome_chance_corrected", _TEXT),
-        ("d90_chance_corrected", _INT),
         ("baseline_score", _FLOAT),
         ("chance", _FLOAT),
         ("threshold", _FLOAT),
@@ -147,7 +138,7 @@ SEARCHES = pa.schema(
         ("wall_s", _FLOAT),
     ]
 )
-"""One row per search: task x model x method x seeds. d90 is null unless the outcome is "found".
+"""One row per search: task x model x method x seeds. first_passing_d is null unless the outcome is "found".
 
 The bracket is open at its lower end: bracket_low is the largest d known to fail, bracket_high the smallest
 known to pass; null where nothing failed or nothing passed.
@@ -164,21 +155,15 @@ D90 = pa.schema(
         ("head", _TEXT),
         ("variant", _TEXT),
         ("d90", _FLOAT),
+        ("d90_low", _FLOAT),
+        ("d90_high", _FLOAT),
         ("d90_outcome", _TEXT),
-        ("d90_per_seed", pa.list_(_INT)),
-        ("d90_chance_corrected", _FLOAT),
-        ("d90_chance_corrected_outcome", _TEXT),
-        ("d90_chance_corrected_per_seed", pa.list_(_INT)),
-        ("estimate", _FLOAT),
-        ("estimate_low", _FLOAT),
-        ("estimate_high", _FLOAT),
-        ("estimate_outcome", _TEXT),
-        ("estimate_text", _TEXT),
-        ("estimate_chance_corrected_text", _TEXT),
+        ("d90_text", _TEXT),
+        ("d90_chance_corrected_text", _TEXT),
+        ("first_passing_d", pa.list_(_INT)),
+        ("failed_full", _FLOAT),
+        ("failed_subspace", _FLOAT),
         ("warnings", pa.list_(_TEXT)),
-        ("num_stopped", _INT),
-        ("audited_stops", _INT),
-        ("false_stops", _INT),
         ("fit", pa.list_(pa.struct([("d", _FLOAT), ("low", _FLOAT), ("middle", _FLOAT), ("high", _FLOAT)]))),
         ("searches", _INT),
         ("outcomes", pa.map_(_TEXT, _INT)),
@@ -194,12 +179,12 @@ D90 = pa.schema(
 )
 """One row per task x model x method over all its seeds.
 
-d90 is the median of the seeds as `censored_median` defines it, null unless d90_outcome is "found";
-d90_per_seed lists every seed (null where none was found), in the order of the searches' seeds. estimate is the median
-and estimate_low and estimate_high the 95% interval of the d at which the expected score crosses the threshold, from all
-rows of all seeds; an end is null where it lies beyond the range. fit is the expected score with its 95% band.
-num_stopped counts the trials that ended early with a verdict, audited_stops those that would have and ran to their end
-to check the rule, false_stops those of them that ended otherwise.
+d90 is the median, d90_low and d90_high the 95% interval of the d at which the expected score of trainings that train
+crosses the threshold, from all rows of all seeds. d90 is null unless d90_outcome is "found", an end of the interval
+where it lies beyond the range; d90_text says it all in words. first_passing_d lists what each search found (null where
+it found none), in the order of the searches' seeds. failed_full and failed_subspace are the shares of the trainings
+that failed to train and are left out (a subspace training that diverged counts). fit is the expected score with its
+95% band.
 """
 
 METHOD_COLUMNS = ("method", "projection", "normalization", "groups", "head", "variant")
@@ -221,46 +206,6 @@ D_AND_ETA = r'"d": ([^,{}"]+), "eta": ([^,{}"]+), '
 
 _ABLATION_COLUMNS = ("ablation", "mask")
 _LEARNED_COLUMNS = ("head_from", "scope", "embeddings", "ensemble", "start", "step", "match_norms")
-
-
-def censored_median(outcomes: Sequence[tuple[str, float | None]]) -> tuple[float | None, str]:
-    """Compute the median of per-seed values of which some are known only to lie beyond the range.
-
-    "below_range" counts as smaller and "above_range" as larger than every found value. Any other outcome
-    without a value could lie anywhere: a median is given only when it is the same wherever they lie.
-
-    Args:
-        outcomes: One (outcome, value) per seed; the value counts only when the outcome is "found".
-
-    Returns:
-        The median and "found", or None and "below_range", "above_range" or "unknown".
-
-    Examples:
-        >>> censored_median([("found", 300), ("found", 400), ("above_range", None)])
-        (400.0, 'found')
-        >>> censored_median([("found", 300), ("above_range", None), ("above_range", None)])
-        (None, 'above_range')
-        >>> censored_median([("found", 300), ("above_range", None)])
-        (None, 'unknown')
-    """
-    if not outcomes:
-        return None, "unknown"
-    ends = {"below_range": float("-inf"), "above_range": float("inf")}
-
-    def middle(unknown: float) -> tuple[float, float]:
-        values = [
-            float(value) if outcome == "found" and value is not None else ends.get(outcome, unknown)
-            for outcome, value in outcomes
-        ]
-        return statistics.median_low(values), statistics.median_high(values)
-
-    low, high = middle(ends["below_range"])
-    if (low, high) != middle(ends["above_range"]):
-        return None, "unknown"
-    for outcome, end in ends.items():
-        if low == high == end:
-            return None, outcome
-    return (None, "unknown") if math.isinf(low) or math.isinf(high) else ((low + high) / 2, "found")
 
 
 def trial_to_json(trial: Trial) -> str:
@@ -344,7 +289,6 @@ def to_table(observation: Observation) -> pa.Table:
     )
     same = ("status", "score", "chance", "steps", "num_tokens", "wall_s", "eval_s", "peak_bytes")
     same += ("num_params", "num_trained", "num_trained_head", "num_scales", "step_size", "error")
-    same += ("stop", "goal", "stop_limit", "warm_from")
     row: dict[str, Any] = {name: getattr(observation, name) for name in same}
     row |= {
         "schema_version": SCHEMA_VERSION,

@@ -8,8 +8,6 @@ that cannot be written is not missed.
 import contextlib
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -17,7 +15,6 @@ from distsub.files import Files
 from distsub.finetune.checkpoint import Checkpoint
 from distsub.finetune.train import Progress
 from distsub.results import Store
-from distsub.search.stopping import Rule, audited
 from distsub.trial import Observation, Trial
 
 FOLDER = "checkpoints"
@@ -30,21 +27,6 @@ EVERY_S = 10.0
 
 SHARE = 0.02
 """Of the time, that writing checkpoints may take: on a slow storage they become rarer."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What an earlier attempt has left.
-
-    Attributes:
-        checkpoint: Where it stood.
-        rule: The stopping rule that it began with.
-        warm_from: The trial that it started from.
-    """
-
-    checkpoint: Checkpoint
-    rule: Rule | None
-    warm_from: str | None
 
 
 class Kept:
@@ -72,15 +54,13 @@ class Kept:
         self._name = f"{folder}/{trial.id}.safetensors"
         self._due = time.monotonic() + (every_s or 0.0)
         self._written = False
-        self.notes: dict[str, Any] = {"rule": None, "warm_from": None}
 
-    def read(self) -> Known | None:
+    def read(self) -> Checkpoint | None:
         """Read what an earlier attempt has left, None if that is nothing that this trial can go on from."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-            checkpoint, notes = Checkpoint.from_bytes(self._files.read(self._name), self._trial)
-            rule = notes["rule"] and Rule(tuple(notes["rule"]["goals"]), notes["rule"]["limit"])
+            checkpoint = Checkpoint.from_bytes(self._files.read(self._name), self._trial)
             self._written = True
-            return Known(checkpoint, rule, notes["warm_from"])
+            return checkpoint
         return None
 
     def offer(self, progress: Progress, *, now: bool = False) -> None:
@@ -95,7 +75,7 @@ class Kept:
         with contextlib.suppress(OSError, pa.ArrowException):
             if not self._written:
                 self._files.make(self._folder)
-            self._files.put(self._name, checkpoint.to_bytes(**self.notes))
+            self._files.put(self._name, checkpoint.to_bytes())
             self._written = True
         took = time.monotonic() - began
         self._due = began + took + max(self._every_s, took / SHARE)
@@ -107,21 +87,12 @@ class Kept:
                 self._files.remove(self._name)
 
 
-def judged(
-    training: Generator[Progress, bool | None, Observation], trial: Trial, rule: Rule | None, kept: Kept
-) -> Generator[Progress, None, Observation]:
-    """Train until the rule's verdict or the end, keeping checkpoints.
-
-    An audited trial goes on after its verdict, to show whether it was true. Closing the generator keeps a checkpoint.
-    """
-    stop = None
+def kept_by(kept: Kept, training: Generator[Progress, None, Observation]) -> Generator[Progress, None, Observation]:
+    """Train to the end, keeping checkpoints; closing the generator keeps one too."""
     try:
-        progress = next(training)
         while True:
-            if rule is not None and progress.score is not None:
-                stop = rule.first(progress.curve, progress.steps, progress.num_eval, progress.chance, trial.task.metric)
-            ends = stop is not None and not audited(trial.id)
-            goes_on = not ends and progress.step < progress.steps
+            progress = next(training)
+            goes_on = progress.step < progress.steps
             if goes_on:
                 kept.offer(progress)
             try:
@@ -130,10 +101,8 @@ def judged(
                 if goes_on:
                     kept.offer(progress, now=True)
                 raise
-            progress = training.send(ends)
     except StopIteration as end:
-        row: Observation = end.value
-        return rule.mark(row, stop) if rule is not None and row.score is not None else row
+        return end.value
     finally:
         training.close()
 

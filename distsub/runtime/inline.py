@@ -11,7 +11,6 @@ from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place, perform
 from distsub.search import Board
-from distsub.search.stopping import Rule, Rules
 from distsub.sweep import Resources
 from distsub.trial import Observation, Trial
 
@@ -21,7 +20,6 @@ def run(
     store: Store,
     place: Place,
     reporter: Reporter,
-    rules: Rules,
     drain: Drain,
     resources: Resources,
     perform_one: Callable[[Trial], Observation] | None = None,
@@ -33,7 +31,6 @@ def run(
         store: Where errors are recorded; results are written by the trial itself.
         place: Where trials run.
         reporter: Told of every step and result.
-        rules: Which trials end early.
         drain: Whether to end before that.
         resources: What a trial occupies, and its further attempts after a crash; on a GPU it is alone.
         perform_one: Replaces the training; for tests of the loop.
@@ -41,19 +38,15 @@ def run(
     begun = Begun(store)
     while not drain.asked and (trial := board.next(set(), 1)) is not None:
         reporter.started(trial)
-        rule = rules.rule(trial)
 
-        def training(trial: Trial = trial, rule: Rule | None = rule) -> Generator[Progress, None, Observation]:
-            return perform(
-                trial, replace(place.within(resources.of(trial).cpus_per_trial), resumes=begun.note(trial)), rule
-            )
+        def training(trial: Trial = trial) -> Generator[Progress, None, Observation]:
+            return perform(trial, replace(place.within(resources.of(trial).cpus_per_trial), resumes=begun.note(trial)))
 
         observation = (
             perform_one(trial) if perform_one else _attempts(trial, training, store, reporter, drain, resources.retries)
         )
         if observation is None:
             return
-        rules.observe(observation)
         board.observe(observation)
         reporter.ended(observation)
 

@@ -24,11 +24,10 @@ from distsub.runtime.drain import INTERRUPTED, TERMINATED, Drain
 from distsub.search import Board, Search, make_policy
 from distsub.search.batch import Batch
 from distsub.search.plan import make_plan
-from distsub.search.stopping import Rules, audit_of
 from distsub.sweep import Sweep
 from distsub.trial import Observation, Trial
 
-RESUMABLE = frozenset({"finished", "diverged", "stopped"})
+RESUMABLE = frozenset({"finished", "diverged"})
 """Rows that count on resuming; a trial that ended in an error is tried again."""
 
 
@@ -111,14 +110,9 @@ def run(
     from distsub.runtime.live import reporter_for
     from distsub.runtime.worker import Place
 
-    if sweep.budget.warm_start and not adapters:
-        raise ConfigError("[search] warm_start = true starts from saved adapters: leave out --no-adapters")
     table = store.read(answers=False)
     rows = [row for row in table if row.status in RESUMABLE]
     board = _board(sweep, table, shard) if trials is None else Batch(map(sweep.places.locate, trials), rows)
-    rules = Rules(sweep.stops, board.goals)
-    for row in rows:
-        rules.observe(row)
     resources = sweep.resources
     if store.files.puts_whole:
         store.folder = f"{ROWS}/{secrets.token_hex(8)}"
@@ -127,7 +121,6 @@ def run(
         rows=store.folder,
         device="cuda" if resources.gpus_per_trial else "cpu",
         adapters=adapters,
-        dims=tuple(sorted({d for _, (dims, _) in sweep.arms() for d in dims})) if sweep.budget.warm_start else (),
         recordings={each.trial.id: each.how for each in sweep.recordings()},
         places=sweep.places,
         inputs=inputs,
@@ -141,8 +134,6 @@ def run(
         f"sweep    {sweep.name}{share}: {len(board.searches)} searches, about {reporter.progress.total} trainings "
         f"and at most {board.max_trials()}, {len(rows)} known{_taken(taken or {})}"
     )
-    if sweep.stopping not in (None, "none") and not sweep.budget.eval_every:
-        reporter.line("stopping nothing can end early: [budget] eval_every is not set")
     # An interrupt is an end like SIGTERM, which stands for one where somebody waits: what is open says which.
     with contextlib.suppress(KeyboardInterrupt), Heartbeat(store.files, reporter.training), reporter, Drain() as drain:
         for each in put(store.files, sweep.places, sweep.budget) if inputs else ():
@@ -150,11 +141,11 @@ def run(
         if backend == "inline":
             from distsub.runtime import inline
 
-            inline.run(board, store, place, reporter, rules, drain, resources)
+            inline.run(board, store, place, reporter, drain, resources)
         else:
             from distsub.runtime import tune
 
-            tune.run(board, store, place, reporter, rules, drain, resources)
+            tune.run(board, store, place, reporter, drain, resources)
     counts = Counter(reporter.counts)
     if not board.finished:  # Tune takes an interrupt for a wish to end early and returns as if all were done
         done = reporter.progress.done
@@ -169,8 +160,6 @@ def run(
             reporter.line(f"merging  {error}")
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
     rows = store.read(answers=False)
-    if said := stopped_text(rows):
-        reporter.line(f"stopping {said}")
     reporter.line(f"done     {told}")
     if board.is_spent:
         reporter.line("limit    reached: what is open is told as budget_spent; raise [limit] and run the same command")
@@ -192,16 +181,6 @@ def _expected(board: Board) -> float:
     plan = make_plan(board.searches, board.policy)
     most = plan.most.trials - plan.baselines
     return (plan.expected.trials - plan.baselines) / most if most else 1.0
-
-
-def stopped_text(rows: Iterable[Observation]) -> str:
-    """Say how many trials ended early, and how often that was or would have been false; nothing if none did."""
-    rows = list(rows)
-    stopped, checked = sum(row.status == "stopped" for row in rows), audit_of(rows)
-    if not stopped and not checked.stops:
-        return ""
-    found = f"{checked.false} of them falsely" if checked.stops else "so the share of false stops is not known yet"
-    return f"{stopped} trials ended early, {checked.stops} more ran on to check that: {found}"
 
 
 def model_facts(

@@ -21,7 +21,7 @@ from distsub.results.terminal import Terminal, printable
 from distsub.runtime.labels import PARTS, shorten
 from distsub.runtime.progress import Reporter, bracket_text
 from distsub.search import Board, Finding, Outcome
-from distsub.search.spec import confirmed_by, lineage
+from distsub.search.spec import lineage
 from distsub.trial import Observation, Trial
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ MOST_TRAINING = 8
 NARROWEST = 6
 """Cells that a name keeps at least."""
 
-DROPPED = ("d90 over seeds", "trials", "goal", "best", "d90 in")
+DROPPED = ("d90 over seeds", "trials", "goal", "best", "bracket")
 """Columns that a narrow terminal goes without, the first one first; the estimates then stand below the table."""
 
 TRAINING = "training  "
@@ -126,12 +126,12 @@ class LiveReporter(Reporter):
         tried: dict[object, list[int | None]] = {}
         for one in self.progress.running():
             if not one.trial.is_baseline:
-                tried.setdefault(lineage(confirmed_by(one.trial) or one.trial), []).append(one.trial.d)
+                tried.setdefault(lineage(one.trial), []).append(one.trial.d)
         rows = []
         for index in indices:
             search, found = self.board.searches[index], known[index]
             cells = {
-                "d90 in": bracket_text(found) if any(found.bracket) else "-",
+                "bracket": bracket_text(found) if any(found.bracket) else "-",
                 "best": "-" if found.best_score is None else f"{found.best_score:.4f}",
                 "goal": "-" if found.thresholds is None else f"{found.thresholds.relative:.4f}",
                 "trials": str(found.num_trials),
@@ -186,7 +186,7 @@ class _Picture:
 
 def _state(found: Finding, tried: Sequence[int | None]) -> str:
     if found.outcome is Outcome.found:
-        return f"d90 = {found.d}"
+        return f"passes at d = {found.d}"
     if found.outcome.is_over:
         return found.outcome.name.replace("_", " ")
     if tried:

@@ -23,13 +23,13 @@ EVERY_S = 5.0
 
 GAUGES = {
     "distsub_searches_open": "Searches that want more trials.",
-    "distsub_searches_found": "Searches that have found their d90.",
+    "distsub_searches_found": "Searches that have found the first passing d.",
     "distsub_trials_running": "Trials that hold their resources and train.",
     "distsub_trials_waiting": "Trials handed to Ray that wait for a free slot or a new node.",
     "distsub_bracket_log10": "Mean over searches with both ends of log10(smallest d passed / largest d failed).",
 }
 COUNTERS = {
-    "distsub_trials": "Trials that ended, by status: finished, stopped, diverged, error, cancelled, retried.",
+    "distsub_trials": "Trials that ended, by status: finished, diverged, error, cancelled, retried.",
     "distsub_seconds": "Seconds of slots, by what became of the trial: a status as above; cancelled is speculation.",
     "distsub_tokens": "Training tokens of trials that gave a row, by status.",
 }

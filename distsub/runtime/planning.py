@@ -84,14 +84,14 @@ def plan(
         eval_s = evaluated[trial.task.name] / trial.budget.batch_size * found.step_s / 3
         return seconds_per_trial(lambda _: found.step_s, found.startup_s, eval_s)(trial) or 0.0
 
-    baselines = {(run, search.task.name) for search in board.searches for run in search.baseline_runs}
+    baselines = {(run, search.task.name) for search in board.searches for run in search.baseline_ids}
     rows, result_bytes = [], sum(row_bytes(task) for _, task in baselines)
     for search in board.searches:
         method = search.method
         num_labels = splits[search.task.name].task.num_labels or 0
         about = facts(search.model, search.revision, num_labels, method.head, method.groups, method.embeddings)
         found = probes.get((search.task.name, search.model, method))
-        most = board.policy.max_trials(search) - len(search.baseline_runs)
+        most = board.policy.max_trials(search) - len(search.baseline)
         result_bytes += most * (row_bytes(search.task.name) + ADAPTER_BYTES + NUMBER_BYTES * search.dims[-1])
         rows.append(
             {
@@ -106,7 +106,7 @@ def plan(
                 "dims": f"{search.dims[0]}..{search.dims[-1]} ({len(search.dims)})",
                 "etas": len(search.etas),
                 "max_trials": most,
-                "baseline_trials": len(search.baseline_runs),
+                "baseline_trials": len(search.baseline),
                 "steps_per_trial": search.budget.steps,
                 "s_per_step": found and round(found.step_s, 3),
                 "startup_s": found and round(found.startup_s, 1),

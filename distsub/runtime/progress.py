@@ -216,8 +216,8 @@ class Reporter:
         trial = observation.trial
         score = "-" if observation.score is None else f"{observation.score:.4f}"
         text = f"{observation.status:<8} {self.labels.trial(trial)}: {trial.task.metric} {score}"
-        if observation.error or observation.status == "stopped":
-            text += f" ({observation.error or observation.stop})"
+        if observation.error:
+            text += f" ({observation.error})"
         say = self.line if observation.error else self.event
         say(f"{text}  {observation.wall_s:.1f} s  [{short(trial)}]")
         self.changes()
@@ -241,7 +241,7 @@ class Reporter:
         now = self.findings(fresh)
         for index, (before, after) in enumerate(zip(self._told, now, strict=True)):
             if (before.outcome, before.bracket) != (after.outcome, after.bracket):
-                result = f"d90 = {after.d}" if after.outcome is Outcome.found else after.outcome.name
+                result = f"first passing d = {after.d}" if after.outcome is Outcome.found else after.outcome.name
                 self.event(f"search   {self.labels.name(index)}: {bracket_text(after)} {result}")
         self._told = now
         for index, text in self.intervals.refresh(fresh) if final is None else self.intervals.settle(final):

@@ -24,7 +24,7 @@ from distsub.finetune import data, pretrained, trajectory
 from distsub.finetune.train import Progress, finish
 from distsub.results import Store
 from distsub.results.claims import Claim
-from distsub.runtime.checkpoints import EVERY_S, Kept, judged
+from distsub.runtime.checkpoints import EVERY_S, Kept, kept_by
 from distsub.subspace.trajectory import Snapshots
 from distsub.sweep import Sweep
 from distsub.trial import Observation, Recording, Trial
@@ -111,10 +111,9 @@ def _recorded(
             return None
         here = Files.at(root_of(store))
         kept = Kept(here, recording.trial, checkpoint_s, folder=trajectory.FOLDER, largest=math.inf)
-        known = kept.read()
         with claim:
-            training = trajectory.record(recording, path, device, known and known.checkpoint)
-            row = yield from judged(training, recording.trial, None, kept)
+            training = trajectory.record(recording, path, device, kept.read())
+            row = yield from kept_by(kept, training)
             store.write(row)
             kept.remove()
             _publish(store, recording, path)  # to where it diverged too: it would again

@@ -7,7 +7,6 @@ import pyarrow as pa
 from distsub.errors import ConfigError
 from distsub.runtime.simulated import ONE_SLOT, Ledger, Machines, Recorded, Source, simulate
 from distsub.search import Board, Finding, Search, make_policy
-from distsub.search.stopping import Mode
 from distsub.trial import Observation
 
 REPLAY = pa.schema(
@@ -15,7 +14,7 @@ REPLAY = pa.schema(
         ("policy", pa.string()),
         ("search", pa.string()),
         ("outcome", pa.string()),
-        ("d90", pa.int64()),
+        ("first_passing_d", pa.int64()),
         ("bracket_low", pa.int64()),
         ("bracket_high", pa.int64()),
         ("trials", pa.int64()),
@@ -27,18 +26,17 @@ REPLAY = pa.schema(
 )
 """One row per policy and search, and one per policy with search "all".
 
-Of a search: `trials` and `steps` that it observed, full fine-tuning and stopped trials included, shared ones counted in
-each. Of all: each once, plus the steps that cancelled, crashed and preempted trials made. `missing` counts trials that
-were asked for and not recorded; they count as errors, so a search with any did not get what it wanted.
+Of a search: `trials` and `steps` that it observed, full fine-tuning included, shared ones counted in each. Of all: each
+once, plus the steps that cancelled, crashed and preempted trials made. `missing` counts trials that were asked for and
+not recorded; they count as errors, so a search with any did not get what it wanted.
 """
 
 
 def replay(
     searches: Sequence[Search],
     observations: Iterable[Observation],
-    policies: Sequence[str] = ("adaptive", "bisection", "grid"),
+    policies: Sequence[str] = ("bisection", "grid"),
     machines: Machines = ONE_SLOT,
-    stopping: Mode = "none",
 ) -> pa.Table:
     """Run policies on recorded trials, on a virtual clock.
 
@@ -47,7 +45,6 @@ def replay(
         observations: Rows of a results directory; best those of a grid, which has every trial.
         policies: Names as in a sweep file.
         machines: Slots, start-up cost, crashes and preemptions.
-        stopping: What may end early, by the curves that were recorded.
 
     Returns:
         A table as `REPLAY` describes.
@@ -61,7 +58,7 @@ def replay(
     tables = []
     for name in policies:
         source = Recorded(rows)
-        board, ledger = play(searches, name, source, machines, stopping)
+        board, ledger = play(searches, name, source, machines)
         tables.append(_table(name, board, ledger, source.missing))
     return pa.concat_tables(tables)
 
@@ -71,11 +68,10 @@ def play(
     policy: str,
     source: Source,
     machines: Machines = ONE_SLOT,
-    stopping: Mode = "none",
 ) -> tuple[Board, Ledger]:
     """Run one policy to its end; return what it found and what that took."""
     board = Board(searches, make_policy(policy))
-    return board, simulate(board, source, machines, stopping)
+    return board, simulate(board, source, machines)
 
 
 def _table(name: str, board: Board, ledger: Ledger, missing: set[str]) -> pa.Table:
@@ -108,4 +104,4 @@ def _table(name: str, board: Board, ledger: Ledger, missing: set[str]) -> pa.Tab
 
 def _result(finding: Finding) -> dict[str, object]:
     low, high = finding.bracket
-    return {"outcome": finding.outcome.name, "d90": finding.d, "bracket_low": low, "bracket_high": high}
+    return {"outcome": finding.outcome.name, "first_passing_d": finding.d, "bracket_low": low, "bracket_high": high}

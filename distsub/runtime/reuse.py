@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, starmap
+from itertools import starmap
 
 import pyarrow as pa
 
@@ -14,7 +14,7 @@ from distsub.results.compact import write_parts
 from distsub.results.rows import FINAL, RANK
 from distsub.results.schema import TrialReader
 from distsub.search import Search
-from distsub.search.spec import Lineage, confirmed_by, lineage
+from distsub.search.spec import Lineage, lineage
 from distsub.sweep import Sweep
 from distsub.trial import Trial
 
@@ -79,9 +79,8 @@ def _asked(sweep: Sweep) -> Callable[[Trial], bool]:
             searches.setdefault(key, []).append(search)
 
     def asked(trial: Trial) -> bool:
-        original = confirmed_by(trial) or trial
-        keys = {trial.id, original.id} if trial.is_baseline else {lineage(trial), lineage(original)}
-        return any(search.owns(trial) for search in chain.from_iterable(searches.get(key, ()) for key in keys))
+        key = trial.id if trial.is_baseline else lineage(trial)
+        return any(search.owns(trial) for search in searches.get(key, ()))
 
     return asked
 

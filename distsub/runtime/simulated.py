@@ -8,10 +8,9 @@ import hashlib
 import heapq
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from distsub.search import Board
-from distsub.search.stopping import Mode, Rule, Rules, Stop, audited
 from distsub.trial import Observation, Trial
 
 Source = Callable[[Trial], Observation]
@@ -57,7 +56,6 @@ class Ledger:
         cancelled_steps: Steps of those.
         crashed: Attempts that crashed.
         preempted: Attempts that lost their slot.
-        stopped: Trials that ended early with a verdict.
         rows: The observations, in the order of the clock.
     """
 
@@ -70,7 +68,6 @@ class Ledger:
     cancelled_steps: float = 0.0
     crashed: int = 0
     preempted: int = 0
-    stopped: int = 0
     rows: list[Observation] = field(default_factory=list)
 
 
@@ -81,11 +78,7 @@ class _Attempt:
     trial: Trial
     row: Observation
     began: float
-    ends: float
     fate: str  # what the end of its time is: done, crash, preempt
-    rule: Rule | None
-    evaluations: int = 0
-    stop: Stop | None = None
 
 
 class Recorded:
@@ -108,29 +101,22 @@ class Recorded:
         return row
 
 
-def simulate(
-    board: Board,
-    source: Source,
-    machines: Machines = ONE_SLOT,
-    stopping: Mode = "none",
-) -> Ledger:
+def simulate(board: Board, source: Source, machines: Machines = ONE_SLOT) -> Ledger:
     """Run until no search wants another trial.
 
     Args:
         board: The searches, with what is known already.
         source: What a trial gives.
         machines: What it runs on.
-        stopping: What may end early.
     """
-    return _Clock(board, source, machines, stopping).run()
+    return _Clock(board, source, machines).run()
 
 
 class _Clock:
     """The events of a simulated sweep in the order of time."""
 
-    def __init__(self, board: Board, source: Source, machines: Machines, stopping: Mode) -> None:
+    def __init__(self, board: Board, source: Source, machines: Machines) -> None:
         self.board, self.source, self.machines = board, source, machines
-        self.rules = Rules(stopping, board.goals)
         self.ledger, self.now = Ledger(), 0.0
         self.running: dict[str, _Attempt] = {}
         self.events: list[tuple[float, int, str, _Attempt]] = []
@@ -147,11 +133,8 @@ class _Clock:
                 _, _, trial_id, attempt = heapq.heappop(self.events)
                 if self.running.get(trial_id) is not attempt:
                     continue
-                if self.now >= attempt.ends:
-                    self.end(attempt)
-                    changed = True
-                else:
-                    changed |= self.evaluate(attempt)
+                self.end(attempt)
+                changed = True
             if changed:
                 self.cancel()
                 self.fill()
@@ -175,41 +158,10 @@ class _Clock:
             if lost < lasts:
                 fate, lasts = "preempt", lost
         ends = self.now + self.machines.startup_s + lasts
-        attempt = _Attempt(trial, row, self.now, ends, fate, self.rules.rule(trial))
-        self.running[trial.id] = attempt
+        attempt = self.running[trial.id] = _Attempt(trial, row, self.now, fate)
         self.ledger.started += 1
-        self.schedule(attempt)
-
-    def schedule(self, attempt: _Attempt) -> None:
-        """Enter the attempt's next event: its next evaluation, if that could stop it, or its end."""
-        at, curve = attempt.ends, attempt.row.curve
-        if attempt.rule and not attempt.stop and attempt.evaluations < len(curve) - 1:
-            share = curve[attempt.evaluations][0] / max(curve[-1][0], 1)
-            at = min(at, attempt.began + self.machines.startup_s + share * attempt.row.wall_s)
         self.sequence += 1
-        heapq.heappush(self.events, (at, self.sequence, attempt.trial.id, attempt))
-
-    def evaluate(self, attempt: _Attempt) -> bool:
-        """Look at the curve so far; return whether the trial was stopped."""
-        assert attempt.rule is not None
-        attempt.evaluations += 1
-        trial, row = attempt.trial, attempt.row
-        curve = row.curve[: attempt.evaluations]
-        num_eval = len(row.target) or trial.budget.eval_examples or 0
-        # The last point alone: had an earlier one been certain, this one would not have been asked for.
-        attempt.stop = attempt.rule.first(curve[-1:], row.curve[-1][0], num_eval, row.chance, trial.task.metric)
-        if attempt.stop is None or audited(trial.id):
-            self.schedule(attempt)
-            return False
-        step, score = curve[-1]
-        self.ledger.stopped += 1
-        seconds = row.wall_s * step / row.curve[-1][0]
-        self.leave(attempt)
-        stopped = replace(
-            row, status="stopped", score=score, metrics=(), curve=curve, predicted=(), target=(), steps=step
-        )
-        self.tell(attempt.rule.mark(replace(stopped, wall_s=seconds), attempt.stop))
-        return True
+        heapq.heappush(self.events, (ends, self.sequence, trial.id, attempt))
 
     def end(self, attempt: _Attempt) -> None:
         self.leave(attempt)
@@ -221,14 +173,11 @@ class _Clock:
             self.crashes[trial_id] = self.crashes.get(trial_id, 0) + 1
             if self.crashes[trial_id] > self.machines.retries:
                 self.tell(Observation(attempt.trial, "error", error="crashed at every attempt"))
-        elif attempt.rule and attempt.row.status == "finished":
-            self.tell(attempt.rule.mark(attempt.row, attempt.stop))
         else:
             self.tell(attempt.row)
 
     def tell(self, row: Observation) -> None:
         self.ledger.rows.append(row)
-        self.rules.observe(row)
         self.board.observe(row)
 
     def cancel(self) -> None:

@@ -33,7 +33,6 @@ from distsub.runtime.metrics import Gauges
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place, perform
 from distsub.search import Board
-from distsub.search.stopping import Rule, Rules
 from distsub.sweep import Resources
 from distsub.trial import Observation, Trial
 
@@ -43,7 +42,7 @@ STEP_S = 2.0
 DIED = "the trial's process died"
 """Said where nothing else is known."""
 
-TOLD = ("status", "score", "chance", "error", "wall_s", "num_tokens", "curve", "stop", "goal", "stop_limit")
+TOLD = ("status", "score", "chance", "error", "wall_s", "num_tokens", "curve")
 """What the driver hears of a row, as a list: of every number beside it Tune would keep five averages."""
 
 
@@ -54,7 +53,7 @@ class TrainTrial(tune.Trainable):
         """Start a trial; what is slow about it happens in the first step.
 
         Args:
-            config: The trial and the rule that may end it: what Tune writes to its files and into every result.
+            config: The trial: what Tune writes to its files and into every result.
             place: Where it runs, by way of the object store; its address may have credentials.
         """
         self._place = place
@@ -69,12 +68,12 @@ class TrainTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._fresh = True
         self.config = {}  # Tune would send it back with every result and keep it twice
-        trial, rule, needs = trial_from_json(config["trial"]), config["rule"], config["needs"]
+        trial, needs = trial_from_json(config["trial"]), config["needs"]
         self._on_gpu = needs["GPU"] > 0
         place = replace(
             self._place.within(needs["CPU"]), resumes=config["resumes"], gpu_share=needs["GPU"] if self._on_gpu else 1.0
         )
-        self._steps = perform(trial, place, Rule(tuple(rule["goals"]), rule["limit"]) if rule else None)
+        self._steps = perform(trial, place)
 
     def step(self) -> dict[str, Any]:
         """Train for a moment; the last result carries the verdict and is flagged final."""
@@ -116,14 +115,13 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         board: Board,
         store: Store,
         reporter: Reporter,
-        rules: Rules,
         crashes: "CrashLog",
         losses: Counter[str],
         resources: Resources,
     ) -> None:
         """Serve a board's trials; `losses` counts, by trial, those that Tune does not."""
         super().__init__(metric="score", mode="max")
-        self._board, self._store, self.reporter, self._rules = board, store, reporter, rules
+        self._board, self._store, self.reporter = board, store, reporter
         self.crashes, self._losses, self._resources = crashes, losses, resources
         self._begun, self._alone = Begun(store), set[str]()
         self.slots = 1
@@ -156,7 +154,6 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         trial = self._board.next({trial.id for trial in self.running.values()}, self.slots)
         if trial is None:
             return Searcher.FINISHED if not self.running and self._board.finished else None
-        rule = self._rules.rule(trial)
         self.reporter.handed_out(trial)
         self.running[trial_id] = trial
         needs = self._resources.of(trial)
@@ -164,7 +161,6 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
             needs = replace(needs, gpus_per_trial=1.0)
         return {
             "trial": trial_to_json(trial),
-            "rule": rule and vars(rule),
             "resumes": self._begun.note(trial),
             "needs": {"CPU": needs.cpus_per_trial, "GPU": needs.gpus_per_trial},
         }
@@ -214,7 +210,6 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         else:
             self.reporter.cancelled(trial)
             return
-        self._rules.observe(observation)
         self._board.observe(observation)
         self.reporter.ended(observation)
 
@@ -339,9 +334,7 @@ class CrashLog(cluster.DriverOnly, tune.Callback):
             self._reasons[trial.trial_id] = DIED if last.startswith("The actor") else last
 
 
-def run(
-    board: Board, store: Store, place: Place, reporter: Reporter, rules: Rules, drain: Drain, resources: Resources
-) -> None:
+def run(board: Board, store: Store, place: Place, reporter: Reporter, drain: Drain, resources: Resources) -> None:
     """Run until no search wants another trial, or until interrupted or asked to end.
 
     Ray ends a whole run when its memory monitor kills an actor (RuntimeError, "Caught unexpected exception"). The
@@ -353,7 +346,6 @@ def run(
         store: Where errors are recorded; results are written by the trials themselves.
         place: Where trials run.
         reporter: Told of every step and result.
-        rules: Which trials end early.
         drain: Whether to end before that.
         resources: What a trial occupies and how many run at once.
 
@@ -365,7 +357,7 @@ def run(
     losses: Counter[str] = Counter()
     while not drain.asked:
         crashes = CrashLog()
-        searcher = BoardSearcher(board, store, reporter, rules, crashes, losses, resources)
+        searcher = BoardSearcher(board, store, reporter, crashes, losses, resources)
         reporter.line("ray      connecting")
         try:
             with (

@@ -4,24 +4,22 @@ Every backend ends here, so that a trial leaves the same row wherever it ran. Th
 told of it: whoever hears of a result can count on finding it in the table.
 """
 
-import contextlib
 import tempfile
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from distsub.errors import AdapterError, OutOfMemoryError, OutputError
+from distsub.errors import OutOfMemoryError, OutputError
 from distsub.files import first_line, parse_json
 from distsub.finetune import ablate, inputs, memory, train
 from distsub.places import Places
 from distsub.results import Store
 from distsub.results.store import ROWS
-from distsub.runtime.checkpoints import EVERY_S, Kept, judged
+from distsub.runtime.checkpoints import EVERY_S, Kept, kept_by
 from distsub.runtime.recording import provide, row_of
-from distsub.search.stopping import Rule
 from distsub.subspace.model import SubspaceModel
 from distsub.trial import Observation, Recording, Trial
 
@@ -37,7 +35,6 @@ class Place:
         gpu_share: Of a GPU's memory that others share, at most 1.
         threads: CPU threads of the training; part of what makes it repeatable to the last bit.
         adapters: Whether subspace trials that have a score leave their adapter in adapters/<trial id>/.
-        dims: The d of trials that one with a warm start may start from, where they have left an adapter.
         checkpoint_s: Seconds between checkpoints of a training; None keeps none.
         resumes: Whether an earlier attempt may have left a checkpoint, so that one is looked for.
         recordings: By the id of a full fine-tuning, how its trajectory is recorded while it is trained: what
@@ -52,7 +49,6 @@ class Place:
     gpu_share: float = 1.0
     threads: int = 1
     adapters: bool = True
-    dims: tuple[int, ...] = ()
     checkpoint_s: float | None = EVERY_S
     resumes: bool = True
     recordings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -64,7 +60,7 @@ class Place:
         return replace(self, threads=max(1, int(cpus)))
 
 
-def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[train.Progress, None, Observation]:
+def perform(trial: Trial, place: Place) -> Generator[train.Progress, None, Observation]:
     """Train a trial and write its row; closing the generator leaves none, but a checkpoint to go on from.
 
     Whatever way it ends, it leaves no memory behind.
@@ -72,7 +68,6 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
     Args:
         trial: What to train.
         place: Where.
-        rule: When it ends early; None lets it run to its end. One that goes on keeps the rule that it began with.
 
     Raises:
         OutOfMemoryError: It takes more memory than there is; says what to lower.
@@ -81,7 +76,7 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
     short = ""
     memory.bound(place.device, place.gpu_share)
     try:
-        return (yield from _perform(trial, place, rule))
+        return (yield from _perform(trial, place))
     except (MemoryError, RuntimeError) as error:
         if not memory.is_shortage(error):
             raise
@@ -91,7 +86,7 @@ def perform(trial: Trial, place: Place, rule: Rule | None = None) -> Generator[t
     raise OutOfMemoryError(short)  # here, where nothing holds the stack of what was raised, and the model in it
 
 
-def _perform(trial: Trial, place: Place, rule: Rule | None) -> Generator[train.Progress, None, Observation]:
+def _perform(trial: Trial, place: Place) -> Generator[train.Progress, None, Observation]:
     torch.set_num_threads(place.threads)
     store = _store(place.out) if "://" in place.out else Store.open(place.out)
     store.folder = place.rows
@@ -108,22 +103,15 @@ def _perform(trial: Trial, place: Place, rule: Rule | None) -> Generator[train.P
             return recorded
     snapshots = yield from provide(here, store, place.device, place.checkpoint_s)
     kept = Kept(store.files, trial, place.checkpoint_s)
-    known = kept.read() if place.resumes else None
-    if known is None:
-        warm_from, start = _start(store, trial, place.dims)
-    else:
-        rule, warm_from, start = known.rule, known.warm_from, None
-    kept.notes = {"rule": rule and vars(rule), "warm_from": warm_from}
     training = train.train(
         here,
         place.device,
         on_trained=keep,
         disabled=mask_of(store, trial),
-        start=start,
-        resume=known and known.checkpoint,
+        resume=kept.read() if place.resumes else None,
         snapshots=snapshots,
     )
-    observation = replace((yield from judged(training, trial, rule, kept)), warm_from=warm_from)
+    observation = yield from kept_by(kept, training)
     store.write(observation)
     kept.remove()
     return observation
@@ -152,17 +140,6 @@ def mask_of(store: Store, trial: Trial) -> ablate.Positions | None:
             f"{store.uri} has no mask {mask} ({first_line(error)}); run `distsub outliers` on it first"
         ) from None
     return ablate.from_bytes(data, mask)
-
-
-def _start(store: Store, trial: Trial, dims: Iterable[int]) -> tuple[str | None, dict[str, torch.Tensor] | None]:
-    """Find what a warm start begins with: the adapter at the next smaller d, of which trial, and its numbers."""
-    if not trial.budget.warm_start or trial.d is None:
-        return None, None
-    for d in sorted((d for d in dims if d < trial.d), reverse=True):
-        smaller = replace(trial, d=d).id
-        with contextlib.suppress(OSError, ValueError, KeyError, AdapterError):  # none there, or damaged: the next one
-            return smaller, load_adapter(store, smaller)
-    return None, None
 
 
 def load_adapter(store: Store, trial_id: str) -> dict[str, torch.Tensor]:

@@ -37,10 +37,6 @@ class Batch(Board):
         """Return a view of the ids of the open trials."""
         return self._open.keys()
 
-    def goals(self, trial_id: str) -> tuple[float, ...]:
-        """Return no threshold: every trial of the list runs to its end."""
-        return ()
-
     @property
     def num_observed(self) -> int:
         """How many of the trials have a result."""

@@ -5,22 +5,19 @@ live entry per search, so its cost does not grow with their number.
 """
 
 import heapq
-from collections.abc import Callable, Hashable, Iterable, KeysView, Set
+from collections.abc import Hashable, Iterable, KeysView, Set
 from dataclasses import replace
-from functools import partial
-from itertools import islice
 
 from distsub.errors import ConfigError
 from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding, Outcome
 from distsub.search.policies import Policy
-from distsub.search.spec import Lineage, Search, confirmed_by, lineage
-from distsub.search.spending import Spending
-from distsub.search.stopping import Limit
+from distsub.search.spec import Lineage, Search, lineage
+from distsub.search.spending import Limit, Spending
 from distsub.trial import Observation, Trial
 
-ELDERS = 8
-"""How many searches of other seeds a search learns from, at most; bounds what one result can set in motion."""
+EARLIER = 8
+"""How many searches of earlier seeds a search learns from, at most; bounds what one result can set in motion."""
 
 PATIENCE = 2
 """By how many ranks a search stands back for each of them that is still open."""
@@ -35,14 +32,14 @@ class Board:
     what cannot be measured. Then by rank in each search's own list, first choices of all before the second of any:
     extra etas only shorten one search while others stand idle, and a search that still waits for its baseline ranks
     lower by as much. Among equals the order of the sweep, so that answers come one by one and a sweep that is cut
-    short has whole d90s rather than many half-open brackets.
+    short has whole answers rather than many half-open brackets.
 
     A trial that several searches ask for runs once and all observe it.
 
-    Where the policy learns, a search is told what those found that differ from it in the seeds only and come before
-    it in the sweep, as soon as each of them is over. Until then it stands back, so that with few slots one seed is
-    done after the other and each begins where the last one ended. What was found depends on the rows alone, so
-    whoever reads the rows back has learned the same.
+    Where the policy learns, a search is told what those know that differ from it in the seeds only and come before it
+    in the sweep. Until they are over it stands back, so that with few slots one seed is done after the other and each
+    begins where the last one ended. What is known depends on the rows alone, so whoever reads the rows back has learned
+    the same.
 
     A limit ends the sweep: no trial is offered that it cannot afford, and once its hours are gone nothing is wanted.
     """
@@ -71,26 +68,23 @@ class Board:
         for index, search in enumerate(self.searches):
             for key in (*dict.fromkeys(trial.id for trial in search.baseline), search.lineage):
                 self._interested.setdefault(key, []).append(index)
-        self._younger: list[list[int]] = [[] for _ in self.searches]
-        self._waits: list[int] = [0] * len(self.searches)  # elders that are still open
+        self._later: list[list[int]] = [[] for _ in self.searches]
+        self._waits: list[int] = [0] * len(self.searches)  # earlier seeds that are still open
         self._over = [False] * len(self.searches)
         if getattr(policy, "learns", False):
             families: dict[Hashable, list[int]] = {}
             for index, search in enumerate(self.searches):
-                elders = families.setdefault(family(search), [])
-                for elder in elders[-ELDERS:]:
-                    self._younger[elder].append(index)
-                self._waits[index] = min(len(elders), ELDERS)
-                elders.append(index)
+                members = families.setdefault(family(search), [])
+                for earlier in members[-EARLIER:]:
+                    self._later[earlier].append(index)
+                self._waits[index] = min(len(members), EARLIER)
+                members.append(index)
         # How many trials each search is asked for: at first the baseline and one d. Wider only when slots are idle,
         # since with many searches the far ends of their wish lists are never reached; never narrower, since a lost
         # node must not withdraw what runs elsewhere.
         self._width = max((len(search.baseline) + search.num_tries for search in self.searches), default=1)
         self._stale: dict[int, None] = dict.fromkeys(range(len(self.searches)))
         self._proposed: list[tuple[Trial, ...]] = [() for _ in self.searches]
-        # What was begun and would not be begun again, but may still tell something goes on: as many as a d has tries.
-        self._lingering: list[tuple[Trial, ...]] = [() for _ in self.searches]
-        self._matters: Callable[[Evidence, Trial], bool] = getattr(policy, "matters", lambda state, trial: False)
         self._claims: dict[str, dict[int, None]] = {}  # trial id -> the searches that want it, in sweep order
         # (is a probe, rank and standing back, search, version, rank): best one first
         self._heap: list[tuple[bool, int, int, int, int]] = []
@@ -104,10 +98,10 @@ class Board:
         A trial stopped because it is no longer wanted has no observation: do not report it.
         """
         self._spending.ended(observation)
-        trial = confirmed_by(observation.trial) or observation.trial
+        trial = observation.trial
         interested = self._interested.get(trial.id if trial.is_baseline else lineage(trial), ())
         if interested:
-            self._observed.add(observation.trial.id)
+            self._observed.add(trial.id)
         for index in interested:
             state = self.policy.observe(self._states[index], observation)
             if state is not self._states[index]:
@@ -151,15 +145,6 @@ class Board:
         self._refresh()
         return _NOTHING.keys() if self._spending.is_spent else self._claims.keys()
 
-    def goals(self, trial_id: str) -> tuple[float, ...]:
-        """Return the thresholds that decide the searches which want a trial; none while any of them has none.
-
-        A trial may be stopped early only with the same verdict on all of them.
-        """
-        self._refresh()
-        marks = [self._states[index].thresholds for index in self._claims.get(trial_id, ())]
-        return () if None in marks else tuple(dict.fromkeys(each.relative for each in marks if each))
-
     @property
     def finished(self) -> bool:
         """Whether no search wants another trial, or the limit allows none; of which `next` has the last word."""
@@ -184,8 +169,8 @@ class Board:
 
     def max_trials(self) -> int:
         """Return the number of trials that the sweep never exceeds, each shared baseline counted once."""
-        probes = sum(self.policy.max_trials(search) - len(search.baseline_runs) for search in self.searches)
-        return probes + len(frozenset[frozenset[str]]().union(*(search.baseline_runs for search in self.searches)))
+        probes = sum(self.policy.max_trials(search) - len(search.baseline) for search in self.searches)
+        return probes + len(frozenset[str]().union(*(search.baseline_ids for search in self.searches)))
 
     @property
     def num_observed(self) -> int:
@@ -195,16 +180,16 @@ class Board:
     def most_left(self) -> tuple[int, int]:
         """Return how many more full fine-tunings, and how many more others, it may take at most; asks every search."""
         self._refresh()
-        baselines: set[frozenset[str]] = set()
+        baselines: set[str] = set()
         probes = 0
         for index, state in enumerate(self._states):
-            if not self._proposed[index] and not self._lingering[index]:
+            if not self._proposed[index]:
                 continue
-            search, runs = state.search, state.search.baseline_runs
+            search = state.search
             if state.thresholds is None:
-                baselines |= {run for run in runs if len(run) > 1 or not run <= self._observed}
-            known = sum(map(len, state.probes.values())) + sum(map(len, state.again.values()))
-            probes += max(1, self.policy.max_trials(search) - len(runs) - known)
+                baselines |= search.baseline_ids - self._observed
+            known = sum(map(len, state.results.values()))
+            probes += max(1, self.policy.max_trials(search) - len(search.baseline) - known)
         allowed = self._spending.trials_left
         if allowed is None:
             return len(baselines), probes
@@ -245,13 +230,9 @@ class Board:
         while self._stale:
             index = next(iter(self._stale))
             del self._stale[index]
-            state, former = self._states[index], (*self._proposed[index], *self._lingering[index])
-            self._proposed[index] = self.policy.propose(state, self._width)
-            chosen = {trial.id for trial in self._proposed[index]}
-            left = (trial for trial in former if trial.id not in chosen and trial.id in self._taken)
-            self._lingering[index] = tuple(islice(filter(partial(self._matters, state), left), state.search.num_tries))
-            before = {trial.id for trial in former}
-            after = chosen | {trial.id for trial in self._lingering[index]}
+            before = {trial.id for trial in self._proposed[index]}
+            self._proposed[index] = self.policy.propose(self._states[index], self._width)
+            after = {trial.id for trial in self._proposed[index]}
             for dropped in before - after:
                 del self._claims[dropped][index]
                 if not self._claims[dropped]:
@@ -259,34 +240,28 @@ class Board:
             for added in after - before:
                 self._claims.setdefault(added, {})[index] = None
             self._enter(index)
-            if self._younger[index]:
-                self._teach(index, over=not after)
+            if self._later[index]:
+                self._share(index, over=not after)
 
-    def _teach(self, index: int, over: bool) -> None:
-        """Tell the younger searches what one found when it is over, and whether they still have to wait for it."""
-        for younger in self._younger[index]:
+    def _share(self, index: int, over: bool) -> None:
+        """Tell the later seeds what a search knows, and whether they still have to wait for it."""
+        for later in self._later[index]:
             if over != self._over[index]:
-                self._waits[younger] += -1 if over else 1
-                self._stale[younger] = None
-            if over:
-                state = self._states[younger].learn(self._states[index])
-                if state is not self._states[younger]:
-                    self._states[younger] = state
-                    self._stale[younger] = None
+                self._waits[later] += -1 if over else 1
+                self._stale[later] = None
+            state = self._states[later].learn(self._states[index])
+            if state is not self._states[later]:
+                self._states[later] = state
+                self._stale[later] = None
         self._over[index] = over
 
 
 def family(search: Search) -> Hashable:
     """Return all of a search but its seeds."""
     base, task, method, learning_rate, _, budget = search.lineage
-    baseline, grid = search.baseline_ids, (search.dims, search.etas, search.fraction, search.confirm)
-    chosen = (search.tries, search.eta_choice)
-    return (base, task, method, learning_rate, budget, baseline, grid, chosen)
+    grid = (search.dims, search.etas, search.fraction, search.tries)
+    return (base, task, method, learning_rate, budget, search.baseline_ids, grid)
 
 
 def _spent(finding: Finding) -> Finding:
-    corrected = finding.chance_corrected
-    if corrected.outcome is Outcome.open:
-        corrected = replace(corrected, outcome=Outcome.budget_spent)
-    outcome = Outcome.budget_spent if finding.outcome is Outcome.open else finding.outcome
-    return replace(finding, outcome=outcome, chance_corrected=corrected)
+    return replace(finding, outcome=Outcome.budget_spent) if finding.outcome is Outcome.open else finding

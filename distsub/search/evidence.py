@@ -5,26 +5,32 @@ the same evidence. Nothing else has to be saved to resume a search.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import TypeVar
 
-from distsub.search.outcome import Finding, Outcome, Thresholds, Verdict
-from distsub.search.spec import Search, confirmed_by
-from distsub.search.study import Scored, ask
+from distsub.search.answers import variance
+from distsub.search.outcome import Bracket, Finding, Outcome, Thresholds
+from distsub.search.spec import Search
 from distsub.trial import Observation, Status, Trial
 
 SLACK = 1e-12
 """0.9 * 0.8 is 0.7200000000000001 in floating point; a score of 0.72 reaches it all the same."""
 
-CHANCES = 2
-"""Etas of a d that are confirmed, one after the other, before the d has failed."""
+FAILED = 0.25
+"""Share of the way from chance up to a good baseline in which a full fine-tuning has failed to train."""
+
+FALL = 3.5
+"""Standard errors by which a score must fall with d before it is said that no d90 fits."""
+
+UNKNOWN_EXAMPLES = 400
+"""Evaluation examples assumed where the budget takes all there are."""
 
 Key = TypeVar("Key", str, float)
 
-_TRUST = {"error": 0, "stopped": 1, "diverged": 2, "finished": 3}
+_TRUST = {"error": 0, "diverged": 1, "finished": 2}
 
 
 @dataclass(frozen=True)
@@ -36,45 +42,32 @@ class Result:
             correlation of constant predictions is none): it fails every threshold.
         score: Finite, or None when diverged or in error.
         chance: Chance level of the task, or None.
-        goal: Of one that was stopped early the threshold that it was judged by, None where that is not known.
     """
 
     status: Status
     score: float | None
     chance: float | None
-    goal: float | None = None
 
     @classmethod
     def of(cls, observation: Observation) -> "Result":
         """Reduce an observation to its result."""
-        return cls.reduce(observation.status, observation.score, observation.chance, observation.goal)
+        return cls.reduce(observation.status, observation.score, observation.chance)
 
     @classmethod
-    def reduce(cls, status: Status, score: float | None, chance: float | None, goal: float | None = None) -> "Result":
-        """Reduce what was observed to a result: no score that is not finite, none that nobody can check."""
+    def reduce(cls, status: Status, score: float | None, chance: float | None) -> "Result":
+        """Reduce what was observed to a result: no score that is not finite."""
         chance = chance if _is_finite(chance) else None
-        if status in ("finished", "stopped") and _is_finite(score):
-            return cls(status, score, chance, goal if status == "stopped" else None)
-        # Stopped without a score is a verdict that nobody can check: no result.
+        if status == "finished" and _is_finite(score):
+            return cls(status, score, chance)
         return cls("diverged" if status in ("finished", "diverged") else "error", None, chance)
 
     def merge(self, other: "Result") -> "Result":
         """Return the more trustworthy of two results for the same trial, whichever came first.
 
-        A completed run outranks a stopped or failed one. Two scores for one trial should not happen; the lower
+        A completed run outranks a failed one. Two scores for one trial should not happen; the lower
         is taken, which cannot make a d look better than it is.
         """
         return max(self, other, key=Result._rank)
-
-    def holds(self, threshold: float) -> bool:
-        """Return whether a training that was stopped early would end there too by another threshold.
-
-        A sweep that has grown by a seed or a learning rate of full fine-tuning has another one: then what was stopped
-        for passing and falls short of it, or as hopeless for one that was higher, has to be trained to its end.
-        """
-        if self.status != "stopped" or self.goal is None or self.score is None or reaches(self.score, threshold):
-            return True
-        return self.score < self.goal and threshold >= self.goal - SLACK
 
     def _rank(self) -> tuple[int, float, bool, float]:
         return (_TRUST[self.status], -(self.score or 0.0), self.chance is not None, self.chance or 0.0)
@@ -89,46 +82,42 @@ def reaches(score: float, threshold: float) -> bool:
     return score >= threshold - SLACK
 
 
-def thresholds(
-    search: Search, results: Mapping[str, Result], again: Mapping[str, Result] | None = None
-) -> Thresholds | None:
+def thresholds(search: Search, results: Mapping[str, Result]) -> Thresholds | None:
     """Compute what a subspace has to reach from the baseline's results.
 
-    full = mean over the baseline's seeds of the best score over that seed's learning rates; where the search confirms,
-    the mean of what the best ones scored under fresh seeds.
+    full = the best, over the learning rates, of the mean over the seeds. The best of every seed on its own would be a
+    lucky one. What diverged or failed to train is left out (a score in the lowest quarter of the way from chance up to
+    the baseline's upper quartile), and with it a rate under which more than half of the seeds did.
 
     Args:
         search: The search.
         results: Results by trial id; others than the baseline's are ignored.
-        again: Results of the confirmations by the id of what they confirm.
 
     Returns:
         None until every baseline trial has a result, and when that can no longer be: a trial in error is a
-        learning rate not tried, so the best of the others might set the bar too low; a seed whose trials
-        all diverged has no score.
+        learning rate not tried, so the best of the others might set the bar too low; or no rate has trained.
     """
-    deciding: list[Result | None] = []
-    chances: list[float] = []
-    for group in search.baseline_groups.values():
-        tried = [results.get(trial.id) for trial in group]
-        if any(result is None or result.status == "error" for result in tried):
+    seen = [(trial.learning_rate, results.get(trial.id)) for trial in search.baseline]
+    chances, scores = [], dict[float, list[float]]()
+    for rate, result in seen:
+        if result is None or result.status == "error":
             return None
-        chances += [result.chance for result in tried if result is not None and result.chance is not None]
-        best = best_of(group, results)
-        deciding.append((again or {}).get(best.id) if search.confirm and len(group) > 1 else results[best.id])
-    scores = [result.score for result in deciding if result is not None and result.score is not None]
-    if len(scores) < len(deciding):
-        return None
-    full = math.fsum(scores) / len(scores)
+        chances += [result.chance] if result.chance is not None else []
+        scores.setdefault(rate, []).append(-math.inf if result.score is None else result.score)
     chance = math.fsum(chances) / len(chances) if chances else None
+    ordered = sorted(score for own in scores.values() for score in own)
+    good, floor = ordered[-1 - len(ordered) // 4], chance or 0.0
+    line = floor + FAILED * (good - floor) if good > floor else -math.inf
+    means = []
+    for own in scores.values():
+        trained = [score for score in own if score >= line and math.isfinite(score)]
+        if 2 * len(trained) >= len(own):
+            means.append(math.fsum(trained) / len(trained))
+    if not means:
+        return None
+    full = max(means)
     corrected = None if chance is None else chance + search.fraction * (full - chance)
     return Thresholds(full=full, chance=chance, relative=search.fraction * full, chance_corrected=corrected)
-
-
-def best_of(trials: Sequence[Trial], results: Mapping[str, Result]) -> Trial:
-    """Return the trial with the best score, the first of several; one that diverged has none."""
-    scores = [results[trial.id].score for trial in trials]
-    return max(zip(scores, trials, strict=True), key=lambda each: -math.inf if each[0] is None else each[0])[1]
 
 
 @dataclass(frozen=True)
@@ -140,78 +129,48 @@ class Evidence:
     Attributes:
         search: The search.
         baseline: Results of the baseline by trial id.
-        probes: Results of the subspace trials by d, then by eta.
-        elders: What the same search found under other seeds, where the policy learns from them.
-        baseline_again: Results of the baseline's confirmations by the id of the trial that they confirm.
-        again: Results of subspace confirmations by d, then by eta.
+        results: Results of the subspace trials by d, then by eta.
+        earlier: What the same search found under earlier seeds, where the policy learns from them.
     """
 
     search: Search
     baseline: Mapping[str, Result] = field(default_factory=dict)
-    probes: Mapping[int, Mapping[float, Result]] = field(default_factory=dict)
-    elders: tuple["Evidence", ...] = ()
-    baseline_again: Mapping[str, Result] = field(default_factory=dict)
-    again: Mapping[int, Mapping[float, Result]] = field(default_factory=dict)
+    results: Mapping[int, Mapping[float, Result]] = field(default_factory=dict)
+    earlier: tuple["Evidence", ...] = ()
 
     def add(self, observation: Observation) -> "Evidence":
         """Return the evidence with one more observation; itself when that says nothing new."""
-        if not self.search.owns(observation.trial):
+        trial = observation.trial
+        if not self.search.owns(trial):
             return self
-        original = confirmed_by(observation.trial) if self.search.confirm else None
-        trial, result = original or observation.trial, Result.of(observation)
+        result = Result.of(observation)
         if trial.d is None or trial.eta is None:
-            name, every = ("baseline", self.baseline) if original is None else ("baseline_again", self.baseline_again)
-            merged = _merge(every, trial.id, result)
-            return self if merged is every else replace(self, **{name: merged})
-        name, probes = ("probes", self.probes) if original is None else ("again", self.again)
-        at_d = probes.get(trial.d, {})
+            merged = _merge(self.baseline, trial.id, result)
+            return self if merged is self.baseline else replace(self, baseline=merged)
+        at_d = self.results.get(trial.d, {})
         merged = _merge(at_d, trial.eta, result)
-        return self if merged is at_d else replace(self, **{name: {**probes, trial.d: merged}})
+        return self if merged is at_d else replace(self, results={**self.results, trial.d: merged})
 
-    def learn(self, elder: "Evidence") -> "Evidence":
+    def learn(self, other: "Evidence") -> "Evidence":
         """Return the evidence with what the same search found under other seeds, the latest of each; any order."""
-        others = {each.search.seeds: each for each in self.elders}
-        if others.get(elder.search.seeds) == (bare := replace(elder, elders=())):
+        others = {each.search.seeds: each for each in self.earlier}
+        if others.get(other.search.seeds) == (bare := replace(other, earlier=())):
             return self
-        others[elder.search.seeds] = bare
+        others[other.search.seeds] = bare
         order = sorted(others, key=lambda seeds: (seeds.projection, seeds.head, seeds.data))
-        return replace(self, elders=tuple(others[seeds] for seeds in order))
+        return replace(self, earlier=tuple(others[seeds] for seeds in order))
 
     @cached_property
     def thresholds(self) -> Thresholds | None:
-        """Both thresholds, None without a complete baseline."""
-        return thresholds(self.search, self.baseline, self.baseline_again)
-
-    @cached_property
-    def results(self) -> Mapping[int, Mapping[float, Result]]:
-        """What decides: the results of the subspace trials, where one was run again the second, which decides alone."""
-        probes, checks = self._sound(self.probes), self.checks
-        if not checks:
-            return probes
-        return {d: {**probes.get(d, {}), **checks.get(d, {})} for d in {**probes, **checks}}
-
-    @cached_property
-    def checks(self) -> Mapping[int, Mapping[float, Result]]:
-        """Results of subspace confirmations, without those that have to be trained to their end."""
-        return self._sound(self.again)
-
-    def _sound(self, results: Mapping[int, Mapping[float, Result]]) -> Mapping[int, Mapping[float, Result]]:
-        """Leave out what was stopped early and would not be by the threshold as it is now."""
-        marks = self.thresholds
-        if marks is None or all(each.holds(marks.relative) for at_d in results.values() for each in at_d.values()):
-            return results
-        return {
-            d: left
-            for d, at_d in results.items()
-            if (left := {eta: each for eta, each in at_d.items() if each.holds(marks.relative)})
-        }
+        """What has to be reached, None without a complete baseline."""
+        return thresholds(self.search, self.baseline)
 
     @cached_property
     def obstacle(self) -> Outcome | None:
         """Why no threshold can be had from this baseline, None while or where it can."""
-        if any(result.status == "error" for result in (*self.baseline.values(), *self.baseline_again.values())):
+        if any(result.status == "error" for result in self.baseline.values()):
             return Outcome.baseline_missing
-        if next(self.missing_baseline(), None) is not None:
+        if len(self.baseline) < len(self.search.baseline_ids):
             return None
         if self.thresholds is None:
             return Outcome.baseline_missing
@@ -219,138 +178,156 @@ class Evidence:
         return Outcome.baseline_at_chance if at_chance else None
 
     def missing_baseline(self) -> Iterator[Trial]:
-        """Yield the baseline's trials that have no result yet; then those that confirm the best of each seed."""
+        """Yield the baseline's trials that have no result yet."""
         if len(self.baseline) < len(self.search.baseline_ids):
             yield from (trial for trial in self.search.baseline if trial.id not in self.baseline)
-        elif self.search.confirm:
-            for group in self.search.baseline_groups.values():
-                best = best_of(group, self.baseline)
-                if len(group) > 1 and self.baseline[best.id].score is not None and best.id not in self.baseline_again:
-                    yield self.search.confirmation(best)
 
-    def missing_at(self, d: int) -> Iterator[Trial]:
-        """Yield the trials that d is still to be given, most promising first; an error was a try as well."""
+    def missing_at(self, d: int, etas: Iterable[float]) -> Iterator[Trial]:
+        """Yield the trials that d is still to be given, in the order of the etas; an error was a try as well."""
         known = self.results.get(d, {})
         left = self.search.num_tries - len(known)
         if left > 0:  # else without making the trials
-            trials = self.search.trials_at(d)
-            yield from islice((trials[j] for j in self.order_at(d) if trials[j].eta not in known), left)
+            trials = dict(zip(self.search.etas, self.search.trials_at(d), strict=True))
+            yield from islice((trials[eta] for eta in etas if eta not in known), left)
 
-    def order_at(self, d: int) -> Sequence[int]:
-        """Return the indices of the etas in the order in which d is given them: the list's, or Optuna's."""
-        if self.search.eta_choice == "belief":
-            return range(len(self.search.etas))
-        if d not in self._orders:
-            rows = [row for row in self._scored if row[0] != math.log(d)]
-            rows += (row for elder in self.elders for row in elder._scored)
-            self._orders[d] = ask(rows, math.log(d), len(self.search.etas), self.search.num_tries)
-        return self._orders[d]
+    def reached(self, result: Result) -> bool | None:
+        """Return whether one result reaches the threshold; None if it is in error or there is no threshold."""
+        if result.status == "error" or self.thresholds is None:
+            return None
+        return result.score is not None and reaches(result.score, self.thresholds.relative)
 
-    @cached_property
-    def _orders(self) -> dict[int, tuple[int, ...]]:
-        return {}
-
-    @cached_property
-    def _scored(self) -> tuple[Scored, ...]:
-        """What every subspace trial says of its eta; nothing without thresholds or of one in error."""
-        marks, index = self.thresholds, {eta: j for j, eta in enumerate(self.search.etas)}
-        if marks is None:
-            return ()
-        chance = marks.chance or 0.0
-        reach = max(marks.full - chance, 0.05)  # at chance there is nothing to search for; this only has to be finite
-        return tuple(
-            (math.log(d), index[eta], 0.0 if result.score is None else (result.score - chance) / reach)
-            for d, at_d in self.results.items()
-            for eta, result in at_d.items()
-            if result.status != "error"
-        )
-
-    def passed(self, d: int, threshold: float) -> bool | None:
+    def passed(self, d: int) -> bool | None:
         """Return the verdict at one d: True if any eta reaches the threshold, False if all its tries fell short.
 
-        False too after `CHANCES` confirmations that fell short; None while it is open.
+        None while it is open. What diverged fell short.
         """
-        if self.checks:
-            again = [self.reached(result, threshold) for result in self.checks.get(d, {}).values()]
-            if True not in again and len(again) >= CHANCES:
-                return None if None in again else False
-        results, bar = self.results.get(d, {}).values(), threshold - SLACK
-        for result in results:  # `reached`, but that a table of 100,000 rows is asked in no time
-            if result.score is not None and result.score >= bar:
-                return True
-        verdicts = [self.reached(result, threshold) for result in results]
+        verdicts = [self.reached(result) for result in self.results.get(d, {}).values()]
+        if True in verdicts:
+            return True
         return False if verdicts.count(False) >= self.search.num_tries else None
 
-    def reached(self, result: Result, threshold: float) -> bool | None:
-        """Return whether one result reaches a threshold, None if it cannot tell."""
-        if result.status == "error":
-            return None
-        if result.score is None:
-            return False
-        if reaches(result.score, threshold):
-            return True
-        # Early stopping goes by the relative threshold: what stopped above it never tried for a stricter one.
-        above = self.thresholds is not None and reaches(result.score, self.thresholds.relative)
-        return None if result.status == "stopped" and above else False
+    @cached_property
+    def verdicts(self) -> dict[int, bool]:
+        """The verdicts by position, of every d that has one, in increasing order."""
+        found = {self.search.positions[d]: self.passed(d) for d in self.results} if self.thresholds else {}
+        return {x: verdict for x, verdict in sorted(found.items()) if verdict is not None}
 
-    def span(self, threshold: float) -> tuple[int, int]:
-        """Return the positions of the largest d that failed (-1: none) and the smallest that passed (n: none)."""
+    @cached_property
+    def barred(self) -> frozenset[int]:
+        """The positions that all their tries left undecided, for errors; they can only be walked around."""
+        if self.thresholds is None:
+            return frozenset()
+        tries, position = self.search.num_tries, self.search.positions
+        full = {position[d] for d, at_d in self.results.items() if len(at_d) >= tries}
+        return frozenset(full - self.verdicts.keys())
+
+    @cached_property
+    def _positions(self) -> dict[tuple[float, bool], list[int]]:
+        found: dict[tuple[float, bool], list[int]] = {}
+        for d, at_d in self.results.items() if self.thresholds else ():
+            for eta, result in at_d.items():
+                found.setdefault((eta, self.reached(result) or False), []).append(self.search.positions[d])
+        return found
+
+    def positions_of(self, eta: float, passed: bool) -> Sequence[int]:
+        """Return the positions at which an eta reached the threshold, or did not; an error did not."""
+        return self._positions.get((eta, passed), ())
+
+    @cached_property
+    def wins(self) -> tuple[float, ...]:
+        """The best eta of every d at which two or more have a score."""
+        found = []
+        for at_d in self.results.values():
+            scores = [(result.score, eta) for eta, result in at_d.items() if result.score is not None]
+            if len(scores) > 1:
+                found.append(max(scores)[1])
+        return tuple(found)
+
+    def span(self) -> tuple[int, int]:
+        """Return the positions of the largest d that failed (-1: none) and the smallest that passed (n: none).
+
+        Where verdicts contradict each other, those on either side of the crossing that misjudges the fewest of them;
+        of equal ones the one whose misjudged scores miss the threshold by least, then the largest.
+        """
+        return self._span
+
+    @cached_property
+    def _span(self) -> tuple[int, int]:
         low, high = -1, len(self.search.dims)
-        for d in self.results:
-            verdict, position = self.passed(d, threshold), self.search.positions[d]
-            if verdict is False:
-                low = max(low, position)
-            elif verdict:
-                high = min(high, position)
-        return low, high
+        if not self.verdicts or self.thresholds is None:
+            return low, high
+        order, wrong = list(self.verdicts.items()), [0, 0.0]
+        for x, passed in order:  # a crossing above all of them misjudges every pass
+            wrong = [wrong[0] + passed, wrong[1] + passed * self._miss(x)]
+        best = (*wrong, len(order))
+        for i in reversed(range(len(order))):  # and then one d after the other is above it
+            x, passed = order[i]
+            sign = -1 if passed else 1
+            wrong = [wrong[0] + sign, wrong[1] + sign * self._miss(x)]
+            if (wrong[0], round(wrong[1], 9)) < (best[0], round(best[1], 9)):
+                best = (*wrong, i)
+        low = max((x for x, passed in order[: best[2]] if not passed), default=low)
+        return low, min((x for x, passed in order[best[2] :] if passed), default=high)
 
-    def verdict(self, threshold: float) -> Verdict:
-        """Return what all trials together say about one threshold; running while a d between is open."""
-        dims = self.search.dims
-        low, high = self.span(threshold)
-        bracket = (dims[low] if low >= 0 else None, dims[high] if high < len(dims) else None)
-        if low > high:
-            return Verdict(Outcome.not_monotone, None, bracket)
-        if high - low > 1:
-            return Verdict(Outcome.open, None, bracket)
-        if low < 0:
-            return Verdict(Outcome.below_range, None, bracket)
-        if high == len(dims):
-            return Verdict(Outcome.above_range, None, bracket)
-        return Verdict(Outcome.found, dims[high], bracket)
+    def _miss(self, x: int) -> float:
+        """Return how far the best score at a position is from the threshold."""
+        assert self.thresholds is not None
+        return abs(self._best(x) - self.thresholds.relative)
 
-    def finding(self, ended: bool, unconfirmed: bool = False) -> Finding:
+    def _best(self, x: int) -> float:
+        scores = [result.score for result in self.results[self.search.dims[x]].values() if result.score is not None]
+        return max(scores, default=(self.thresholds and self.thresholds.chance) or 0.0)
+
+    @cached_property
+    def falls(self) -> Bracket | None:
+        """A d that passed and a larger one that failed by more than sampling error explains, None if there is none.
+
+        Cautious: the noise of training is taken to be as large as that of the evaluation set, and no pairing.
+        """
+        top: int | None = None
+        metric, examples = self.search.task.metric, self.search.budget.eval_examples or UNKNOWN_EXAMPLES
+        for x, passed in self.verdicts.items():
+            if passed:
+                top = x if top is None or self._best(x) > self._best(top) else top
+            elif top is not None:
+                above, below = self._best(top), self._best(x)
+                spread = math.sqrt(2 * (variance(above, metric, examples) + variance(below, metric, examples)))
+                if above - below > FALL * spread:
+                    return self.search.dims[x], self.search.dims[top]
+        return None
+
+    def finding(self, ended: bool) -> Finding:
         """Sum up the search.
 
         Args:
-            ended: Whether the policy wants no further trial; only then is anything but running said.
-            unconfirmed: Whether it ended on a pass that too many trials under fresh seeds did not bear out.
+            ended: Whether the policy wants no further trial; only then is anything but open said.
         """
-        # What is open for want of trials when nothing more comes was left open by trials in error.
-        relative = self._final(self.thresholds and self.thresholds.relative, ended, Outcome.trial_failed)
-        if ended and unconfirmed:
-            relative = replace(relative, outcome=Outcome.not_confirmed, d=None)
-        corrected = self._final(self.thresholds and self.thresholds.chance_corrected, ended, Outcome.undecided)
-        runs = [result for part in (self.probes, self.again) for at_d in part.values() for result in at_d.values()]
+        dims, (low, high) = self.search.dims, self.span()
+        bracket: Bracket = (dims[low] if low >= 0 else None, dims[high] if high < len(dims) else None)
+        outcome = self.obstacle if ended and self.obstacle is not None else Outcome.open
+        if self.obstacle is not None:
+            bracket = (None, None)
+        elif ended and self.thresholds is not None:
+            outcome = self._outcome(low, high)
+            bracket = self.falls if outcome is Outcome.not_monotone and self.falls else bracket
+        runs = [result for at_d in self.results.values() for result in at_d.values()]
         return Finding(
-            outcome=relative.outcome,
-            d=relative.d,
-            bracket=relative.bracket,
-            chance_corrected=corrected,
+            outcome=outcome,
+            d=bracket[1] if outcome is Outcome.found else None,
+            bracket=bracket,
             best_score=max((result.score for result in runs if result.score is not None), default=None),
             thresholds=self.thresholds,
-            num_trials=len(self.baseline) + len(self.baseline_again) + len(runs),
+            num_trials=len(self.baseline) + len(runs),
         )
 
-    def _final(self, threshold: float | None, ended: bool, if_open: Outcome) -> Verdict:
-        if self.obstacle is not None:
-            return Verdict(self.obstacle if ended else Outcome.open)
-        if threshold is None:
-            return Verdict(if_open if ended else Outcome.open)
-        verdict = self.verdict(threshold)
-        if not ended:
-            return Verdict(Outcome.open, None, verdict.bracket)
-        return replace(verdict, outcome=if_open) if verdict.outcome is Outcome.open else verdict
+    def _outcome(self, low: int, high: int) -> Outcome:
+        if self.falls is not None:
+            return Outcome.not_monotone
+        if high - low > 1:  # what is open when nothing more comes was left open by trials in error
+            return Outcome.trial_failed
+        if low < 0:
+            return Outcome.below_range
+        return Outcome.above_range if high == len(self.search.dims) else Outcome.found
 
 
 def _merge(known: Mapping[Key, Result], key: Key, result: Result) -> Mapping[Key, Result]:

@@ -67,7 +67,6 @@ def _row(result: Result, observation: Observation, metric: str) -> Row:
         score=result.score,
         num_examples=len(observation.predicted) or trial.budget.eval_examples or UNKNOWN_EXAMPLES,
         influences=None if result.score is None else influences(observation),
-        is_bound=result.status == "stopped",
     )
 
 

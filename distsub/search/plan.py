@@ -50,10 +50,10 @@ class Plan:
 
     Attributes:
         searches: Number of searches.
-        baselines: Full fine-tunings, each shared one once, confirmations among them.
+        baselines: Full fine-tunings, each shared one once.
         most: Never exceeded, except for what crashes and preemptions make necessary again.
-        expected: If the crossing is as likely anywhere in the range, with noise as measured on MRPC, and nothing is
-            stopped early; withdrawn trials count where idle slots start some.
+        expected: If the crossing is as likely anywhere in the range, with noise as measured on MRPC; what idle slots
+            try in vain counts.
         first_batch: The trials that start at once.
         slots: Trials at once.
     """
@@ -85,33 +85,31 @@ def make_plan(
     families: dict[Hashable, list[Search]] = {}
     for search in searches:
         families.setdefault(family(search), []).append(search)
-    trials_of = {trial.id: trial for search in searches for trial in search.baseline}
-    runs = frozenset[frozenset[str]]().union(*(search.baseline_runs for search in searches))
-    most = [(trials_of[next(iter(run))], 1.0) for run in sorted(runs, key=sorted)]
+    baseline = {trial.id: trial for search in searches for trial in search.baseline}
+    most = [(trial, 1.0) for _, trial in sorted(baseline.items())]
     expected = list(most)
     chain_most = chain_expected = 0.0
     shapes: dict[Hashable, tuple[float, float]] = {}
     for members in families.values():
         one, share = members[0], max(1, slots // len(families))
-        shape = (one.dims, one.etas, one.tries, one.eta_choice, len(members), len(one.baseline))
+        shape = (one.dims, one.etas, one.tries, len(members), len(one.baseline))
         if shape not in shapes:
             shapes[shape] = _expect(members, policy, share)
         trials, rounds = shapes[shape]
         # Which trial stands for the others does not matter: the steps are the same and d costs next to nothing.
         middle = one.trials_at(one.dims[len(one.dims) // 2])[0]
-        bound = policy.max_trials(one) - len(one.baseline_runs)
+        bound = policy.max_trials(one) - len(one.baseline)
         most.append((middle, float(bound * len(members))))
         expected.append((middle, trials))
         if seconds is not None:
             each = seconds(middle) or 0.0
             wait = max((seconds(trial) or 0.0 for trial in one.baseline), default=0.0)
-            wait *= 2 if len(one.baseline_runs) > len(one.baseline) else 1
             # At worst one trial waits for another, seed by seed.
             chain_most = max(chain_most, wait + each * bound)
             chain_expected = max(chain_expected, wait + each * rounds)
     return Plan(
         searches=len(searches),
-        baselines=len(runs),
+        baselines=len(baseline),
         most=_cost(most, seconds, slots, chain_most, price_per_hour),
         expected=_cost(expected, seconds, slots, chain_expected, price_per_hour),
         first_batch=_first_batch(searches, policy, slots),
@@ -167,7 +165,7 @@ def _expect(members: Sequence[Search], policy: Policy, slots: int) -> tuple[floa
     from distsub.search.synthetic import Curve
 
     one = members[0]
-    bound = policy.max_trials(one) - len(one.baseline_runs)
+    bound = policy.max_trials(one) - len(one.baseline)
     if isinstance(policy, Grid):  # every trial there is, whatever comes out
         return float(bound * len(members)), math.ceil(bound * len(members) / slots)
     first, last = math.log(one.dims[0]), math.log(one.dims[-1])

@@ -4,26 +4,35 @@ A policy folds observations into `Evidence` and says what it would run now. It n
 what is in flight and no longer proposed can be cancelled, whatever finished early just enters the fold.
 """
 
+import statistics
+from bisect import bisect_left, bisect_right
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Protocol
+from itertools import chain, islice
+from typing import ClassVar, Protocol
 
 from distsub.errors import ConfigError
-from distsub.search.adaptive import Adaptive
-from distsub.search.confirm import finding, most, worth
 from distsub.search.evidence import Evidence
-from distsub.search.outcome import Finding
+from distsub.search.outcome import Finding, Outcome
 from distsub.search.spec import Search
 from distsub.trial import Observation, Trial
+
+STEPS = (0, 1, 4, 9)
+"""How many steps of the grid a search goes out from where it expects its answer, before it halves what is left.
+
+With the published grid of 16% a step, seeds differ by some two to four.
+"""
+
+
+REACH = 3
+"""How many times the trials of plain bisection's worst case a search may take; it rarely takes a third of one."""
 
 
 class Policy(Protocol):
     """What a search does next; stateless itself.
 
     One that also sets `learns = True` has each search told what the same search found under the seeds before its own.
-    One that also has `matters(state, trial)` lets trials run on that it would not begin any more: at most as many as
-    a d has tries, for which its `max_trials` must have room.
     """
 
     def init(self, search: Search) -> Evidence:
@@ -54,10 +63,8 @@ class Policy(Protocol):
 class Grid:
     """Every d times every eta, as in the paper; assumes nothing and notices a score that is not monotone in d.
 
-    d90 is the smallest d that passes, provided that no larger one fails. Where a d is given fewer etas, and Optuna says
-    which, one d comes after the other, since each is to learn from those before it. Ways of training in layers are
-    compared by their scores, not by d90 alone, so they run where the baseline is at chance too.
-    Source: Aghajanyan et al. 2020, Sec. 3.
+    Ways of training in layers are compared by their scores, not by d90 alone, so they run where the baseline is at
+    chance too. Source: Aghajanyan et al. 2020, Sec. 3.
     """
 
     def init(self, search: Search) -> Evidence:
@@ -67,7 +74,11 @@ class Grid:
     def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
         """Return the first `slots` trials without result: the baseline, then d by d."""
         compared = state.search.method.variant is not None
-        return tuple(islice(worth(state, self._probes, at_chance=compared), slots))
+        if state.obstacle is not None and not (compared and state.obstacle is Outcome.baseline_at_chance):
+            return ()
+        etas, tries = state.search.etas, state.search.num_tries
+        probes = (trial for d in state.search.dims for trial in state.missing_at(d, etas[:tries]))
+        return tuple(islice(chain(state.missing_baseline(), probes), slots))
 
     def observe(self, state: Evidence, observation: Observation) -> Evidence:
         """Return the state with one more observation."""
@@ -75,83 +86,117 @@ class Grid:
 
     def outcome(self, state: Evidence) -> Finding:
         """Return what is known; final once every trial has a result."""
-        return finding(state, ended=not self.propose(state, 1))
+        return state.finding(ended=not self.propose(state, 1))
 
     def max_trials(self, search: Search) -> int:
-        """Return the baseline's trials plus dims times tries, and what confirming takes."""
-        return most(search, len(search.dims) * search.num_tries)
-
-    def _probes(self, state: Evidence) -> Iterator[Trial]:
-        one_by_one = state.search.eta_choice == "optuna" and state.search.num_tries < len(state.search.etas)
-        for d in state.search.dims:
-            missing = tuple(state.missing_at(d))
-            yield from missing
-            if missing and one_by_one:
-                return
+        """Return the baseline's trials plus dims times tries."""
+        return len(search.baseline) + len(search.dims) * search.num_tries
 
 
 @dataclass(frozen=True)
 class Bisection:
-    """Halve the bracket; assumes that a d passes whenever a smaller one does (the score is monotone in d).
+    """Halve the bracket on one eta; assumes that a d passes whenever a smaller one does (the score is monotone in d).
 
-    Where that fails the answer is one of several crossings and nothing here can tell; only rows from elsewhere
-    (a grid run in the same results) can reveal it, and then the outcome is not_monotone.
+    The ends are virtual: position -1 counts as failed, position n as passed. Between them
 
-    The ends are virtual: position -1 counts as failed, position n as passed, neither is ever run. So n + 1
-    gaps are told apart by at most ceil(log2(n + 1)) values of d. A d passes at its first passing eta and fails
-    after all its tries. With more slots than tries the rest stay idle: it does not speculate.
+     1. the favourite eta is trained alone: the one that passed at the smallest d, before any pass the one that was
+        best most often under earlier seeds. Where it fails, the d counts as failed for it alone;
+     2. once it has no d left to try, the d just below the smallest pass is given all its etas. If one passes, that is
+        the favourite from then on; if all fail, the search is over.
+
+    It goes out from the median of the earlier seeds' answers, or from where another eta's bracket was closed. Further
+    slots are given what is needed next after a pass or a fail, both alike: k slots cut the bracket into k + 1 parts;
+    and while no two etas have been compared at one d, the other etas of the same d. A result that comes in cuts the
+    bracket anew. What is asked for follows from the rows alone, so a search that is resumed goes on as the first run.
     """
+
+    learns: ClassVar[bool] = True
 
     def init(self, search: Search) -> Evidence:
         """Return the state before any observation."""
         return Evidence(search)
-
-    def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
-        """Return the open baseline, then the open etas of the d that is probed now, at most `slots` in all.
-
-        The first d does not depend on the threshold, so slots that the baseline leaves free start on it.
-        """
-        return tuple(islice(worth(state, self._probes), slots))
 
     def observe(self, state: Evidence, observation: Observation) -> Evidence:
         """Return the state with one more observation."""
         return state.add(observation)
 
     def outcome(self, state: Evidence) -> Finding:
-        """Return what is known; final once the bracket is one step, or a trial in error bars the way."""
-        return finding(state, ended=not self.propose(state, 1))
+        """Return what is known; final once the bracket is one step, or trials in error bar the way."""
+        return state.finding(ended=not self.propose(state, 1))
 
     def max_trials(self, search: Search) -> int:
-        """Return the baseline's trials plus ceil(log2(n + 1)) times tries, and what confirming takes."""
-        return most(search, len(search.dims).bit_length() * search.num_tries)
+        """Return the baseline's trials plus 3 x ceil(log2(n + 1)) x tries, or dims x tries if fewer.
+
+        A third of it is what halving takes where every d is given all its tries. As soon as no more is left than
+        that, this is done.
+        """
+        return len(search.baseline) + min(REACH * len(search.dims).bit_length(), len(search.dims)) * search.num_tries
+
+    def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
+        """Return the open baseline, then the trials that are needed next, at most `slots` in all."""
+        if state.obstacle is not None:
+            return ()
+        return tuple(islice(chain(state.missing_baseline(), self._probes(state)), slots))
 
     def _probes(self, state: Evidence) -> Iterator[Trial]:
-        position = self._probe(state)
-        if position is not None:
-            yield from state.missing_at(state.search.dims[position])
+        search, tries = state.search, state.search.num_tries
+        low, high = state.span()
+        free = [x for x in range(low + 1, high) if x not in state.barred]
+        if not free:
+            return
+        etas, most = _by_merit(state), self.max_trials(search) - len(search.baseline)
+        spare = most - sum(map(len, state.results.values())) - len(free).bit_length() * tries
+        if spare < 1:
+            yield from state.missing_at(search.dims[free[len(free) // 2]], etas)
+            return
+        failed = max((x for x in state.positions_of(etas[0], passed=False) if x < high), default=-1)
+        marks, compared = _marks(state, etas[0]), any(each.wins for each in (state, *state.earlier))
+        room = max(0, spare - (high - failed).bit_length() - tries)
+        parts: deque[tuple[int, int] | int] = deque([(max(low, failed), high)])
+        given: set[str] = set()
+        while parts and room >= 0:
+            part, wanted = parts.popleft(), list[Trial]()
+            if isinstance(part, int):
+                wanted = list(state.missing_at(search.dims[part], etas))
+            elif inside := free[bisect_right(free, part[0]) : bisect_left(free, part[1])]:
+                x = next((x for x in marks if x in inside), inside[len(inside) // 2])
+                parts += ((part[0], x), (x, part[1]), *(() if compared else (x,)))
+                wanted = [search.trials_at(search.dims[x])[search.etas.index(etas[0])]]
+            elif below := free[: bisect_left(free, part[1])]:
+                wanted = list(state.missing_at(search.dims[below[-1]], etas))[:spare]
+            # What is known already is here as long as there is no threshold to judge it by.
+            wanted = [t for t in wanted if t.id not in given and t.eta not in state.results.get(t.d or 0, ())]
+            given.update(trial.id for trial in wanted)
+            room -= len(wanted)
+            yield from wanted
 
-    def _probe(self, state: Evidence) -> int | None:
-        """Return the position to decide next, None when there is none.
 
-        Walks the fixed tree of midpoints instead of halving what the evidence leaves open: rows that happen to
-        be known shorten the walk but do not divert it, so a resumed search asks for the trials of the first run.
-        """
-        low, high = -1, len(state.search.dims)
-        if state.thresholds is None:
-            return (low + high) // 2
-        failed, passed = state.span(state.thresholds.relative)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if middle <= failed:
-                low = middle
-            elif middle >= passed:
-                high = middle
-            else:
-                return middle
-        return None
+def _by_merit(state: Evidence) -> list[float]:
+    """Order the etas: by the smallest d that each passed here, then by how often it was the best, under any seeds.
+
+    Before anything is known from the middle of the list outwards: it is meant to contain the best one.
+    """
+    etas, wins = state.search.etas, Counter(chain.from_iterable(each.wins for each in (state, *state.earlier)))
+    smallest = {eta: min(state.positions_of(eta, passed=True), default=len(state.search.dims)) for eta in etas}
+    return sorted(etas, key=lambda eta: (smallest[eta], -wins[eta], abs(2 * etas.index(eta) - len(etas) + 1)))
 
 
-POLICIES: dict[str, Callable[[], Policy]] = {"adaptive": Adaptive, "bisection": Bisection, "grid": Grid}
+def _marks(state: Evidence, favourite: float) -> list[int]:
+    """Return the positions to try before halving: out from where the answer is expected, one step size after another.
+
+    That is where another eta's bracket was closed, else the median answer of the earlier seeds.
+    """
+    others = (state.positions_of(eta, passed=True) for eta in state.search.etas if eta != favourite)
+    centre = min(chain.from_iterable(others), default=0) - 1
+    if centre < 0:
+        answers = [high for low, high in (each.span() for each in state.earlier) if high == low + 1]
+        if not answers:
+            return []
+        centre = statistics.median_low(answers)
+    return [centre + step for size in STEPS for step in (-size, size)]
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {"bisection": Bisection, "grid": Grid}
 """The policies that a sweep file may name; a new one is one more entry."""
 
 
@@ -162,5 +207,6 @@ def make_policy(name: str) -> Policy:
         ConfigError: There is none.
     """
     if name not in POLICIES:
-        raise ConfigError(f"policy = {name!r} is unknown: give one of {', '.join(POLICIES)}")
+        gone = " (it was removed: bisection has taken its place)" if name == "adaptive" else ""
+        raise ConfigError(f"policy = {name!r} is unknown{gone}: give one of {', '.join(POLICIES)}")
     return POLICIES[name]()

@@ -1,37 +1,16 @@
-"""The record of one search: the d90 of one model on one task by one method under one triple of seeds."""
+"""The record of one search: the first passing d of one model on one task by one method under one triple of seeds."""
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, get_args
 
 from distsub.errors import ConfigError
 from distsub.identity import ByContent, canonical, later
 from distsub.trial import Budget, Method, Seeds, Task, Trial
 
 Lineage = tuple[str | tuple[str, str | None], Task, Method, float, Seeds, Budget]
-
-EtaChoice = Literal["belief", "optuna"]
-"""How it is decided which etas a d is given: see `Search`."""
-
-FRESH = 10_000
-"""Added to the head and the data seed of a trial to have it confirmed; seeds of searches stay below."""
-
-
-def fresh(trial: Trial) -> Trial:
-    """Return the trial that confirms another: other head and data seeds, the same projection."""
-    seeds = trial.seeds
-    return replace(trial, seeds=replace(seeds, head=seeds.head + FRESH, data=seeds.data + FRESH))
-
-
-def confirmed_by(trial: Trial) -> Trial | None:
-    """Return the trial that this one confirms, None if it confirms none."""
-    seeds = trial.seeds
-    if seeds.head < FRESH or seeds.data < FRESH:
-        return None
-    return replace(trial, seeds=replace(seeds, head=seeds.head - FRESH, data=seeds.data - FRESH))
 
 
 def lineage(trial: Trial) -> Lineage:
@@ -41,7 +20,7 @@ def lineage(trial: Trial) -> Lineage:
 
 @dataclass(frozen=True, eq=False)
 class Search(ByContent):
-    """One d90 to be measured, by everything that decides it.
+    """One first passing d to be found, by everything that decides it.
 
     Attributes:
         task: What is trained on.
@@ -56,11 +35,7 @@ class Search(ByContent):
         fraction: Share of the baseline's score to reach; 0.9 makes it d90.
         revision: Hub revision of the model, or None.
         weights: Hash of the model, as in `Trial`.
-        confirm: Whether the winner of several etas or learning rates is trained again under fresh seeds before it is
-            believed (see `distsub.search.confirm`); with one of them nothing was chosen and nothing is confirmed.
         tries: Etas that a d is given before it has failed, the same number at every d; None is all of them.
-        eta_choice: Which they are: "belief" leaves it to the policy (`adaptive` ranks them by what they did elsewhere,
-            the others go by the list), "optuna" asks a study of this search's results (`distsub.search.study`).
 
     Raises:
         ConfigError: The record describes no search.
@@ -80,9 +55,7 @@ class Search(ByContent):
     baseline: tuple[Trial, ...]
     fraction: float = 0.9
     revision: str | None = None
-    confirm: bool = later(False)
     tries: int | None = later(None)
-    eta_choice: EtaChoice = later("belief")
     weights: str | None = later(None)
 
     def __post_init__(self) -> None:
@@ -93,8 +66,6 @@ class Search(ByContent):
             raise ConfigError(f"etas = {_short(self.etas)}: give at least one, each above 0, none twice")
         if self.tries is not None and not 1 <= self.tries <= len(self.etas):
             raise ConfigError(f"tries = {self.tries}: give a number from 1 to {len(self.etas)}, the number of etas")
-        if self.eta_choice not in get_args(EtaChoice):
-            raise ConfigError(f"eta_choice = {self.eta_choice!r}: give one of {', '.join(get_args(EtaChoice))}")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction = {self.fraction!r}: give a share of the baseline's score in (0, 1], as 0.9")
         if self.method.name == "full":
@@ -103,11 +74,6 @@ class Search(ByContent):
             raise ConfigError("a search without baseline has no threshold: give at least one full fine-tuning")
         if len(self.baseline_ids) < len(self.baseline):
             raise ConfigError("a baseline trial is given twice: give each full fine-tuning once")
-        seeds = (self.seeds, *(trial.seeds for trial in self.baseline))
-        if self.confirm and max(max(each.head, each.data) for each in seeds) >= FRESH:
-            raise ConfigError(
-                f"head and data seeds from {FRESH} on are those of confirmations: give smaller ones, or confirm = false"
-            )
         for trial in self.baseline:
             given = (trial.base, trial.task, trial.method.head_from)
             if not trial.is_baseline or given != (self.base, self.task, self.method.head_from):
@@ -164,40 +130,10 @@ class Search(ByContent):
         return self._made[d]
 
     def owns(self, trial: Trial) -> bool:
-        """Return whether this search asks for the trial, as baseline or at one of its d, or may to confirm one."""
-        original = confirmed_by(trial) if self.confirm else None
-        if original is None:
-            return self._tries(trial)
-        if original.is_baseline:
-            return self._tries(original) and len(self.baseline_groups[original.seeds]) > 1
-        return self._tries(original) and self.num_tries > 1
-
-    def _tries(self, trial: Trial) -> bool:
+        """Return whether this search asks for the trial, as baseline or at one of its d."""
         if trial.is_baseline:
             return trial.id in self.baseline_ids
         return trial.d in self.positions and trial.eta in self.etas and lineage(trial) == self.lineage
-
-    def confirmation(self, trial: Trial) -> Trial:
-        """Return the trial that confirms one of this search's, the same object every time."""
-        if trial.id not in self._confirmations:
-            self._confirmations[trial.id] = fresh(trial)
-        return self._confirmations[trial.id]
-
-    @cached_property
-    def baseline_groups(self) -> dict[Seeds, tuple[Trial, ...]]:
-        """The baseline by its seeds: the learning rates of which one is the best."""
-        groups: dict[Seeds, tuple[Trial, ...]] = {}
-        for trial in self.baseline:
-            groups[trial.seeds] = (*groups.get(trial.seeds, ()), trial)
-        return groups
-
-    @cached_property
-    def baseline_runs(self) -> frozenset[frozenset[str]]:
-        """What full fine-tuning takes, an entry per training: each trial, and one of each group to confirm its best."""
-        singles = {frozenset({trial.id}) for trial in self.baseline}
-        if self.confirm:
-            singles |= {frozenset(trial.id for trial in group) for group in self.baseline_groups.values()}
-        return frozenset(singles)
 
     @cached_property
     def baseline_ids(self) -> frozenset[str]:
@@ -212,10 +148,6 @@ class Search(ByContent):
     # A trial's id costs tens of microseconds; one set of trial objects per d, made when first asked for, pays it once.
     @cached_property
     def _made(self) -> dict[int, tuple[Trial, ...]]:
-        return {}
-
-    @cached_property
-    def _confirmations(self) -> dict[str, Trial]:
         return {}
 
 

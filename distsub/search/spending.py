@@ -6,9 +6,37 @@ any kind has ended, nothing is known and all slots start.
 """
 
 from collections.abc import Hashable, Set
+from dataclasses import dataclass
 
-from distsub.search.stopping import Limit
 from distsub.trial import Observation, Trial
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a sweep may spend.
+
+    Attributes:
+        hours: Slot-hours: the time of all its trials together, whatever ran beside them; None is no limit.
+        trials: Trials that are started, the baseline's included, repeats after a crash not; None is no limit.
+    """
+
+    hours: float | None = None
+    trials: int | None = None
+
+    def allows(self, hours: float, trials: int, next_hours: float = 0.0) -> bool:
+        """Return whether one more trial may start.
+
+        Args:
+            hours: Slot-hours of what has ended, plus what the trials in flight are expected to take in all.
+            trials: Trials started so far.
+            next_hours: What the next one is expected to take.
+        """
+        in_time = self.hours is None or hours + next_hours <= self.hours
+        return in_time and (self.trials is None or trials < self.trials)
+
+    def spent(self, hours: float) -> bool:
+        """Return whether what runs must end now, its verdicts unknown: hours are counted as they pass."""
+        return self.hours is not None and hours >= self.hours
 
 
 class Spending:

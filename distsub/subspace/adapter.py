@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distsub.errors import AdapterError, DimensionError, DistsubError, OutputError
+from distsub.errors import AdapterError, DistsubError, OutputError
 from distsub.subspace import layout
 from distsub.subspace.adapter_checks import (
     check_base,
@@ -253,36 +253,6 @@ def name_labels(model: nn.Module, labels: Sequence[str]) -> None:
     names = labels or [f"LABEL_{i}" for i in range(config.num_labels)]
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
-
-
-@torch.no_grad()
-def start_from(model: SubspaceModel, trained: Mapping[str, Tensor]) -> None:
-    """Start a model from what the same subspace has learned at a smaller d: those coordinates, then zeros.
-
-    With a family that is nested by prefix and one block length this is the very model that was trained there.
-
-    Args:
-        model: The model at the larger d.
-        trained: Tensors by the names of `trained()`; coordinates of shape [..., at most as many].
-
-    Raises:
-        DimensionError: They are of another subspace, or of a larger d.
-    """
-    mine = model.trained()
-    for name, parameter in mine.items():
-        given = trained.get(name)
-        short = (
-            name == "coordinates"
-            and given is not None
-            and given.shape[:-1] == parameter.shape[:-1]
-            and 0 < given.shape[-1] <= parameter.shape[-1]
-        )
-        if given is None or (given.shape != parameter.shape and not short):
-            shape = "none" if given is None else str(list(given.shape))
-            raise DimensionError(f"cannot start from {name} of shape {shape}, this model has {list(parameter.shape)}")
-        size = given.shape[-1]
-        parameter[..., :size].copy_(given)
-        parameter[..., size:].zero_()
 
 
 def _load(path: Path, expected: str) -> dict[str, Tensor]:

@@ -53,7 +53,7 @@ def test_an_unfinished_sweep_that_nothing_runs_is_open_and_says_how_to_go_on(sto
     first, last = standing(store, summary, "mine")
     assert first == "mine: not running, 1 of 1 searches open; the same command resumes"
     assert last.startswith("last row ") and last.endswith("; trainings that go on from a checkpoint: 1")
-    assert status_table(summary.searches).to_pylist()[0]["outcome"] == "open"
+    assert status_table(summary.searches).to_pylist()[0]["first_passing_d"] == "open"
     [row] = status_rows(summary.searches, store).to_pylist()
     assert (row["driver"], row["in_flight"]) == ("none", 0) and 0 <= row["last_row_s"] < 600
 
@@ -81,7 +81,7 @@ def test_a_sweep_whose_searches_ended_is_done(store):
     first, last = standing(store, summary, "mine")
     assert first == "mine: done, 1 of 1 searches ended" and "checkpoint" not in last
     [row] = status_table(summary.searches).to_pylist()
-    assert (row["outcome"], row["bracket"], row["minutes"]) == ("d90 = 200", "(100, 200]", 4.0)
+    assert (row["first_passing_d"], row["bracket"], row["minutes"]) == ("200", "(100, 200]", 4.0)
 
 
 def test_the_age_of_the_last_row_is_told_in_one_unit(store):

@@ -44,13 +44,14 @@ def test_tables_follow_from_the_rows(summary):
     table = found.searches
     assert table.schema == SEARCHES
     first, second = table.to_pylist()
-    assert (first["d90"], first["bracket_low"], second["d90"]) == (200, 100, 400)
+    assert (first["first_passing_d"], first["bracket_low"], second["first_passing_d"]) == (200, 100, 400)
     assert first["threshold"] == pytest.approx(0.72) and first["threshold_chance_corrected"] == pytest.approx(0.77)
     assert first["wall_s"] == 4 * 1.0 + 2 * 2.0 and first["trials"] == 6 and first["num_params"] == 1000
     [row] = found.d90.to_pylist()
     assert found.d90.schema == D90 and set(D90_COLUMNS) <= set(D90.names)
-    assert row["d90"] == 300 and row["d90_per_seed"] == [200, 400] and row["outcomes"] == [("found", 2)]
-    assert 100 < row["estimate"] < 600 and row["estimate_low"] < row["estimate"]
+    assert row["first_passing_d"] == [200, 400] and row["outcomes"] == [("found", 2)]
+    assert 100 < row["d90"] < 600 and row["d90_low"] < row["d90"]
+    assert row["failed_full"] == row["failed_subspace"] == 0
     assert [point["d"] for point in row["fit"]][::40] == pytest.approx([50, 400])
     assert all(point["low"] <= point["middle"] <= point["high"] for point in row["fit"])
 
@@ -60,10 +61,10 @@ def test_a_censored_seed_is_no_number(summary):
     found = summary(searches, "grid", rows(searches, {0: 200, 1: 9999}))
     assert [row["outcome"] for row in found.searches.to_pylist()] == ["found", "above_range"]
     [row] = found.d90.to_pylist()
-    assert row["d90"] is None and row["d90_per_seed"] == [200, None]
+    assert row["first_passing_d"] == [200, None]
 
 
 def test_no_rows_is_a_table_too(summary):
     found = summary((search(0),), "bisection", [])
     [row] = found.d90.to_pylist()
-    assert found.searches.to_pylist()[0]["outcome"] == "open" and row["estimate"] is None and row["fit"] == []
+    assert found.searches.to_pylist()[0]["outcome"] == "open" and row["d90"] is None and row["fit"] == []

@@ -118,58 +118,6 @@ def test_a_caller_may_stop_between_steps(trials):
     steps.close()
 
 
-def test_a_verdict_ends_it_after_an_evaluation_and_only_there(trials):
-    steps = train.train(trials.trials_at(64)[0])
-    progress = next(steps)
-    row = None
-    while row is None:
-        try:
-            progress = steps.send(progress.step >= 15)
-        except StopIteration as end:
-            row = end.value
-    whole = train.run(trials.trials_at(64)[0])
-    assert (row.status, row.steps, progress.step) == ("stopped", 20, 20)
-    assert row.curve == whole.curve[:2] == progress.curve and row.score == row.curve[-1][1] == progress.score
-    assert dict(row.metrics)["accuracy"] == row.score
-    assert len(row.predicted) == progress.num_eval == 128 and row.chance == progress.chance == 0.5
-    assert 0 < row.num_tokens < whole.num_tokens
-
-
-def test_a_verdict_at_the_last_step_comes_too_late(trials):
-    steps = train.train(
-        dataclasses.replace(trials.trials_at(64)[0], budget=dataclasses.replace(trials.budget, steps=2))
-    )
-    next(steps)
-    assert next(steps).step == 2
-    with pytest.raises(StopIteration) as end:
-        steps.send(True)
-    assert end.value.value.status == "finished"
-
-
-@pytest.mark.parametrize("method", ["said", "did"])
-def test_a_warm_start_begins_with_the_model_of_the_smaller_d(trials, method):
-    """With no step made, the score at d = 256 is the one at d = 64, prediction by prediction."""
-    trial = dataclasses.replace(
-        trials.trials_at(64)[1], method=Method(method, "fastfood", "global", "layer", block_length=256)
-    )
-    kept = {}
-    small = train.train(
-        trial, on_trained=lambda model: kept.update({n: p.detach().clone() for n, p in model.trained().items()})
-    )
-    row = train.finish(small)
-    still = dataclasses.replace(
-        trial, d=256, eta=1e-30, learning_rate=1e-30, budget=dataclasses.replace(trial.budget, steps=1)
-    )
-    warm = train.train(still, start=kept)
-    next(warm)
-    with pytest.raises(StopIteration) as end:
-        next(warm)
-    assert end.value.value.score == row.score and end.value.value.predicted == row.predicted
-    assert train.run(still).predicted != row.predicted  # theta_0 answers otherwise
-    with pytest.raises(DimensionError, match="cannot start from coordinates"):
-        next(train.train(dataclasses.replace(still, d=16), start=kept))
-
-
 def test_evaluation_does_not_change_training(trials):
     trial = trials.trials_at(64)[0]
     rare = dataclasses.replace(trial, budget=dataclasses.replace(trial.budget, eval_every=None))

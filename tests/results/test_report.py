@@ -28,7 +28,7 @@ def baseline(observation):
 @pytest.fixture
 def trials(observation):
     seen = [observation(40 * number, score=0.5 + 0.03 * number) for number in range(8)]
-    seen += [observation(7, "diverged"), observation(9, "error", error="<b>boom</b>"), observation(11, "stopped")]
+    seen += [observation(7, "diverged"), observation(9, "error", error="<b>boom</b>")]
     other = dataclasses.replace(seen[0].trial, seeds=Seeds(4, 5, 6), eta=1.0)
     return [*seen, dataclasses.replace(seen[0], trial=other), baseline(observation)]
 
@@ -50,7 +50,7 @@ def searches():
         "threshold_chance_corrected": 0.77,
         "trials": 9,
     }
-    found = row | {"outcome": "found", "d90": 380, "bracket_low": 340, "bracket_high": 380}
+    found = row | {"outcome": "found", "first_passing_d": 380, "bracket_low": 340, "bracket_high": 380}
     return pa.Table.from_pylist([found, row | {"outcome": "above_range"}], schema=SEARCHES)
 
 
@@ -82,7 +82,7 @@ def test_a_report_is_one_page_that_needs_nothing_else(tmp_path, trials, searches
     assert "MRPC &amp; co" in text
     assert "<b>boom" not in text
     assert "&lt;b&gt;boom" in text
-    for word in ("2.13.0", "above_range", "380", "chance-corrected", "smallest d"):
+    for word in ("2.13.0", "above_range", "380", "chance-corrected", "first passing d"):
         assert word in text
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "curve-toy-tiny.png",
@@ -91,7 +91,7 @@ def test_a_report_is_one_page_that_needs_nothing_else(tmp_path, trials, searches
         "searches.parquet",
     ]
     assert pq.read_table(tmp_path / "report" / "searches.parquet").equals(searches)
-    assert csv.read_csv(tmp_path / "report" / "searches.csv")["d90"].to_pylist() == [380, None]
+    assert csv.read_csv(tmp_path / "report" / "searches.csv")["first_passing_d"].to_pylist() == [380, None]
 
 
 def test_a_report_of_nothing_is_still_a_page(tmp_path):
@@ -123,8 +123,10 @@ def test_a_figure_is_drawn_whatever_there_is(tmp_path, trials, searches, observa
 def estimated(searches, outcome, low, middle, high):
     """One row of D90 for the searches' panel."""
     row = dict.fromkeys(D90.names) | {name: searches[name][0].as_py() for name in D90.names if name in SEARCHES.names}
-    row |= {"estimate_outcome": outcome, "estimate_low": low, "estimate": middle, "estimate_high": high}
-    return pa.Table.from_pylist([row | {"estimate_text": "d90 in words", "warnings": []}], schema=D90)
+    row |= {"d90_outcome": outcome, "d90_low": low, "d90": middle, "d90_high": high}
+    return pa.Table.from_pylist(
+        [row | {"first_passing_d": [380], "d90_text": "d90 in words", "warnings": []}], schema=D90
+    )
 
 
 def artists(axes, gid):
@@ -170,7 +172,7 @@ def test_an_interval_runs_off_the_axis_where_it_is_open(trials, searches, outcom
 )
 @pytest.mark.parametrize("some", [True, False])
 def test_a_panel_without_a_d90_says_why(trials, searches, outcome, words, some):
-    rows = [row | {"outcome": outcome, "d90": None} for row in searches.to_pylist()]
+    rows = [row | {"outcome": outcome, "first_passing_d": None} for row in searches.to_pylist()]
     table = pa.Table.from_pylist(rows, schema=SEARCHES)
     figure = draw_curves(trials if some else [], table)
     said = [text.get_text() for text in artists(figure.axes[0], "reason")]

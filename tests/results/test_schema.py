@@ -16,7 +16,6 @@ from distsub.results.schema import (
     SCHEMA_VERSION,
     SEARCHES,
     TrialReader,
-    censored_median,
     from_row,
     to_table,
     trial_from_json,
@@ -83,7 +82,7 @@ observations = st.builds(
     ),
     pairs=pairs,
     trial=trials,
-    status=st.sampled_from(["finished", "diverged", "stopped", "error"]),
+    status=st.sampled_from(["finished", "diverged", "error"]),
     score=maybe(finite),
     chance=maybe(finite),
     metrics=st.dictionaries(text, finite, max_size=3).map(lambda d: tuple(d.items())),
@@ -179,26 +178,6 @@ def test_a_row_whose_trial_is_not_its_own_is_refused(observation, change, messag
     row = to_table(observation()).to_pylist()[0]
     with pytest.raises(ValueError, match=message):
         from_row(change(row))
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "expected"),
-    [
-        ([], (None, "unknown")),
-        ([("found", 300)], (300.0, "found")),
-        ([("found", 300), ("found", 400)], (350.0, "found")),
-        ([("below_range", None), ("found", 300), ("above_range", None)], (300.0, "found")),
-        ([("found", 300), ("above_range", None)], (None, "unknown")),
-        ([("found", 300), ("above_range", None), ("above_range", 9999)], (None, "above_range")),
-        ([("below_range", None), ("below_range", None), ("found", 5)], (None, "below_range")),
-        ([("below_range", None), ("above_range", None)], (None, "unknown")),
-        ([("found", 300), ("found", 300), ("budget_spent", None)], (300.0, "found")),
-        ([("found", 300), ("found", 400), ("budget_spent", None)], (None, "unknown")),
-        ([("found", None)], (None, "unknown")),
-    ],
-)
-def test_a_median_is_given_only_when_censoring_cannot_move_it(outcomes, expected):
-    assert censored_median(outcomes) == expected
 
 
 def test_the_tables_name_methods_alike():

@@ -178,11 +178,12 @@ LAZY = [
     ("select o.d from observations o natural join searches", None),
     ("pivot observations on status using max(score) group by d order by d", None),
     ("describe observations", None),
-    ("select d from observations where task in (select task from searches where d90 > 3)", ["d", "task"]),
+    ("select d from observations where task in (select task from searches where first_passing_d > 3)", ["d", "task"]),
     ("select curve[1].step from observations order by d", ["curve", "d"]),
-    ("select d from observations union all by name select d90 d from searches order by d", ["d"]),
+    ("select d from observations union all by name select first_passing_d d from searches order by d", ["d"]),
     (
-        "select (select max(d90) from searches where searches.task = o.task), score from observations o order by all",
+        "select (select max(first_passing_d) from searches where task = o.task), score "
+        "from observations o order by all",
         ["score", "task"],
     ),
     ("select 'observations' word", []),

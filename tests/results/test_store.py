@@ -60,7 +60,7 @@ def test_without_answers_is_all_but_the_answers(store, observation):
         store.write(observation(number))
     compact(store)
     store.write(observation(3, status="error", error="it broke"))
-    store.write(observation(4, status="stopped", stop="pass", goal=0.7))
+    store.write(observation(4, status="diverged", error="loss was nan"))
     nothing = {"metrics": (), "predicted": (), "target": (), "provenance": ()}
     assert store.read(answers=False) == [dataclasses.replace(row, **nothing) for row in store.read()]
     assert len(store.read()) == 5
@@ -104,9 +104,7 @@ def test_writing_everything_twice_changes_nothing(store, observation):
         ("error", "finished", True),
         ("error", "diverged", True),
         ("error", "error", False),
-        ("stopped", "finished", True),
         ("finished", "error", False),
-        ("finished", "stopped", False),
         ("diverged", "error", False),
         ("finished", "diverged", False),
     ],

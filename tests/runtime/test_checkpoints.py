@@ -9,7 +9,6 @@ from distsub.config import parse_sweep
 from distsub.results import Store
 from distsub.runtime import checkpoints
 from distsub.runtime.worker import Place, perform
-from distsub.search.stopping import Rule
 
 
 @pytest.fixture
@@ -49,18 +48,6 @@ def test_a_killed_process_costs_nothing_but_time(sweep, tmp_path, trained_apart)
     assert broken.files.names("checkpoints") == []
     name = f"adapters/{trial.id}/adapter_model.safetensors"
     assert broken.files.read(name) == whole.files.read(name)
-
-
-def test_it_goes_on_under_the_rule_that_it_began_with(sweep, tmp_path):
-    """One that began before its threshold was known is not stopped because it was cut in two."""
-    store = store_at(sweep, tmp_path / "out")
-    trial = sweep.searches()[0].trials_at(64)[0]
-    steps = perform(trial, Place(store.uri))
-    for _ in range(5):
-        next(steps)
-    steps.close()  # as in a drain: what runs keeps where it stands
-    row, seen = finish(perform(trial, Place(store.uri), Rule((0.1,))))
-    assert seen[0] == 6 and (row.status, row.stop, row.goal) == ("finished", None, None)
 
 
 @pytest.mark.parametrize("data", [b"", b"not a checkpoint", None])

@@ -6,7 +6,7 @@ from distsub.config import load_sweep
 from distsub.results import Store
 from distsub.runtime import launch
 from distsub.search import Outcome
-from distsub.search.stopping import Limit
+from distsub.search.spending import Limit
 
 
 def open_store(sweep, tmp_path):

@@ -22,7 +22,7 @@ tasks = [{tasks}]
 methods = {methods}
 seeds = {seeds}
 dims = [100, 200, 400, 800, 100000]
-search = {{ etas = [0.3], learning_rate = 1e-5, stopping = "none" }}
+search = {{ etas = [0.3], learning_rate = 1e-5 }}
 baseline = {{ learning_rates = [1e-5] }}
 budget = {{ steps = 40 }}
 """
@@ -95,7 +95,7 @@ def test_it_fits_and_tells_its_rows_apart(kind, number, width, height):
     rows = lines[start + 1 :][: min(len(board.searches), height - start - 2)]
     end = (index for index, line in enumerate(rows) if "more searches" in line or "trainings" in line)
     rows = rows[: next(end, len(rows))]
-    behind = next(lines[start].index(name) for name in ("d90 in", "state") if name in lines[start])
+    behind = next(lines[start].index(name) for name in ("bracket", "state") if name in lines[start])
     names = [line[:behind] for line in rows]
     if len(board.searches) > 1:
         assert len(rows) > 1 and len(set(names)) == len(names)
@@ -112,7 +112,7 @@ def test_every_row_is_there_where_there_is_room(kind):
     text = "\n".join(drawn(reporter, 200, 80))
     for index in range(min(24, len(board.searches))):
         assert all(reporter.labels.parts(index)[part] in text for part in reporter.labels.varying)
-    assert text.count("d90 = 400") >= min(24, len(board.searches))
+    assert text.count("passes at d = 400") >= min(24, len(board.searches))
 
 
 def test_what_all_rows_have_in_common_stands_once_above():

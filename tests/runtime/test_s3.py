@@ -176,7 +176,7 @@ def test_one_put_in_five_fails_and_no_row_is_lost_or_twice(bucket):
 @pytest.mark.parametrize("backend", ["inline", "tune"])
 def test_a_trial_costs_at_most_four_requests_and_the_end_one_pass_over_the_rows(bucket, tiny_text, tmp_path, backend):
     address, _, server = bucket
-    text = tiny_text.replace("eval_every = 10", "eval_every = 5").replace('stopping = "none"', 'stopping = "pass"')
+    text = tiny_text.replace("eval_every = 10", "eval_every = 5")
     (tmp_path / "sweep.toml").write_text(text)
     out = f"s3://bucket/runs/counted?{options(address)}"
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -195,7 +195,7 @@ def test_a_trial_costs_at_most_four_requests_and_the_end_one_pass_over_the_rows(
 
     made = [line for line in requests() if not of_drivers_beat(line)]
     rows = Store.open(out).read()
-    assert len(rows) >= 12 and any(row.status == "stopped" for row in rows)
+    assert len(rows) >= 12
     last = max(i for i, line in enumerate(made) if re.match(r"PUT .*/observations/[0-9a-f]", line)) + 1
     trials, end = made[:last], made[last:]
     mine = {row.trial.id: [line for line in trials if row.trial.id in line] for row in rows}

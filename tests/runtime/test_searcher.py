@@ -19,7 +19,6 @@ from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place
 from distsub.search import Board, make_policy
-from distsub.search.stopping import Rules
 from distsub.sweep import Resources
 from distsub.trial import Observation
 
@@ -64,7 +63,6 @@ def searcher_of(board_fails, reporter_fails):
         board,
         Store(Files.at("nowhere"), "", ""),
         reporter,
-        Rules("pass", board.goals),
         tune.CrashLog(),
         Counter(),
         Resources(retries=1),
@@ -123,7 +121,7 @@ def test_what_tune_pickles_reaches_nothing_of_this_process(monkeypatch):
     with pytest.raises(TypeError, match="pickle"):
         cloudpickle.dumps(reporter)
     with Drain() as drain:
-        tune.run(board, store, Place("nowhere"), reporter, Rules("pass", board.goals), drain, Resources())
+        tune.run(board, store, Place("nowhere"), reporter, drain, Resources())
     assert len(pickled) == 5 and {name: len(data) for name, data in pickled if len(data) > 100} == {}
 
 
@@ -142,5 +140,5 @@ def test_what_broke_is_raised_after_the_run(tiny_text, tmp_path, monkeypatch):
 
     monkeypatch.setattr(reporter, "ended", ended)
     with Drain() as drain, pytest.raises(ValueError, match="the reporter is broken"):
-        tune.run(board, store, Place(store.uri), reporter, Rules("none", board.goals), drain, Resources())
+        tune.run(board, store, Place(store.uri), reporter, drain, Resources())
     assert store.read()

@@ -65,8 +65,8 @@ def test_every_search_ends_right_and_a_killed_run_resumes(bench, policy, seed, c
     train, rng = world(bench, searches, seed), random.Random(seed)
     board = Board(searches, policy)
     rows, started = drive(board, train, slots, rng)
-    assert len(rows) <= len(started) <= board.max_trials()
-    assert len(set(started)) == len(started)
+    assert len({row.trial.id for row in rows}) == len(rows) <= board.max_trials()
+    assert {row.trial.id for row in rows} <= set(started)
 
     killed = Board(searches, policy)
     kept, _ = drive(killed, train, slots, rng, stop_after=rng.randint(0, len(rows)))
@@ -89,15 +89,14 @@ def test_shared_baselines_run_once_and_tell_everybody(bench):
     """Ten searches, two baselines: two full fine-tunings."""
     searches = [bench.search(3, 1, seed=i, baseline=bench.baselines((1e-5, 3e-5))) for i in range(10)]
     board = Board(searches, Bisection())
-    rows, started = drive(board, world(bench, searches, 0), 4, random.Random(0))
+    rows, _ = drive(board, world(bench, searches, 0), 4, random.Random(0))
     assert sum(row.trial.is_baseline for row in rows) == 2
-    assert len(set(started)) == len(started)
     assert all(finding.thresholds is not None for finding in board.findings())
-    assert board.max_trials() == 2 + 10 * 2
+    assert board.max_trials() == 2 + 10 * 3
 
 
 def test_order_of_trials(bench):
-    """Baselines of all tasks, then by rank (sst2 waits for two baselines, mrpc for one), then the sweep's order."""
+    """Baselines of all tasks, then by rank, where a later seed stands back, then the sweep's order."""
     other = Task(name="sst2", source="nyu-mll/glue", text=("sentence",))
     searches = [
         bench.search(3, 2, seed=0),
@@ -115,11 +114,8 @@ def test_order_of_trials(bench):
         ("sst2", 0, None),
         ("sst2", 0, None),
         ("mrpc", 0, 0.1),
-        ("mrpc", 1, 0.1),
-        ("mrpc", 0, 0.2),
-        ("mrpc", 1, 0.2),
         ("sst2", 0, 0.1),
-        ("sst2", 0, 0.2),
+        ("mrpc", 1, 0.1),
     ]
 
 
@@ -139,16 +135,17 @@ def test_next_is_steady_and_offers_a_lost_trial_again(bench):
 
 def test_a_pass_makes_the_rest_unwanted(bench):
     """And a lost slot does not."""
-    search = bench.search(7, num_etas=3)
+    search = bench.search(15, num_etas=3)
     board = Board([search], Bisection())
     board.observe(bench.see(search.baseline[0], 0.8))
     assert board.next(set(), 3) is not None
-    middle = {trial.id for trial in search.trials_at(40)}
-    assert board.wanted() == middle
+    before = set(board.wanted())
+    assert {search.trials_at(d)[1].id for d in (40, 80, 120)} <= before
     board.next(set(), 1)
-    assert board.wanted() == middle
-    board.observe(bench.see(search.trials_at(40)[0], 0.79))
-    assert board.wanted() == {trial.id for trial in search.trials_at(20)}
+    assert board.wanted() == before
+    board.observe(bench.see(search.trials_at(80)[1], 0.79))
+    after = set(board.wanted())
+    assert search.trials_at(40)[1].id in after and search.trials_at(120)[1].id not in after
 
 
 def test_idle_slots_are_filled_by_one_search(bench):
@@ -194,7 +191,6 @@ def test_a_spent_budget_is_told(bench):
     board.observe(bench.see(search.trials_at(20)[0], 0.79))
     (finding,) = board.findings(spent=True)
     assert (finding.outcome, finding.d, finding.bracket) == (Outcome.budget_spent, None, (None, 20))
-    assert finding.chance_corrected.outcome is Outcome.budget_spent
     board.observe(bench.see(search.trials_at(10)[0], 0.6))
     assert board.findings(spent=True) == board.findings()
     assert board.finished
@@ -251,7 +247,8 @@ def test_cost_does_not_grow_with_the_searches(bench):
     board.wanted()
     assert policy.calls == {"propose": 2000, "observe": 2000}
     rows, _ = drive(board, lambda trial: bench.see(trial, 0.79 if trial.seeds.data % 2 else 0.55), 64, random.Random(0))
-    assert len(rows) == 4000
-    assert policy.calls == {"propose": 2000 + len(rows), "observe": 2000 + len(rows)}
+    assert 3900 < len(rows) <= 4000
+    assert policy.calls["observe"] == 2000 + len(rows)
+    assert policy.calls["propose"] <= 2100 + len(rows)  # a few more when slots are idle at the end
     assert {finding.outcome for finding in board.findings()} == {Outcome.below_range, Outcome.above_range}
     assert board.finished

@@ -50,13 +50,6 @@ def test_owns_nothing_else(bench):
     assert not search.owns(replace(search.baseline[0], learning_rate=3e-4))
 
 
-def test_confirmations_belong_to_a_search_that_chooses(bench):
-    """With one try at every d nothing is chosen among etas, however long their list."""
-    for tries in (1, 2):
-        search = bench.search(num_etas=3, confirm=True, tries=tries)
-        assert search.owns(search.confirmation(search.trials_at(10)[0])) is (tries > 1)
-
-
 def test_id_follows_the_record(bench):
     """Equal records share it, any change gives another, and pickling keeps it."""
     search = bench.search()
@@ -79,7 +72,6 @@ OTHER_TASK = Task(name="sst2", source="nyu-mll/glue", text=("sentence",))
         ({"etas": (0.0,)}, "etas"),
         ({"tries": 0}, "tries = 0: give a number from 1 to 2, the number of etas"),
         ({"tries": 3}, "tries = 3: give a number from 1 to 2"),
-        ({"eta_choice": "luck"}, "eta_choice = 'luck': give one of belief, optuna"),
         ({"fraction": 0.0}, "fraction"),
         ({"fraction": 1.1}, "fraction"),
         ({"method": Method("full")}, "method"),

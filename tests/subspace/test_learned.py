@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distsub.errors import AdapterError, ConfigError, DimensionError, TrajectoryError
-from distsub.subspace import adapter, layout
+from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
 from distsub.subspace.trajectory import Snapshots
 
@@ -176,15 +176,6 @@ def test_an_adapter_needs_its_trajectory(zoo, tmp_path, settings):
         SubspaceModel.from_pretrained(tmp_path, zoo.build("Bert"))
     with pytest.raises(AdapterError, match="the checkpoints given are others"):
         SubspaceModel.from_pretrained(tmp_path, zoo.build("Bert"), dataclasses.replace(snapshots, fingerprint="x"))
-
-
-@pytest.mark.parametrize("ensemble", [1, 3])
-def test_a_larger_d_starts_where_a_smaller_one_ended(zoo, ensemble):
-    small, large = held(zoo, d=2, ensemble=ensemble), held(zoo, d=4, ensemble=ensemble)
-    zoo.move(small, 0.1)
-    adapter.start_from(large, small.trained())
-    batch = zoo.batch("Bert")
-    torch.testing.assert_close(large(**batch.inputs).logits, small(**batch.inputs).logits, rtol=0, atol=1e-10)
 
 
 def test_every_architecture_with_blocks_trains_in_its_layers(zoo, architecture):
