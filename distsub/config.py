@@ -83,23 +83,33 @@ def parse_sweep(text: str, directory: str | Path = ".", origin: str = "sweep") -
     except ValueError as error:  # a number of more digits than Python reads is none of tomllib's own
         raise ConfigError(f"{origin}: not valid TOML: {error}") from None
     except RecursionError:
-        raise ConfigError(f"{origin}: nested too deeply; a sweep file has tables in lists, and nothing below") from None
-    _refuse_huge(raw, origin)
+        raise _nested(origin) from None
     try:
+        _refuse_huge(raw)
         return _File.model_validate(raw).sweep(Path(directory), text)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{origin}: {complaint(each, _File)}" for each in error.errors())) from error
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from error
+    except RecursionError:  # keys with many dots are read without recursion
+        raise _nested(origin) from None
 
 
-def _refuse_huge(value: Any, place: str) -> None:
+def _nested(origin: str) -> ConfigError:
+    return ConfigError(f"{origin}: nested too deeply; a sweep file has tables in lists, and nothing below")
+
+
+def _refuse_huge(value: Any, *keys: str) -> None:
     """Refuse whole numbers that no column of the results can hold, wherever they stand."""
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value, start=1):
-            _refuse_huge(inner, f"{place}: {key}" if isinstance(value, dict) else place)
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_huge(inner, *keys, key)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_huge(inner, *keys)
     elif isinstance(value, int) and abs(value) >= 2**63:
-        raise ConfigError(f"{place} is a whole number of {value.bit_length()} bits; give one below 2^63")
+        where = ": ".join(keys)
+        raise ConfigError(f"{where} is a whole number of {value.bit_length()} bits; give one below 2^63")
 
 
 # ---- the file's tables, one class each; what is optional takes its default from the record it becomes

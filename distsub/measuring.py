@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from distsub.errors import ConfigError, DistsubError
+from distsub.errors import ConfigError, DistsubError, OutputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -177,10 +177,21 @@ def measure(
 
 
 def sweep_of(store: "Store") -> "Sweep":
-    """Read the sweep of a results directory, with the contents that its rows are of."""
+    """Read the sweep of a results directory, with the contents that its rows are of.
+
+    Raises:
+        OutputError: The directory's copy of the sweep file is missing or damaged.
+    """
     from distsub.config import parse_sweep
 
-    return parse_sweep(store.sweep_text, store.directory, f"{store.uri}/sweep.toml").known(store.places)
+    place = f"{store.uri}/sweep.toml"
+    healing = f"`distsub run` with the sweep file and --out {store.uri} puts it back, and trains only what is missing"
+    if not store.sweep_text:
+        raise OutputError(f"{place} is missing or empty; {healing}")
+    try:
+        return parse_sweep(store.sweep_text, store.directory, place).known(store.places)
+    except ConfigError as error:
+        raise OutputError(f"{str(error).splitlines()[0]}; {healing}") from None
 
 
 def _proposal(

@@ -1,8 +1,9 @@
 """Where the contents of a sweep lie: the way from a record that knows its content back to the files."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from distsub.trial import Source, Task, Trial
@@ -86,11 +87,19 @@ class Places:
         Raises:
             ValueError: It is something else.
         """
+        from pydantic import ValidationError
+
         try:
-            models = tuple(ModelPlace(**place) for place in record.get("models", ()))
-            return cls(models, tuple(map(task_from, record.get("tasks", ()))))
-        except (TypeError, KeyError, AttributeError) as error:
+            return _adapter().validate_json(json.dumps(record), strict=True)
+        except (ValidationError, TypeError) as error:
             raise ValueError(f"not the places of models and tasks: {error}") from None
+
+
+@cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Places)
 
 
 def task_from(record: Mapping[str, Any]) -> Task:

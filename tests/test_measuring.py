@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import shutil
 import tomllib
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 import distsub
 from distsub import cli, measuring
-from distsub.errors import ConfigError, DistsubError
+from distsub.errors import ConfigError, DistsubError, OutputError
+from distsub.results import Store
 
 KEYS = {
     "methods": ["did"],
@@ -49,6 +51,24 @@ def test_every_table_of_what_was_measured_agrees(measured, capsys):
     figure = measured.plot()
     [axes] = [each for each in figure.axes if each.has_data()]
     assert axes.get_xscale() == "log"
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "name = [", "name = 3", "a." * 20_000 + "b = 1"], ids=lambda text: str(text)[:9]
+)
+def test_a_copy_of_the_sweep_file_that_is_lost_or_damaged_is_one_line_that_says_how_it_heals(measured, text, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(measured.store.uri, out)
+    if text is None:
+        (out / "sweep.toml").unlink()
+    else:
+        (out / "sweep.toml").write_text(text)
+    with pytest.raises(OutputError, match=r"out/sweep\.toml.*`distsub run`.*puts it back") as caught:
+        distsub.open(out).d90()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    kept, store = measured.store, distsub.open(measured.store.uri).store
+    Store.create(out, store.sweep_text, store.fingerprint, store.directory, store.places, measured.sweep.record)
+    assert distsub.open(out).d90() == distsub.open(kept.uri).d90()
 
 
 def test_the_same_call_resumes_and_open_sees_the_same(measured, tiny_model, task, capsys):

@@ -1,6 +1,6 @@
 """Identity by content: what is told apart, what is not, and the way back to the files."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 
@@ -19,6 +19,9 @@ OTHER = {
     "metric": "matthews",
     "num_labels": 3,
 }
+ODD_MODELS = ({"name": 3}, {"name": None}, {"content": 5}, {"content": None}, {"revision": 1}, {"extra": 1})
+ODD_TASKS = ({"content": 5}, {"source": []}, {"text": "a"}, {"text": [1]}, {"where": [1]}, {"where": [["a"]]})
+ODD_TASKS += ({"num_labels": "2"}, {"num_labels": 2.5}, {"holdout": "x"}, {"labels": [None]})
 TASK = Task("tickets", "/here/tickets", ("text",), content="aa" * 32)
 TRIAL = Trial("/here/model", TASK, Method("did"), 16, 1e-4, 1.0, Seeds(), Budget(steps=3), weights="bb" * 32)
 
@@ -88,7 +91,15 @@ def test_places_survive_json_and_name_what_changed():
     assert places.changes_to(places) == [] and places.changes_to(Places()) == []
 
 
-@pytest.mark.parametrize("record", [{"models": [{"nome": 1}]}, {"tasks": [{"source": "x"}]}, {"tasks": 3}, []])
+@pytest.mark.parametrize(
+    "record",
+    [
+        *({"models": [{"name": "m", "revision": None, "content": "c", **odd}]} for odd in ODD_MODELS),
+        *({"tasks": [{**asdict(TASK), **odd}]} for odd in ODD_TASKS),
+        *({"models": [{"nome": 1}]}, {"tasks": [{"source": "x"}]}, {"tasks": 3}, {"models": "x"}, [], None, "x"),
+    ],
+    ids=lambda record: str(record)[-40:],
+)
 def test_what_is_no_record_of_places_is_refused(record):
     with pytest.raises(ValueError, match="places"):
         Places.from_json(record)
