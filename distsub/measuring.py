@@ -185,7 +185,7 @@ def sweep_of(store: "Store") -> "Sweep":
     from distsub.config import parse_sweep
 
     place = f"{store.uri}/sweep.toml"
-    healing = f"`distsub run` with the sweep file and --out {store.uri} puts it back, and trains only what is missing"
+    healing = f"a lost or damaged copy is put back by `distsub run` with the sweep file and --out {store.uri}"
     if not store.sweep_text:
         raise OutputError(f"{place} is missing or empty; {healing}")
     try:

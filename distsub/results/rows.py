@@ -71,11 +71,12 @@ def parse_row(data: bytes, name: str, columns: Sequence[str] | None) -> pa.Table
     if not data:
         return "empty file"
     try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+        source = pa.BufferReader(data)
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             present = file.schema_arrow.names
             if file.metadata.num_rows != 1 or not set(_KEYS).issubset(present):
                 return "foreign, not the one row of a trial"
-            if large := _too_large(file.metadata, "row"):
+            if large := _too_large(source.size(), file.metadata, "row"):
                 return large
             asked = _all(present) if columns is None else columns
             wanted = [column for column in dict.fromkeys([*asked, *_KEYS]) if column != KIN]
@@ -106,7 +107,7 @@ def parse_part(source: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table
                 return "foreign, no rows of trials"
             if version > SCHEMA_VERSION:
                 return _newer(version)
-            if large := _too_large(file.metadata, "part"):
+            if large := _too_large(source.size(), file.metadata, "part"):
                 return large
             columns = _all(present) if columns is None else columns
             if KIN in columns:  # a piece at a time: all trials at once take ten times as long, for want of fresh memory
@@ -228,8 +229,17 @@ def _all(present: Sequence[str]) -> list[str]:
     return [*OBSERVATIONS.names, *(name for name in present if name not in OBSERVATIONS.names)]
 
 
-def _too_large(metadata: pq.FileMetaData, kind: str) -> str | None:
-    """Say of a file that it claims more than its kind may hold, before anything of it is unpacked."""
+def _too_large(size: int, metadata: pq.FileMetaData, kind: str) -> str | None:
+    """Say of a file of so many bytes that it claims more than its kind may hold, before anything of it is unpacked.
+
+    Raises:
+        OSError: What the file says of its columns is damaged.
+    """
+    # Asked for damaged metadata of a column, pyarrow ends the process; a reader that is set up, for no rows, raises. It
+    # would fetch all bytes of the file in advance: zeros, which are never touched, do as well.
+    reader = pq.ParquetFile(pa.BufferReader(np.zeros(size, np.uint8)), metadata=metadata).reader
+    for number in range(metadata.num_row_groups):
+        next(reader.iter_batches(0, row_groups=[number], use_threads=False), None)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     for index in range(metadata.num_columns):
         count = sum(group.column(index).num_values for group in groups)

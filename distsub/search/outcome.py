@@ -17,7 +17,9 @@ class Outcome(Enum):
     below_range = "the smallest d reached the threshold: d90 <= smallest d"
     above_range = "no d reached the threshold: d90 > largest d (censored)"
     not_monotone = "a larger d fell short by more than sampling error explains: no single d90 fits these trials"
-    baseline_missing = "the baseline has no score (a full fine-tuning failed or diverged): there is no threshold"
+    baseline_missing = (
+        "the baseline has no score (no full fine-tuning has ended yet, or it failed or diverged): there is no threshold"
+    )
     baseline_at_chance = "the baseline is not above chance: the threshold means nothing"
     trial_failed = "a trial that decides d90 ended in an error: the bracket is as far as the others reach"
     budget_spent = "the budget ended before the search did: the bracket is as far as it got"

@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -186,6 +188,27 @@ def test_a_small_file_that_claims_billions_of_values_is_named_unread(store, obse
     assert store.read() == [] and store.table().num_rows == 0
     assert f"{count:,} values of correct" in store.damaged[0]
     assert pa.total_allocated_bytes() - before < 2**20
+
+
+@pytest.mark.parametrize("kind", ["row", "part"])
+def test_no_bit_of_a_file_that_is_flipped_ends_the_process(observation, kind):
+    """In a process of its own: pyarrow aborts over some, in what a file says of its columns."""
+    data, name = encode(to_table(observation()), part=kind == "part"), f"{observation().trial.id}.parquet"
+    read = "parse_row(flipped, name, None)" if kind == "row" else "parse_part(pa.BufferReader(flipped), None)"
+    script = f"""
+import sys
+import pyarrow as pa
+from distsub.results.rows import parse_part, parse_row
+data, name = sys.stdin.buffer.read(), {name!r}
+for at in range(len(data) // 10, len(data), 7):
+    flipped = bytearray(data)
+    flipped[at] ^= 0x20
+    flipped = bytes(flipped)
+    {read}
+print("all read")
+"""
+    done = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True)
+    assert done.stdout.strip() == b"all read", done.stderr.decode()[-500:]
 
 
 def test_compact_keeps_columns_that_it_does_not_know(store, observation):
