@@ -186,12 +186,17 @@ def test_a_trial_that_the_memory_monitor_kills(starts, small_sweep, tmp_path, tr
 
 @pytest.mark.parametrize("name", ["gcs_server", "raylet"])
 def test_the_session_after_memory_pressure_is_killed_while_it_starts(
-    starts, small_sweep, tmp_path, truth, distsub_run, full_at, request, reaper, name
+    starts, small_sweep, tmp_path, truth, distsub_run, full_at, request, reaper, with_resources, name
 ):
     """Memory is still short when the run begins anew, on a cluster of its own: that costs one more attempt."""
+    with_resources(
+        small_sweep, cpus_per_trial=1, retries=9
+    )  # the monitor kills what runs beside, for others' memory too
     environment, flag = request.getfixturevalue("environment"), tmp_path / "once"
     environment["PYTHONPATH"] = os.pathsep.join([str(starts.site), os.environ.get("PYTHONPATH", "")])
     starts.patch(more=EAT, once=flag)
+    with (starts.site / "sitecustomize.py").open("a") as site:  # later sessions are not to be hit by what others use
+        site.write(f"if os.path.exists({str(flag)!r}):\n    os.environ['RAY_memory_usage_threshold'] = '1.0'\n")
     run = distsub_run(small_sweep, tmp_path / "short", environment)
     run.until(flag.exists, "allocation")
     run.until(lambda: run.log().count("ray      connecting") == 2, "another connection")
