@@ -12,6 +12,7 @@ import pytest
 from distsub.config import load_sweep, parse_sweep
 from distsub.results import Store
 from distsub.runtime import launch
+from distsub.runtime.checks import check
 from distsub.runtime.drain import TERMINATED, Drain
 from distsub.runtime.progress import Reporter
 
@@ -129,6 +130,6 @@ def test_tune_ends_and_goes_on(tiny_text, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row.trial.id: row for row in store.read()}
     assert {trial: rows[trial] for trial in kept} == kept
-    sweep = load_sweep(path)
+    sweep = check(load_sweep(path))
     assert all(finding.outcome.is_over for finding in launch.board_of(sweep, store).findings())
     assert store.files.names("checkpoints") == []
