@@ -64,7 +64,8 @@ class Run(subprocess.Popen):
     """`distsub run` in a process group of its own, its lines in a file."""
 
     def __init__(self, sweep, out, environment, *more):
-        self.out, self._lines = out, f"{out}-{time.monotonic_ns()}.log"
+        beside = os.path.join(environment["RAY_TMPDIR"], "run") if "://" in str(out) else out
+        self.out, self._lines = out, f"{beside}-{time.monotonic_ns()}.log"
         with open(self._lines, "w") as sink:
             super().__init__(
                 [sys.executable, "-m", "distsub.cli", "run", str(sweep), "--out", str(out), "--no-adapters", *more],

@@ -1,12 +1,12 @@
-"""Nodes that do not see the driver's files, for real: mount namespaces over them, and inputs in a bucket."""
+"""Nodes that do not see the driver's files, for real: mount namespaces over them, a cluster, and inputs in a bucket."""
 
+import contextlib
 import ctypes
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -19,35 +19,31 @@ from distsub.runtime.checks import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-CLONE_NEWNS = 0x00020000
+CLONE_NEWNS, CLONE_FS = 0x00020000, 0x00000200
 
 
-def in_namespace(folder, action):
-    """Do something, and start its processes, where a folder is empty; skips where that is not permitted."""
-    found = {}
+@contextlib.contextmanager
+def unseen(folder):
+    """Be where a folder is empty, with all that is started there; skips where that is not permitted.
 
-    def act():
-        try:
-            if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):  # of this thread, and of what it starts
-                raise PermissionError(os.strerror(ctypes.get_errno()))
-            subprocess.run(["mount", "--make-rprivate", "/"], check=True, capture_output=True)
-            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            found["skip"] = f"no mount namespaces here: {error}"
-            return
-        try:
-            found["value"] = action()
-        except BaseException as error:
-            found["error"] = error
-
-    thread = threading.Thread(target=act)
-    thread.start()
-    thread.join()
-    if "skip" in found:
-        pytest.skip(found["skip"])
-    if "error" in found:
-        raise found["error"]
-    return found["value"]
+    In this thread, since Ray starts nodes in the main one.
+    """
+    libc, before, directory = ctypes.CDLL(None, use_errno=True), os.open("/proc/thread-self/ns/mnt", 0), os.getcwd()
+    if libc.unshare(CLONE_NEWNS):
+        os.close(before)
+        pytest.skip(f"no mount namespaces here: {os.strerror(ctypes.get_errno())}")
+    try:
+        for mount in (["--make-rprivate", "/"], ["-t", "tmpfs", "tmpfs", str(folder)]):
+            done = subprocess.run(["mount", *mount], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"no mounts here: {done.stderr.strip()}")
+        yield
+    finally:
+        libc.unshare(CLONE_FS)  # threads that were started here share this one's, which then may not leave
+        assert libc.setns(before, CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+        os.close(before)
+        os.chdir(directory)
+    assert list(Path(folder).iterdir())
 
 
 @pytest.fixture
@@ -105,11 +101,48 @@ def test_a_process_that_sees_neither_model_nor_data_leaves_the_same_row(
     assert len(list(inputs.put(store.files, sweep.places, sweep.budget))) == 2
     trial = sweep.searches()[0].baseline[0]
     monkeypatch.setenv("DISTSUB_CACHE", str(tmp_path / "cache"))
-    in_namespace(private, lambda: trained_apart(store, trial))
+    with unseen(private):
+        trained_apart(store, trial)
     (row,) = store.table().to_pylist()
     changing = {"wall_s", "eval_s", "peak_bytes", "provenance"}
     assert {key: value for key, value in row.items() if key not in changing} == truth[trial.id]
     assert converted(tmp_path / "cache") == 1
+
+
+@pytest.mark.parametrize(("blind", "storage"), [(1, "shared"), (2, "shared"), (1, "bucket"), (2, "bucket")])
+def test_nodes_that_do_not_see_the_driver_s_files_train_the_same(
+    blind, storage, private, rig, starts, small_sweep, truth, distsub_run, tmp_path, monkeypatch, request
+):
+    starts.patch(delay=0.5)
+    caches, nodes = [tmp_path / "cache-0", tmp_path / "cache-1"], []
+    if storage == "bucket":  # before its nodes start, which inherit its settings
+        (address, options) = request.getfixturevalue("bucket")
+        out = f"{address}/{tmp_path.name}?{options}"  # the server's buckets outlive it in this process
+        rig.environment |= {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    else:
+        out = tmp_path / "out"
+    for i, cache in enumerate(caches):
+        monkeypatch.setenv("DISTSUB_CACHE", str(cache))
+        with unseen(private) if i < blind else contextlib.nullcontext():
+            nodes.append(rig.add())
+    run = distsub_run(small_sweep, out, rig.environment)
+    run.finish(truth)
+    assert {node for _, node, *_ in starts.read()} == {node.node_id for node in nodes}
+    assert run.log().count("put into the results") == 2
+    assert [converted(cache) for cache in caches] == [1, 1]
+    fetched = [(cache / "inputs").is_dir() for cache in caches]
+    assert fetched == ([True, True] if storage == "bucket" else [False, False])
+    assert "private/model" in Store.open(str(out)).table(["model"])["model"][0].as_py()
+
+
+def test_without_the_inputs_the_node_is_named(private, rig, small_sweep, distsub_run, tmp_path):
+    with unseen(private):
+        rig.add()
+    run = distsub_run(small_sweep, tmp_path / "out", rig.environment, "--no-inputs")
+    assert run.wait(400) == 3
+    assert not (tmp_path / "out" / "inputs").exists()
+    errors = Store.open(str(tmp_path / "out")).table(["error"])["error"].to_pylist()
+    assert errors and all(f"node {os.uname().nodename}: " in each and "private/model" in each for each in errors)
 
 
 def test_a_model_and_data_in_a_bucket(bucket, private, small_sweep, truth, tmp_path, monkeypatch):
