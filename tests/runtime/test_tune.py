@@ -15,6 +15,7 @@ import pytest
 from distsub.config import load_sweep
 from distsub.results import Store
 from distsub.runtime import launch
+from distsub.runtime.checks import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -40,7 +41,7 @@ def environment():
 
 @pytest.fixture
 def truth(tiny_sweep, tmp_path):
-    sweep = load_sweep(tiny_sweep)
+    sweep = check(load_sweep(tiny_sweep))
     store = Store.create(str(tmp_path / "inline"), sweep.text, sweep.fingerprint, str(tmp_path))
     assert launch.run(sweep, store, "inline") == 0
     return table_of(tmp_path / "inline")
@@ -103,7 +104,7 @@ def test_a_trial_that_kills_its_process_is_retried_then_recorded(tiny_sweep, tmp
     dead = {row.trial.id for row in rows if row.status == "error"}
     deaths = Path(tmp_path / "deaths").read_text().split()
     assert dead == set(deaths) and all(deaths.count(trial) == 2 for trial in dead)
-    board = launch.board_of(load_sweep(tiny_sweep), Store.open(str(out)))
+    board = launch.board_of(check(load_sweep(tiny_sweep)), Store.open(str(out)))
     others = [
         f for s, f in zip(board.searches, board.findings(), strict=True) if (s.method.name, s.seeds.data) != ("said", 0)
     ]
