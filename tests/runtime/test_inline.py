@@ -34,11 +34,11 @@ def test_a_crashing_trial_is_retried_then_recorded_and_the_others_go_on(tiny_swe
     store = open_store(sweep, tmp_path)
     real, calls = inline.perform, []
 
-    def flaky(trial, place, rule):
-        if trial.d == 16 and trial.method.name == "said":
+    def flaky(trial, place):
+        if trial.d == 64 and trial.method.name == "said":
             calls.append(trial.id)
             raise RuntimeError("boom\nwith a second line")
-        return real(trial, place, rule)
+        return real(trial, place)
 
     monkeypatch.setattr(inline, "perform", flaky)
     assert launch.run(sweep, store, "inline") == 3

@@ -42,7 +42,7 @@ def environment():
 @pytest.fixture
 def truth(tiny_sweep, tmp_path):
     sweep = check(load_sweep(tiny_sweep))
-    store = Store.create(str(tmp_path / "inline"), sweep.text, sweep.fingerprint, str(tmp_path))
+    store = Store.create(str(tmp_path / "inline"), sweep.text, sweep.fingerprint, str(tmp_path), sweep.places)
     assert launch.run(sweep, store, "inline") == 0
     return table_of(tmp_path / "inline")
 
@@ -90,7 +90,7 @@ def test_a_trial_that_kills_its_process_is_retried_then_recorded(tiny_sweep, tmp
         "import distsub.finetune.train as t\n"
         "real = t.build_model\n"
         "def build(trial, *a, **k):\n"
-        "    if trial.d == 16 and trial.method.name == 'said' and trial.seeds.data == 0:\n"
+        "    if trial.d == 64 and trial.method.name == 'said' and trial.seeds.data == 0:\n"
         f"        with open({str(tmp_path / 'deaths')!r}, 'a') as f: f.write(trial.id + chr(10))\n"
         "        os.kill(os.getpid(), 9)\n"
         "    return real(trial, *a, **k)\n"
