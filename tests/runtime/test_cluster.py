@@ -71,7 +71,7 @@ def test_a_request_that_no_node_meets_is_said_within_a_minute_and_met_when_one_j
 def test_an_idle_process_lets_go_of_its_node_while_the_last_trial_runs(
     rig, starts, small_sweep, tmp_path, truth, distsub_run
 ):
-    starts.patch(more="time.sleep(60 if (trial.d, trial.seeds.data) == (16, 0) else 0)")
+    starts.patch(more="time.sleep(60 if (trial.d, trial.seeds.data) == (256, 0) else 0)")
     rig.add(), rig.add()
     run = distsub_run(small_sweep, tmp_path / "tail", rig.environment)
     run.until(lambda: len({pid for *_, pid, _ in starts.read()}) == 2, "both processes")
