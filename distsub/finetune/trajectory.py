@@ -98,7 +98,7 @@ def marks(recording: Recording, num_rows: int) -> list[int]:
 
 def record(
     recording: Recording, path: str | os.PathLike[str], device: str = "cpu", resume: Checkpoint | None = None
-) -> Generator[Progress, bool | None, Observation]:
+) -> Generator[Progress, None, Observation]:
     """Fine-tune in full and leave the checkpoints, yielding after every step.
 
     Args:
