@@ -132,7 +132,7 @@ def run(
     share = "" if shard == ALONE else f" (shard {shard[0]}/{shard[1]})"
     reporter.line(
         f"sweep    {sweep.name}{share}: {len(board.searches)} searches, about {reporter.progress.total} trainings "
-        f"and at most {board.max_trials()}, {len(rows)} known{_taken(taken or {})}"
+        f"and at most {board.max_trials()}, {board.num_observed} known{_taken(taken or {})}"
     )
     # An interrupt is an end like SIGTERM, which stands for one where somebody waits: what is open says which.
     with contextlib.suppress(KeyboardInterrupt), Heartbeat(store.files, reporter.training), reporter, Drain() as drain:

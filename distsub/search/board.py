@@ -100,7 +100,7 @@ class Board:
         self._spending.ended(observation)
         trial = observation.trial
         interested = self._interested.get(trial.id if trial.is_baseline else lineage(trial), ())
-        if interested:
+        if any(self.searches[index].owns(trial) for index in interested):  # not of a d that only a wider sweep asks for
             self._observed.add(trial.id)
         for index in interested:
             state = self.policy.observe(self._states[index], observation)
