@@ -66,7 +66,7 @@ def falls(rows: Rows, failed: Sequence[bool]) -> tuple[str, ...]:
     for seeds in dict.fromkeys(row.seeds for row in trained):
         best: dict[float, Row] = {}
         for row in trained:
-            if row.seeds == seeds and not row.is_bound:
+            if row.seeds == seeds:
                 best[row.d or 0] = max(best.get(row.d or 0, row), row, key=lambda r: r.score or 0.0)
         top: Row | None = None
         for d in sorted(best):

@@ -58,7 +58,6 @@ class Row:
         score: What it scored; None if it ended without a score (diverged).
         num_examples: Examples evaluated.
         influences: What each of them adds to the score (`distsub.search.answers`), or None.
-        is_bound: Whether a longer training might have scored more, up to the threshold.
     """
 
     d: float | None
@@ -67,7 +66,6 @@ class Row:
     score: float | None
     num_examples: int
     influences: np.ndarray | None = None
-    is_bound: bool = False
 
     @property
     def value(self) -> tuple[float, float, float, bytes]:
@@ -132,9 +130,8 @@ class Rows:
         """
         subspace, unit = (*self.subspace, *self.lost), self.full - self.chance
         bar = fraction * self.full
-        below = np.array([row.score is None or (row.is_bound and row.score < bar) for row in subspace])
-        y = [bar if is_below else row.score for row, is_below in zip(subspace, below, strict=True)]
-        y = np.array([*y, *(row.score for row in self.baseline)], dtype=float)
+        below = np.array([row.score is None for row in subspace])
+        y = np.array([bar if row.score is None else row.score for row in (*subspace, *self.baseline)], dtype=float)
         # One size of sampling error for all subspace rows, that at the threshold, and one for all baselines. Were it
         # each row's own, lucky rows would have the smaller errors and the fit would follow them (Peelle's puzzle).
         at_bar = self._variance(self.subspace, bar) / unit**2
@@ -161,11 +158,10 @@ class Rows:
     def shared(self, noise: Noise) -> Shared:
         """Return what another evaluation set would do to all rows alike."""
         rows, unit = (*self.subspace, *self.baseline), self.full - self.chance
-        told = [row for row in rows if not row.is_bound]
         return shared(
-            [((row.score or 0.0) - self.chance) / unit for row in told],
-            [row.influences for row in told],
-            [row.d is None for row in told],
+            [((row.score or 0.0) - self.chance) / unit for row in rows],
+            [row.influences for row in rows],
+            [row.d is None for row in rows],
             [self._variance(rows, score) / unit**2 for score in knot_scores(self.chance, self.full)],
             noise.paired,
         )
