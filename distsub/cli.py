@@ -5,17 +5,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from distsub import learned_commands, streams
 from distsub.errors import ConfigError, DistsubError, OutputError
-from distsub.measuring import sweep_of
+from distsub.measuring import summary_of, sweep_of
 from distsub.options import As, Backend, Format, Out, SweepFile, Version
+from distsub.runtime.drain import INTERRUPTED, TERMINATED
 from distsub.shell import (
-    INTERRUPTED,
-    TERMINATED,
     Stopped,
     answers,
     open_results,
@@ -23,13 +22,10 @@ from distsub.shell import (
     say,
     show,
     strangers,
-    summary_of,
+    summed_up,
     told,
     write,
 )
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="distsub",
@@ -110,11 +106,11 @@ def run(
     others = [open_results(each) for each in reuse or []]
     sweep, store = open_sweep(sweep_file, out)
     from distsub.analysis import standing
-    from distsub.analysis.summary import INTERVAL, Summary
+    from distsub.analysis.summary import INTERVAL
     from distsub.runtime.reuse import take
 
     taken = take(sweep, store, others, adapters)
-    summary = Summary(sweep.searches(), sweep.policy, store, sweep.limit)  # of what is there when it is first asked
+    summary = summary_of(sweep, store)  # of what is there when it is first asked
     address = out if "://" in out else None
     code = launch.run(
         sweep,
@@ -124,7 +120,7 @@ def run(
         adapters,
         address,
         share,
-        final=lambda: summary.estimates,
+        final=lambda: summary.texts,
         taken=taken,
         inputs=inputs,
     )
@@ -201,7 +197,7 @@ def status(out: Out, format: As = Format.table) -> None:
     from distsub.analysis import standing
 
     store = open_results(out)
-    summary, sweep = summary_of(store)
+    summary, sweep = summed_up(store)
     searches = told(store, summary.searches)
     if format is not Format.table:
         show(standing.status_rows(searches, store), format)
@@ -236,7 +232,7 @@ def query(
     from distsub.results import query as run_query
 
     store = open_results(out)
-    known = views.views_of(store, lambda: summary_of(store)[0])
+    known = views.views_of(store, lambda: summed_up(store)[0])
     if sql is not None:
         show(told(store, run_query(known, sql)), format)
     elif format is Format.table:
@@ -255,7 +251,7 @@ def report(
     from distsub.results import output_address, write_report
 
     store = open_results(out)
-    summary, sweep = summary_of(store)
+    summary, sweep = summed_up(store)
     d90 = told(store, summary.d90)
     directory = output_address(to) if to else f"{out.rstrip('/')}/report"
     rows = store.read()

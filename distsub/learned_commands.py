@@ -6,9 +6,8 @@ import typer
 
 from distsub.measuring import sweep_of
 from distsub.options import As, Backend, Format, Out, Scope, SweepFile
+from distsub.runtime.drain import INTERRUPTED, TERMINATED
 from distsub.shell import (
-    INTERRUPTED,
-    TERMINATED,
     Stopped,
     open_results,
     open_sweep,

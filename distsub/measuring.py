@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from distsub.errors import ConfigError, DistsubError, OutputError
+from distsub.runtime.drain import INTERRUPTED, TERMINATED
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from distsub.analysis.summary import Summary
     from distsub.results import Store
-    from distsub.search import Search
     from distsub.search.interval import Estimate
     from distsub.sweep import Sweep
 
@@ -47,17 +47,10 @@ class Results:
             The estimates by name: the task, model and method in which they differ from each other.
         """
         from distsub.runtime.labels import Labels
-        from distsub.search.board import family
-        from distsub.search.estimate import estimate
 
-        rows, labels = self.store.read(), Labels(self.sweep.searches())
-        groups: dict[Any, list[tuple[int, Search]]] = {}
-        for index, search in enumerate(self.sweep.searches()):
-            groups.setdefault(family(search), []).append((index, search))
-        return {
-            labels.name(members[0][0], seed=False): estimate([search for _, search in members], rows)
-            for members in groups.values()
-        }
+        labels = Labels(self.sweep.searches())
+        found = summary_of(self.sweep, self.store).estimates
+        return {labels.name(members[0], seed=False): estimate for members, estimate in found}
 
     def curves(self) -> "pa.Table":
         """Tabulate the fitted score against d: task, model, method, variant, d, low, middle, high (a 95% band)."""
@@ -66,7 +59,7 @@ class Results:
         names = ("task", "model", "method", "variant", "projection")
         rows = [
             {name: row[name] for name in names} | point
-            for row in self._summary().d90.to_pylist()
+            for row in summary_of(self.sweep, self.store).d90.to_pylist()
             for point in row["fit"] or ()
         ]
         texts = [(name, pa.string()) for name in names]
@@ -81,7 +74,7 @@ class Results:
         """Draw score against d: trainings, fitted curve, threshold and d90 with its interval, a panel per method."""
         from distsub.results.curves import draw_curves
 
-        summary = self._summary()
+        summary = summary_of(self.sweep, self.store)
         return draw_curves(self.store.read(), summary.searches, d90=summary.d90, fraction=self.sweep.fraction)
 
     def __repr__(self) -> str:
@@ -98,11 +91,6 @@ class Results:
             f"<table><caption>{html.escape(self.sweep.name)}</caption><thead><tr><th>measured</th><th>d90</th></tr>"
             f"</thead><tbody>{''.join(rows)}</tbody></table>"
         )
-
-    def _summary(self) -> "Summary":
-        from distsub.analysis.summary import Summary
-
-        return Summary(self.sweep.searches(), self.sweep.policy, self.store, self.sweep.limit)
 
 
 def open(out: str | os.PathLike[str]) -> Results:
@@ -145,35 +133,54 @@ def measure(
         DistsubError: A key, the model or the data cannot be used; or a training ended in an error.
         KeyboardInterrupt: It was interrupted; finished trainings are kept.
     """
-    from distsub.analysis.summary import Summary
     from distsub.config import parse_sweep
-    from distsub.results import Store, output_address
+    from distsub.results import output_address
     from distsub.runtime import checks, launch
 
     here = Path.cwd()
     text = _toml(_proposal(model, task, here, keys))
     sweep = checks.check(parse_sweep(text, here, "measure"))
     address = output_address(os.fspath(out) if out else f"results/{_slug(sweep.name)}-{sweep.fingerprint}")
-    store = Store.create(address, sweep.text, sweep.fingerprint, str(here), sweep.places, sweep.record)
+    store = store_of(sweep, address, here)
     if backend == "tune":
         from distsub.runtime import connect
 
         connect.check()
-    summary = Summary(sweep.searches(), sweep.policy, store, sweep.limit)
+    summary = summary_of(sweep, store)
     code = launch.run(
         sweep,
         store,
         backend,
         adapters=adapters,
         out=address if "://" in address else None,
-        final=lambda: summary.estimates,
+        final=lambda: summary.texts,
     )
-    if code in (130, 143):
+    if code in (INTERRUPTED, TERMINATED):
         raise KeyboardInterrupt(f"finished trainings are kept in {store.uri}; the same call resumes")
     if code == 3:
         failed = next((row.error for row in store.read(answers=False) if row.status == "error"), "no reason given")
         raise DistsubError(f"a training ended in an error ({failed}); the rest is kept in {store.uri}: distsub.open")
     return Results(store)
+
+
+def store_of(sweep: "Sweep", out: str, directory: Path) -> "Store":
+    """Make or open the results directory of a checked sweep.
+
+    Args:
+        sweep: What is asked for.
+        out: An address from `output_address`.
+        directory: Where relative paths in the sweep file start.
+    """
+    from distsub.results import Store
+
+    return Store.create(out, sweep.text, sweep.fingerprint, str(directory), sweep.places, sweep.record)
+
+
+def summary_of(sweep: "Sweep", store: "Store") -> "Summary":
+    """Sum up what a results directory says of a sweep."""
+    from distsub.analysis.summary import Summary
+
+    return Summary(sweep.searches(), sweep.policy, store, sweep.limit)
 
 
 def sweep_of(store: "Store") -> "Sweep":

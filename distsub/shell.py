@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from distsub import streams
 from distsub.errors import ConfigError
-from distsub.measuring import sweep_of
+from distsub.measuring import store_of, summary_of, sweep_of
 from distsub.options import Format
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from distsub.results import Store
     from distsub.sweep import Sweep
 
-INTERRUPTED, TERMINATED = 130, 143
-
 
 class Stopped(SystemExit):
     """The end of a run that was interrupted and has said so."""
@@ -27,7 +25,7 @@ class Stopped(SystemExit):
 def open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     """Read and check a sweep, and make or open its results directory."""
     from distsub.config import load_sweep
-    from distsub.results import Store, output_address
+    from distsub.results import output_address
     from distsub.runtime import checks
 
     sweep = load_sweep(sweep_file)
@@ -36,8 +34,7 @@ def open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     out = output_address(out)
 
     sweep = checks.check(sweep, say)  # before the directory is made: a sweep that cannot run leaves nothing behind
-    directory = str(sweep_file.resolve().parent)
-    store = Store.create(out, sweep.text, sweep.fingerprint, directory, sweep.places, sweep.record)
+    store = store_of(sweep, out, sweep_file.resolve().parent)
     if store.remark:
         say(f"note: {store.remark}")
     return sweep, store
@@ -50,12 +47,10 @@ def open_results(out: str) -> "Store":
     return Store.open(out)
 
 
-def summary_of(store: "Store") -> "tuple[Summary, Sweep]":
-    """Sum up a results directory."""
-    from distsub.analysis.summary import Summary
-
+def summed_up(store: "Store") -> "tuple[Summary, Sweep]":
+    """Sum up a results directory, and give the sweep that it is of."""
     sweep = sweep_of(store)
-    return Summary(sweep.searches(), sweep.policy, store, sweep.limit), sweep
+    return summary_of(sweep, store), sweep
 
 
 def strangers(summary: "Summary", sweep: "Sweep") -> list[str]:

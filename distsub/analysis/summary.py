@@ -4,6 +4,7 @@ import contextlib
 import gc
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +13,7 @@ from pyarrow import compute as pc
 
 from distsub.results import D90, METHOD_COLUMNS, RECORD, SEARCHES, Store, TrialReader, from_row
 from distsub.search import COLUMNS, Brief, Finding, Limit, Search, evidence, make_policy, shares
+from distsub.search.interval import Estimate
 from distsub.trial import Observation, Trial
 
 D90_COLUMNS = (
@@ -88,13 +90,13 @@ class Summary:
         return searches_table(searches, found, self._shares)
 
     @property
-    def estimates(self) -> dict[Search, str]:
+    def texts(self) -> dict[Search, str]:
         """The estimate in words that each search has part in, "" where there is none."""
-        keys = [tuple(row.values()) for row in self.searches.select(_KEYS).to_pylist()]
-        columns = self.d90["d90_text"].to_pylist(), self.d90["d90_outcome"].to_pylist()
-        texts = [text if outcome in MEASURED else "" for text, outcome in zip(*columns, strict=True)]
-        said = dict(zip(dict.fromkeys(keys), texts, strict=True))  # in the order of the table
-        return {search: said[key] for search, key in zip(self._given[0], keys, strict=True)}
+        return {
+            self._given[0][index]: found.text if found.outcome.name in MEASURED else ""
+            for members, found in self.estimates
+            for index in members
+        }
 
     @cached_property
     def smallest(self) -> pa.Table:
@@ -102,9 +104,24 @@ class Summary:
         return smallest_adapters(self.searches, self._shares, self._store)
 
     @cached_property
+    def estimates(self) -> list[tuple[list[int], Estimate]]:
+        """One estimate per task, model and method, with the positions of the searches that have part in it.
+
+        Reads rows with their answers.
+        """
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for index, row in enumerate(self.searches.select(_KEYS).to_pylist()):
+            groups.setdefault(tuple(row.values()), []).append(index)
+        table, found = self._store.table(RECORD), []
+        for members in groups.values():
+            ids = dict.fromkeys(row.trial_id for index in members for row in self._shares[index])
+            found.append((members, _estimate([self._given[0][i] for i in members], _observations(table, ids))))
+        return found
+
+    @cached_property
     def d90(self) -> pa.Table:
-        """One row per task, model and method, in the schema D90; reads rows with their answers, for the estimates."""
-        return d90_table(self._given[0], self.searches, self._shares, self._store.table(RECORD))
+        """One row per task, model and method, in the schema D90."""
+        return d90_table(self.searches, self.estimates)
 
 
 @contextlib.contextmanager
@@ -176,26 +193,19 @@ def searches_table(searches: Sequence[Search], found: Sequence[Finding], shared:
     return pa.Table.from_pylist(rows, schema=SEARCHES)
 
 
-def d90_table(
-    searches: Sequence[Search], table: pa.Table, shared: Sequence[Sequence[Brief]], observations: pa.Table
-) -> pa.Table:
+def d90_table(table: pa.Table, estimates: Sequence[tuple[list[int], Estimate]]) -> pa.Table:
     """Compute one row per task, model and method over its seeds, in the schema D90.
 
     Args:
-        searches: The searches.
-        table: Their rows from `searches_table`, in the same order.
-        shared: The rows of each search, from `shares`, in the same order.
-        observations: All rows, the columns of RECORD.
+        table: The searches' rows from `searches_table`.
+        estimates: From `Summary.estimates`.
     """
-    groups: dict[tuple[object, ...], list[tuple[Search, dict[str, Any], Sequence[Brief]]]] = {}
-    for search, row, own in zip(searches, table.to_pylist(), shared, strict=True):
-        groups.setdefault(tuple(row[key] for key in _KEYS), []).append((search, row, own))
+    searches = table.to_pylist()
     rows = []
-    for key, members in groups.items():
-        found = [row for _, row, _ in members]
-        ids = dict.fromkeys(row.trial_id for _, _, own in members for row in own)
+    for members, estimate in estimates:
+        found = [searches[index] for index in members]
         rows.append(
-            dict(zip(_KEYS, key, strict=True))
+            {name: found[0][name] for name in (*_KEYS, *_SHARED)}
             | {
                 "first_passing_d": [m["first_passing_d"] for m in found],
                 "searches": len(found),
@@ -203,8 +213,7 @@ def d90_table(
                 "trials": sum(m["trials"] for m in found),
                 "wall_s": sum(m["wall_s"] for m in found),
             }
-            | {name: found[0][name] for name in _SHARED}
-            | _estimate([search for search, _, _ in members], _observations(observations, ids))
+            | _columns(estimate)
         )
     return pa.Table.from_pylist(rows, schema=D90)
 
@@ -275,25 +284,30 @@ def mixed(observations: Iterable[Observation]) -> list[str]:
     return said
 
 
-def _estimate(searches: list[Search], observations: Sequence[Observation]) -> dict[str, Any]:
+def _estimate(searches: Sequence[Search], observations: Sequence[Observation]) -> Estimate:
     """Estimate d90 with its interval from all rows of searches that differ in seeds only."""
     from distsub.search.estimate import fit  # brings SciPy
 
-    fitted = fit(searches, observations)
-    d90 = fitted.d_at()
+    found = fit(searches, observations).d_at()
+    return replace(found, warnings=(*found.warnings, *mixed(observations)))
+
+
+def _columns(estimate: Estimate) -> dict[str, Any]:
+    fitted = estimate.curves
+    assert fitted is not None, "an estimate carries its curves"
     smallest, largest = fitted.range
     dims = [smallest * (largest / smallest) ** (i / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)]
     band = fitted.band(dims)
     return {
-        "d90": d90.d,
-        "d90_low": d90.low,
-        "d90_high": d90.high,
-        "d90_outcome": d90.outcome.name,
-        "d90_text": d90.text,
+        "d90": estimate.d,
+        "d90_low": estimate.low,
+        "d90_high": estimate.high,
+        "d90_outcome": estimate.outcome.name,
+        "d90_text": estimate.text,
         "d90_chance_corrected_text": fitted.d_at(chance_corrected=True).text,
         "failed_full": fitted.failed_full,
         "failed_subspace": fitted.failed_subspace,
-        "warnings": [*d90.warnings, *mixed(observations)],
+        "warnings": list(estimate.warnings),
         "fit": [
             {"d": d, "low": low, "middle": middle, "high": high}
             for d, (low, middle, high) in zip(dims, band, strict=bool(band))
