@@ -3,6 +3,7 @@
 import os
 import random
 import tempfile
+import urllib.request
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -99,3 +100,23 @@ def tiny_sweep(tiny_text, tmp_path):
     path = tmp_path / "tiny.toml"
     path.write_text(tiny_text)
     return path
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An object store on loopback: the address of its bucket, and the options to reach it."""
+    server_of = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    from pyarrow import fs as pafs
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset).close()  # what another test of this process left outlives its server
+    pafs.FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")[0].create_dir("bucket")
+    yield "s3://bucket", options
+    server.stop()

@@ -347,34 +347,16 @@ def test_run_status_query_and_report_give_one_number(tiny_text, tmp_path, backen
 
 
 @pytest.mark.slow
-def test_results_on_object_storage_are_taken_and_grow(first, small, wider, tmp_path, monkeypatch):
-    pytest.importorskip("moto.server")
-    from moto.server import ThreadedMotoServer
-    from pyarrow import fs as pafs
-
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", "x"),
-        ("AWS_SECRET_ACCESS_KEY", "y"),
-        ("AWS_EC2_METADATA_DISABLED", "true"),
-    ):
-        monkeypatch.setenv(name, value)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        options = f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        filesystem, _ = pafs.FileSystem.from_uri(f"s3://bucket{options}&allow_bucket_creation=true")
-        filesystem.create_dir("bucket")
-        uri = f"s3://bucket/other{options}"
-        code, said, note = run(small, uri, tmp_path, "--reuse", first)
-        assert code == 0 and "3 known (3 taken from " in said and "nothing left to do" in said, note
-        code, said, note = run(wider("dims"), uri, tmp_path)
-        assert code == 0 and "3 known" in said and "goes on with a wider sweep: dims: " in note
-        code, _, note = run(small.replace("[8, 64]", "[8, 32]"), uri, tmp_path)
-        assert code == 2 and "dims: [8, 16, 64, 100] -> [8, 32]" in note
-        out = tmp_path / "out"
-        code, said, _ = run(wider("dims"), out, tmp_path, "--reuse", uri)
-        assert code == 0 and "5 known (5 taken from s3://bucket/other)" in said and "nothing left to do" in said
-        assert answers(out) == answers(uri) and len(list((out / "adapters").iterdir())) == 4
-    finally:
-        server.stop()
+def test_results_on_object_storage_are_taken_and_grow(first, small, wider, tmp_path, bucket):
+    address, options = bucket
+    uri = f"{address}/other?{options}"
+    code, said, note = run(small, uri, tmp_path, "--reuse", first)
+    assert code == 0 and "3 known (3 taken from " in said and "nothing left to do" in said, note
+    code, said, note = run(wider("dims"), uri, tmp_path)
+    assert code == 0 and "3 known" in said and "goes on with a wider sweep: dims: " in note
+    code, _, note = run(small.replace("[8, 64]", "[8, 32]"), uri, tmp_path)
+    assert code == 2 and "dims: [8, 16, 64, 100] -> [8, 32]" in note
+    out = tmp_path / "out"
+    code, said, _ = run(wider("dims"), out, tmp_path, "--reuse", uri)
+    assert code == 0 and "5 known (5 taken from s3://bucket/other)" in said and "nothing left to do" in said
+    assert answers(out) == answers(uri) and len(list((out / "adapters").iterdir())) == 4

@@ -1,7 +1,6 @@
 """The append-only store: idempotent, whole rows only, many writers, any file system."""
 
 import dataclasses
-import importlib.util
 import os
 import subprocess
 import sys
@@ -285,45 +284,26 @@ def test_eight_writers_lose_nothing_and_write_nothing_twice(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("moto") is None, reason="moto[server] is not installed")
-def test_an_object_store_behaves_like_a_directory(monkeypatch, observation):
-    from moto.server import ThreadedMotoServer
-
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "k",
-        "AWS_SECRET_ACCESS_KEY": "s",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        options = f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        with pytest.raises(OutputError, match="cannot write"):
-            Store.create(f"s3://absent/x{options}", "", "f00d")
-        from pyarrow import fs as pafs
-
-        filesystem, _ = pafs.FileSystem.from_uri(f"s3://bucket{options}&allow_bucket_creation=true")
-        filesystem.create_dir("bucket")
-        uri = f"s3://bucket/runs/mrpc{options}"
-        store = Store.create(uri, "title = 'x'\n", "f00d")
-        assert store.uri == "s3://bucket/runs/mrpc"
-        assert store.write(observation(1, status="error"))
-        assert store.write(observation(1))
-        assert not store.write(observation(1, status="error"))
-        assert store.write(observation(2))
-        store.files.put("observations/0123456789abcdef.parquet", b"PAR1 half")
-        again = Store.open(uri)
-        assert [each.status for each in again.read()] == ["finished"] * 2
-        assert len(again.damaged) == 1
-        assert again.sweep_text == "title = 'x'\n"
-        with pytest.raises(OutputError, match="another sweep"):
-            Store.create(uri, "", "beef")
-        with pytest.raises(OutputError, match="no results directory"):
-            Store.open(f"s3://bucket/other{options}")
-    finally:
-        server.stop()
+def test_an_object_store_behaves_like_a_directory(bucket, observation):
+    address, options = bucket
+    with pytest.raises(OutputError, match="cannot write"):
+        Store.create(f"s3://absent/x?{options}", "", "f00d")
+    uri = f"{address}/runs/mrpc?{options}"
+    store = Store.create(uri, "title = 'x'\n", "f00d")
+    assert store.uri == "s3://bucket/runs/mrpc"
+    assert store.write(observation(1, status="error"))
+    assert store.write(observation(1))
+    assert not store.write(observation(1, status="error"))
+    assert store.write(observation(2))
+    store.files.put("observations/0123456789abcdef.parquet", b"PAR1 half")
+    again = Store.open(uri)
+    assert [each.status for each in again.read()] == ["finished"] * 2
+    assert len(again.damaged) == 1
+    assert again.sweep_text == "title = 'x'\n"
+    with pytest.raises(OutputError, match="another sweep"):
+        Store.create(uri, "", "beef")
+    with pytest.raises(OutputError, match="no results directory"):
+        Store.open(f"{address}/other?{options}")
 
 
 def test_many_damaged_files_are_counted_and_the_first_named(tmp_path, observation):

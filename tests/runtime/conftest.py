@@ -16,7 +16,7 @@ from textwrap import indent
 
 import pytest
 
-from distsub.config import load_sweep
+from distsub.config import load_sweep, parse_sweep
 from distsub.results import Store
 from distsub.runtime import launch, own
 from distsub.runtime.checks import check
@@ -136,6 +136,16 @@ def distsub_run():
     yield start
     for run in runs:
         run.end()
+
+
+@pytest.fixture
+def sweep(tiny_text):
+    return parse_sweep(tiny_text)
+
+
+@pytest.fixture
+def store(sweep, tmp_path):
+    return Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -65,26 +64,6 @@ def small_sweep(small_sweep, tmp_path):
     """The small sweep, beside its model and data."""
     (tmp_path / "private").mkdir()
     return small_sweep.rename(tmp_path / "private" / "small.toml")
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """Start a server; give the address of its bucket, and the options to reach it."""
-    if importlib.util.find_spec("moto") is None:
-        pytest.skip("moto[server] is not installed")
-    from moto.server import ThreadedMotoServer
-    from pyarrow import fs as pafs
-
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    pafs.FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")[0].create_dir("bucket")
-    yield "s3://bucket", options
-    server.stop()
 
 
 def converted(cache):

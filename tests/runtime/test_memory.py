@@ -20,16 +20,6 @@ from distsub.runtime.worker import Place, perform
 
 
 @pytest.fixture
-def sweep(tiny_text):
-    return parse_sweep(tiny_text)
-
-
-@pytest.fixture
-def store(sweep, tmp_path):
-    return Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
-
-
-@pytest.fixture
 def models(monkeypatch):
     """Weak references to every model, base model and optimizer of the trainings that follow."""
     found, build, optimise = [], train.build_model, train.build_optimizer

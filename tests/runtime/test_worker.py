@@ -2,23 +2,9 @@
 
 import dataclasses
 
-import pytest
-
-from distsub.config import parse_sweep
 from distsub.finetune.train import finish
-from distsub.results import Store
 from distsub.runtime import worker
 from distsub.runtime.worker import Place, perform
-
-
-@pytest.fixture
-def sweep(tiny_text):
-    return parse_sweep(tiny_text)
-
-
-@pytest.fixture
-def store(sweep, tmp_path):
-    return Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
 
 
 def test_a_trial_runs_to_its_end_and_leaves_row_and_adapter(sweep, store):
