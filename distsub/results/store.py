@@ -175,11 +175,10 @@ class Store:
         """Write the row of one trial, whole or not at all.
 
         A row that is there stays, with two exceptions: a file that is no row is replaced, and so is a row by
-        one that says more (an error by anything). Rows in
-        parts and other folders are not looked up: a trial that is written again after it was merged has two rows
-        until the next merge, of which readers take the one that says more, or else the one that was there first. On
-        an object store a finished row is not preceded by a look at what is there: that would be a request, and
-        replacing a finished row of the same trial changes nothing.
+        one that says more (an error by anything). Rows in parts and other folders are not looked up: a trial that is
+        written again after it was merged has two rows until the next merge, of which readers take the one that says
+        more, or else the one that was there first. On an object store a finished row is not preceded by a look at what
+        is there: that would be a request, and replacing a finished row of the same trial changes nothing.
 
         Returns:
             Whether the row was written; False when its file already says as much.
