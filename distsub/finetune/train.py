@@ -164,6 +164,7 @@ def train(
         predicted=tuple(evaluation.predicted) if scored else (),
         target=tuple(float(label) for label in splits.validation.labels),
         labels=task.labels,
+        num_examples=num_eval,
         steps=step,
         num_tokens=num_tokens,
         wall_s=time.perf_counter() - began,

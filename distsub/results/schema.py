@@ -62,6 +62,7 @@ OBSERVATIONS = pa.schema(
         ("chance", _FLOAT),
         ("metrics", pa.map_(_TEXT, _FLOAT)),
         ("curve", pa.list_(pa.struct([("step", _INT), ("score", _FLOAT)]))),
+        ("num_examples", _INT),
         ("steps", _INT),
         ("num_tokens", _INT),
         ("wall_s", _FLOAT),
@@ -287,7 +288,7 @@ def to_table(observation: Observation) -> pa.Table:
         observation.trial.method,
         observation.trial.budget,
     )
-    same = ("status", "score", "chance", "steps", "num_tokens", "wall_s", "eval_s", "peak_bytes")
+    same = ("status", "score", "chance", "num_examples", "steps", "num_tokens", "wall_s", "eval_s", "peak_bytes")
     same += ("num_params", "num_trained", "num_trained_head", "num_scales", "step_size", "error")
     row: dict[str, Any] = {name: getattr(observation, name) for name in same}
     row |= {

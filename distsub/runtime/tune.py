@@ -42,7 +42,7 @@ STEP_S = 2.0
 DIED = "the trial's process died"
 """Said where nothing else is known."""
 
-TOLD = ("status", "score", "chance", "error", "wall_s", "num_tokens", "curve")
+TOLD = ("status", "score", "chance", "error", "wall_s", "num_tokens", "num_examples", "curve")
 """What the driver hears of a row, as a list: of every number beside it Tune would keep five averages."""
 
 

@@ -5,9 +5,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from distsub.errors import ConfigError
+from distsub.search.baseline import UNKNOWN_EXAMPLES
 from distsub.search.estimate import fit_rows
 from distsub.search.interval import LEVEL, Estimate
-from distsub.search.rows import RANGES, UNKNOWN_EXAMPLES, Row, check_score, prepare
+from distsub.search.rows import RANGES, Row, check_score, prepare
 
 Numbers = Sequence[float]
 """A list, or anything with numbers in a row: a NumPy array, a column of pandas or polars."""

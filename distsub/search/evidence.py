@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TypeVar
 
 from distsub.search.answers import variance
+from distsub.search.baseline import UNKNOWN_EXAMPLES, Full, judge
 from distsub.search.outcome import Bracket, Finding, Outcome, Thresholds
 from distsub.search.spec import Search
 from distsub.trial import Observation, Status, Trial
@@ -19,14 +20,8 @@ from distsub.trial import Observation, Status, Trial
 SLACK = 1e-12
 """0.9 * 0.8 is 0.7200000000000001 in floating point; a score of 0.72 reaches it all the same."""
 
-FAILED = 0.25
-"""Share of the way from chance up to a good baseline in which a full fine-tuning has failed to train."""
-
 FALL = 3.5
 """Standard errors by which a score must fall with d before it is said that no d90 fits."""
-
-UNKNOWN_EXAMPLES = 400
-"""Evaluation examples assumed where the budget takes all there are."""
 
 Key = TypeVar("Key", str, float)
 
@@ -42,23 +37,26 @@ class Result:
             correlation of constant predictions is none): it fails every threshold.
         score: Finite, or None when diverged or in error.
         chance: Chance level of the task, or None.
+        num_examples: Examples evaluated, 0 where the row does not tell.
     """
 
     status: Status
     score: float | None
     chance: float | None
+    num_examples: int = 0
 
     @classmethod
     def of(cls, observation: Observation) -> "Result":
         """Reduce an observation to its result."""
-        return cls.reduce(observation.status, observation.score, observation.chance)
+        number = observation.num_examples or len(observation.predicted)
+        return cls.reduce(observation.status, observation.score, observation.chance, number)
 
     @classmethod
-    def reduce(cls, status: Status, score: float | None, chance: float | None) -> "Result":
+    def reduce(cls, status: Status, score: float | None, chance: float | None, num_examples: int | None) -> "Result":
         """Reduce what was observed to a result: no score that is not finite."""
         chance = chance if _is_finite(chance) else None
         if status == "finished" and _is_finite(score):
-            return cls(status, score, chance)
+            return cls(status, score, chance, num_examples or 0)
         return cls("diverged" if status in ("finished", "diverged") else "error", None, chance)
 
     def merge(self, other: "Result") -> "Result":
@@ -69,8 +67,9 @@ class Result:
         """
         return max(self, other, key=Result._rank)
 
-    def _rank(self) -> tuple[int, float, bool, float]:
-        return (_TRUST[self.status], -(self.score or 0.0), self.chance is not None, self.chance or 0.0)
+    def _rank(self) -> tuple[int, float, bool, float, int]:
+        known = self.chance is not None
+        return (_TRUST[self.status], -(self.score or 0.0), known, self.chance or 0.0, self.num_examples)
 
 
 def _is_finite(value: float | None) -> bool:
@@ -86,8 +85,7 @@ def thresholds(search: Search, results: Mapping[str, Result]) -> Thresholds | No
     """Compute what a subspace has to reach from the baseline's results.
 
     full = the best, over the learning rates, of the mean over the seeds. The best of every seed on its own would be a
-    lucky one. What diverged or failed to train is left out (a score in the lowest quarter of the way from chance up to
-    the baseline's upper quartile), and with it a rate under which more than half of the seeds did.
+    lucky one. What diverged or failed to train is left out (`distsub.search.baseline`).
 
     Args:
         search: The search.
@@ -97,27 +95,24 @@ def thresholds(search: Search, results: Mapping[str, Result]) -> Thresholds | No
         None until every baseline trial has a result, and when that can no longer be: a trial in error is a
         learning rate not tried, so the best of the others might set the bar too low; or no rate has trained.
     """
-    seen = [(trial.learning_rate, results.get(trial.id)) for trial in search.baseline]
-    chances, scores = [], dict[float, list[float]]()
-    for rate, result in seen:
+    seen = [(trial, results.get(trial.id)) for trial in search.baseline]
+    chances, full = [], []
+    for trial, result in seen:
         if result is None or result.status == "error":
             return None
         chances += [result.chance] if result.chance is not None else []
-        scores.setdefault(rate, []).append(-math.inf if result.score is None else result.score)
+        number = result.num_examples or trial.budget.eval_examples or UNKNOWN_EXAMPLES
+        full.append(Full(trial.learning_rate, result.score, number))
     chance = math.fsum(chances) / len(chances) if chances else None
-    ordered = sorted(score for own in scores.values() for score in own)
-    good, floor = ordered[-1 - len(ordered) // 4], chance or 0.0
-    line = floor + FAILED * (good - floor) if good > floor else -math.inf
-    means = []
-    for own in scores.values():
-        trained = [score for score in own if score >= line and math.isfinite(score)]
-        if 2 * len(trained) >= len(own):
-            means.append(math.fsum(trained) / len(trained))
-    if not means:
+    scores: dict[float, list[float]] = {}
+    for each, is_kept in zip(full, judge(full, chance, search.task.metric).kept, strict=True):
+        if is_kept and each.score is not None:
+            scores.setdefault(each.rate, []).append(each.score)
+    if not scores:
         return None
-    full = max(means)
-    corrected = None if chance is None else chance + search.fraction * (full - chance)
-    return Thresholds(full=full, chance=chance, relative=search.fraction * full, chance_corrected=corrected)
+    best = max(math.fsum(own) / len(own) for own in scores.values())
+    corrected = None if chance is None else chance + search.fraction * (best - chance)
+    return Thresholds(full=best, chance=chance, relative=search.fraction * best, chance_corrected=corrected)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 
 from distsub.errors import ConfigError
 from distsub.search.answers import influences
+from distsub.search.baseline import UNKNOWN_EXAMPLES
 from distsub.search.evidence import Result
-from distsub.search.rows import UNKNOWN_EXAMPLES, Row, Rows, check_score, prepare
+from distsub.search.rows import Row, Rows, check_score, prepare
 from distsub.search.spec import Search, lineage
 from distsub.trial import Observation, Trial
 
@@ -65,7 +66,7 @@ def _row(result: Result, observation: Observation, metric: str) -> Row:
         arm=eta,
         seeds=(trial.seeds.projection, trial.seeds.head, trial.seeds.data),
         score=result.score,
-        num_examples=len(observation.predicted) or trial.budget.eval_examples or UNKNOWN_EXAMPLES,
+        num_examples=result.num_examples or trial.budget.eval_examples or UNKNOWN_EXAMPLES,
         influences=None if result.score is None else influences(observation),
     )
 
@@ -89,7 +90,7 @@ def _common_kind(searches: Sequence[Search]) -> tuple[object, ...]:
 
 def _unknown_examples(found: Sequence[tuple[Result, Observation]]) -> tuple[str, ...]:
     scored = [observation for result, observation in found if result.score is not None]
-    if all(row.predicted or row.trial.budget.eval_examples for row in scored):
+    if all(row.num_examples or row.predicted or row.trial.budget.eval_examples for row in scored):
         return ()
     return (f"rows do not tell how many examples were evaluated: {UNKNOWN_EXAMPLES} are assumed",)
 

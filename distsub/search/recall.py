@@ -33,6 +33,7 @@ class Brief(NamedTuple):
     wall_s: float
     num_params: int
     num_scales: int
+    num_examples: int
 
 
 COLUMNS = Brief._fields
@@ -50,6 +51,7 @@ def brief(observation: Observation) -> Series:
     """Reduce one observation to a series of one row."""
     trial, o = observation.trial, observation
     row = (trial.id, trial.d, trial.eta, o.status, o.score, o.chance, o.wall_s, o.num_params, o.num_scales)
+    row += (o.num_examples or len(o.predicted),)
     return trial, [row]
 
 
@@ -77,7 +79,7 @@ def evidence(search: Search, rows: Iterable[Brief]) -> Evidence:
     baseline: dict[str, Result] = {}
     results: dict[int, dict[float, Result]] = {}
     for row in rows:
-        result = _reduce(row.status, row.score, row.chance)
+        result = _reduce(row.status, row.score, row.chance, row.num_examples)
         if row.d is None or row.eta is None:
             known: dict = baseline
             key: object = row.trial_id

@@ -18,6 +18,9 @@ def remarks(rows: Rows) -> tuple[str, ...]:
     failed, tried = rows.failed_full
     if failed:
         said.append(f"{failed} of {tried} full fine-tunings failed to train and are left out")
+    if rows.dropped_rates:
+        names = ", ".join(f"{rate:g}" for rate in rows.dropped_rates)
+        said.append(f"most full fine-tunings at learning rate {names} failed to train: all of them are left out")
     if rows.baseline:
         said += _of_baseline(rows)
     if rows.dropped:

@@ -14,14 +14,11 @@ import numpy as np
 
 from distsub.errors import ConfigError
 from distsub.search.answers import Shared, knot_scores, shared, variance
+from distsub.search.baseline import Full, judge
 from distsub.search.curves import Noise, Scores
 
 _OWN_GROUP = 4  # rows from which seeds have a place of their own
 _MOST_GROUPS = 12
-_LOWEST = 0.25  # share of the way from chance up to a good baseline in which a baseline has failed to train
-
-UNKNOWN_EXAMPLES = 400
-"""Evaluation examples assumed where nothing tells."""
 
 RANGES = {
     "accuracy": (0.0, 1.0),
@@ -80,7 +77,7 @@ class Rows:
 
     Attributes:
         subspace: Subspace trainings with a score, at the etas that are candidates.
-        baseline: Full fine-tunings that trained.
+        baseline: Full fine-tunings that set the threshold.
         lost: For every d and seeds at which every candidate ended without a score, one of those rows.
         etas: The candidates, increasing.
         rates: Learning rates of the baseline; the others are compared with the first.
@@ -89,6 +86,7 @@ class Rows:
         knows_chance: Whether anything tells.
         metric: What was scored.
         failed_full: How many full fine-tunings failed to train, of how many.
+        dropped_rates: Learning rates under which most failed; the others of their trainings are left out too.
         diverged: Subspace trainings at the candidates that ended without a score.
         warnings: What a reader must know of where they came from; for the rest see `distsub.search.remarks`.
     """
@@ -103,6 +101,7 @@ class Rows:
     knows_chance: bool
     metric: str
     failed_full: tuple[int, int]
+    dropped_rates: tuple[float, ...]
     diverged: int
     warnings: tuple[str, ...] = ()
 
@@ -205,7 +204,8 @@ def prepare(rows: Iterable[Row], chance: float | None, metric: str) -> Rows:
     ordered = _by_value(rows)
     level = chance or 0.0
     full = [row for row in ordered if row.d is None]
-    baseline = _trained([row for row in full if row.score is not None], level, metric)
+    verdict = judge([Full(row.arm, row.score, row.num_examples) for row in full], chance, metric)
+    baseline = tuple(row for row, is_kept in zip(full, verdict.kept, strict=True) if is_kept)
     subspace = [row for row in ordered if row.d is not None]
     etas = _candidates(subspace)
     tried = [row for row in subspace if row.arm in etas]
@@ -221,7 +221,8 @@ def prepare(rows: Iterable[Row], chance: float | None, metric: str) -> Rows:
         chance=level,
         knows_chance=chance is not None,
         metric=metric,
-        failed_full=(len(full) - len(baseline), len(full)),
+        failed_full=(sum(verdict.failed), len(full)),
+        dropped_rates=verdict.rates,
         diverged=len(gone),
     )
 
@@ -234,24 +235,6 @@ def _by_value(rows: Iterable[Row]) -> list[Row]:
     said = {seeds: sorted(row.value for row in own) for seeds, own in members.items()}
     rank = {seeds: i for i, seeds in enumerate(sorted(said, key=said.__getitem__))}
     return sorted((row for own in members.values() for row in own), key=lambda row: (row.value, rank[row.seeds]))
-
-
-def _trained(baseline: Sequence[Row], chance: float, metric: str) -> tuple[Row, ...]:
-    """Set aside the full fine-tunings that stayed near chance while others of them learned.
-
-    Those in the lowest quarter of the way from chance up to the baseline's upper quartile, if more than three standard
-    errors below it. The upper quartile is that of trainings that work even where most fail.
-    """
-    if not baseline:
-        return ()
-    good = float(np.quantile([row.score or 0.0 for row in baseline], 0.75))
-    line = chance + _LOWEST * (good - chance)
-
-    def has_failed(row: Row) -> bool:
-        score = row.score or 0.0
-        return score < line and good - score > 3 * math.sqrt(2 * sampling_variance(row, metric))
-
-    return tuple(row for row in baseline if not has_failed(row))
 
 
 def _candidates(subspace: Sequence[Row]) -> tuple[float, ...]:

@@ -220,6 +220,7 @@ class Curve:
             curve=self._history(trial, level, score, own),
             predicted=predicted,
             target=target,
+            num_examples=self.num_examples,
             steps=steps,
             wall_s=steps * self.seconds_per_step,
             num_params=self.num_params,

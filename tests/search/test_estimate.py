@@ -437,7 +437,7 @@ def test_seeds_with_a_row_each_enter():
 
 def test_rows_without_answers_or_examples_are_told(measured):
     _, these, rows, found = measured
-    bare = estimate(these, [replace(row, predicted=(), target=()) for row in rows])
+    bare = estimate(these, [replace(row, predicted=(), target=(), num_examples=0) for row in rows])
     assert "400 are assumed" in " ".join(bare.warnings)
     assert abs(math.log(bare.d / found.d_at().d)) < 0.3
 

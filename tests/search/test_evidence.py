@@ -37,11 +37,11 @@ def test_threshold_is_of_the_rate_with_the_best_mean_over_seeds(bench):
         ((0.8, None, 0.8), (0.79, 0.79, 0.79), 0.8),  # one diverged
         ((0.8, 0.8, 0.8), (0.95, 0.51, None), 0.8),  # a rate that mostly failed sets nothing, however lucky once
         ((0.8, 0.8, 0.6), (0.72, 0.72, 0.72), 2.2 / 3),  # 0.6 is low, and did learn
-        ((0.51, 0.5, 0.5), (0.52, 0.51, 0.5), 0.515),  # none learned: still a number, told as at chance or not
+        ((0.51, 0.5, 0.5), (0.52, 0.51, 0.5), 0.51),  # none learned: of 400 examples none is worse than another
     ],
 )
 def test_full_fine_tunings_that_failed_to_train_move_no_threshold(bench, first, second, full):
-    """Two rates under three seeds; the lowest quarter from chance 0.5 up to the upper quartile has failed."""
+    """Two rates under three seeds; the rule itself is tested in test_baseline.py."""
     search = bench.search(baseline=bench.baselines(rates=(1e-5, 3e-5), seeds=3))
     by_rate = {1e-5: list(first), 3e-5: list(second)}
     scores = [by_rate[trial.learning_rate].pop(0) for trial in search.baseline]
