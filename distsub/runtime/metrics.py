@@ -16,6 +16,7 @@ from ray import tune
 from ray.util import metrics
 
 from distsub.runtime.progress import Reporter
+from distsub.runtime.worker import TOLD
 from distsub.search import Finding
 
 EVERY_S = 5.0
@@ -71,9 +72,11 @@ class Gauges(cluster.DriverOnly, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Count a trial that gave a row, or was stopped before it could."""
         result = trial.last_result or {}
-        status = result.get("status", "finished") if result.get("final") else "cancelled"
-        status = "retried" if result.get("moved") else status
-        self._ended(trial, status, result.get("num_tokens") or 0)
+        if result.get("final"):
+            row = dict(zip(TOLD, result["told"], strict=True))
+            self._ended(trial, row["status"], row["num_tokens"])
+        else:
+            self._ended(trial, "retried" if result.get("moved") or result.get("short") else "cancelled")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Count a trial that failed for good."""

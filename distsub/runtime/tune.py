@@ -31,7 +31,7 @@ from distsub.runtime.checkpoints import Begun
 from distsub.runtime.drain import Drain
 from distsub.runtime.metrics import Gauges
 from distsub.runtime.progress import Reporter
-from distsub.runtime.worker import Place, perform
+from distsub.runtime.worker import TOLD, Place, perform
 from distsub.search import Board
 from distsub.sweep import Resources
 from distsub.trial import Observation, Trial
@@ -41,9 +41,6 @@ STEP_S = 2.0
 
 DIED = "the trial's process died"
 """Said where nothing else is known."""
-
-TOLD = ("status", "score", "chance", "error", "wall_s", "num_tokens", "num_examples", "curve")
-"""What the driver hears of a row, as a list: of every number beside it Tune would keep five averages."""
 
 
 class TrainTrial(tune.Trainable):

@@ -23,6 +23,9 @@ from distsub.runtime.recording import provide, row_of
 from distsub.subspace.model import SubspaceModel
 from distsub.trial import Observation, Recording, Trial
 
+TOLD = ("status", "score", "chance", "error", "wall_s", "num_tokens", "num_examples", "curve")
+"""What the driver hears of a row, as a list: of every number beside it Tune would keep five averages."""
+
 
 @dataclass(frozen=True)
 class Place:

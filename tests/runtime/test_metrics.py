@@ -38,6 +38,38 @@ def test_the_mean_width_counts_brackets_with_two_ends(brackets, mean):
     assert metrics.mean_log10([SimpleNamespace(bracket=each) for each in brackets]) == pytest.approx(mean)
 
 
+@pytest.mark.parametrize(
+    ("result", "counted"),
+    [
+        ({"final": True, "told": ["finished", 0.9, 0.5, None, 1.0, 640, 9, []]}, {("distsub_tokens", "finished"): 640}),
+        ({"final": True, "told": ["diverged", None, 0.5, None, 1.0, 64, 9, []]}, {("distsub_tokens", "diverged"): 64}),
+        ({"final": False, "moved": True}, {("distsub_trials", "retried"): 1}),
+        ({"final": False, "short": "out of memory"}, {("distsub_trials", "retried"): 1}),
+        ({"final": False}, {("distsub_trials", "cancelled"): 1}),
+    ],
+)
+def test_a_trial_is_counted_by_what_its_row_says(monkeypatch, result, counted):
+    found = {}
+
+    class Figure:
+        def __init__(self, name, *_):
+            self.name = name
+
+        def set_default_tags(self, tags):
+            pass
+
+        def inc(self, amount, tags):
+            found[self.name, tags["status"]] = amount
+
+    monkeypatch.setattr(metrics.metrics, "Counter", Figure)
+    monkeypatch.setattr(metrics.metrics, "Gauge", Figure)
+    gauges = metrics.Gauges(SimpleNamespace(), "out")
+    trial = SimpleNamespace(trial_id="a", last_result=result)
+    gauges.on_trial_start(0, [], trial)
+    gauges.on_trial_complete(0, [], trial)
+    assert counted.items() <= found.items() and {status for _, status in found} == {status for _, status in counted}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_prometheus_and_status_see_a_sweep_while_it_runs(
