@@ -146,6 +146,11 @@ def run(
             from distsub.runtime import tune
 
             tune.run(board, store, place, reporter, drain, resources)
+        if board.finished and store.files.puts_whole:  # before the reporter reads them: one file instead of a thousand
+            try:
+                merge(store, own=store.folder)
+            except OutputError as error:  # it only makes reading faster
+                reporter.line(f"merging  {error}")
     counts = Counter(reporter.counts)
     if not board.finished:  # Tune takes an interrupt for a wish to end early and returns as if all were done
         done = reporter.progress.done
@@ -153,11 +158,6 @@ def run(
         return TERMINATED if drain.asked else INTERRUPTED
     if not board.is_spent:  # what the limit has cut short goes on from its checkpoint when the limit is raised
         clear(store)
-    if store.files.puts_whole:
-        try:
-            merge(store, own=store.folder)
-        except OutputError as error:  # it only makes reading faster
-            reporter.line(f"merging  {error}")
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
     rows = store.read(answers=False)
     reporter.line(f"done     {told}")
