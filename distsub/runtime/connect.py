@@ -28,12 +28,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Under `uv run` Ray would upload the working directory, even to a cluster of its own.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
-
-if os.environ.get("RAY_ADDRESS", "") in ("", "local"):  # a given cluster has a token of its own
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
 import ray
+from ray._raylet import AuthenticationTokenLoader, Config
 
 from distsub.errors import ClusterError
 from distsub.files import first_line
@@ -92,6 +88,7 @@ def connect(say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     check()
     try:
         if has_own_cluster():
+            _ask_for_token()
             options = {"_node_ip_address": "127.0.0.1", **own.QUIET}
             with own.started(lambda address: _join("the cluster started here", address=address, **options), say):
                 try:
@@ -103,6 +100,17 @@ def connect(say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _ask_for_token() -> None:
+    """Let a cluster of one's own ask for a token, unless the user has settled that.
+
+    Ray reads these when it is imported, which may have been before, or before they were changed.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _join(what: str, **options: Any) -> None:

@@ -129,7 +129,6 @@ def test_what_tune_pickles_reaches_nothing_of_this_process(monkeypatch):
 @pytest.mark.timeout(600)
 def test_what_broke_is_raised_after_the_run(tiny_text, tmp_path, monkeypatch):
     """On a real cluster: the trial that runs is stopped, then the very error comes out."""
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     sweep = parse_sweep(tiny_text)
     store = Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
     board = Board(sweep.searches(), make_policy("bisection"))
