@@ -289,17 +289,23 @@ def test_an_address_with_secrets_is_in_no_file_of_ray_and_tune(tmp_path, tiny_te
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     folder = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # Ray's sockets need a short path
     environment = {**kept, "PYTHONPATH": str(ROOT), "TMPDIR": folder, "RAY_TMPDIR": folder, "HOME": str(tmp_path)}
+    environment["TUNE_GLOBAL_CHECKPOINT_S"] = "1"  # Tune writes its state by default so seldom that no run here sees it
     found, states, log = set(), {}, tmp_path / "log"
+
+    def look():
+        for path in Path(folder).rglob("experiment_state-*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # gone, or half written
+                states[path.name] = json.loads(path.read_text())["trial_data"]
+
     try:
         with log.open("w") as sink:
             run = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
         try:
             while run.poll() is None:
                 found |= holding(folder, "planted-key", SECRET)
-                for path in Path(folder).rglob("experiment_state-*.json"):
-                    with contextlib.suppress(OSError, ValueError, KeyError):  # gone, or half written
-                        states[path.name] = json.loads(path.read_text())["trial_data"]
-                time.sleep(0.5)
+                for _ in range(10):
+                    look()
+                    time.sleep(0.1)
         finally:
             run.kill()
             run.wait()
