@@ -5,10 +5,12 @@ or, where trials run on beside it, to the new start of what was lost. docs/relia
 """
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -166,15 +168,25 @@ def memory(name):
 
 @pytest.fixture
 def full_at(monkeypatch):
-    """Let Ray take its node for full when 3 GiB more are used than now."""
+    """Let Ray take its node for full when 3 GiB more are used than now, by one test of the machine at a time."""
+    with open(os.path.join(tempfile.gettempdir(), "distsub-test-memory.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield from _full_at(monkeypatch)
+
+
+def _full_at(monkeypatch):
     total, free = (memory(name) for name in ("MemTotal", "MemAvailable"))
     if free < 8 << 30:
         pytest.skip("needs 8 GiB of free memory")
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{(total - free + (3 << 30)) / total:.3f}")
+    yield
 
 
-def test_a_trial_that_the_memory_monitor_kills(starts, small_sweep, tmp_path, truth, distsub_run, full_at, request):
+def test_a_trial_that_the_memory_monitor_kills(
+    starts, small_sweep, tmp_path, truth, distsub_run, full_at, request, with_resources
+):
     """Ray kills the process when its node runs full, and ends the driver's whole run with it; the run begins anew."""
+    with_resources(small_sweep, cpus_per_trial=1, retries=9)  # it kills what runs beside, for others' memory too
     rig, flag = request.getfixturevalue("rig"), tmp_path / "once"
     starts.patch(more=EAT, once=flag)
     rig.add()
