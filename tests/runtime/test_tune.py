@@ -1,13 +1,10 @@
 """The Ray backend on real Ray processes: the same table as inline, kills survived, crashes recorded."""
 
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -55,31 +52,6 @@ def test_tune_gives_the_table_of_the_inline_backend(tiny_sweep, tmp_path, truth,
     # Tune starts the first d before the threshold is known, so it may hold a trial that inline never needed.
     assert {row["trial_id"] for row in truth} <= set(ours)
     assert [ours[row["trial_id"]] for row in truth] == truth
-
-
-def test_killing_the_driver_again_and_again_loses_and_repeats_nothing(tiny_sweep, tmp_path, truth, environment):
-    draw, out = random.Random(0), tmp_path / "killed"
-    finished_once: dict[str, int] = {}
-    for _ in range(4):
-        process = subprocess.Popen(command(tiny_sweep, out), env=environment, start_new_session=True)
-        began, target = time.monotonic(), len(finished_once) + draw.randint(1, 5)
-        while process.poll() is None and time.monotonic() - began < 180:
-            time.sleep(0.2)
-            if len(list((out / "observations").glob("*.parquet"))) >= target:
-                time.sleep(draw.random() * 2)
-                break
-        os.killpg(process.pid, signal.SIGKILL)  # the driver and what it started itself; workers notice and end
-        process.wait()
-        for file in (out / "observations").glob("*.parquet"):
-            stamp = file.stat().st_mtime_ns
-            assert finished_once.setdefault(file.name, stamp) == stamp, "a finished trial was run again"
-    done = subprocess.run(command(tiny_sweep, out), env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for name, stamp in finished_once.items():
-        assert (out / "observations" / name).stat().st_mtime_ns == stamp
-    ours = {row["trial_id"]: row for row in table_of(out)}
-    assert [ours[row["trial_id"]] for row in truth] == truth
-    assert not Store.open(str(out)).damaged
 
 
 def test_a_trial_that_kills_its_process_is_retried_then_recorded(tiny_sweep, tmp_path, environment):
