@@ -5,6 +5,7 @@ imports this one first.
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import re
@@ -29,7 +30,6 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config
 
 from distsub.errors import ClusterError
 from distsub.files import first_line
@@ -109,8 +109,9 @@ def _ask_for_token() -> None:
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = importlib.import_module("ray._raylet")  # compiled: a type checker sees nothing of it
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _join(what: str, **options: Any) -> None:
