@@ -8,7 +8,7 @@ import dataclasses
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 from pydantic import (
     AfterValidator,
@@ -22,8 +22,8 @@ from pydantic import (
 
 from distsub.complaints import complaint
 from distsub.errors import ConfigError
-from distsub.methods import Context, MethodTable, NonNegativeInt, PositiveInt, Table, TrajectoryTable
-from distsub.search import PUBLISHED_RATIO, Limit, log_grid
+from distsub.methods import Context, MethodTable, NonNegativeInt, PositiveInt, StepSizes, Table, TrajectoryTable
+from distsub.search import PUBLISHED_RATIO, Limit, Range, log_grid
 from distsub.sweep import Model, Policy, Resources, Sweep, distinct
 from distsub.task_table import TaskTable, absolute
 from distsub.trial import Budget, HeadFrom, Seeds
@@ -194,7 +194,7 @@ class _Dims(Table):
 
 
 class _Search(Table):
-    etas: Annotated[list[PositiveFloat], Field(min_length=1)]
+    etas: StepSizes
     learning_rate: PositiveFloat
     tries: PositiveInt | None = None
 
@@ -208,7 +208,7 @@ class _Search(Table):
 
 
 class _Baseline(Table):
-    learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)]
+    learning_rates: StepSizes
 
 
 class _Budget(Table):
@@ -299,9 +299,11 @@ class _File(Table):
         dims = self.dims.record()
         found = [each.record(directory) for each in self.tasks]
         distinct([task.name for task in found], "tasks")
-        tries = self.search.tries or len(self.search.etas)
-        if tries > len(self.search.etas):
-            raise ConfigError(f"[search] tries = {tries}: give at most {len(self.search.etas)}, the number of etas")
+        etas, tries = _rising(self.search.etas, "[search] etas"), self.search.tries
+        if tries and isinstance(etas, Range):
+            raise ConfigError("[search] tries is for a list of etas; leave it out, a range has tries of its own")
+        if tries and not isinstance(etas, Range) and tries > len(etas):
+            raise ConfigError(f"[search] tries = {tries}: give at most {len(etas)}, the number of etas")
         budget = Budget(**self.budget.model_dump())
         span = (self.trajectory or TrajectoryTable()).record(budget, self.search.learning_rate)
         grids, by_name = tuple(each.grid() for each in self.methods), {task.name: task for task in found}
@@ -316,7 +318,7 @@ class _File(Table):
             methods=distinct(methods, "methods"),
             seeds=distinct([Seeds(**each.model_dump()) for each in self.seeds], "seeds"),
             dims=dims,
-            etas=_rising(self.search.etas, "[search] etas"),
+            etas=etas,
             learning_rate=self.search.learning_rate,
             baseline_learning_rates=_rising(self.baseline.learning_rates, "[baseline] learning_rates"),
             budget=budget,
@@ -325,11 +327,16 @@ class _File(Table):
             resources=self.resources.record(),
             text=text,
             limit=Limit(**self.limit.model_dump()) if self.limit else None,
-            tries=tries if tries < len(self.search.etas) else None,
+            tries=tries if tries and not isinstance(etas, Range) and tries < len(etas) else None,
             grids=grids if any(own != (None, None) for own in grids) else (),
             trajectory=None if self.trajectory is None else span,
         )
 
 
-def _rising(values: list[N], key: str) -> tuple[N, ...]:
-    return tuple(sorted(distinct(values, key)))
+@overload
+def _rising(values: list[N], key: str) -> tuple[N, ...]: ...
+@overload
+def _rising(values: list[N] | Range, key: str) -> tuple[N, ...] | Range: ...
+def _rising(values: list[N] | Range, key: str) -> tuple[N, ...] | Range:
+    """Order a list, in which nothing may stand twice; a range is left as it is."""
+    return values if isinstance(values, Range) else tuple(sorted(distinct(values, key)))

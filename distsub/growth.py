@@ -38,12 +38,11 @@ class Change(NamedTuple):
         """Write it in one line."""
         old, new = _shown(self.old), _shown(self.new)
         if isinstance(self.old, list) and isinstance(self.new, list) and max(len(self.old), len(self.new)) > SHOWN:
-            apart = [each for each in self.new if each not in self.old] if self.grows else []
-            apart = apart or [each for each in self.old if each not in self.new]
-            old, new = f"{len(self.old)} values", f"{len(self.new)} values"
-            hint = f"{'with' if self.grows else 'without'} {', '.join(map(_shown, apart[:SHOWN]))}"
+            gone = [each for each in self.old if each not in self.new]
+            apart = gone or [each for each in self.new if each not in self.old]
+            told = f", {'without' if gone else 'with'} {', '.join(map(_shown, apart[:SHOWN]))}" if apart else ""
             more = f" and {len(apart) - SHOWN} more" if len(apart) > SHOWN else ""
-            return f"{self.key}: {old} -> {new}, {hint}{more}"
+            old, new = f"{len(self.old)} values", f"{len(self.new)} values{told}{more}"
         return f"{self.key}: {old} -> {new}" + (f" ({self.hint})" if self.hint else "")
 
 
@@ -61,13 +60,13 @@ def changes(old: Record, new: Record) -> list[Change]:
         *_entries("models", old, new, _model, lambda entry: entry["name"], drawn=True),
         *_entries("tasks", old, new, _task, lambda entry: entry["name"], drawn),
         *_methods(old, new),
-        *_values("seeds", *map(_seeds, (old, new))),
-        *_values("dims", old["dims"], new["dims"]),
+        *_seeds(old, new),
+        *_dims("dims", old["dims"], new["dims"], any(_is_range(e) for dims, e in _arms(old) if not dims)),
         *_plain("", old, new, ("policy", "fraction")),
-        *_values("[search] etas", old["search"]["etas"], new["search"]["etas"]),
+        *_steps("[search] etas", old["search"]["etas"], new["search"]["etas"]),
         *_tries(old["search"], new["search"]),
         *_plain("[search] ", old["search"], new["search"], search),
-        *_values("[baseline] learning_rates", *(each["baseline"]["learning_rates"] for each in (old, new))),
+        *_steps("[baseline] learning_rates", *(each["baseline"]["learning_rates"] for each in (old, new))),
         *_plain("[budget] ", old["budget"], new["budget"], old["budget"]),
         *_trajectory(old, new),
     ]
@@ -145,9 +144,19 @@ def _methods(old: Record, new: Record) -> list[Change]:
         for key in ("dims", "etas") if other else ():
             usual = [each["dims"] if key == "dims" else each["search"]["etas"] for each in (old, new)]
             if other is not None and (entry[key], other[key]) != (None, None):
-                values = entry[key] or usual[0], other[key] or usual[1]
-                found += _values(f"[[methods]] {entry['name']} {key}", *values)
+                name, values = f"[[methods]] {entry['name']} {key}", (entry[key] or usual[0], other[key] or usual[1])
+                is_tried = _is_range(entry["etas"] or old["search"]["etas"])
+                found += _steps(name, *values) if key == "etas" else _dims(name, *values, is_tried)
     return found
+
+
+def _arms(record: Record) -> list[tuple[Any, Any]]:
+    """List the methods' own dims, and the etas that count for them."""
+    return [(each["dims"], each["etas"] or record["search"]["etas"]) for each in record["methods"]]
+
+
+def _is_range(steps: Any) -> bool:
+    return isinstance(steps, Mapping)
 
 
 def _plain(table: str, old: Record, new: Record, keys: Iterable[str]) -> list[Change]:
@@ -165,13 +174,41 @@ def _values(key: str, old: Sequence[Any], new: Sequence[Any]) -> list[Change]:
     return [Change(key, list(old), list(new), was <= now)] if was != now else []
 
 
-def _seeds(record: Record) -> list[Any]:
-    """Write seeds as a file does: one number where all three are the same."""
-    return [each["projection"] if len(set(each.values())) == 1 else each for each in record["seeds"]]
+def _steps(key: str, old: Any, new: Any) -> list[Change]:
+    """Compare etas or learning rates: lists, or ranges, of which another one has other tries."""
+    if not (_is_range(old) or _is_range(new)):
+        return _values(key, old, new)
+    hint = "what is tried in a range follows from all of it: give another --out"
+    return [] if old == new else [Change(key, old, new, hint=hint)]
+
+
+def _dims(key: str, old: Sequence[int], new: Sequence[int], is_tried: bool) -> list[Change]:
+    """Compare grids; where the etas of a range are tried in the middle of one, that has to stay the middle."""
+    found = _values(key, old, new)
+    middles = [sorted(each)[len(each) // 2] for each in (old, new)]
+    if is_tried and middles[0] != middles[1]:
+        hint = f"etas are tried at the middle of dims, which was {middles[0]} and would be {middles[1]}"
+        found = [each._replace(grows=False, hint=hint) for each in found]
+    return found
+
+
+def _seeds(old: Record, new: Record) -> list[Change]:
+    """Compare seeds, written as a file does; where a range is tried, the first one has to stay the first."""
+    # One number where all three are the same.
+    was, now = (
+        [each["projection"] if len(set(each.values())) == 1 else each for each in record["seeds"]]
+        for record in (old, new)
+    )
+    ranges = [old["baseline"]["learning_rates"], *(etas for _, etas in _arms(old))]
+    if any(map(_is_range, ranges)) and was[0] != now[0]:
+        return [Change("seeds", was, now, hint=f"ranges are tried under the first seed: keep {_shown(was[0])} first")]
+    return _values("seeds", was, now)
 
 
 def _tries(old: Record, new: Record) -> list[Change]:
     """Compare how many etas a d is given: all of them, however many there are, or a number."""
+    if _is_range(old["etas"]) or _is_range(new["etas"]):
+        return []
     numbers = [each["tries"] or len(each["etas"]) for each in (old, new)]
     same = old["tries"] == new["tries"] or numbers[0] == numbers[1]
     return [] if same else [Change("[search] tries", old["tries"] or "all", new["tries"] or "all")]
@@ -199,4 +236,6 @@ def _text(value: Any) -> str:
 def _shown(value: Any) -> str:
     if value is None:
         return "none"
+    if isinstance(value, Mapping) and "tries" in value:  # a range, as a sweep file has it
+        return f"{{ {', '.join(f'{key} = {each:g}' for key, each in value.items())} }}"
     return value if isinstance(value, str) else json.dumps(value)

@@ -4,13 +4,24 @@ Besides the random subspaces of the whole model ("did", "said") there are the wa
 compare and the controls that their comparison lacks; docs/trajectories.md says what each name means.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
+from distsub.complaints import complaint
 from distsub.errors import ConfigError, nearest
+from distsub.search import Range
 from distsub.trial import DEFAULT_PROJECTION, Budget, Head, Method, Source, Span, Task
 
 # Whole numbers end up in 64-bit columns.
@@ -67,6 +78,30 @@ def _steps_or_epoch(value: Any) -> Any:
     return value
 
 
+class RangeTable(Table):
+    """In the place of a list of etas or learning rates: a range in which some are tried."""
+
+    low: PositiveFloat
+    high: PositiveFloat
+    tries: PositiveInt
+
+
+def _list_or_range(value: Any, as_list: Callable[[Any], list[float]]) -> list[float] | Range:
+    if not isinstance(value, dict):
+        return as_list(value)
+    try:
+        return Range(**RangeTable.model_validate(value).model_dump())
+    except ValidationError as error:
+        raise ValueError("; ".join(complaint(each, RangeTable) for each in error.errors())) from None
+
+
+StepSizes = Annotated[
+    Annotated[list[PositiveFloat], Field(min_length=1)],
+    WrapValidator(_list_or_range),
+]
+"""A list of step sizes, or a `Range`."""
+
+
 class MethodTable(Table):
     """One entry of [[methods]]."""
 
@@ -87,7 +122,7 @@ class MethodTable(Table):
     first: PositiveInt | None = None
     shift: PositiveInt | None = None
     dims: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
-    etas: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
+    etas: StepSizes | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "MethodTable":
@@ -125,13 +160,15 @@ class MethodTable(Table):
             raise ValueError(f'shift is for method "other_seed", not "{self.name}"')
         return self
 
-    def grid(self) -> tuple[tuple[int, ...] | None, tuple[float, ...] | None]:
+    def grid(self) -> tuple[tuple[int, ...] | None, tuple[float, ...] | Range | None]:
         """Give the method's own dims and etas, None where those of the sweep count."""
         if self.name == "freeze":  # nothing to search: a grid of one
             return (1,), (1.0,)
         etas = self.etas or ([1.0] if self.training == "zhang2023" and self.step is None else None)
+        if not isinstance(etas, Range):
+            etas = tuple(sorted(set(etas))) if etas else None
         dims = self.dims or ([1] if self.name == "last" else None)  # one direction is all there is
-        return tuple(sorted(set(dims))) if dims else None, tuple(sorted(set(etas))) if etas else None
+        return tuple(sorted(set(dims))) if dims else None, etas
 
     def record(self, context: Context) -> Method:
         """Make the record, with what the file leaves out.

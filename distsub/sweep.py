@@ -11,10 +11,13 @@ from typing import Any, Literal, TypeVar
 from distsub.errors import ConfigError
 from distsub.identity import IDENTITY_VERSION, ByContent, canonical, later
 from distsub.places import ModelPlace, Places
-from distsub.search import Limit, Search
+from distsub.search import Limit, Range, Search
 from distsub.trial import Budget, HeadFrom, Method, Recording, Seeds, Span, Task, Trial
 
 Policy = Literal["bisection", "grid"]
+
+StepSizes = tuple[float, ...] | Range
+"""A list, rising, or a range in which some are tried."""
 
 T = TypeVar("T")
 
@@ -76,9 +79,9 @@ class Sweep:
         methods: Parametrisations of the update, never full fine-tuning.
         seeds: Seed triples, one search each.
         dims: The grid of d, rising.
-        etas: Subspace step sizes tried at each d, rising.
+        etas: Subspace step sizes tried at each d.
         learning_rate: The full fine-tuning learning rate that eta scales.
-        baseline_learning_rates: Learning rates of full fine-tuning, rising.
+        baseline_learning_rates: Learning rates of full fine-tuning.
         budget: What each training may spend.
         policy: How the grid is searched.
         fraction: Share of the full fine-tuning score that the threshold asks for.
@@ -97,9 +100,9 @@ class Sweep:
     methods: tuple[Method, ...]
     seeds: tuple[Seeds, ...]
     dims: tuple[int, ...]
-    etas: tuple[float, ...]
+    etas: StepSizes
     learning_rate: float
-    baseline_learning_rates: tuple[float, ...]
+    baseline_learning_rates: StepSizes
     budget: Budget
     policy: Policy = "bisection"
     fraction: float = 0.9
@@ -107,7 +110,7 @@ class Sweep:
     text: str = ""
     limit: Limit | None = None
     tries: int | None = later(None)
-    grids: tuple[tuple[tuple[int, ...] | None, tuple[float, ...] | None], ...] = later(())
+    grids: tuple[tuple[tuple[int, ...] | None, StepSizes | None], ...] = later(())
     trajectory: Span | None = later(None)
 
     @cached_property
@@ -130,7 +133,7 @@ class Sweep:
         """Everything that decides the results, as plain values under the sweep file's own keys, defaults included."""
         budget = dataclasses.asdict(self.budget)
         search = {
-            "etas": list(self.etas),
+            "etas": _plain(self.etas),
             "learning_rate": self.learning_rate,
             "tries": self.tries,
         }
@@ -139,13 +142,13 @@ class Sweep:
         found = {
             "models": [dataclasses.asdict(model) for model in self.models],
             "tasks": [dataclasses.asdict(task) for task in self.tasks],
-            "methods": [_method(method) | {"dims": dims, "etas": etas} for method, (dims, etas) in arms],
+            "methods": [_method(method) | {"dims": dims, "etas": _plain(etas)} for method, (dims, etas) in arms],
             "seeds": [dataclasses.asdict(seeds) for seeds in self.seeds],
             "dims": self.dims,
             "policy": self.policy,
             "fraction": self.fraction,
             "search": search,
-            "baseline": {"learning_rates": self.baseline_learning_rates},
+            "baseline": {"learning_rates": _plain(self.baseline_learning_rates)},
             "budget": budget,
             "trajectory": next((_recorded(span, self.trajectory) for span in spans if span), None),
         }
@@ -194,21 +197,24 @@ class Sweep:
                 seeds=seeds,
                 budget=self.budget,
                 dims=dims,
-                etas=etas,
+                etas=(etas.middle,) if isinstance(etas, Range) else etas,
                 learning_rate=self.learning_rate,
                 baseline=baseline,
                 fraction=self.fraction,
-                tries=self.tries if self.tries and self.tries < len(etas) else None,
+                tries=self.tries if self.tries and not isinstance(etas, Range) and self.tries < len(etas) else None,
+                rate_range=rates if isinstance(rates, Range) else None,
+                eta_range=etas if isinstance(etas, Range) else None,
+                first_seeds=self.seeds[0] if isinstance(etas, Range) else None,
             )
             for task in self.tasks
             for model in self.models
-            for baseline in [self.baseline_trials(model, task)]
+            for rates, baseline in [(self.baseline_learning_rates, self.baseline_trials(model, task))]
             for method, (dims, etas) in self.arms()
             for seeds in self.seeds
         )
         return tuple(dict.fromkeys(found))
 
-    def arms(self) -> list[tuple[Method, tuple[tuple[int, ...], tuple[float, ...]]]]:
+    def arms(self) -> list[tuple[Method, tuple[tuple[int, ...], StepSizes]]]:
         """List the methods, each with the dims and etas that count for it."""
         grids = self.grids or ((None, None),) * len(self.methods)
         return [
@@ -237,15 +243,22 @@ class Sweep:
             task: One of `tasks`.
 
         Returns:
-            Every learning rate under every head and data seed. There is no projection: its seed is 0.
+            Every learning rate under every head and data seed; of a range its middle, which stands for those to come.
+            There is no projection: its seed is 0.
         """
+        rates = self.baseline_learning_rates
         whole = Method("full", head_from=model.head_from)
         seeds = dict.fromkeys(dataclasses.replace(seeds, projection=0) for seeds in self.seeds)
         return tuple(
             Trial(model.name, task, whole, None, rate, None, each, self.budget, model.revision, model.content)
             for each in seeds
-            for rate in self.baseline_learning_rates
+            for rate in ((rates.middle,) if isinstance(rates, Range) else rates)
         )
+
+
+def _plain(given: StepSizes | None) -> Any:
+    """Write step sizes as a sweep file has them."""
+    return dataclasses.asdict(given) if isinstance(given, Range) else given and list(given)
 
 
 _MADE = (

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "finetune": {"errors", "files", "places", "trial", "subspace"},
     "search": {"errors", "identity", "trial"},
     "results": {"errors", "files", "growth", "identity", "places", "streams", "trial"},
-    "methods": {"errors", "trial"},
+    "methods": {"errors", "complaints", "trial", "search"},
     "task_table": {"errors", "files", "methods", "trial", "finetune"},
     "sweep": {"errors", "identity", "places", "trial", "search"},
     "config": {"errors", "complaints", "methods", "task_table", "trial", "search", "sweep", "finetune"},

@@ -9,6 +9,7 @@ from distsub import config
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError
 from distsub.runtime import checks
+from distsub.search import Range
 from distsub.search.spending import Limit
 from distsub.trial import Budget, Method, Seeds
 
@@ -110,6 +111,62 @@ def test_tries_are_no_part_of_the_identity_until_given():
     assert every.fingerprint == sweep.fingerprint != fewer.fingerprint
     assert len({each.searches()[0].id for each in (sweep, every, fewer)}) == 2
     assert fewer.searches()[0].num_tries == 2
+
+
+RANGE = "{ low = 1e-5, high = 1e-4, tries = 6 }"
+
+
+def test_a_range_stands_in_the_place_of_a_list():
+    text = TEXT.replace("[1, 0.1]", "{ low = 0.1, high = 1, tries = 4 }").replace("[1e-4, 5e-5]", RANGE)
+    sweep = parse_sweep(text.replace('{name = "did"', '{name = "did", etas = [3.0]'), "/somewhere/sweeps")
+    assert sweep.etas == Range(0.1, 1.0, 4) and sweep.baseline_learning_rates == Range(1e-5, 1e-4, 6)
+    assert sweep.record["search"]["etas"] == {"low": 0.1, "high": 1.0, "tries": 4}
+    said, did = sweep.searches()[0], sweep.searches()[2]
+    assert said.rate_range == did.rate_range == Range(1e-5, 1e-4, 6) and said.num_baseline == 6 + 2
+    assert said.eta_range == Range(0.1, 1.0, 4) and said.num_tries == 2
+    assert did.eta_range is None and did.etas == (3.0,)
+    assert {search.first_seeds for search in sweep.searches()[:2]} == {Seeds(0, 0, 0)}
+    other = parse_sweep(text.replace("tries = 6", "tries = 5"), "/somewhere/sweeps")
+    assert other.fingerprint != sweep.fingerprint
+
+
+@pytest.mark.parametrize("place", ["[search] etas", "[baseline] learning_rates", "[[methods]] 2 etas"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{ low = 1.0, high = 0.1, tries = 6 }", "low = 1 is not below high = 0.1"),
+        ("{ low = 0.1, high = 0.1, tries = 6 }", "low = 0.1 is not below high = 0.1"),
+        ("{ low = 0.1, high = 0.15, tries = 6 }", "high = 0.15 is less than twice low = 0.1"),
+        ("{ low = 0.1, high = 1.0, tries = 1 }", "tries = 1: give a number from 2"),
+        ("{ low = 0.1, high = 1.0, tries = 0 }", "tries: should be greater than 0, got 0"),
+        ("{ low = 0.1, high = 1.0, tries = 99 }", "to 20"),
+        ("{ low = 0.1, high = 1.0, tries = 2.5 }", "tries: should be a valid integer, got 2.5"),
+        ("{ low = 0.1, high = 1.0 }", 'key "tries" is missing'),
+        ("{ low = 0.1, high = 1.0, tries = 6, step = 2 }", 'unknown key "step"'),
+        ("{ low = 0.1, high = 1.0, trys = 6 }", 'did you mean "tries"?'),
+        ("{ low = -0.1, high = 1.0, tries = 6 }", "low: should be greater than 0, got -0.1"),
+        ("{ low = 0.1, high = inf, tries = 6 }", "high: should be a finite number"),
+        ("[0.1, { low = 0.1, high = 1.0, tries = 6 }]", "should be a valid number, got {"),
+        ("{ values = [0.1], low = 0.1, high = 1.0, tries = 6 }", 'unknown key "values"'),
+        ("0.1", "should be a valid list, got 0.1"),
+    ],
+)
+def test_a_range_that_cannot_be_used_is_told_in_one_line(place, given, said):
+    old, new = {
+        "[search] etas": ("etas = [1, 0.1]", f"etas = {given}"),
+        "[baseline] learning_rates": ("learning_rates = [1e-4, 5e-5]", f"learning_rates = {given}"),
+        "[[methods]] 2 etas": ('{name = "did"', f'{{name = "did", etas = {given}'),
+    }[place]
+    with pytest.raises(ConfigError) as refused:
+        parse_sweep(TEXT.replace(old, new))
+    [line] = str(refused.value).splitlines()
+    assert f"sweep: {place}" in line and said in line
+
+
+def test_tries_beside_a_range_are_refused():
+    text = TEXT.replace("etas = [1, 0.1]", f"etas = {RANGE}\ntries = 2")
+    with pytest.raises(ConfigError, match="a range has tries of its own"):
+        parse_sweep(text)
 
 
 @pytest.mark.parametrize("key", ["confirm = true", 'stopping = "pass"', "warm_start = false", 'eta_choice = "optuna"'])

@@ -239,6 +239,50 @@ def test_one_more_eta_where_each_d_has_a_number_of_tries_and_where_it_has_all():
     assert refusals(record_of(one), record_of(BASE)) == []
 
 
+RATES = {"low": 1e-5, "high": 1e-4, "tries": 6}
+RANGES = with_(("search", "etas"), {"low": 0.1, "high": 1.0, "tries": 4})
+RANGES = with_(("baseline", "learning_rates"), RATES, RANGES)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (("search", "etas"), "[search] etas"),
+        (("baseline", "learning_rates"), "[baseline] learning_rates"),
+        (("methods", 1, "etas"), "[[methods]] said etas"),
+    ],
+)
+def test_a_range_in_the_place_of_a_list_is_another_sweep_and_so_is_another_range(path, name):
+    whole = with_(path, RATES)
+    for other in (BASE, with_(path, RATES | {"tries": 8}), with_(path, RATES | {"high": 2e-4})):
+        for old, new in ((whole, other), (other, whole)):
+            [line] = refusals(record_of(old), record_of(new))
+            assert line.startswith(f"{name}: ") and "{ low = 1e-05, high = 0.0001, tries = 6 }" in line
+    assert changes(record_of(whole), record_of(copy.deepcopy(whole))) == []
+
+
+def test_what_a_range_is_tried_under_has_to_stay():
+    for path, value in ((("seeds",), 3), (("dims",), [16, 64, 32]), (("models",), ["org/one", "org/two"])):
+        wider = with_(path, value, RANGES)
+        kept = path != ("dims",)  # of three d the middle is another
+        assert (refusals(record_of(RANGES), record_of(wider)) == []) is kept
+    [line] = refusals(record_of(RANGES), record_of(with_(("dims",), [16, 32, 64], RANGES)))
+    assert line.startswith("dims: ") and "middle of dims, which was 64 and would be 32" in line
+    assert refusals(record_of(RANGES), record_of(with_(("dims",), [16, 64, 128], RANGES))) == []
+    for raw, base in ((RANGES, RANGES), (BASE, BASE)):
+        found = refusals(record_of(raw), record_of(with_(("seeds",), [1, 0], base)))
+        assert [line.startswith("seeds: ") and "keep 0 first" in line for line in found] == [True] * (raw is RANGES)
+    own = with_(("methods", 0), {"name": "did", "dims": [16, 32], "etas": RATES})
+    own = with_(("methods", 1), {"name": "said", "dims": [16, 32]}, own)
+    for method, others in ((0, 1), (1, 0)):
+        found = refusals(record_of(own), record_of(with_(("methods", method, "dims"), [8, 16, 32], own)))
+        assert len(found) == others
+    [line] = refusals(
+        record_of(with_(("dims",), list(range(1, 21)), RANGES)), record_of(with_(("dims",), list(range(1, 31)), RANGES))
+    )
+    assert "20 values -> 30 values, with 21" in line and "which was 11 and would be 16" in line
+
+
 def test_long_lists_say_what_is_missing():
     old = with_(("dims",), list(range(1, 41)))
     assert refusals(record_of(old), record_of(with_(("dims",), list(range(2, 60))))) == [

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from distsub.errors import DistsubError
 from distsub.search import Search
 from distsub.search.estimate import estimate
+from distsub.search.spec import key as key_of
 from distsub.trial import Observation, Trial
 
 SHARE = 20
@@ -23,14 +24,14 @@ class Intervals:
     def __init__(self, searches: Sequence[Search], rows: Iterable[Observation] = ()) -> None:
         """Start with the rows that are known."""
         self._members: dict[Hashable, list[Search]] = {}
-        self._baseline: dict[str, list[Hashable]] = {}
+        self._baseline: dict[Hashable, list[Hashable]] = {}
         self._first: dict[Hashable, int] = {}
         for index, search in enumerate(searches):
             key = _kind(search.trials_at(search.dims[0])[0])
             self._members.setdefault(key, []).append(search)
             self._first.setdefault(key, index)
-            for trial_id in search.baseline_ids:
-                users = self._baseline.setdefault(trial_id, [])
+            for each in map(key_of, search.baseline):
+                users = self._baseline.setdefault(each, [])
                 if key not in users:
                     users.append(key)
         self._rows: dict[Hashable, dict[str, Observation]] = {key: {} for key in self._members}
@@ -42,7 +43,7 @@ class Intervals:
 
     def add(self, row: Observation) -> None:
         """Note a result; an error is none."""
-        keys = self._baseline.get(row.trial.id, ()) if row.trial.is_baseline else (_kind(row.trial),)
+        keys = self._baseline.get(key_of(row.trial), ()) if row.trial.is_baseline else (_kind(row.trial),)
         for key in keys:
             if row.status != "error" and key in self._members:
                 self._rows[key][row.trial.id] = row

@@ -18,6 +18,7 @@ from distsub.runtime.recording import costs
 from distsub.runtime.rehearsal import without_checkpoints
 from distsub.search import make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
+from distsub.search.spec import eta_tries, full_fine_tunings
 from distsub.sweep import Sweep
 from distsub.trial import Method, Seeds, Trial
 
@@ -84,14 +85,14 @@ def plan(
         eval_s = evaluated[trial.task.name] / trial.budget.batch_size * found.step_s / 3
         return seconds_per_trial(lambda _: found.step_s, found.startup_s, eval_s)(trial) or 0.0
 
-    baselines = {(run, search.task.name) for search in board.searches for run in search.baseline_ids}
-    rows, result_bytes = [], sum(row_bytes(task) for _, task in baselines)
+    shared = full_fine_tunings(board.searches) + eta_tries(board.searches)
+    rows, result_bytes = [], sum(number * row_bytes(trial.task.name) for trial, number in shared)
     for search in board.searches:
         method = search.method
         num_labels = splits[search.task.name].task.num_labels or 0
         about = facts(search.model, search.revision, num_labels, method.head, method.groups, method.embeddings)
         found = probes.get((search.task.name, search.model, method))
-        most = board.policy.max_trials(search) - len(search.baseline)
+        most = board.policy.max_trials(search) - search.num_baseline
         result_bytes += most * (row_bytes(search.task.name) + ADAPTER_BYTES + NUMBER_BYTES * search.dims[-1])
         rows.append(
             {
@@ -104,9 +105,9 @@ def plan(
                 "D": about["num_params"],
                 "scales": about["groups"] if method.name == "said" else 0,
                 "dims": f"{search.dims[0]}..{search.dims[-1]} ({len(search.dims)})",
-                "etas": len(search.etas),
+                "etas": search.eta_range.tries if search.eta_range else len(search.etas),
                 "max_trials": most,
-                "baseline_trials": len(search.baseline),
+                "baseline_trials": search.num_baseline,
                 "steps_per_trial": search.budget.steps,
                 "s_per_step": found and round(found.step_s, 3),
                 "startup_s": found and round(found.startup_s, 1),

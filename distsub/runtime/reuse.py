@@ -1,7 +1,7 @@
 """Take from other results what a sweep would train again: the rows of its trials, and their adapters."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import starmap
 
@@ -14,7 +14,7 @@ from distsub.results.compact import write_parts
 from distsub.results.rows import FINAL, RANK
 from distsub.results.schema import TrialReader
 from distsub.search import Search
-from distsub.search.spec import Lineage, lineage
+from distsub.search.spec import key
 from distsub.sweep import Sweep
 from distsub.trial import Trial
 
@@ -73,14 +73,13 @@ def take(sweep: Sweep, store: Store, others: Sequence[Store], adapters: bool = T
 
 def _asked(sweep: Sweep) -> Callable[[Trial], bool]:
     """Give what tells whether a sweep may ask for a trial, in the time of a look into a dictionary for most."""
-    searches: dict[str | Lineage, list[Search]] = {}
+    searches: dict[Hashable, list[Search]] = {}
     for search in sweep.searches():
-        for key in (*search.baseline_ids, search.lineage):
-            searches.setdefault(key, []).append(search)
+        for each in search.keys:
+            searches.setdefault(each, []).append(search)
 
     def asked(trial: Trial) -> bool:
-        key = trial.id if trial.is_baseline else lineage(trial)
-        return any(search.owns(trial) for search in searches.get(key, ()))
+        return any(search.owns(trial) for search in searches.get(key(trial), ()))
 
     return asked
 

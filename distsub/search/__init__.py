@@ -8,12 +8,14 @@ from distsub.search.evidence import Evidence, Result, reaches, thresholds
 from distsub.search.grid import PUBLISHED_RATIO, log_grid
 from distsub.search.outcome import Finding, Outcome, Thresholds
 from distsub.search.policies import POLICIES, Bisection, Grid, Policy, make_policy
+from distsub.search.ranges import KEPT, Range
 from distsub.search.recall import COLUMNS, Brief, brief, evidence, shares
 from distsub.search.spec import Search
 from distsub.search.spending import Limit
 
 __all__ = [
     "COLUMNS",
+    "KEPT",
     "POLICIES",
     "PUBLISHED_RATIO",
     "Bisection",
@@ -25,6 +27,7 @@ __all__ = [
     "Limit",
     "Outcome",
     "Policy",
+    "Range",
     "Result",
     "Search",
     "Thresholds",

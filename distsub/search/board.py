@@ -12,7 +12,7 @@ from distsub.errors import ConfigError
 from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding, Outcome
 from distsub.search.policies import Policy
-from distsub.search.spec import Lineage, Search, lineage
+from distsub.search.spec import Search, eta_tries, full_fine_tunings, key
 from distsub.search.spending import Limit, Spending
 from distsub.trial import Observation, Trial
 
@@ -64,10 +64,10 @@ class Board:
                 raise ConfigError(f"search {search.name} ({search.id}) is given twice: give each search once")
             seen.add(search)
         self._states: list[Evidence] = [policy.init(search) for search in self.searches]
-        self._interested: dict[str | Lineage, list[int]] = {}
+        self._interested: dict[Hashable, list[int]] = {}
         for index, search in enumerate(self.searches):
-            for key in (*dict.fromkeys(trial.id for trial in search.baseline), search.lineage):
-                self._interested.setdefault(key, []).append(index)
+            for each in search.keys:
+                self._interested.setdefault(each, []).append(index)
         self._later: list[list[int]] = [[] for _ in self.searches]
         self._waits: list[int] = [0] * len(self.searches)  # earlier seeds that are still open
         self._over = [False] * len(self.searches)
@@ -99,7 +99,7 @@ class Board:
         """
         self._spending.ended(observation)
         trial = observation.trial
-        interested = self._interested.get(trial.id if trial.is_baseline else lineage(trial), ())
+        interested = self._interested.get(key(trial), ())
         if any(self.searches[index].owns(trial) for index in interested):  # not of a d that only a wider sweep asks for
             self._observed.add(trial.id)
         for index in interested:
@@ -169,8 +169,8 @@ class Board:
 
     def max_trials(self) -> int:
         """Return the number of trials that the sweep never exceeds, each shared baseline counted once."""
-        probes = sum(self.policy.max_trials(search) - len(search.baseline) for search in self.searches)
-        return probes + len(frozenset[str]().union(*(search.baseline_ids for search in self.searches)))
+        probes = sum(self.policy.max_trials(search) - search.num_baseline for search in self.searches)
+        return probes + sum(number for _, number in full_fine_tunings(self.searches) + eta_tries(self.searches))
 
     @property
     def num_observed(self) -> int:
@@ -181,19 +181,28 @@ class Board:
         """Return how many more full fine-tunings, and how many more others, it may take at most; asks every search."""
         self._refresh()
         baselines: set[str] = set()
+        unnamed: dict[Hashable, int] = {}  # full fine-tunings whose learning rate is not known yet
+        untried: dict[Search, int] = {}  # searches whose etas are not known yet, and tries that were made
         probes = 0
         for index, state in enumerate(self._states):
             if not self._proposed[index]:
                 continue
-            search = state.search
+            asked = state.asked
             if state.thresholds is None:
-                baselines |= search.baseline_ids - self._observed
+                baselines |= state.search.baseline_ids - self._observed
+            if state.rates is not None and state.rates.kept is None:
+                unnamed[asked.baseline_ids] = asked.num_baseline - len(state.rates.values)
+            if state.etas is not None and state.etas.kept is None:
+                untried[asked] = len(state.etas.values) - sum(1 for _ in state.missing_tries())
             known = sum(map(len, state.results.values()))
-            probes += max(1, self.policy.max_trials(search) - len(search.baseline) - known)
+            probes += max(1, self.policy.max_trials(asked) - asked.num_baseline - known)
+        made = {search.try_at(1.0).id: number for search, number in untried.items()}
+        probes += sum(max(0, number - made[one.id]) for one, number in eta_tries(untried))
+        full = len(baselines) + sum(unnamed.values())
         allowed = self._spending.trials_left
         if allowed is None:
-            return len(baselines), probes
-        first = min(len(baselines), allowed)
+            return full, probes
+        first = min(full, allowed)
         return first, min(probes, allowed - first)
 
     def _first(self, running: Set[str]) -> Trial | None:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from distsub.search.answers import variance
 from distsub.search.baseline import UNKNOWN_EXAMPLES, Full, judge
 from distsub.search.outcome import Bracket, Finding, Outcome, Thresholds
+from distsub.search.ranges import Course, Score, course
 from distsub.search.spec import Search
 from distsub.trial import Observation, Status, Trial
 
@@ -122,29 +123,34 @@ class Evidence:
     Policies differ in what they propose, never in what is known, so a sweep can be resumed under another one.
 
     Attributes:
-        search: The search.
-        baseline: Results of the baseline by trial id.
-        results: Results of the subspace trials by d, then by eta.
+        asked: The search, as it was asked for.
+        full: Results of full fine-tunings by trial id.
+        probes: Results of the subspace trials by d, then by eta.
         earlier: What the same search found under earlier seeds, where the policy learns from them.
+        tries: Results by eta of the tries of a range of etas, where they are under other seeds.
     """
 
-    search: Search
-    baseline: Mapping[str, Result] = field(default_factory=dict)
-    results: Mapping[int, Mapping[float, Result]] = field(default_factory=dict)
+    asked: Search
+    full: Mapping[str, Result] = field(default_factory=dict)
+    probes: Mapping[int, Mapping[float, Result]] = field(default_factory=dict)
     earlier: tuple["Evidence", ...] = ()
+    tries: Mapping[float, Result] = field(default_factory=dict)
 
     def add(self, observation: Observation) -> "Evidence":
         """Return the evidence with one more observation; itself when that says nothing new."""
         trial = observation.trial
-        if not self.search.owns(trial):
+        if not self.asked.owns(trial):
             return self
         result = Result.of(observation)
         if trial.d is None or trial.eta is None:
-            merged = _merge(self.baseline, trial.id, result)
-            return self if merged is self.baseline else replace(self, baseline=merged)
-        at_d = self.results.get(trial.d, {})
+            merged = _merge(self.full, trial.id, result)
+            return self if merged is self.full else replace(self, full=merged)
+        if trial.seeds != self.asked.seeds:
+            merged = _merge(self.tries, trial.eta, result)
+            return self if merged is self.tries else replace(self, tries=merged)
+        at_d = self.probes.get(trial.d, {})
         merged = _merge(at_d, trial.eta, result)
-        return self if merged is at_d else replace(self, results={**self.results, trial.d: merged})
+        return self if merged is at_d else replace(self, probes={**self.probes, trial.d: merged})
 
     def learn(self, other: "Evidence") -> "Evidence":
         """Return the evidence with what the same search found under other seeds, the latest of each; any order."""
@@ -156,6 +162,53 @@ class Evidence:
         return replace(self, earlier=tuple(others[seeds] for seeds in order))
 
     @cached_property
+    def rates(self) -> Course | None:
+        """How far the tries of a range of learning rates are; None of a list."""
+        if self.asked.rate_range is None:
+            return None
+        return course(self.asked.rate_range, lambda rate: _score(self.full.get(self.asked.full_at(rate).id)))
+
+    @cached_property
+    def etas(self) -> Course | None:
+        """How far the tries of a range of etas are; None of a list."""
+        asked = self.asked
+        if asked.eta_range is None:
+            return None
+        return course(asked.eta_range, lambda eta: _score(self._eta_tries.get(eta)))
+
+    @property
+    def _eta_tries(self) -> Mapping[float, Result]:
+        asked = self.asked
+        return self.probes.get(asked.try_d, {}) if asked.seeds == asked.first_seeds else self.tries
+
+    @cached_property
+    def search(self) -> Search:
+        """The search with the learning rates and etas that are kept; those tried, while none are."""
+        has_lists = self.rates is None and self.etas is None
+        return self.asked if has_lists else self.asked.tuned(self.rates, self.etas)
+
+    @property
+    def has_etas(self) -> bool:
+        """Whether the etas are known, so that a d can have a verdict."""
+        return self.etas is None or self.etas.kept is not None
+
+    @cached_property
+    def baseline(self) -> Mapping[str, Result]:
+        """Results of the search's full fine-tunings by trial id; not of tries that were not kept."""
+        if self.rates is None:
+            return self.full
+        return {trial.id: self.full[trial.id] for trial in self.search.baseline if trial.id in self.full}
+
+    @cached_property
+    def results(self) -> Mapping[int, Mapping[float, Result]]:
+        """Results of the subspace trials by d, then by eta; not of tries that were not kept."""
+        if self.etas is None:
+            return self.probes
+        etas = self.etas.kept or ()
+        own = {d: {eta: at_d[eta] for eta in etas if eta in at_d} for d, at_d in self.probes.items()}
+        return {d: at_d for d, at_d in own.items() if at_d}
+
+    @cached_property
     def thresholds(self) -> Thresholds | None:
         """What has to be reached, None without a complete baseline."""
         return thresholds(self.search, self.baseline)
@@ -163,6 +216,8 @@ class Evidence:
     @cached_property
     def obstacle(self) -> Outcome | None:
         """Why no threshold can be had from this baseline, None while or where it can."""
+        if self.rates is not None and self.rates.kept is None:
+            return None
         if any(result.status == "error" for result in self.baseline.values()):
             return Outcome.baseline_missing
         if len(self.baseline) < len(self.search.baseline_ids):
@@ -176,6 +231,11 @@ class Evidence:
         """Yield the baseline's trials that have no result yet."""
         if len(self.baseline) < len(self.search.baseline_ids):
             yield from (trial for trial in self.search.baseline if trial.id not in self.baseline)
+
+    def missing_tries(self) -> Iterator[Trial]:
+        """Yield the tries of a range of etas that are to be made now."""
+        if self.etas is not None and self.etas.kept is None:
+            yield from (self.asked.try_at(eta) for eta in self.etas.values if eta not in self._eta_tries)
 
     def missing_at(self, d: int, etas: Iterable[float]) -> Iterator[Trial]:
         """Yield the trials that d is still to be given, in the order of the etas; an error was a try as well."""
@@ -305,14 +365,14 @@ class Evidence:
         elif ended and self.thresholds is not None:
             outcome = self._outcome(low, high)
             bracket = self.falls if outcome is Outcome.not_monotone and self.falls else bracket
-        runs = [result for at_d in self.results.values() for result in at_d.values()]
+        runs = [result for at_d in self.probes.values() for result in at_d.values()]
         return Finding(
             outcome=outcome,
             d=bracket[1] if outcome is Outcome.found else None,
             bracket=bracket,
             best_score=max((result.score for result in runs if result.score is not None), default=None),
             thresholds=self.thresholds,
-            num_trials=len(self.baseline) + len(runs),
+            num_trials=len(self.full) + len(runs),
         )
 
     def _outcome(self, low: int, high: int) -> Outcome:
@@ -323,6 +383,11 @@ class Evidence:
         if low < 0:
             return Outcome.below_range
         return Outcome.above_range if high == len(self.search.dims) else Outcome.found
+
+
+def _score(result: Result | None) -> Score | None:
+    """Return what a try tells, None while it has no result."""
+    return result and (result.status != "error", result.score)
 
 
 def _merge(known: Mapping[Key, Result], key: Key, result: Result) -> Mapping[Key, Result]:

@@ -7,6 +7,8 @@ from distsub.errors import ConfigError
 from distsub.search.answers import influences
 from distsub.search.baseline import UNKNOWN_EXAMPLES
 from distsub.search.evidence import Result
+from distsub.search.ranges import KEPT
+from distsub.search.recall import tuned
 from distsub.search.rows import Row, Rows, check_score, prepare
 from distsub.search.spec import Search, lineage
 from distsub.trial import Observation, Trial
@@ -27,7 +29,8 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
         raise ConfigError(f"searches is a single Search ({searches.name}): give a list of them, as [search]")
     if isinstance(observations, Observation):
         raise ConfigError("observations is a single Observation: give a list of them, as [observation]")
-    kind = _common_kind(searches)
+    kind, asked, observations = _common_kind(searches), searches, list(observations)
+    searches = tuned(searches, observations)
     rates = {trial.learning_rate for search in searches for trial in search.baseline}
     budgets = {trial.budget for search in searches for trial in search.baseline}
     etas = {eta for search in searches for eta in search.etas}
@@ -52,7 +55,7 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
     rows = [_row(result, observation, metric) for result, observation in found]
     chances = [result.chance for result, _ in found if result.chance is not None]
     prepared = prepare(rows, math.fsum(chances) / len(chances) if chances else None, metric)
-    said = _unknown_examples(found) + _tries(searches, len(rates))
+    said = _unknown_examples(found) + _tries(asked, len(rates))
     return prepared.with_warnings(said)
 
 
@@ -96,12 +99,23 @@ def _unknown_examples(found: Sequence[tuple[Result, Observation]]) -> tuple[str,
 
 
 def _tries(searches: Sequence[Search], rates: int) -> tuple[str, ...]:
-    """Tell where one arm has more tries than the other, and so more luck."""
+    """Tell where one arm has more tries than the other, and so more luck.
+
+    Args:
+        searches: As they were asked for.
+        rates: Number of the learning rates that count, where they are a list.
+    """
     etas = {eta for search in searches for eta in search.etas}
     tries = len(etas) if any(search.tries is None for search in searches) else max(s.num_tries for s in searches)
-    if tries == rates:
+    drawn = [
+        next((found for s in searches if (found := getattr(s, name))), None) for name in ("eta_range", "rate_range")
+    ]
+    # How many were tried, and how many of those under all seeds.
+    numbers = [(r.tries, KEPT) if r else (n, n) for r, n in zip(drawn, (tries, rates), strict=True)]
+    if numbers[0] == numbers[1]:
         return ()
+    of_etas, of_rates = (f"{tried}" if tried == kept else f"{tried} ({kept} of them kept)" for tried, kept in numbers)
     return (
-        f"equal tries for every arm: number of etas at each d {tries}, of full fine-tuning's learning rates"
-        f" {rates}; the best of more is luckier, give as many of both",
+        f"equal tries for every arm: number of etas at each d {of_etas}, of full fine-tuning's learning rates"
+        f" {of_rates}; the best of more is luckier, give as many of both",
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from distsub.search.board import Board, family
 from distsub.search.policies import Grid, Policy
-from distsub.search.spec import Search
+from distsub.search.spec import Search, eta_tries, full_fine_tunings
 from distsub.trial import Trial
 
 if TYPE_CHECKING:
@@ -85,31 +85,34 @@ def make_plan(
     families: dict[Hashable, list[Search]] = {}
     for search in searches:
         families.setdefault(family(search), []).append(search)
-    baseline = {trial.id: trial for search in searches for trial in search.baseline}
-    most = [(trial, 1.0) for _, trial in sorted(baseline.items())]
+    baseline = sorted(full_fine_tunings(searches), key=lambda each: each[0].id)
+    most = [(trial, float(number)) for trial, number in baseline]
     expected = list(most)
+    most += eta_tries(searches)
     chain_most = chain_expected = 0.0
     shapes: dict[Hashable, tuple[float, float]] = {}
     for members in families.values():
         one, share = members[0], max(1, slots // len(families))
-        shape = (one.dims, one.etas, one.tries, len(members), len(one.baseline))
+        ranges = (one.rate_range, one.eta_range)
+        shape = (one.dims, one.etas, one.tries, len(members), len(one.baseline), ranges)
         if shape not in shapes:
             shapes[shape] = _expect(members, policy, share)
         trials, rounds = shapes[shape]
         # Which trial stands for the others does not matter: the steps are the same and d costs next to nothing.
         middle = one.trials_at(one.dims[len(one.dims) // 2])[0]
-        bound = policy.max_trials(one) - len(one.baseline)
+        bound = policy.max_trials(one) - one.num_baseline
         most.append((middle, float(bound * len(members))))
         expected.append((middle, trials))
         if seconds is not None:
             each = seconds(middle) or 0.0
             wait = max((seconds(trial) or 0.0 for trial in one.baseline), default=0.0)
+            wait *= 1 + (one.rate_range.rounds if one.rate_range else 0)
             # At worst one trial waits for another, seed by seed.
-            chain_most = max(chain_most, wait + each * bound)
+            chain_most = max(chain_most, wait + each * (bound + (one.eta_range.rounds if one.eta_range else 0)))
             chain_expected = max(chain_expected, wait + each * rounds)
     return Plan(
         searches=len(searches),
-        baselines=len(baseline),
+        baselines=sum(number for _, number in baseline),
         most=_cost(most, seconds, slots, chain_most, price_per_hour),
         expected=_cost(expected, seconds, slots, chain_expected, price_per_hour),
         first_batch=_first_batch(searches, policy, slots),
@@ -165,9 +168,10 @@ def _expect(members: Sequence[Search], policy: Policy, slots: int) -> tuple[floa
     from distsub.search.synthetic import Curve
 
     one = members[0]
-    bound = policy.max_trials(one) - len(one.baseline)
+    bound = (policy.max_trials(one) - one.num_baseline) * len(members)
+    bound += sum(number for _, number in eta_tries(members))
     if isinstance(policy, Grid):  # every trial there is, whatever comes out
-        return float(bound * len(members)), math.ceil(bound * len(members) / slots)
+        return float(bound), math.ceil(bound / slots)
     first, last = math.log(one.dims[0]), math.log(one.dims[-1])
     rates = sorted({trial.learning_rate for trial in one.baseline})
     curve = Curve(
@@ -177,7 +181,7 @@ def _expect(members: Sequence[Search], policy: Policy, slots: int) -> tuple[floa
     )
     crossing = curve.crossing(one.etas, rates, one.fraction)
     if not 0.0 < crossing < math.inf:  # a fraction so low that guessing reaches it, or out of reach: nothing to expect
-        return float(bound * len(members)), math.ceil(bound * len(members) / slots)
+        return float(bound), math.ceil(bound / slots)
     beyond = math.log(crossing)
     trials = rounds = 0
     for k in range(WORLDS):

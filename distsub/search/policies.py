@@ -55,7 +55,7 @@ class Policy(Protocol):
         ...
 
     def max_trials(self, search: Search) -> int:
-        """Return the number of trials, baseline included, that is never exceeded."""
+        """Return the number of trials that is never exceeded: the baseline is included, tries of etas are not."""
         ...
 
 
@@ -77,8 +77,9 @@ class Grid:
         if state.obstacle is not None and not (compared and state.obstacle is Outcome.baseline_at_chance):
             return ()
         etas, tries = state.search.etas, state.search.num_tries
-        probes = (trial for d in state.search.dims for trial in state.missing_at(d, etas[:tries]))
-        return tuple(islice(chain(state.missing_baseline(), probes), slots))
+        dims = state.search.dims if state.has_etas else ()
+        probes = (trial for d in dims for trial in state.missing_at(d, etas[:tries]))
+        return tuple(islice(chain(state.missing_baseline(), state.missing_tries(), probes), slots))
 
     def observe(self, state: Evidence, observation: Observation) -> Evidence:
         """Return the state with one more observation."""
@@ -90,7 +91,7 @@ class Grid:
 
     def max_trials(self, search: Search) -> int:
         """Return the baseline's trials plus dims times tries."""
-        return len(search.baseline) + len(search.dims) * search.num_tries
+        return search.num_baseline + len(search.dims) * search.num_tries
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,14 @@ class Bisection:
         A third of it is what halving takes where every d is given all its tries. As soon as no more is left than
         that, this is done.
         """
-        return len(search.baseline) + min(REACH * len(search.dims).bit_length(), len(search.dims)) * search.num_tries
+        return search.num_baseline + min(REACH * len(search.dims).bit_length(), len(search.dims)) * search.num_tries
 
     def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
         """Return the open baseline, then the trials that are needed next, at most `slots` in all."""
         if state.obstacle is not None:
             return ()
-        return tuple(islice(chain(state.missing_baseline(), self._probes(state)), slots))
+        probes = self._probes(state) if state.has_etas else ()
+        return tuple(islice(chain(state.missing_baseline(), state.missing_tries(), probes), slots))
 
     def _probes(self, state: Evidence) -> Iterator[Trial]:
         search, tries = state.search, state.search.num_tries

@@ -4,13 +4,13 @@ The same as observing them one by one, at a fraction of the time: rows come grou
 d and eta, so a trial is looked at once per group rather than once per row.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from itertools import starmap
 from typing import NamedTuple
 
 from distsub.search.evidence import Evidence, Result
-from distsub.search.spec import Lineage, Search, lineage
+from distsub.search.spec import Search, key
 from distsub.trial import Observation, Status, Trial
 
 
@@ -58,32 +58,50 @@ def brief(observation: Observation) -> Series:
 def shares(searches: Sequence[Search], series: Iterable[Series]) -> list[list[Brief]]:
     """Give each search the rows that it owns: its own trials' and the baseline's, in the order of the searches."""
     found: list[list[Brief]] = [[] for _ in searches]
-    interested: dict[str | Lineage, list[int]] = {}
+    interested: dict[Hashable, list[int]] = {}
     for index, search in enumerate(searches):
-        for key in (*search.baseline_ids, search.lineage):
-            interested.setdefault(key, []).append(index)
+        for each in search.keys:
+            interested.setdefault(each, []).append(index)
     for trial, rows in series:
         briefs = list(starmap(Brief, rows))
-        probes, full = [row for row in briefs if row.d is not None], [row for row in briefs if row.d is None]
-        for index in interested.get(lineage(trial), []) if probes else ():
-            positions, etas = searches[index].positions, searches[index].etas
-            found[index] += [row for row in probes if row.d in positions and row.eta in etas]
-        for row in full:
-            for index in interested.get(row.trial_id, []):
-                found[index].append(row)
+        for index in interested.get(key(trial), ()):
+            found[index] += _own(searches[index], trial, briefs)
     return found
+
+
+def _own(search: Search, trial: Trial, rows: list[Brief]) -> list[Brief]:
+    """Pick the rows that a search asks for, or may, from a series that has one of its keys."""
+    if trial.method.name == "full":
+        if search.rate_range is not None:
+            return rows if trial.learning_rate in search.rate_range else []
+        return [row for row in rows if row.trial_id in search.baseline_ids]
+    if search.eta_range is not None:
+        return [row for row in rows if search.takes(trial.seeds, row.d, row.eta)]
+    positions, etas = search.positions, search.etas
+    return [row for row in rows if row.d in positions and row.eta in etas]
 
 
 def evidence(search: Search, rows: Iterable[Brief]) -> Evidence:
     """Fold a search's share of the rows into what it knows."""
     baseline: dict[str, Result] = {}
     results: dict[int, dict[float, Result]] = {}
+    tries: dict[float, Result] = {}
+    elsewhere = search.eta_range is not None and search.seeds != search.first_seeds  # where the etas are tried
     for row in rows:
         result = _reduce(row.status, row.score, row.chance, row.num_examples)
         if row.d is None or row.eta is None:
             known: dict = baseline
-            key: object = row.trial_id
+            name: object = row.trial_id
         else:
-            known, key = results.setdefault(row.d, {}), row.eta
-        known[key] = known[key].merge(result) if key in known else result
-    return Evidence(search, baseline, results)
+            is_try = elsewhere and row.d == search.try_d and row.trial_id == search.try_at(row.eta).id
+            known, name = tries if is_try else results.setdefault(row.d, {}), row.eta
+        known[name] = known[name].merge(result) if name in known else result
+    return Evidence(search, baseline, results, tries=tries)
+
+
+def tuned(searches: Sequence[Search], observations: Sequence[Observation]) -> list[Search]:
+    """Return searches with the learning rates and etas that the rows have come to, in the place of ranges."""
+    if all(search.rate_range is None and search.eta_range is None for search in searches):
+        return list(searches)
+    own = shares(searches, map(brief, observations))
+    return [evidence(search, rows).search for search, rows in zip(searches, own, strict=True)]

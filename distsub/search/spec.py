@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 from distsub.errors import ConfigError
 from distsub.identity import ByContent, canonical, later
+from distsub.search.ranges import KEPT, Course, Range
 from distsub.trial import Budget, Method, Seeds, Task, Trial
 
 Lineage = tuple[str | tuple[str, str | None], Task, Method, float, Seeds, Budget]
@@ -16,6 +18,13 @@ Lineage = tuple[str | tuple[str, str | None], Task, Method, float, Seeds, Budget
 def lineage(trial: Trial) -> Lineage:
     """Return everything of a trial but d and eta: what all subspace trials of one search have in common."""
     return (trial.base, trial.task, trial.method, trial.learning_rate, trial.seeds, trial.budget)
+
+
+def key(trial: Trial) -> Hashable:
+    """Return what tells who may ask for a trial: its lineage, of a baseline without the learning rate."""
+    if trial.method.name == "full" and not trial.method.ablation:
+        return (trial.base, trial.task, trial.method, trial.seeds, trial.budget)
+    return lineage(trial)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +45,10 @@ class Search(ByContent):
         revision: Hub revision of the model, or None.
         weights: Hash of the model, as in `Trial`.
         tries: Etas that a d is given before it has failed, the same number at every d; None is all of them.
+        rate_range: Where the learning rates of the baseline are looked for; `baseline` then has one full fine-tuning
+            for every seed, the seeds of the tries first, and its learning rate stands for those to come.
+        eta_range: Where the etas are looked for; `etas` then stands for those to come.
+        first_seeds: The seeds of the etas' tries.
 
     Raises:
         ConfigError: The record describes no search.
@@ -57,6 +70,9 @@ class Search(ByContent):
     revision: str | None = None
     tries: int | None = later(None)
     weights: str | None = later(None)
+    rate_range: Range | None = later(None)
+    eta_range: Range | None = later(None)
+    first_seeds: Seeds | None = later(None)
 
     def __post_init__(self) -> None:
         """Refuse what would search in silence for nothing."""
@@ -106,7 +122,14 @@ class Search(ByContent):
     @property
     def num_tries(self) -> int:
         """Etas that a d is given before it has failed."""
-        return self.tries or len(self.etas)
+        return self.tries or (len(self.etas) if self.eta_range is None else KEPT)
+
+    @property
+    def num_baseline(self) -> int:
+        """Full fine-tunings that set the threshold, those included that are tried and not kept."""
+        if self.rate_range is None:
+            return len(self.baseline)
+        return self.rate_range.tries + KEPT * (len(self.baseline) - 1)
 
     @cached_property
     def lineage(self) -> Lineage:
@@ -132,8 +155,55 @@ class Search(ByContent):
     def owns(self, trial: Trial) -> bool:
         """Return whether this search asks for the trial, as baseline or at one of its d."""
         if trial.is_baseline:
-            return trial.id in self.baseline_ids
-        return trial.d in self.positions and trial.eta in self.etas and lineage(trial) == self.lineage
+            if self.rate_range is None:
+                return trial.id in self.baseline_ids
+            return trial.learning_rate in self.rate_range and key(trial) in self.keys
+        return key(trial) in self.keys and self.takes(trial.seeds, trial.d, trial.eta)
+
+    def takes(self, seeds: Seeds, d: int | None, eta: float | None) -> bool:
+        """Return whether this search may ask for d and eta, of a subspace trial that has one of its keys."""
+        if self.eta_range is None or eta is None:
+            return d in self.positions and eta in self.etas
+        return eta in self.eta_range and (d in self.positions if seeds == self.seeds else d == self.try_d)
+
+    @cached_property
+    def keys(self) -> frozenset[Hashable]:
+        """The keys of the trials that it may ask for."""
+        own: list[Hashable] = [self.lineage, *map(key, self.baseline)]
+        return frozenset(own if self.eta_range is None else [*own, key(self.try_at(1.0))])
+
+    @property
+    def try_d(self) -> int:
+        """The d at which the etas of a range are tried: the middle of dims, where bisection begins."""
+        return self.dims[len(self.dims) // 2]
+
+    def try_at(self, eta: float) -> Trial:
+        """Return the trial that tries an eta of the range."""
+        if (None, eta) not in self._tried:
+            seeds = self.first_seeds or self.seeds
+            self._tried[None, eta] = replace(self.trials_at(self.try_d)[0], eta=eta, seeds=seeds)
+        return self._tried[None, eta]
+
+    def full_at(self, rate: float) -> Trial:
+        """Return the full fine-tuning that tries a learning rate of the range."""
+        if (rate, None) not in self._tried:
+            self._tried[rate, None] = replace(self.baseline[0], learning_rate=rate)
+        return self._tried[rate, None]
+
+    def tuned(self, rates: Course | None, etas: Course | None) -> "Search":
+        """Return the search as it is with lists: of what its ranges have kept, or have tried while nothing is kept."""
+        if (rates, etas) not in self._tuned:
+            baseline, steps = self.baseline, self.etas
+            if rates is not None:
+                baseline = tuple(self.full_at(rate) for rate in rates.kept or rates.values)
+                others = self.baseline[1:] if rates.kept else ()
+                baseline += tuple(replace(each, learning_rate=rate) for each in others for rate in rates.kept or ())
+            if etas is not None:
+                steps = etas.kept or tuple(sorted(etas.values))
+            self._tuned[rates, etas] = replace(
+                self, baseline=baseline, etas=steps, rate_range=None, eta_range=None, first_seeds=None
+            )
+        return self._tuned[rates, etas]
 
     @cached_property
     def baseline_ids(self) -> frozenset[str]:
@@ -149,6 +219,37 @@ class Search(ByContent):
     @cached_property
     def _made(self) -> dict[int, tuple[Trial, ...]]:
         return {}
+
+    @cached_property
+    def _tried(self) -> dict[tuple[float | None, float | None], Trial]:
+        return {}
+
+    @cached_property
+    def _tuned(self) -> "dict[tuple[Course | None, Course | None], Search]":
+        return {}
+
+
+def full_fine_tunings(searches: Iterable[Search]) -> list[tuple[Trial, int]]:
+    """List the full fine-tunings of searches, each once: one that stands for others, and how many they are."""
+    found: dict[Hashable, tuple[Trial, int]] = {}
+    for search in searches:
+        if search.rate_range is not None:
+            found[search.baseline_ids, search.rate_range] = search.baseline[0], search.num_baseline
+        else:
+            found.update({trial.id: (trial, 1) for trial in search.baseline})
+    return list(found.values())
+
+
+def eta_tries(searches: Iterable[Search]) -> list[tuple[Trial, int]]:
+    """List the tries of etas that are no trial of a search otherwise, as `full_fine_tunings` does."""
+    found: dict[str, tuple[Trial, int]] = {}
+    own: set[Lineage] = set()
+    for search in searches:
+        if search.eta_range is not None:
+            one = search.try_at(1.0)  # any eta stands for all
+            own.add(search.lineage)
+            found[one.id] = one, search.eta_range.tries
+    return [(one, number - (KEPT if lineage(one) in own else 0)) for one, number in found.values()]
 
 
 def _short(values: tuple[float, ...]) -> str:

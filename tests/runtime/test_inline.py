@@ -27,6 +27,27 @@ def test_a_sweep_runs_to_its_end_and_again_does_nothing(tiny_sweep, tmp_path, ca
     assert store.read() == rows
 
 
+def test_ranges_run_to_the_same_end_from_any_rows(tiny_sweep, tmp_path, capsys):
+    text = tiny_sweep.read_text().replace("[1.0, 3.0]", "{ low = 0.5, high = 5.0, tries = 3 }")
+    text = text.replace("[1e-3, 3e-3]", "{ low = 1e-3, high = 1e-2, tries = 4 }").replace('["said", "did"]', '["did"]')
+    tiny_sweep.write_text(text.replace("steps = 40", "steps = 12"))
+    sweep = load_sweep(tiny_sweep)
+    store = open_store(sweep, tmp_path)
+    assert launch.run(sweep, store, "inline") == 0
+    said = capsys.readouterr().out
+    rows, board = store.read(), launch.board_of(sweep)
+    assert f"and at most {board.max_trials()}, 0 known" in said and len(rows) <= board.max_trials()
+    full = [row.trial for row in rows if row.trial.is_baseline]
+    assert len(full) == 4 + 2 and len({trial.learning_rate for trial in full}) == 4
+    assert len({row.trial.eta for row in rows if row.trial.d == 64 and row.trial.seeds.head == 0}) == 3
+    for start in (2, 5, 8):  # what was there when it was killed, in any order
+        again = open_store(sweep, tmp_path / str(start))
+        for row in sorted(rows, key=lambda row: row.trial.id)[:start]:
+            again.write(row)
+        assert launch.run(sweep, again, "inline") == 0
+        assert {row.trial.id for row in again.read()} == {row.trial.id for row in rows}
+
+
 def test_a_crashing_trial_is_retried_then_recorded_and_the_others_go_on(tiny_sweep, tmp_path, monkeypatch, capsys):
     from distsub.runtime import inline
 
