@@ -4,6 +4,7 @@
     python benchmarks/coverage.py --sweeps 30 --out -   # a look
     python benchmarks/coverage.py --world kink --world stairs   # these only; the other rows of the file stay
     python benchmarks/coverage.py --table               # the file as docs/intervals.md shows it
+    python benchmarks/coverage.py --value --out -       # for a score to reach (0.9 x the true one), without baselines
 
 A world says how sweeps come about: the shape of the curve, which trainings fail, how many rows are evaluated, what
 was run. Every sweep of a world draws its own truth (full score, plateau, slope, place, best eta, all sources of noise),
@@ -22,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from distsub.search import Board, Search, log_grid, make_policy
+from distsub.search import Board, Rule, Search, log_grid, make_policy
 from distsub.search.estimate import fit
+from distsub.search.rule import D90_RULE
 from distsub.search.synthetic import Curve
 from distsub.trial import Budget, Method, Seeds, Task, Trial
 
@@ -155,28 +157,30 @@ def truth(world: World, index: int) -> Curve:
     return Curve(seed=index, **curve)
 
 
-def searches(world: World, num_examples: int) -> list[Search]:
-    """Return the searches of one model, task and method."""
+def searches(world: World, num_examples: int, rule: Rule = D90_RULE) -> list[Search]:
+    """Return the searches of one model, task and method; without a baseline where the rule is a value."""
     task, budget = Task("synthetic", "synthetic", ("text",)), Budget(steps=100, eval_examples=num_examples)
     baseline = tuple(
         Trial("model", task, Method("full"), None, rate, None, Seeds(0, seed, seed), budget)
         for seed in range(world.seeds)
         for rate in world.rates
+        if rule.value is None
     )
     method = Method("did", "fastfood", "global")
     dims = COARSE if world.policy == "grid" else DIMS
     return [
-        Search(task, "model", method, Seeds(s, s, s), budget, dims, world.etas, world.rates[0], baseline)
+        Search(task, "model", method, Seeds(s, s, s), budget, dims, world.etas, world.rates[0], baseline, rule)
         for s in range(world.seeds)
     ]
 
 
-def sweep(world: World, index: int) -> dict[str, Any]:
+def sweep(world: World, index: int, for_value: bool = False) -> dict[str, Any]:
     """Run one sweep and compare; every other one keeps the answers to single examples."""
     curve = truth(world, index)
-    these = searches(world, curve.num_examples)
+    rule = Rule(None, 0.9 * curve.expected_full(world.rates)) if for_value else D90_RULE
+    these = searches(world, curve.num_examples, rule)
     smallest, largest = these[0].dims[0], these[0].dims[-1]
-    true = curve.crossing(world.etas, world.rates)
+    true = curve.crossing(world.etas, world.rates, rule=rule)
     board, rows = Board(these, make_policy(world.policy)), []
     while (trial := board.next(frozenset(), 1)) is not None:
         rows.append(curve.observe(trial, arrays=index % 2 == 0))
@@ -251,7 +255,10 @@ def main() -> None:
     parser.add_argument("--world", action="append", choices=[*WORLDS], help="only these")
     parser.add_argument("--out", default=str(OUT), help="where to write, - for the screen")
     parser.add_argument("--table", action="store_true", help="run nothing, print what was measured")
+    parser.add_argument("--value", action="store_true", help="ask for a score and train no baseline; --out must be -")
     given = parser.parse_args()
+    if given.value and given.out != "-":
+        parser.error("--value: the file is of d90; give --out -")
     if given.table:
         print(table(json.loads(OUT.read_text())["worlds"]))
         return
@@ -260,7 +267,9 @@ def main() -> None:
     # By blocks over all worlds: whoever stops it early has fewer sweeps in every world.
     for start in range(0, given.sweeps, BLOCK):
         for name, members in records.items():
-            members += [sweep(WORLDS[name], index) for index in range(start, min(start + BLOCK, given.sweeps))]
+            members += [
+                sweep(WORLDS[name], index, given.value) for index in range(start, min(start + BLOCK, given.sweeps))
+            ]
             kept[name] = summary(members)
             print(f"{name:50}", " ".join(f"{key} {value}" for key, value in kept[name].items()), flush=True)
             if given.out != "-":

@@ -98,7 +98,7 @@ class Truth:
 
 def true_position(curve: Curve, search: Search) -> int:
     """Return the position of the first d that reaches the true threshold under a search's own seeds, free of noise."""
-    bar = search.fraction * curve.expected_full(RATES)
+    bar = (search.rule.fraction or 0.0) * curve.expected_full(RATES)
     for position, d in enumerate(search.dims):
         if max(curve.score(d, eta, search.seeds) for eta in search.etas) >= bar:
             return position

@@ -110,8 +110,8 @@ def batches(sweep: Sweep) -> Iterator[pa.Table]:
     draw, seen = np.random.default_rng(0), set()
     for index, search in enumerate(sweep.searches()):
         curve = Curve(seed=index % 10, middle=5.0 + 0.2 * (index % 7))
-        if search.baseline_ids not in seen:
-            seen.add(search.baseline_ids)
+        if search.reference_ids not in seen:
+            seen.add(search.reference_ids)
             yield rows(list(search.baseline), curve, draw)
         yield rows([trial for d in search.dims for trial in search.trials_at(d)], curve, draw)
 

@@ -255,8 +255,7 @@ def report(
     d90 = told(store, summary.d90)
     directory = output_address(to) if to else f"{out.rstrip('/')}/report"
     rows = store.read()
-    about: dict[str, Any] = {"title": sweep.name, "fraction": sweep.fraction, "adapters": summary.smallest}
-    page = write_report(rows, summary.searches, directory, d90=d90, **about)
+    page = write_report(rows, summary.searches, directory, d90=d90, title=sweep.name, adapters=summary.smallest)
     answers(d90)
     write(*strangers(summary, sweep))
     write(*standing.smallest_lines(summary.smallest), f"report: {page}")

@@ -23,7 +23,8 @@ from pydantic import (
 from distsub.complaints import complaint
 from distsub.errors import ConfigError
 from distsub.methods import Context, MethodTable, NonNegativeInt, PositiveInt, StepSizes, Table, TrajectoryTable
-from distsub.search import PUBLISHED_RATIO, Limit, Range, log_grid
+from distsub.search import PUBLISHED_RATIO, Limit, Range, Rule, log_grid
+from distsub.search.rule import Chance, check_score
 from distsub.sweep import Model, Policy, Resources, Sweep, distinct
 from distsub.task_table import TaskTable, absolute
 from distsub.trial import Budget, HeadFrom, Seeds
@@ -211,6 +212,28 @@ class _Baseline(Table):
     learning_rates: StepSizes
 
 
+class _Threshold(Table):
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    value: float | None = None
+    chance: Chance = Rule.chance
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_number(cls, value: Any) -> Any:
+        return {"value": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> "_Threshold":
+        if self.fraction is not None and self.value is not None:
+            raise ValueError("give either fraction (a share of full fine-tuning's score) or value (the score to reach)")
+        return self
+
+    def record(self) -> Rule:
+        if self.value is not None:
+            return Rule(None, self.value, self.chance)
+        return Rule(Rule.fraction if self.fraction is None else self.fraction, None, self.chance)
+
+
 class _Budget(Table):
     steps: PositiveInt
     batch_size: PositiveInt = Budget.batch_size
@@ -287,18 +310,40 @@ class _File(Table):
     seeds: Annotated[list[_Seeds], BeforeValidator(_seed_list), Field(min_length=1)]
     dims: _Dims
     search: _Search
-    baseline: _Baseline
+    baseline: _Baseline | None = None
     budget: _Budget
     policy: Annotated[Policy, BeforeValidator(_policy)] = Sweep.policy
-    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Sweep.fraction
+    threshold: _Threshold = _Threshold()
     resources: _Resources = _Resources()
     limit: _Limit | None = None
     trajectory: TrajectoryTable | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "fraction" in value:
+            given = value["fraction"]
+            raise ValueError(f"fraction has moved: write threshold = {{ fraction = {given} }} in its place")
+        return value
+
+    @model_validator(mode="after")
+    def _baseline_fits(self) -> "_File":
+        value = self.threshold.value
+        if self.baseline is None and value is None:
+            raise ValueError('key "baseline" is missing: it sets the threshold, unless [threshold] gives a value')
+        if self.baseline is not None and value is not None:
+            raise ValueError(
+                f"[baseline] beside [threshold] value = {value:g}: no full fine-tuning is trained for a value; leave "
+                "one of them out"
+            )
+        return self
+
     def sweep(self, directory: Path, text: str) -> Sweep:
-        dims = self.dims.record()
+        dims, rule = self.dims.record(), self.threshold.record()
         found = [each.record(directory) for each in self.tasks]
         distinct([task.name for task in found], "tasks")
+        for task in found if rule.value is not None else ():
+            check_score(rule.value or 0.0, task.metric, "[threshold] value")
         etas, tries = _rising(self.search.etas, "[search] etas"), self.search.tries
         if tries and isinstance(etas, Range):
             raise ConfigError("[search] tries is for a list of etas; leave it out, a range has tries of its own")
@@ -320,10 +365,12 @@ class _File(Table):
             dims=dims,
             etas=etas,
             learning_rate=self.search.learning_rate,
-            baseline_learning_rates=_rising(self.baseline.learning_rates, "[baseline] learning_rates"),
+            baseline_learning_rates=_rising(
+                self.baseline.learning_rates if self.baseline else [], "[baseline] learning_rates"
+            ),
             budget=budget,
             policy=self.policy,
-            fraction=self.fraction,
+            rule=rule,
             resources=self.resources.record(),
             text=text,
             limit=Limit(**self.limit.model_dump()) if self.limit else None,

@@ -75,7 +75,7 @@ class Results:
         from distsub.results.curves import draw_curves
 
         summary = summary_of(self.sweep, self.store)
-        return draw_curves(self.store.read(), summary.searches, d90=summary.d90, fraction=self.sweep.fraction)
+        return draw_curves(self.store.read(), summary.searches, d90=summary.d90)
 
     def __repr__(self) -> str:
         """List the estimates, one a line."""
@@ -224,6 +224,9 @@ def _proposal(
         sweep["name"] = str(task.get("name", "sweep"))
     if not isinstance(model, str):
         sweep["models"] = [dict(model)]
+    value = keys.get("threshold", {})
+    if not isinstance(value, Mapping) or "value" in value:  # no full fine-tuning is trained, so none is proposed
+        sweep.pop("baseline", None)
     for key, value in keys.items():
         both = isinstance(value, Mapping) and isinstance(sweep.get(key), dict) and key != "dims"
         sweep[key] = {**sweep[key], **value} if both else value

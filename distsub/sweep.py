@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeVar
 from distsub.errors import ConfigError
 from distsub.identity import IDENTITY_VERSION, ByContent, canonical, later
 from distsub.places import ModelPlace, Places
-from distsub.search import Limit, Range, Search
-from distsub.trial import Budget, HeadFrom, Method, Recording, Seeds, Span, Task, Trial
+from distsub.search import Limit, Range, Rule, Search
+from distsub.search.rule import D90_RULE
+from distsub.trial import Budget, HeadFrom, Method, Recording, Seeds, Span, Task, Trial, theta_0_trial
 
 Policy = Literal["bisection", "grid"]
 
@@ -81,10 +82,10 @@ class Sweep:
         dims: The grid of d, rising.
         etas: Subspace step sizes tried at each d.
         learning_rate: The full fine-tuning learning rate that eta scales.
-        baseline_learning_rates: Learning rates of full fine-tuning.
+        baseline_learning_rates: Learning rates of full fine-tuning; none where the rule is a value.
         budget: What each training may spend.
         policy: How the grid is searched.
-        fraction: Share of the full fine-tuning score that the threshold asks for.
+        rule: What has to be reached.
         resources: What a trial may occupy.
         text: The file as it was read.
         limit: What the whole sweep may spend; None is no limit.
@@ -105,7 +106,7 @@ class Sweep:
     baseline_learning_rates: StepSizes
     budget: Budget
     policy: Policy = "bisection"
-    fraction: float = 0.9
+    rule: Rule = D90_RULE
     resources: Resources = Resources()
     text: str = ""
     limit: Limit | None = None
@@ -146,7 +147,7 @@ class Sweep:
             "seeds": [dataclasses.asdict(seeds) for seeds in self.seeds],
             "dims": self.dims,
             "policy": self.policy,
-            "fraction": self.fraction,
+            "threshold": dataclasses.asdict(self.rule),
             "search": search,
             "baseline": {"learning_rates": _plain(self.baseline_learning_rates)},
             "budget": budget,
@@ -200,7 +201,8 @@ class Sweep:
                 etas=(etas.middle,) if isinstance(etas, Range) else etas,
                 learning_rate=self.learning_rate,
                 baseline=baseline,
-                fraction=self.fraction,
+                rule=self.rule,
+                theta_0=theta_0,
                 tries=self.tries if self.tries and not isinstance(etas, Range) and self.tries < len(etas) else None,
                 rate_range=rates if isinstance(rates, Range) else None,
                 eta_range=etas if isinstance(etas, Range) else None,
@@ -209,6 +211,7 @@ class Sweep:
             for task in self.tasks
             for model in self.models
             for rates, baseline in [(self.baseline_learning_rates, self.baseline_trials(model, task))]
+            for theta_0 in [self.theta_0_trials(model, task)]
             for method, (dims, etas) in self.arms()
             for seeds in self.seeds
         )
@@ -254,6 +257,17 @@ class Sweep:
             for each in seeds
             for rate in ((rates.middle,) if isinstance(rates, Range) else rates)
         )
+
+    def theta_0_trials(self, model: Model, task: Task) -> tuple[Trial, ...]:
+        """List the trials that score the untouched model, one per head; none where chance is the majority class."""
+        if self.rule.chance != "theta_0":
+            return ()
+        whole = Method("full", head_from=model.head_from)
+        found = (
+            Trial(model.name, task, whole, None, 1.0, None, each, self.budget, model.revision, model.content)
+            for each in self.seeds
+        )
+        return tuple(dict.fromkeys(map(theta_0_trial, found)))
 
 
 def _plain(given: StepSizes | None) -> Any:

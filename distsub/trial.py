@@ -83,7 +83,8 @@ class Method:
     """How the update of the weights is parametrised.
 
     Attributes:
-        name: "full" (every parameter), "did" (Eq. 1 of Aghajanyan et al. 2020) or "said" (Eq. 3).
+        name: "full" (every parameter), "did" (Eq. 1 of Aghajanyan et al. 2020) or "said" (Eq. 3); "theta_0" trains
+            nothing.
         projection: Family of P; None for "full", and for a subspace the default.
         normalization: "global" or "per_tensor"; None for "full".
         groups: What one SAID scale covers, "layer" or "tensor"; None unless "said".
@@ -262,7 +263,7 @@ class Trial(ByContent):
         weights: Hash of the model's weights, configuration and tokenizer (`Prepared.content`); None before it is read.
         task: What is trained on.
         method: How the update is parametrised.
-        d: Subspace dimension; None for full fine-tuning.
+        d: Subspace dimension; None for full fine-tuning, and for theta_0.
         learning_rate: Peak learning rate of full fine-tuning; for a subspace, the lr_full that eta scales.
         eta: Subspace step relative to full fine-tuning's first-order decrease; None for full fine-tuning.
         seeds: Projection, head and data seed.
@@ -327,6 +328,16 @@ class Trial(ByContent):
     @property
     def is_baseline(self) -> bool:
         """Whether this is full fine-tuning, of all weights."""
+        return self.is_reference and not self.is_theta_0
+
+    @property
+    def is_theta_0(self) -> bool:
+        """Whether this scores the untouched model, in no step."""
+        return self.method.name == "theta_0"
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether subspaces are held against this: full fine-tuning, or the untouched model."""
         return self.d is None and self.method.ablation is None
 
 
@@ -367,7 +378,8 @@ class Observation:
         status: "finished"; "diverged" (loss or weights not finite: a result, it fails every threshold);
             "error" (crashed after its retries: no result).
         score: The task's metric after the last step, None unless finished.
-        chance: The metric of always predicting the majority class; 0 for correlations.
+        chance: The metric of always predicting the majority class, whatever a sweep takes as chance; 0 for
+            correlations.
         metrics: Every metric of the task by name, the score's included.
         curve: (step, score) at each evaluation.
         predicted: Predicted class or value per evaluated example, in the evaluation set's order.
@@ -410,3 +422,27 @@ class Observation:
     step_size: float = 0.0
     error: str | None = None
     provenance: tuple[tuple[str, str], ...] = ()
+
+
+def theta_0_trial(trial: Trial) -> Trial:
+    """Return the trial that scores the untouched model of another one, with the head of that one's head seed.
+
+    What decides no score without a step is the same for all of them: so one serves every budget that differs in it. A
+    head that is the checkpoint's own follows from no seed.
+    """
+    whole, budget = Method("theta_0", head_from=trial.method.head_from), trial.budget
+    return replace(
+        trial,
+        method=whole,
+        d=None,
+        eta=None,
+        learning_rate=1.0,
+        seeds=Seeds(head=trial.seeds.head if trial.method.head_from == "seed" else 0),
+        budget=Budget(
+            steps=0,
+            max_length=budget.max_length,
+            train_examples=budget.train_examples,
+            eval_examples=budget.eval_examples,
+            precision=budget.precision,
+        ),
+    )

@@ -89,7 +89,11 @@ def method(**keys):
 
 CHANGED = {
     "policy": (BASE, with_(("policy",), "grid")),
-    "fraction": (BASE, with_(("fraction",), 0.8)),
+    "[threshold] fraction": (BASE, with_(("threshold",), {"fraction": 0.8})),
+    "[threshold] value": tuple(
+        with_(("baseline",), None, BASE | {"threshold": {"value": each}}) for each in (0.7, 0.8)
+    ),
+    "[threshold] chance": (BASE, with_(("threshold",), {"chance": "theta_0"})),
     "[search] learning_rate": (BASE, with_(("search", "learning_rate"), 2e-4)),
     "[search] tries": (BASE, with_(("search", "tries"), 1)),
     **{
@@ -165,6 +169,7 @@ def test_every_key_of_a_sweep_file_is_held_by_one_of_these_tests():
         name.rpartition(" ")[0].partition(" ")[0] + " " + name.rpartition(" ")[2] for name in named if "]] " in name
     }
     tables = {"search": config._Search, "baseline": config._Baseline, "budget": config._Budget}
+    tables["threshold"] = config._Threshold
     tables["trajectory"] = methods.TrajectoryTable
     for table, record in tables.items():
         assert keys(f"[{table}] ", record) <= named
@@ -183,7 +188,7 @@ def test_what_decides_no_result_changes_nothing(key):
 
 
 SAME = {
-    "defaults said": BASE | {"policy": "bisection", "fraction": 0.9},
+    "defaults said": BASE | {"policy": "bisection", "threshold": {"fraction": 0.9, "chance": "majority"}},
     "all tries said": with_(("search", "tries"), 2),
     "the projection said": with_(("methods",), [{"name": "did", "projection": "partition"}, BASE["methods"][1]]),
     "the method's grid said": with_(("methods", 1, "dims"), [16, 64]),

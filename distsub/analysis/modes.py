@@ -20,7 +20,7 @@ def modes_table(observations: Sequence[Observation]) -> pa.Table:
 
     Where several step sizes were tried, the one with the best mean over the seeds counts, for all of them: picking for
     each seed its own would be a maximum over noise. A seed whose training diverged has the chance score; one whose
-    training ended in an error has none. Ablated trainings are not compared here.
+    training ended in an error has none. Ablated trainings and theta_0 are not compared here.
 
     Args:
         observations: Rows of trials.
@@ -30,7 +30,7 @@ def modes_table(observations: Sequence[Observation]) -> pa.Table:
     """
     tried: dict[Key, dict[float, dict[Key, Observation]]] = defaultdict(lambda: defaultdict(dict))
     for seen in observations:
-        if seen.trial.method.ablation is None and not math.isnan(_score(seen)):
+        if seen.trial.method.ablation is None and not seen.trial.is_theta_0 and not math.isnan(_score(seen)):
             tried[_way(seen)][_rate(seen)][_seeds(seen)] = seen
     chosen = {way: max(by_rate.items(), key=lambda item: _strength(item[1])) for way, by_rate in tried.items()}
     full = {way[:3]: trials for way, (_, trials) in chosen.items() if way[3].name == "full"}

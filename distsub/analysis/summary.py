@@ -45,7 +45,10 @@ CURVE_POINTS = 41
 
 _KEYS = ("task", "model", *METHOD_COLUMNS)
 
-_SHARED = ("baseline_score", "chance", "threshold", "threshold_chance_corrected", "num_params", "num_scales")
+_SHARED = (
+    *("threshold_rule", "chance_rule", "baseline_score", "chance", "threshold", "threshold_chance_corrected"),
+    *("num_params", "num_scales"),
+)
 """What the searches of one task, model and method have in common."""
 
 
@@ -179,9 +182,11 @@ def searches_table(searches: Sequence[Search], found: Sequence[Finding], shared:
                 "first_passing_d": finding.d,
                 "bracket_low": finding.bracket[0],
                 "bracket_high": finding.bracket[1],
+                "threshold_rule": search.rule.text(search.task.metric),
+                "chance_rule": search.rule.chance,
                 "baseline_score": thresholds and thresholds.full,
                 "chance": thresholds and thresholds.chance,
-                "threshold": thresholds and thresholds.relative,
+                "threshold": thresholds and thresholds.score,
                 "threshold_chance_corrected": thresholds and thresholds.chance_corrected,
                 "best_score": finding.best_score,
                 "trials": finding.num_trials,
@@ -222,7 +227,7 @@ def smallest_adapters(table: pa.Table, shared: Sequence[Sequence[Brief]], store:
     """Find the saved adapter of the smallest d that passes, for each task and model; of equals, the best score.
 
     An adapter passes when its trial's score reaches the threshold of its search; where that lies below what guessing
-    scores, the threshold that is corrected for chance.
+    scores, the threshold that is corrected for chance, where there is one.
 
     Args:
         table: The searches' rows from `searches_table`.
@@ -234,7 +239,7 @@ def smallest_adapters(table: pa.Table, shared: Sequence[Sequence[Brief]], store:
         if search["threshold"] is None:
             continue
         guessing_passes = search["chance"] is not None and search["threshold"] <= search["chance"]
-        bar = search["threshold_chance_corrected" if guessing_passes else "threshold"]
+        bar = (guessing_passes and search["threshold_chance_corrected"]) or search["threshold"]
         about = {name: search[name] for name in ("task", "model", "method", "variant")} | {"threshold": bar}
         for row in own:
             if row.d is not None and row.score is not None and row.score >= bar:
@@ -304,7 +309,7 @@ def _columns(estimate: Estimate) -> dict[str, Any]:
         "d90_high": estimate.high,
         "d90_outcome": estimate.outcome.name,
         "d90_text": estimate.text,
-        "d90_chance_corrected_text": fitted.d_at(chance_corrected=True).text,
+        "d90_chance_corrected_text": None if fitted.rule.fraction is None else fitted.d_at(chance_corrected=True).text,
         "failed_full": fitted.failed_full,
         "failed_subspace": fitted.failed_subspace,
         "warnings": list(estimate.warnings),

@@ -151,6 +151,10 @@ def train(
                 status, error = "diverged", f"logits of {wrong} of {num_eval} rows were not finite after step {step}"
                 break
         yield Progress(step, budget.steps, value, score, checkpoint)
+    if trial.is_theta_0:
+        curve.append((0, evaluation.run(model, autocast)))
+        if not math.isfinite(curve[-1][1]):
+            status, error = "diverged", "logits of the untouched model were not finite"
     scored = status != "diverged"
     if scored and on_trained is not None:
         on_trained(model)
@@ -232,6 +236,8 @@ def build_model(
     if full:
         size = sum(parameter.numel() for parameter in base.parameters())
         return base, {"num_params": size, "num_trained": size, "step_size": trial.learning_rate}
+    if trial.is_theta_0:
+        return base, {"num_params": sum(parameter.numel() for parameter in base.parameters()), "step_size": 0.0}
     assert trial.d is not None and trial.eta is not None, "a subspace trial has d and eta"
     if method.name == "freeze":
         apart = layout.outside(base.requires_grad_(False), method.head, method.embeddings)

@@ -42,12 +42,11 @@ def curve_figure(
     path: str | IO[bytes],
     *,
     d90: pa.Table | None = None,
-    fraction: float = 0.9,
 ) -> None:
     """Draw score against log d, one panel per task, model and method, and write it as PNG.
 
     Dots are trials, coloured by eta (by learning rate where no trial has an eta), shaped by seeds; crosses on the
-    floor diverged. Solid line: relative threshold; dashed: chance-corrected; dark vertical lines and grey bands: first
+    floor diverged. Solid line: threshold; dashed: chance-corrected; dark vertical lines and grey bands: first
     passing d and bracket of each search. Blue: expected score with its 95% band, and along the bottom the 95% interval
     of d90, with an arrowhead where it runs beyond the d that could be tried. A panel without a d90 says why.
 
@@ -56,15 +55,12 @@ def curve_figure(
         searches: Rows in the schema SEARCHES, for thresholds and first passing d.
         path: Where the PNG goes.
         d90: Rows in the schema D90, for the fitted curve and the interval of d90.
-        fraction: The fraction of full fine-tuning's score that the threshold is.
     """
-    draw_curves(observations, searches, d90=d90, fraction=fraction).savefig(path, format="png")
+    draw_curves(observations, searches, d90=d90).savefig(path, format="png")
 
 
 @literal
-def draw_curves(
-    observations: Sequence[Observation], searches: pa.Table, *, d90: pa.Table | None = None, fraction: float = 0.9
-) -> "Figure":
+def draw_curves(observations: Sequence[Observation], searches: pa.Table, *, d90: pa.Table | None = None) -> "Figure":
     """Draw what `curve_figure` writes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -90,7 +86,7 @@ def draw_curves(
         _reason(axes, mine, found, estimates)
         drawn.setdefault(panel[:2], []).append((axes, scores, levels))
     for together in drawn.values():
-        _share_scale(together, fraction)
+        _share_scale(together)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     _legend(figure, shown, colours, shapes)
@@ -183,14 +179,14 @@ def _reason(
     )  # fmt: skip
 
 
-def _share_scale(together: Sequence[tuple[Any, list[float], dict[str, float]]], fraction: float) -> None:
+def _share_scale(together: Sequence[tuple[Any, list[float], dict[str, float]]]) -> None:
     """Give the panels of one task and model the same score axis, then name the lines, which depends on it."""
     values = [value for _, scores, levels in together for value in (*scores, *levels.values())]
     for axes, _, levels in together:
         if values:
             margin = 0.06 * max(max(values) - min(values), 0.05)
             axes.set_ylim(min(values) - 1.6 * margin, max(values) + margin)
-        _level_labels(axes, levels, fraction)
+        _level_labels(axes, levels)
 
 
 def _words_around(axes: Any, panel: Panel, rows: list[dict[str, Any]], metric: str) -> None:
@@ -269,15 +265,13 @@ def _levels(axes: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
     return levels
 
 
-def _level_labels(axes: Any, levels: dict[str, float], fraction: float) -> None:
+def _level_labels(axes: Any, levels: dict[str, float]) -> None:
     """Name the horizontal lines right of the axes, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
     gap = 0.058 * (high - low)
     names = sorted(levels, key=lambda name: levels[name])
     for name, y in zip(names, spread_apart([levels[name] for name in names], gap, low, high), strict=True):
-        text = {"threshold": f"{fraction:g} \N{MULTIPLICATION SIGN} full", "baseline_score": "full"}.get(
-            name, _LINES[name][0]
-        )
+        text = {"baseline_score": "full"}.get(name, _LINES[name][0])
         axes.annotate(
             f"{text} {levels[name]:.3f}",
             xy=(1, levels[name]),

@@ -66,6 +66,8 @@ def _name(trial: Trial) -> str:
 
 def _params(trial: Trial) -> dict[str, float]:
     seeds = trial.seeds
+    if trial.is_theta_0:
+        return {"head_seed": seeds.head}
     params: dict[str, float] = {"head_seed": seeds.head, "data_seed": seeds.data}
     if trial.eta is None or trial.d is None:
         return params | {"learning_rate": trial.learning_rate}

@@ -39,7 +39,6 @@ def write_report(
     d90: pa.Table | None = None,
     adapters: pa.Table | None = None,
     title: str = "Intrinsic dimension",
-    fraction: float = 0.9,
 ) -> str:
     """Write report.html, one curve per task and model, and the searches as CSV and Parquet.
 
@@ -50,7 +49,6 @@ def write_report(
         d90: Rows in the schema D90, for intervals and fitted curves.
         adapters: The smallest saved adapters that pass.
         title: Heading of the page.
-        fraction: The fraction of full fine-tuning's score that the threshold is.
 
     Returns:
         The address of report.html.
@@ -61,10 +59,10 @@ def write_report(
     from pyarrow import parquet as pq
 
     files = Files.at(directory)
-    figures = _figures(observations, searches, d90, fraction)
+    figures = _figures(observations, searches, d90)
     sink = io.BytesIO()
     pq.write_table(searches, sink)
-    page = _page(observations, searches, d90, adapters, figures, title, fraction)
+    page = _page(observations, searches, d90, adapters, figures, title)
     try:
         files.make("")
         for name, image in figures.items():
@@ -79,9 +77,7 @@ def write_report(
     return f"{files.uri.rstrip('/')}/report.html"
 
 
-def _figures(
-    observations: Sequence[Observation], searches: pa.Table, d90: pa.Table | None, fraction: float
-) -> dict[str, bytes]:
+def _figures(observations: Sequence[Observation], searches: pa.Table, d90: pa.Table | None) -> dict[str, bytes]:
     """Draw one figure per task and model, its methods side by side; give the PNGs by file name."""
     trials = [seen for seen in observations if seen.trial.d is not None]
     rows = searches.to_pylist()
@@ -91,7 +87,7 @@ def _figures(
         mine = [seen for seen in trials if (seen.trial.task.name, seen.trial.model) == (task, model)]
         keep = [(row["task"], row["model"]) == (task, model) for row in rows]
         sink = io.BytesIO()
-        curve_figure(mine, searches.filter(pa.array(keep, pa.bool_())), sink, d90=d90, fraction=fraction)
+        curve_figure(mine, searches.filter(pa.array(keep, pa.bool_())), sink, d90=d90)
         slug = re.sub(r"[^a-z0-9]+", "-", f"{task} {model.removeprefix('package:')}".lower()).strip("-")
         name = f"curve-{slug}.png"
         figures[name if name not in figures else f"curve-{slug}-{len(figures)}.png"] = sink.getvalue()
@@ -105,7 +101,6 @@ def _page(
     adapters: pa.Table | None,
     figures: dict[str, bytes],
     title: str,
-    fraction: float,
 ) -> str:
     """Compose the page out of its sections."""
     statuses = Counter(seen.status for seen in observations)
@@ -115,8 +110,9 @@ def _page(
         f'<p><img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}"></p>'
         for name, image in figures.items()
     )
-    baselines = [seen for seen in observations if seen.trial.is_baseline]
-    trials = [seen for seen in observations if not seen.trial.is_baseline]
+    references = [seen for seen in observations if seen.trial.is_reference]
+    trials = [seen for seen in observations if not seen.trial.is_reference]
+    full = f"<h2>Full fine-tuning and theta_0</h2>\n{_trial_table(references)}" if references else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(printable(title))}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head><body>
@@ -129,9 +125,8 @@ def _page(
 <h2>Score against dimension</h2>
 {images}
 <h2>What d90 means here</h2>
-{_definition(fraction)}
-<h2>Full fine-tuning</h2>
-{_trial_table(baselines)}
+{_definition(searches)}
+{full}
 <h2>Subspace trials</h2>
 <details><summary>{len(trials)} trials</summary>{_trial_table(trials)}</details>
 <h2>Provenance</h2>
@@ -169,19 +164,32 @@ def _smallest(adapters: pa.Table | None) -> str:
     return f"<h2>The smallest adapter that passes</h2>\n{table}"
 
 
-def _definition(fraction: float) -> str:
+def _definition(searches: pa.Table) -> str:
+    rules = dict.fromkeys(zip(*(searches[name].to_pylist() for name in ("threshold_rule", "chance_rule")), strict=True))
+    thresholds = "".join(f"<p>{_threshold(*rule)}</p>\n" for rule in rules)
     return f"""<p>A trial trains exactly d numbers, theta = theta_0 + P theta_d, under a fixed budget; its score is the
 task's metric after the last step. d passes when any step size (eta) of the sweep reaches the threshold, and fails
 when all were tried and none does. <b>d90</b> is the d at which the expected score of trainings that train crosses the
 threshold, estimated with its 95% interval from all trials of all seeds. The <b>first passing d</b> of a search is the d
 of the grid that passed where the next smaller one failed, under its own seeds; where there is none, the outcome says
 why. The bracket (low, high] holds the largest d that failed and the smallest that passed.</p>
-<p>The <b>threshold</b> is {fraction:g} times the score of full fine-tuning: the best, over learning rates, of the
-mean over seeds, under the same budget (Aghajanyan et al. 2020, arXiv:2012.13255). It takes no account of chance; the
-<b>chance-corrected</b> threshold is chance + {fraction:g} (full &minus; chance), with chance the score of always
-predicting the majority class, 0 for correlations. The relative one decides the search, the estimate is of both.</p>
-<p>The projection, its normalisation, the groups of the SAID scales (which are paid for out of d) and whether the
-head moves in the subspace change d90; compare only rows that agree in them.</p>"""
+{thresholds}<p>The projection, its normalisation, the groups of the SAID scales (which are paid for out of d) and
+whether the head moves in the subspace change d90; compare only rows that agree in them.</p>"""
+
+
+def _threshold(rule: str | None, chance: str | None) -> str:
+    """Say what has to be reached."""
+    fraction, _, full = (rule or "0.9 x full").partition(" x ")
+    if full != "full":
+        given = html.escape(printable(rule or ""))
+        return f"The <b>threshold</b> is a score: {given}. No full fine-tuning is trained for it."
+    zero = "the score of always predicting the majority class, 0 for correlations"
+    if chance == "theta_0":
+        zero = "the mean score of the untouched model over its heads"
+    return f"""The <b>threshold</b> is {fraction} times the score of full fine-tuning: the best, over learning rates,
+of the mean over seeds, under the same budget (Aghajanyan et al. 2020, arXiv:2012.13255). It takes no account of chance;
+the <b>chance-corrected</b> threshold is chance + {fraction} (full &minus; chance), with chance {zero}. The relative one
+decides the search, the estimate is of both."""
 
 
 def _trial_table(observations: Iterable[Observation]) -> str:

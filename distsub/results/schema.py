@@ -128,6 +128,8 @@ SEARCHES = pa.schema(
         ("first_passing_d", _INT),
         ("bracket_low", _INT),
         ("bracket_high", _INT),
+        ("threshold_rule", _TEXT),
+        ("chance_rule", _TEXT),
         ("baseline_score", _FLOAT),
         ("chance", _FLOAT),
         ("threshold", _FLOAT),
@@ -142,7 +144,8 @@ SEARCHES = pa.schema(
 """One row per search: task x model x method x seeds. first_passing_d is null unless the outcome is "found".
 
 The bracket is open at its lower end: bracket_low is the largest d known to fail, bracket_high the smallest
-known to pass; null where nothing failed or nothing passed.
+known to pass; null where nothing failed or nothing passed. threshold_rule says what the threshold is ("0.9 x full",
+"accuracy >= 0.8"), chance_rule whether chance is the "majority" class or "theta_0", the untouched model.
 """
 
 D90 = pa.schema(
@@ -168,6 +171,8 @@ D90 = pa.schema(
         ("fit", pa.list_(pa.struct([("d", _FLOAT), ("low", _FLOAT), ("middle", _FLOAT), ("high", _FLOAT)]))),
         ("searches", _INT),
         ("outcomes", pa.map_(_TEXT, _INT)),
+        ("threshold_rule", _TEXT),
+        ("chance_rule", _TEXT),
         ("baseline_score", _FLOAT),
         ("chance", _FLOAT),
         ("threshold", _FLOAT),
@@ -184,8 +189,9 @@ d90 is the median, d90_low and d90_high the 95% interval of the d at which the e
 crosses the threshold, from all rows of all seeds. d90 is null unless d90_outcome is "found", an end of the interval
 where it lies beyond the range; d90_text says it all in words. first_passing_d lists what each search found (null where
 it found none), in the order of the searches' seeds. failed_full and failed_subspace are the shares of the trainings
-that failed to train and are left out (a subspace training that diverged counts). fit is the expected score with its
-95% band.
+that failed to train and are left out (a subspace training that diverged counts). Where threshold_rule is a score to
+reach, d90 is the d at which it is reached, and what follows from full fine-tuning is null. fit is the expected score
+with its 95% band.
 """
 
 METHOD_COLUMNS = ("method", "projection", "normalization", "groups", "head", "variant")
@@ -316,6 +322,8 @@ def to_table(observation: Observation) -> pa.Table:
     row |= {name: getattr(method, name) for name in (*METHOD_COLUMNS[1:], *_LEARNED_COLUMNS, *_ABLATION_COLUMNS)}
     if method.name == "freeze":
         row["d"] = 0  # a search needs a grid, but there are no coordinates
+    if trial.is_theta_0:
+        row["learning_rate"] = None  # no step is taken
     row["trajectories"] = [recording.id for recording in trial.recordings]
     row |= {name if name != "steps" else "budget_steps": value for name, value in dataclasses.asdict(budget).items()}
     columns = [_column(row[field.name], field.type) for field in OBSERVATIONS]

@@ -63,8 +63,9 @@ def _one_of_each(sweep: Sweep, task: Task, address: Model) -> list[Trial]:
     found: dict[Method, Trial] = {}
     for search in sweep.searches():
         if (search.task, search.weights) == (task, address.content):
-            baseline = max(search.baseline, key=lambda trial: trial.learning_rate)
-            found.setdefault(baseline.method, baseline)
+            if search.baseline:
+                baseline = max(search.baseline, key=lambda trial: trial.learning_rate)
+                found.setdefault(baseline.method, baseline)
             found.setdefault(search.method, search.trials_at(search.dims[-1])[0])
     return list(found.values())
 

@@ -30,7 +30,7 @@ class Intervals:
             key = _kind(search.trials_at(search.dims[0])[0])
             self._members.setdefault(key, []).append(search)
             self._first.setdefault(key, index)
-            for each in map(key_of, search.baseline):
+            for each in map(key_of, search.references):
                 users = self._baseline.setdefault(each, [])
                 if key not in users:
                     users.append(key)
@@ -43,7 +43,7 @@ class Intervals:
 
     def add(self, row: Observation) -> None:
         """Note a result; an error is none."""
-        keys = self._baseline.get(key_of(row.trial), ()) if row.trial.is_baseline else (_kind(row.trial),)
+        keys = self._baseline.get(key_of(row.trial), ()) if row.trial.is_reference else (_kind(row.trial),)
         for key in keys:
             if row.status != "error" and key in self._members:
                 self._rows[key][row.trial.id] = row

@@ -89,6 +89,8 @@ class Labels:
         return " ".join([*(which if self._parts else [task]), self._what(trial)])
 
     def _what(self, trial: Trial) -> str:
+        if trial.is_theta_0:
+            return f"theta_0 s{trial.seeds.head}"
         if trial.eta is None:  # full fine-tuning, of all weights or with some disabled
             disabled = f" {trial.method.ablation} {trial.method.mask}" if trial.method.ablation else ""
             return f"full{disabled} lr={trial.learning_rate:g} s{trial.seeds.data}"

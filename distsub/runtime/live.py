@@ -125,7 +125,7 @@ class LiveReporter(Reporter):
         """Describe searches by their positions."""
         tried: dict[object, list[int | None]] = {}
         for one in self.progress.running():
-            if not one.trial.is_baseline:
+            if not one.trial.is_reference:
                 tried.setdefault(lineage(one.trial), []).append(one.trial.d)
         rows = []
         for index in indices:
@@ -133,7 +133,7 @@ class LiveReporter(Reporter):
             cells = {
                 "bracket": bracket_text(found) if any(found.bracket) else "-",
                 "best": "-" if found.best_score is None else f"{found.best_score:.4f}",
-                "goal": "-" if found.thresholds is None else f"{found.thresholds.relative:.4f}",
+                "goal": "-" if found.thresholds is None else f"{found.thresholds.score:.4f}",
                 "trials": str(found.num_trials),
                 "state": _state(found, tried.get(search.lineage, [])),
                 DROPPED[0]: self.intervals.text(search),

@@ -18,7 +18,7 @@ from distsub.runtime.recording import costs
 from distsub.runtime.rehearsal import without_checkpoints
 from distsub.search import make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
-from distsub.search.spec import eta_tries, full_fine_tunings
+from distsub.search.spec import all_references, eta_tries
 from distsub.sweep import Sweep
 from distsub.trial import Method, Seeds, Trial
 
@@ -80,19 +80,22 @@ def plan(
         return ROW_BYTES + EXAMPLE_BYTES * evaluated[task]
 
     def seconds(trial: Trial) -> float:
-        found = probes[_kind(trial)]
+        if trial.is_theta_0:  # as any other training of the model begins and ends
+            found = next(probe for (task, model, _), probe in probes.items() if (task, model) == _kind(trial)[:2])
+        else:
+            found = probes[_kind(trial)]
         # Going forward only is about a third of a step's work.
         eval_s = evaluated[trial.task.name] / trial.budget.batch_size * found.step_s / 3
         return seconds_per_trial(lambda _: found.step_s, found.startup_s, eval_s)(trial) or 0.0
 
-    shared = full_fine_tunings(board.searches) + eta_tries(board.searches)
+    shared = all_references(board.searches) + eta_tries(board.searches)
     rows, result_bytes = [], sum(number * row_bytes(trial.task.name) for trial, number in shared)
     for search in board.searches:
         method = search.method
         num_labels = splits[search.task.name].task.num_labels or 0
         about = facts(search.model, search.revision, num_labels, method.head, method.groups, method.embeddings)
         found = probes.get((search.task.name, search.model, method))
-        most = board.policy.max_trials(search) - search.num_baseline
+        most = board.policy.max_trials(search) - search.num_references
         result_bytes += most * (row_bytes(search.task.name) + ADAPTER_BYTES + NUMBER_BYTES * search.dims[-1])
         rows.append(
             {
@@ -125,7 +128,7 @@ def plan(
         given = {"total": "limit", "trials": sweep.limit.trials, "slot_hours": sweep.limit.hours}
         totals.append(dict.fromkeys(totals[0]) | given)
     if recorded := costs(sweep):
-        anyway = {name for search in board.searches for name in search.baseline_ids}
+        anyway = {name for search in board.searches for name in search.reference_ids}
         apart = [each.trial for each, _ in recorded if each.trial.id not in anyway]
         known = [seconds(trial) for trial in apart] if probe else [None]
         hours = None if None in known else round(sum(filter(None, known)) / 3600, 3)
@@ -217,7 +220,7 @@ def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, str, Method], Probe]:
     device = "cuda" if sweep.resources.gpus_per_trial else "cpu"
     found: dict[tuple[str, str, Method], Probe] = {}
     for search in board.searches:
-        for trial in (search.baseline[0], search.trials_at(search.dims[len(search.dims) // 2])[0]):
+        for trial in (*search.baseline[:1], search.trials_at(search.dims[len(search.dims) // 2])[0]):
             if _kind(trial) in found:
                 continue
             meter, steps, times = memory.Meter(device), train.train(without_checkpoints(trial), device), []

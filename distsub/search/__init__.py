@@ -10,6 +10,7 @@ from distsub.search.outcome import Finding, Outcome, Thresholds
 from distsub.search.policies import POLICIES, Bisection, Grid, Policy, make_policy
 from distsub.search.ranges import KEPT, Range
 from distsub.search.recall import COLUMNS, Brief, brief, evidence, shares
+from distsub.search.rule import Rule
 from distsub.search.spec import Search
 from distsub.search.spending import Limit
 
@@ -29,6 +30,7 @@ __all__ = [
     "Policy",
     "Range",
     "Result",
+    "Rule",
     "Search",
     "Thresholds",
     "brief",

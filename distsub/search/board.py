@@ -12,7 +12,7 @@ from distsub.errors import ConfigError
 from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding, Outcome
 from distsub.search.policies import Policy
-from distsub.search.spec import Search, eta_tries, full_fine_tunings, key
+from distsub.search.spec import Search, all_references, eta_tries, key
 from distsub.search.spending import Limit, Spending
 from distsub.trial import Observation, Trial
 
@@ -82,7 +82,7 @@ class Board:
         # How many trials each search is asked for: at first the baseline and one d. Wider only when slots are idle,
         # since with many searches the far ends of their wish lists are never reached; never narrower, since a lost
         # node must not withdraw what runs elsewhere.
-        self._width = max((len(search.baseline) + search.num_tries for search in self.searches), default=1)
+        self._width = max((len(search.references) + search.num_tries for search in self.searches), default=1)
         self._stale: dict[int, None] = dict.fromkeys(range(len(self.searches)))
         self._proposed: list[tuple[Trial, ...]] = [() for _ in self.searches]
         self._claims: dict[str, dict[int, None]] = {}  # trial id -> the searches that want it, in sweep order
@@ -169,8 +169,8 @@ class Board:
 
     def max_trials(self) -> int:
         """Return the number of trials that the sweep never exceeds, each shared baseline counted once."""
-        probes = sum(self.policy.max_trials(search) - search.num_baseline for search in self.searches)
-        return probes + sum(number for _, number in full_fine_tunings(self.searches) + eta_tries(self.searches))
+        probes = sum(self.policy.max_trials(search) - search.num_references for search in self.searches)
+        return probes + sum(number for _, number in all_references(self.searches) + eta_tries(self.searches))
 
     @property
     def num_observed(self) -> int:
@@ -188,14 +188,13 @@ class Board:
             if not self._proposed[index]:
                 continue
             asked = state.asked
-            if state.thresholds is None:
-                baselines |= state.search.baseline_ids - self._observed
+            baselines |= state.search.reference_ids - self._observed
             if state.rates is not None and state.rates.kept is None:
-                unnamed[asked.baseline_ids] = asked.num_baseline - len(state.rates.values)
+                unnamed[asked.reference_ids] = asked.num_baseline - len(state.rates.values)
             if state.etas is not None and state.etas.kept is None:
                 untried[asked] = len(state.etas.values) - sum(1 for _ in state.missing_tries())
             known = sum(map(len, state.results.values()))
-            probes += max(1, self.policy.max_trials(asked) - asked.num_baseline - known)
+            probes += max(1, self.policy.max_trials(asked) - asked.num_references - known)
         made = {search.try_at(1.0).id: number for search, number in untried.items()}
         probes += sum(max(0, number - made[one.id]) for one, number in eta_tries(untried))
         full = len(baselines) + sum(unnamed.values())
@@ -223,7 +222,7 @@ class Board:
         """Put a search on the heap with its proposal of that rank, if there is one; its older entry lapses."""
         self._version[index] += 1
         if rank < len(self._proposed[index]):
-            is_probe = not self._proposed[index][rank].is_baseline
+            is_probe = not self._proposed[index][rank].is_reference
             order = rank + PATIENCE * self._waits[index]
             heapq.heappush(self._heap, (is_probe, order, index, self._version[index], rank))
 
@@ -268,8 +267,8 @@ class Board:
 def family(search: Search) -> Hashable:
     """Return all of a search but its seeds."""
     base, task, method, learning_rate, _, budget = search.lineage
-    grid = (search.dims, search.etas, search.fraction, search.tries)
-    return (base, task, method, learning_rate, budget, search.baseline_ids, grid)
+    grid = (search.dims, search.etas, search.rule, search.tries)
+    return (base, task, method, learning_rate, budget, search.reference_ids, grid)
 
 
 def _spent(finding: Finding) -> Finding:

@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 from distsub.search.answers import variance
 from distsub.search.baseline import UNKNOWN_EXAMPLES, Full, judge
 from distsub.search.outcome import Bracket, Finding, Outcome, Thresholds
 from distsub.search.ranges import Course, Score, course
+from distsub.search.rule import floor_of
 from distsub.search.spec import Search
 from distsub.trial import Observation, Status, Trial
 
@@ -82,38 +83,59 @@ def reaches(score: float, threshold: float) -> bool:
     return score >= threshold - SLACK
 
 
-def thresholds(search: Search, results: Mapping[str, Result]) -> Thresholds | None:
-    """Compute what a subspace has to reach from the baseline's results.
+def thresholds(search: Search, results: Mapping[str, Result], others: Iterable[Result] = ()) -> Thresholds | None:
+    """Compute what a subspace has to reach from the results of full fine-tuning and theta_0.
 
     full = the best, over the learning rates, of the mean over the seeds. The best of every seed on its own would be a
     lucky one. What diverged or failed to train is left out (`distsub.search.baseline`).
 
     Args:
         search: The search.
-        results: Results by trial id; others than the baseline's are ignored.
+        results: Results by trial id; others than the references' are ignored.
+        others: Results of subspace trials, which tell chance where there is no baseline.
 
     Returns:
-        None until every baseline trial has a result, and when that can no longer be: a trial in error is a
-        learning rate not tried, so the best of the others might set the bar too low; or no rate has trained.
+        None until every reference has a result, and when that can no longer be: a trial in error is a learning rate
+        not tried, so the best of the others might set the bar too low; or no rate has trained. A value is known at
+        once.
     """
-    seen = [(trial, results.get(trial.id)) for trial in search.baseline]
-    chances, full = [], []
+    rule, seen = search.rule, [(trial, results.get(trial.id)) for trial in search.references]
+    if rule.fraction is None:
+        majority, theta_0 = _chances([(trial, result) for trial, result in seen if result], others)
+        chance = rule.chance_of(majority, theta_0)
+        return Thresholds(None, chance, rule.value or 0.0, None, floor_of(majority, chance))
+    known, full = list[tuple[Trial, Result]](), list[Full]()
     for trial, result in seen:
         if result is None or result.status == "error":
             return None
-        chances += [result.chance] if result.chance is not None else []
+        known.append((trial, result))
         number = result.num_examples or trial.budget.eval_examples or UNKNOWN_EXAMPLES
-        full.append(Full(trial.learning_rate, result.score, number))
-    chance = math.fsum(chances) / len(chances) if chances else None
-    scores: dict[float, list[float]] = {}
-    for each, is_kept in zip(full, judge(full, chance, search.task.metric).kept, strict=True):
+        full += [] if trial.is_theta_0 else [Full(trial.learning_rate, result.score, number)]
+    majority, theta_0 = _chances(known)
+    chance = rule.chance_of(majority, theta_0)
+    floor, scores = floor_of(majority, chance), dict[float, list[float]]()
+    for each, is_kept in zip(full, judge(full, floor, search.task.metric).kept, strict=True):
         if is_kept and each.score is not None:
             scores.setdefault(each.rate, []).append(each.score)
     if not scores:
         return None
     best = max(math.fsum(own) / len(own) for own in scores.values())
-    corrected = None if chance is None else chance + search.fraction * (best - chance)
-    return Thresholds(full=best, chance=chance, relative=search.fraction * best, chance_corrected=corrected)
+    corrected = None if chance is None else chance + rule.fraction * (best - chance)
+    return Thresholds(best, chance, rule.fraction * best, corrected, floor)
+
+
+def _chances(
+    references: Iterable[tuple[Trial, Result]], others: Iterable[Result] = ()
+) -> tuple[float | None, float | None]:
+    """Return the mean score of the majority class and that of theta_0, None where no row tells."""
+    rows = list(references)
+    majority = [result.chance for result in (*(each for _, each in rows), *others) if result.chance is not None]
+    theta_0 = [result.score for trial, result in rows if trial.is_theta_0 and result.score is not None]
+    return _mean(majority), _mean(theta_0)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -124,7 +146,7 @@ class Evidence:
 
     Attributes:
         asked: The search, as it was asked for.
-        full: Results of full fine-tunings by trial id.
+        full: Results of full fine-tunings, and of theta_0, by trial id.
         probes: Results of the subspace trials by d, then by eta.
         earlier: What the same search found under earlier seeds, where the policy learns from them.
         tries: Results by eta of the tries of a range of etas, where they are under other seeds.
@@ -194,10 +216,10 @@ class Evidence:
 
     @cached_property
     def baseline(self) -> Mapping[str, Result]:
-        """Results of the search's full fine-tunings by trial id; not of tries that were not kept."""
+        """Results of the search's references by trial id; not of tries that were not kept."""
         if self.rates is None:
             return self.full
-        return {trial.id: self.full[trial.id] for trial in self.search.baseline if trial.id in self.full}
+        return {trial.id: self.full[trial.id] for trial in self.search.references if trial.id in self.full}
 
     @cached_property
     def results(self) -> Mapping[int, Mapping[float, Result]]:
@@ -210,27 +232,26 @@ class Evidence:
 
     @cached_property
     def thresholds(self) -> Thresholds | None:
-        """What has to be reached, None without a complete baseline."""
-        return thresholds(self.search, self.baseline)
+        """What has to be reached, None without a complete baseline where one is needed."""
+        return thresholds(self.search, self.baseline, chain(*(each.values() for each in self.results.values())))
 
     @cached_property
     def obstacle(self) -> Outcome | None:
         """Why no threshold can be had from this baseline, None while or where it can."""
-        if self.rates is not None and self.rates.kept is None:
+        if self.asked.rule.fraction is None or (self.rates is not None and self.rates.kept is None):
             return None
         if any(result.status == "error" for result in self.baseline.values()):
             return Outcome.baseline_missing
-        if len(self.baseline) < len(self.search.baseline_ids):
+        if len(self.baseline) < len(self.search.reference_ids):
             return None
-        if self.thresholds is None:
+        if self.thresholds is None or self.thresholds.full is None:
             return Outcome.baseline_missing
-        at_chance = self.thresholds.full <= (self.thresholds.chance or 0.0)
-        return Outcome.baseline_at_chance if at_chance else None
+        return Outcome.baseline_at_chance if self.thresholds.full <= self.thresholds.floor else None
 
     def missing_baseline(self) -> Iterator[Trial]:
-        """Yield the baseline's trials that have no result yet."""
-        if len(self.baseline) < len(self.search.baseline_ids):
-            yield from (trial for trial in self.search.baseline if trial.id not in self.baseline)
+        """Yield the references that have no result yet."""
+        if len(self.baseline) < len(self.search.reference_ids):
+            yield from (trial for trial in self.search.references if trial.id not in self.baseline)
 
     def missing_tries(self) -> Iterator[Trial]:
         """Yield the tries of a range of etas that are to be made now."""
@@ -249,7 +270,7 @@ class Evidence:
         """Return whether one result reaches the threshold; None if it is in error or there is no threshold."""
         if result.status == "error" or self.thresholds is None:
             return None
-        return result.score is not None and reaches(result.score, self.thresholds.relative)
+        return result.score is not None and reaches(result.score, self.thresholds.score)
 
     def passed(self, d: int) -> bool | None:
         """Return the verdict at one d: True if any eta reaches the threshold, False if all its tries fell short.
@@ -327,11 +348,11 @@ class Evidence:
     def _miss(self, x: int) -> float:
         """Return how far the best score at a position is from the threshold."""
         assert self.thresholds is not None
-        return abs(self._best(x) - self.thresholds.relative)
+        return abs(self._best(x) - self.thresholds.score)
 
     def _best(self, x: int) -> float:
         scores = [result.score for result in self.results[self.search.dims[x]].values() if result.score is not None]
-        return max(scores, default=(self.thresholds and self.thresholds.chance) or 0.0)
+        return max(scores, default=self.thresholds.floor if self.thresholds else 0.0)
 
     @cached_property
     def falls(self) -> Bracket | None:

@@ -9,7 +9,8 @@ from distsub.search.baseline import UNKNOWN_EXAMPLES
 from distsub.search.evidence import Result
 from distsub.search.ranges import KEPT
 from distsub.search.recall import tuned
-from distsub.search.rows import Row, Rows, check_score, prepare
+from distsub.search.rows import Row, Rows, prepare
+from distsub.search.rule import check_score
 from distsub.search.spec import Search, lineage
 from distsub.trial import Observation, Trial
 
@@ -34,11 +35,14 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
     rates = {trial.learning_rate for search in searches for trial in search.baseline}
     budgets = {trial.budget for search in searches for trial in search.baseline}
     etas = {eta for search in searches for eta in search.etas}
+    theta_0 = {trial.id for search in searches for trial in search.theta_0}
     head_from = searches[0].method.head_from
     best: dict[str, tuple[Result, Observation]] = {}
     for observation in observations:
         trial = observation.trial
-        if trial.is_baseline:
+        if trial.is_theta_0:
+            is_ours = trial.id in theta_0
+        elif trial.is_baseline:
             same = (trial.base, trial.task, trial.method.head_from) == (*kind[:2], head_from)
             is_ours = same and trial.learning_rate in rates and trial.budget in budgets
         else:
@@ -51,12 +55,17 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
                 merged = known[0].merge(result) if known else result
                 best[trial.id] = (merged, observation if merged == result else known[1])  # type: ignore[index]
     found = [(result, observation) for result, observation in best.values() if result.status != "error"]
-    metric = searches[0].task.metric
-    rows = [_row(result, observation, metric) for result, observation in found]
-    chances = [result.chance for result, _ in found if result.chance is not None]
-    prepared = prepare(rows, math.fsum(chances) / len(chances) if chances else None, metric)
-    said = _unknown_examples(found) + _tries(asked, len(rates))
-    return prepared.with_warnings(said)
+    metric, rule = searches[0].task.metric, searches[0].rule
+    rows = [_row(result, observation, metric) for result, observation in found if not observation.trial.is_theta_0]
+    untouched = [result.score for result, observation in found if observation.trial.is_theta_0]
+    chances = _mean([result.chance for result, _ in found])
+    said = _unknown_examples(found) + (_tries(asked, len(rates)) if rule.value is None else ())
+    return prepare(rows, chances, metric, rule, _mean(untouched)).with_warnings(said)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
 
 
 def _row(result: Result, observation: Observation, metric: str) -> Row:
@@ -82,6 +91,8 @@ def _kind(trial: Trial) -> tuple[object, ...]:
 
 def _common_kind(searches: Sequence[Search]) -> tuple[object, ...]:
     kinds = {(s.base, s.task, s.method, s.learning_rate, s.budget): s.name for s in searches}
+    if len({s.rule for s in searches}) > 1:
+        raise ConfigError("an estimate is of one threshold: give searches of one rule")
     if len(kinds) != 1:
         given = ", ".join(kinds.values()) or "none"
         raise ConfigError(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from distsub.errors import ConfigError
 from distsub.search.outcome import Outcome
+from distsub.search.rule import Rule
 
 if TYPE_CHECKING:
     from distsub.search.estimate import Fit
@@ -23,7 +24,7 @@ class Estimate:
     """What the rows say about d_at(fraction).
 
     Attributes:
-        fraction: Share of the baseline's score to reach; 0.9 makes it d90.
+        rule: What has to be reached: a share of the baseline's score, 0.9 for d90, or a value.
         chance_corrected: Whether the share is of the gain over chance.
         outcome: found, below_range, above_range, or why there is no estimate.
         d: The posterior median; None unless found.
@@ -31,18 +32,19 @@ class Estimate:
         high: Upper end of the interval; None if it lies above the largest d of the range. At least the smallest d.
         range: Smallest and largest d that could be tried.
         threshold: The score to reach, posterior mean; None without a fit.
-        full: Expected score of full fine-tuning and its standard error; None without a fit.
+        full: Expected score of full fine-tuning and its standard error; None without a fit, or where none was trained.
         level: Probability that the interval is meant to hold.
         num_seeds: Distinct triples of seeds among the subspace trials.
         num_trials: Rows in the fit, the baseline's included.
-        failed_full: Share of the full fine-tunings that failed to train; they are left out.
+        failed_full: Share of the full fine-tunings that failed to train, which are left out; None where there are none.
         failed_subspace: Share of the subspace trainings that failed to train or diverged, at the etas of the fit.
         warnings: What a reader must know, a sentence each.
         method: How it was computed.
         curves: What it was read off.
+        metric: What was scored.
     """
 
-    fraction: float
+    rule: Rule
     chance_corrected: bool
     outcome: Outcome
     d: float | None
@@ -54,25 +56,37 @@ class Estimate:
     level: float = LEVEL
     num_seeds: int = 0
     num_trials: int = 0
-    failed_full: float = 0.0
+    failed_full: float | None = None
     failed_subspace: float = 0.0
     warnings: tuple[str, ...] = ()
     method: str = METHOD
     curves: "Fit | None" = field(default=None, repr=False, compare=False)
+    metric: str = "accuracy"
 
-    def d_at(self, fraction: float, chance_corrected: bool = False, level: float = LEVEL) -> "Estimate":
-        """Estimate another share from the same curves; see `Fit.d_at`.
+    def d_at(
+        self,
+        fraction: float | None = None,
+        chance_corrected: bool = False,
+        level: float = LEVEL,
+        value: float | None = None,
+    ) -> "Estimate":
+        """Estimate another share, or a value, from the same curves; see `Fit.d_at`.
 
         Raises:
-            ConfigError: fraction or level is no share.
+            ConfigError: fraction or level is no share, value is no score, or there is no baseline to take a share of.
         """
         if self.curves is None:
             raise ConfigError("this estimate does not carry its curves: take d_at of the fit that it came from")
-        return self.curves.d_at(fraction, chance_corrected, level)
+        return self.curves.d_at(fraction, chance_corrected, level, value)
 
     def __repr__(self) -> str:
         """The estimate in words, and what it rests on."""
         return f"Estimate({self.text}; {self.num_trials} trials, {self.num_seeds} seeds)"
+
+    @property
+    def fraction(self) -> float | None:
+        """The share of the baseline's score to reach; None for a value."""
+        return self.rule.fraction
 
     @property
     def low_censored(self) -> bool:
@@ -93,8 +107,8 @@ class Estimate:
 
     @property
     def text(self) -> str:
-        """The estimate in words: 'd90 = 320 (95%: 180 to 560)', 'd90 > 10000 (95%: 7200 to > 10000)'."""
-        name = f"d{100 * self.fraction:g}" + (" (chance-corrected)" if self.chance_corrected else "")
+        """The estimate in words: 'd90 = 320 (95%: 180 to 560)', 'd(accuracy >= 0.8) > 10000 (95%: 7200 to > 10000)'."""
+        name = self.rule.name(self.metric, self.chance_corrected)
         if not self._has_interval:
             return f"{name} unknown: {self.outcome.sentence}"
         smallest, largest = self.range

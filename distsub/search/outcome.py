@@ -14,14 +14,14 @@ class Outcome(Enum):
     """
 
     found = "a d reached the threshold; the next smaller one did not"
-    below_range = "the smallest d reached the threshold: d90 <= smallest d"
-    above_range = "no d reached the threshold: d90 > largest d (censored)"
-    not_monotone = "a larger d fell short by more than sampling error explains: no single d90 fits these trials"
+    below_range = "the smallest d reached the threshold: what is asked for is at most that"
+    above_range = "no d reached the threshold: what is asked for is above the largest d (censored)"
+    not_monotone = "a larger d fell short by more than sampling error explains: no single d fits these trials"
     baseline_missing = (
         "the baseline has no score (no full fine-tuning has ended yet, or it failed or diverged): there is no threshold"
     )
     baseline_at_chance = "the baseline is not above chance: the threshold means nothing"
-    trial_failed = "a trial that decides d90 ended in an error: the bracket is as far as the others reach"
+    trial_failed = "a trial that decides it ended in an error: the bracket is as far as the others reach"
     budget_spent = "the budget ended before the search did: the bracket is as far as it got"
     undecided = "the trials that decide the search leave this threshold open"
     open = "trials are still to come"
@@ -42,16 +42,20 @@ class Thresholds:
     """The scores that a subspace has to reach, and what they were made from.
 
     Attributes:
-        full: Full fine-tuning: the best, over its learning rates, of the mean over its seeds.
-        chance: Score of always predicting the majority class (0 for correlations); None if no row gave it.
-        relative: fraction * full, the paper's; it decides the search.
-        chance_corrected: chance + fraction * (full - chance); None without chance.
+        full: Full fine-tuning: the best, over its learning rates, of the mean over its seeds; None where the rule is a
+            value, for which none is trained.
+        chance: Score of always predicting the majority class (0 for correlations), or mean score of theta_0 where the
+            rule says so; None if no row gave it.
+        score: fraction * full, the paper's, or the value; it decides the search.
+        chance_corrected: chance + fraction * (full - chance); None without chance, and for a value.
+        floor: The best score known that takes no training; full fine-tuning that is not above it has not learned.
     """
 
-    full: float
+    full: float | None
     chance: float | None
-    relative: float
+    score: float
     chance_corrected: float | None
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from distsub.search.board import Board, family
 from distsub.search.policies import Grid, Policy
-from distsub.search.spec import Search, eta_tries, full_fine_tunings
+from distsub.search.spec import Search, all_references, eta_tries
 from distsub.trial import Trial
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Plan:
 
     Attributes:
         searches: Number of searches.
-        baselines: Full fine-tunings, each shared one once.
+        baselines: Full fine-tunings and untouched models, each shared one once.
         most: Never exceeded, except for what crashes and preemptions make necessary again.
         expected: If the crossing is as likely anywhere in the range, with noise as measured on MRPC; what idle slots
             try in vain counts.
@@ -85,7 +85,7 @@ def make_plan(
     families: dict[Hashable, list[Search]] = {}
     for search in searches:
         families.setdefault(family(search), []).append(search)
-    baseline = sorted(full_fine_tunings(searches), key=lambda each: each[0].id)
+    baseline = sorted(all_references(searches), key=lambda each: each[0].id)
     most = [(trial, float(number)) for trial, number in baseline]
     expected = list(most)
     most += eta_tries(searches)
@@ -94,18 +94,18 @@ def make_plan(
     for members in families.values():
         one, share = members[0], max(1, slots // len(families))
         ranges = (one.rate_range, one.eta_range)
-        shape = (one.dims, one.etas, one.tries, len(members), len(one.baseline), ranges)
+        shape = (one.dims, one.etas, one.tries, len(members), len(one.references), ranges)
         if shape not in shapes:
             shapes[shape] = _expect(members, policy, share)
         trials, rounds = shapes[shape]
         # Which trial stands for the others does not matter: the steps are the same and d costs next to nothing.
         middle = one.trials_at(one.dims[len(one.dims) // 2])[0]
-        bound = policy.max_trials(one) - one.num_baseline
+        bound = policy.max_trials(one) - one.num_references
         most.append((middle, float(bound * len(members))))
         expected.append((middle, trials))
         if seconds is not None:
             each = seconds(middle) or 0.0
-            wait = max((seconds(trial) or 0.0 for trial in one.baseline), default=0.0)
+            wait = max((seconds(trial) or 0.0 for trial in one.references), default=0.0)
             wait *= 1 + (one.rate_range.rounds if one.rate_range else 0)
             # At worst one trial waits for another, seed by seed.
             chain_most = max(chain_most, wait + each * (bound + (one.eta_range.rounds if one.eta_range else 0)))
@@ -168,7 +168,7 @@ def _expect(members: Sequence[Search], policy: Policy, slots: int) -> tuple[floa
     from distsub.search.synthetic import Curve
 
     one = members[0]
-    bound = (policy.max_trials(one) - one.num_baseline) * len(members)
+    bound = (policy.max_trials(one) - one.num_references) * len(members)
     bound += sum(number for _, number in eta_tries(members))
     if isinstance(policy, Grid):  # every trial there is, whatever comes out
         return float(bound), math.ceil(bound / slots)
@@ -177,9 +177,12 @@ def _expect(members: Sequence[Search], policy: Policy, slots: int) -> tuple[floa
     curve = Curve(
         middle=0.0,
         eta_best=math.exp(math.fsum(map(math.log, one.etas)) / len(one.etas)),
-        rate_best=rates[len(rates) // 2],
+        rate_best=rates[len(rates) // 2] if rates else one.learning_rate,
     )
-    crossing = curve.crossing(one.etas, rates, one.fraction)
+    if (bar := one.rule.value) is not None:  # as far from both ends of the curve as a d90 is
+        full = bar + 0.3 * (1.0 - bar)
+        curve = replace(curve, floor=max(bar - 0.85 * (full - bar), 0.01), full=full, plateau=full)
+    crossing = curve.crossing(one.etas, rates, rule=one.rule)
     if not 0.0 < crossing < math.inf:  # a fraction so low that guessing reaches it, or out of reach: nothing to expect
         return float(bound), math.ceil(bound / slots)
     beyond = math.log(crossing)
@@ -198,7 +201,7 @@ def _play(members: Sequence[Search], policy: Policy, slots: int, curve: "Curve")
         batch: dict[str, Trial] = {}
         while (trial := board.next(batch.keys(), slots)) is not None:
             batch[trial.id] = trial
-        probes = sum(not trial.is_baseline for trial in batch.values())
+        probes = sum(not trial.is_reference for trial in batch.values())
         trials, rounds = trials + probes, rounds + (probes > 0)
         for trial in batch.values():
             board.observe(curve.observe(trial, arrays=False))

@@ -91,7 +91,7 @@ class Grid:
 
     def max_trials(self, search: Search) -> int:
         """Return the baseline's trials plus dims times tries."""
-        return search.num_baseline + len(search.dims) * search.num_tries
+        return search.num_references + len(search.dims) * search.num_tries
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Bisection:
         A third of it is what halving takes where every d is given all its tries. As soon as no more is left than
         that, this is done.
         """
-        return search.num_baseline + min(REACH * len(search.dims).bit_length(), len(search.dims)) * search.num_tries
+        return search.num_references + min(REACH * len(search.dims).bit_length(), len(search.dims)) * search.num_tries
 
     def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
         """Return the open baseline, then the trials that are needed next, at most `slots` in all."""
@@ -146,7 +146,7 @@ class Bisection:
         free = [x for x in range(low + 1, high) if x not in state.barred]
         if not free:
             return
-        etas, most = _by_merit(state), self.max_trials(search) - len(search.baseline)
+        etas, most = _by_merit(state), self.max_trials(search) - len(search.references)
         spare = most - sum(map(len, state.results.values())) - len(free).bit_length() * tries
         if spare < 1:
             yield from state.missing_at(search.dims[free[len(free) // 2]], etas)

@@ -72,7 +72,7 @@ class _Model:
         self.spread = np.array([sd for _, sd in priors] + [noise.shortfall] * rates + [middle[1]] * places)
         self.steps = _steps(scores.rates, noise.shortfall)
         self.kin = np.linalg.inv(scores.relation) if places else np.zeros((0, 0))
-        self.members = scores.group[:, None] == np.arange(scores.group.max() + 1)
+        self.members = scores.group[:, None] == np.arange(scores.group.max(initial=-1) + 1)
         self.loose = scores.place < 0
 
     def density(self, theta: np.ndarray) -> np.ndarray:
@@ -206,7 +206,7 @@ def draw(scores: Scores, noise: Noise) -> Draws:
     Source: Cornuet, Marin, Mira, Robert 2012, Adaptive multiple importance sampling.
 
     Args:
-        scores: The rows; at least one subspace trial and one baseline.
+        scores: The rows; at least one subspace trial. Without a baseline its level is what was believed beforehand.
         noise: What is believed beforehand.
     """
     model = _Model(scores, noise)

@@ -71,10 +71,10 @@ def shares(searches: Sequence[Search], series: Iterable[Series]) -> list[list[Br
 
 def _own(search: Search, trial: Trial, rows: list[Brief]) -> list[Brief]:
     """Pick the rows that a search asks for, or may, from a series that has one of its keys."""
-    if trial.method.name == "full":
-        if search.rate_range is not None:
+    if trial.is_theta_0 or trial.method.name == "full":
+        if search.rate_range is not None and not trial.is_theta_0:
             return rows if trial.learning_rate in search.rate_range else []
-        return [row for row in rows if row.trial_id in search.baseline_ids]
+        return [row for row in rows if row.trial_id in search.reference_ids]
     if search.eta_range is not None:
         return [row for row in rows if search.takes(trial.seeds, row.d, row.eta)]
     positions, etas = search.positions, search.etas

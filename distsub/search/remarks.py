@@ -12,8 +12,8 @@ def remarks(rows: Rows) -> tuple[str, ...]:
     said: list[str] = []
     if rows.num_seeds == 1:
         said.append(
-            "one seed: how much d90 varies over seeds is not measured, the interval takes the spread seen on other"
-            " tasks; run at least 3"
+            f"one seed: how much {rows.rule.name(rows.metric)} varies over seeds is not measured, the interval takes"
+            " the spread seen on other tasks; run at least 3"
         )
     failed, tried = rows.failed_full
     if failed:
@@ -36,9 +36,7 @@ def _of_baseline(rows: Rows) -> list[str]:
     said = []
     if len(best_of_seeds(rows.baseline)) == 1:
         said.append("one baseline seed: the spread of full fine-tuning is assumed, not measured; run at least 3")
-    if not rows.knows_chance:
-        said.append("no row gives a chance level: 0 is taken")
-    full, chance = rows.full, rows.chance
+    full, chance = rows.full, rows.floor
     error = math.sqrt(mean([sampling_variance(row, rows.metric) for row in rows.baseline]))
     if full <= chance:
         said.append(f"the baseline {full:.3f} is not above chance {chance:.3f}: there is nothing to reach")

@@ -12,36 +12,13 @@ from functools import cached_property
 
 import numpy as np
 
-from distsub.errors import ConfigError
 from distsub.search.answers import Shared, knot_scores, shared, variance
 from distsub.search.baseline import Full, judge
 from distsub.search.curves import Noise, Scores
+from distsub.search.rule import D90_RULE, RANGES, Rule, floor_of
 
 _OWN_GROUP = 4  # rows from which seeds have a place of their own
 _MOST_GROUPS = 12
-
-RANGES = {
-    "accuracy": (0.0, 1.0),
-    "f1": (0.0, 1.0),
-    "macro_f1": (0.0, 1.0),
-    "matthews": (-1.0, 1.0),
-    "pearson": (-1.0, 1.0),
-}
-"""Lowest and highest value of every metric."""
-
-
-def check_score(score: float, metric: str, what: str) -> None:
-    """Refuse a score that its metric cannot have.
-
-    Raises:
-        ConfigError: It is outside the metric's range, or the metric is unknown.
-    """
-    if metric not in RANGES:
-        raise ConfigError(f"metric = {metric!r}: give one of {', '.join(RANGES)} (accuracy for any share of answers)")
-    low, high = RANGES[metric]
-    if not low <= score <= high:
-        hint = f": give {score / 100:g} for {score:g}%" if high < score <= 100 else ""
-        raise ConfigError(f"{what} = {score:g} is outside the range of {metric}, {low:g} to {high:g}{hint}")
 
 
 @dataclass(frozen=True)
@@ -83,8 +60,9 @@ class Rows:
         rates: Learning rates of the baseline; the others are compared with the first.
         dropped: Etas that diverged too often to be candidates.
         chance: Chance level, 0 where nothing tells.
-        knows_chance: Whether anything tells.
+        floor: The best score known that takes no training, a gain of 0.
         metric: What was scored.
+        rule: What has to be reached.
         failed_full: How many full fine-tunings failed to train, of how many.
         dropped_rates: Learning rates under which most failed; the others of their trainings are left out too.
         diverged: Subspace trainings at the candidates that ended without a score.
@@ -98,8 +76,9 @@ class Rows:
     rates: tuple[float, ...]
     dropped: tuple[float, ...]
     chance: float
-    knows_chance: bool
+    floor: float
     metric: str
+    rule: Rule
     failed_full: tuple[int, int]
     dropped_rates: tuple[float, ...]
     diverged: int
@@ -119,49 +98,67 @@ class Rows:
         """Mean over the baseline's seeds of the best score over its learning rates."""
         return mean(list(best_of_seeds(self.baseline).values()))
 
-    def scores(self, dims: tuple[float, float], fraction: float, shared: Shared) -> Scores:
+    @cached_property
+    def good(self) -> float:
+        """The score at a gain of 1: full fine-tuning's, or without any the best that was seen or is asked for.
+
+        A unit to compute in, whose exact size is of no account: full fine-tuning is then a parameter without rows.
+        """
+        if self.baseline:
+            return self.full
+        seen = [row.score for row in self.subspace if row.score is not None]
+        best = max([float(np.quantile(seen, 0.9))] if seen else [], default=self.floor)
+        best = max(best, self.rule.value or 0.0)
+        return best if best > self.floor else RANGES[self.metric][1]
+
+    @cached_property
+    def bar(self) -> float:
+        """About the score to reach."""
+        return self.rule.value or 0.0 if self.rule.fraction is None else self.rule.fraction * self.full
+
+    def scores(self, dims: tuple[float, float], shared: Shared) -> Scores:
         """Return the rows as arrays in units of gain.
+
+        The sampling errors are those where they matter, at the score to reach, and a lost d stays below it.
 
         Args:
             dims: Smallest and largest d that could be tried.
-            fraction: Where the sampling errors matter, and what a lost d stays below.
             shared: What is not a row's own sampling error.
         """
-        subspace, unit = (*self.subspace, *self.lost), self.full - self.chance
-        bar = fraction * self.full
+        subspace, unit, bar = (*self.subspace, *self.lost), self.good - self.floor, self.bar
         below = np.array([row.score is None for row in subspace])
         y = np.array([bar if row.score is None else row.score for row in (*subspace, *self.baseline)], dtype=float)
         # One size of sampling error for all subspace rows, that at the threshold, and one for all baselines. Were it
         # each row's own, lucky rows would have the smaller errors and the fit would follow them (Peelle's puzzle).
         at_bar = self._variance(self.subspace, bar) / unit**2
-        at_full = self._variance(self.baseline, self.full) / unit**2
-        own = (shared.own((bar - self.chance) / unit, at_bar), shared.own(None, at_full))
+        at_full = self._variance(self.baseline or self.subspace, self.good) / unit**2
+        own = (shared.own((bar - self.floor) / unit, at_bar), shared.own(None, at_full))
         place, relation = _places(subspace)
         seeds = {seeds: i for i, seeds in enumerate(dict.fromkeys(row.seeds for row in self.baseline))}
         return Scores(
             x=np.array([math.log(row.d or 1) for row in subspace]),
-            y=(y - self.chance) / unit,
+            y=(y - self.floor) / unit,
             own=np.repeat(own, (len(subspace), len(self.baseline))),
             below=below,
             eta=np.array([-1 if row.score is None else self.etas.index(row.arm) for row in subspace]),
             etas=np.log(np.array(self.etas) / self._favourite),
             place=np.array(place),
             relation=relation,
-            rate=np.array([self.rates.index(row.arm) for row in self.baseline]),
-            rates=np.log(self.rates),
-            group=np.array([seeds[row.seeds] for row in self.baseline]),
-            bar=(bar - self.chance) / unit,
+            rate=np.array([self.rates.index(row.arm) for row in self.baseline], dtype=int),
+            rates=np.log(self.rates or (1.0,)),
+            group=np.array([seeds[row.seeds] for row in self.baseline], dtype=int),
+            bar=(bar - self.floor) / unit,
             range=(math.log(dims[0]), math.log(dims[1])),
         )
 
     def shared(self, noise: Noise) -> Shared:
         """Return what another evaluation set would do to all rows alike."""
-        rows, unit = (*self.subspace, *self.baseline), self.full - self.chance
+        rows, unit = (*self.subspace, *self.baseline), self.good - self.floor
         return shared(
-            [((row.score or 0.0) - self.chance) / unit for row in rows],
+            [((row.score or 0.0) - self.floor) / unit for row in rows],
             [row.influences for row in rows],
             [row.d is None for row in rows],
-            [self._variance(rows, score) / unit**2 for score in knot_scores(self.chance, self.full)],
+            [self._variance(rows, score) / unit**2 for score in knot_scores(self.floor, self.good)],
             noise.paired,
         )
 
@@ -193,18 +190,31 @@ def sampling_variance(row: Row, metric: str) -> float:
     return max(float((row.influences**2).mean()) / len(row.influences), 0.1 * plain)
 
 
-def prepare(rows: Iterable[Row], chance: float | None, metric: str) -> Rows:
+def prepare(
+    rows: Iterable[Row],
+    majority: float | None,
+    metric: str,
+    rule: Rule = D90_RULE,
+    theta_0: float | None = None,
+) -> Rows:
     """Sort the rows of one model, task and method, and set aside what did not train.
 
     Args:
         rows: Each training once.
-        chance: Chance level, None where nothing tells.
+        majority: Score of the majority class, None where nothing tells.
         metric: What was scored.
+        rule: What has to be reached.
+        theta_0: Mean score of the untouched model, where that is chance and has been seen.
     """
-    ordered = _by_value(rows)
-    level = chance or 0.0
+    ordered, said = _by_value(rows), tuple[str, ...]()
+    chance = rule.chance_of(majority, theta_0)
+    if chance is None and majority is not None:
+        said, chance = ("no row scores theta_0: the majority class is taken as chance",), majority
+    elif chance is None:
+        said = ("no row gives a chance level: 0 is taken",)
+    floor = floor_of(majority, chance)
     full = [row for row in ordered if row.d is None]
-    verdict = judge([Full(row.arm, row.score, row.num_examples) for row in full], chance, metric)
+    verdict = judge([Full(row.arm, row.score, row.num_examples) for row in full], floor, metric)
     baseline = tuple(row for row, is_kept in zip(full, verdict.kept, strict=True) if is_kept)
     subspace = [row for row in ordered if row.d is not None]
     etas = _candidates(subspace)
@@ -218,12 +228,14 @@ def prepare(rows: Iterable[Row], chance: float | None, metric: str) -> Rows:
         etas=etas,
         rates=_reference_first(baseline),
         dropped=tuple(sorted({row.arm for row in subspace} - set(etas))),
-        chance=level,
-        knows_chance=chance is not None,
+        chance=chance or 0.0,
+        floor=floor,
         metric=metric,
+        rule=rule,
         failed_full=(sum(verdict.failed), len(full)),
         dropped_rates=verdict.rates,
         diverged=len(gone),
+        warnings=said,
     )
 
 

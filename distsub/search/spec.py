@@ -10,6 +10,7 @@ from itertools import pairwise
 from distsub.errors import ConfigError
 from distsub.identity import ByContent, canonical, later
 from distsub.search.ranges import KEPT, Course, Range
+from distsub.search.rule import D90_RULE, Rule, check_score
 from distsub.trial import Budget, Method, Seeds, Task, Trial
 
 Lineage = tuple[str | tuple[str, str | None], Task, Method, float, Seeds, Budget]
@@ -40,10 +41,12 @@ class Search(ByContent):
         dims: The dimensions that may be tried, strictly increasing.
         etas: The learning-rate grid, relative to full fine-tuning's first-order decrease.
         learning_rate: lr_full, the rate of full fine-tuning that eta scales.
-        baseline: The full fine-tunings that set the threshold, every learning rate times every seed.
-        fraction: Share of the baseline's score to reach; 0.9 makes it d90.
+        baseline: The full fine-tunings that set the threshold, every learning rate times every seed; none where the
+            rule is a value.
+        rule: What has to be reached.
         revision: Hub revision of the model, or None.
         weights: Hash of the model, as in `Trial`.
+        theta_0: The trials that score the untouched model, one per head seed, where the rule takes it as chance.
         tries: Etas that a d is given before it has failed, the same number at every d; None is all of them.
         rate_range: Where the learning rates of the baseline are looked for; `baseline` then has one full fine-tuning
             for every seed, the seeds of the tries first, and its learning rate stands for those to come.
@@ -66,13 +69,14 @@ class Search(ByContent):
     etas: tuple[float, ...]
     learning_rate: float
     baseline: tuple[Trial, ...]
-    fraction: float = 0.9
+    rule: Rule = D90_RULE
     revision: str | None = None
     tries: int | None = later(None)
     weights: str | None = later(None)
     rate_range: Range | None = later(None)
     eta_range: Range | None = later(None)
     first_seeds: Seeds | None = later(None)
+    theta_0: tuple[Trial, ...] = later(())
 
     def __post_init__(self) -> None:
         """Refuse what would search in silence for nothing."""
@@ -82,17 +86,26 @@ class Search(ByContent):
             raise ConfigError(f"etas = {_short(self.etas)}: give at least one, each above 0, none twice")
         if self.tries is not None and not 1 <= self.tries <= len(self.etas):
             raise ConfigError(f"tries = {self.tries}: give a number from 1 to {len(self.etas)}, the number of etas")
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(f"fraction = {self.fraction!r}: give a share of the baseline's score in (0, 1], as 0.9")
-        if self.method.name == "full":
-            raise ConfigError("method = 'full' has no d to search for: it is the baseline; give a subspace method")
-        if not self.baseline:
+        if self.method.name in ("full", "theta_0"):
+            raise ConfigError(f"method = {self.method.name!r} has no d to search for: give a subspace method")
+        self._check_references()
+
+    def _check_references(self) -> None:
+        """Refuse references that are none of this search's, or too many or too few."""
+        if self.rule.value is not None:
+            check_score(self.rule.value, self.task.metric, "value")
+        if not self.baseline and self.rule.value is None:
             raise ConfigError("a search without baseline has no threshold: give at least one full fine-tuning")
-        if len(self.baseline_ids) < len(self.baseline):
+        if self.baseline and self.rule.value is not None:
+            raise ConfigError(f"a search for {self.rule.text(self.task.metric)} needs no baseline: leave it out")
+        if bool(self.theta_0) != (self.rule.chance == "theta_0"):
+            raise ConfigError("theta_0: give the trials of the untouched model where chance is that, and only there")
+        if len(self.reference_ids) < len(self.references):
             raise ConfigError("a baseline trial is given twice: give each full fine-tuning once")
-        for trial in self.baseline:
+        for trial in self.references:
             given = (trial.base, trial.task, trial.method.head_from)
-            if not trial.is_baseline or given != (self.base, self.task, self.method.head_from):
+            fits = trial.is_theta_0 if trial in self.theta_0 else trial.is_baseline
+            if not fits or given != (self.base, self.task, self.method.head_from):
                 raise ConfigError(
                     f"baseline trial {trial.id} ({trial.method.name}, {trial.task.name}, {trial.model}) is no full"
                     f" fine-tuning of {self.model} on {self.task.name}: give d = None, the same model and task"
@@ -131,6 +144,11 @@ class Search(ByContent):
             return len(self.baseline)
         return self.rate_range.tries + KEPT * (len(self.baseline) - 1)
 
+    @property
+    def num_references(self) -> int:
+        """What subspaces are held against: full fine-tunings, and theta_0 for every head."""
+        return len(self.theta_0) + self.num_baseline
+
     @cached_property
     def lineage(self) -> Lineage:
         """What a subspace trial must share to belong to this search."""
@@ -156,8 +174,10 @@ class Search(ByContent):
         """Return whether this search asks for the trial, as baseline or at one of its d."""
         if trial.is_baseline:
             if self.rate_range is None:
-                return trial.id in self.baseline_ids
+                return trial.id in self.reference_ids
             return trial.learning_rate in self.rate_range and key(trial) in self.keys
+        if trial.is_theta_0:
+            return trial.id in self.reference_ids
         return key(trial) in self.keys and self.takes(trial.seeds, trial.d, trial.eta)
 
     def takes(self, seeds: Seeds, d: int | None, eta: float | None) -> bool:
@@ -169,7 +189,7 @@ class Search(ByContent):
     @cached_property
     def keys(self) -> frozenset[Hashable]:
         """The keys of the trials that it may ask for."""
-        own: list[Hashable] = [self.lineage, *map(key, self.baseline)]
+        own: list[Hashable] = [self.lineage, *map(key, self.references)]
         return frozenset(own if self.eta_range is None else [*own, key(self.try_at(1.0))])
 
     @property
@@ -205,10 +225,15 @@ class Search(ByContent):
             )
         return self._tuned[rates, etas]
 
+    @property
+    def references(self) -> tuple[Trial, ...]:
+        """What subspaces are held against, and what comes first: theta_0 and the baseline."""
+        return (*self.theta_0, *self.baseline)
+
     @cached_property
-    def baseline_ids(self) -> frozenset[str]:
-        """The ids of the baseline's trials."""
-        return frozenset(trial.id for trial in self.baseline)
+    def reference_ids(self) -> frozenset[str]:
+        """The ids of those trials."""
+        return frozenset(trial.id for trial in self.references)
 
     @cached_property
     def positions(self) -> dict[int, int]:
@@ -229,19 +254,19 @@ class Search(ByContent):
         return {}
 
 
-def full_fine_tunings(searches: Iterable[Search]) -> list[tuple[Trial, int]]:
-    """List the full fine-tunings of searches, each once: one that stands for others, and how many they are."""
+def all_references(searches: Iterable[Search]) -> list[tuple[Trial, int]]:
+    """List what searches are held against, each once: a trial that stands for others, and how many they are."""
     found: dict[Hashable, tuple[Trial, int]] = {}
     for search in searches:
         if search.rate_range is not None:
-            found[search.baseline_ids, search.rate_range] = search.baseline[0], search.num_baseline
-        else:
-            found.update({trial.id: (trial, 1) for trial in search.baseline})
+            found[search.reference_ids, search.rate_range] = search.baseline[0], search.num_baseline
+        singly = search.references if search.rate_range is None else search.theta_0
+        found.update({trial.id: (trial, 1) for trial in singly})
     return list(found.values())
 
 
 def eta_tries(searches: Iterable[Search]) -> list[tuple[Trial, int]]:
-    """List the tries of etas that are no trial of a search otherwise, as `full_fine_tunings` does."""
+    """List the tries of etas that are no trial of a search otherwise, as `all_references` does."""
     found: dict[str, tuple[Trial, int]] = {}
     own: set[Lineage] = set()
     for search in searches:

@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from distsub.identity import canonical
+from distsub.search.rule import Rule
 from distsub.trial import Observation, Seeds, Trial
 
 _WAVES = 24
@@ -55,6 +56,7 @@ class Curve:
     Attributes:
         seed: Draws everything that is random.
         floor: Score towards d = 0; also the expected share of the majority class, so of chance.
+        theta_0: Expected score of the untouched model.
         plateau: Score towards d = infinity.
         full: Expected score of full fine-tuning at its best learning rate.
         middle: log d where the rise is half way ("logistic"), or near it.
@@ -86,6 +88,7 @@ class Curve:
 
     seed: int = 0
     floor: float = 0.684
+    theta_0: float = 0.5
     plateau: float = 0.84
     full: float = 0.84
     middle: float = math.log(300.0)
@@ -156,15 +159,31 @@ class Curve:
         return max(self._full(rate) for rate in rates)
 
     def crossing(
-        self, etas: Sequence[float], rates: Sequence[float], fraction: float = 0.9, chance_corrected: bool = False
+        self,
+        etas: Sequence[float],
+        rates: Sequence[float],
+        fraction: float | None = None,
+        chance_corrected: bool = False,
+        rule: Rule | None = None,
     ) -> float:
         """Return the true d_at(fraction): where the expected score at the best eta reaches the true threshold.
+
+        Args:
+            etas: Of the subspace trainings.
+            rates: Of full fine-tuning; none are needed for a rule that is a value.
+            fraction: Share of full fine-tuning's score.
+            chance_corrected: Whether it is a share of the gain over chance.
+            rule: What has to be reached, in the place of a fraction; 0.9 of full fine-tuning if neither is given.
 
         Returns:
             0.0 or infinity where every d or none reaches it.
         """
-        full = self.expected_full(rates)
-        bar = self.floor + fraction * (full - self.floor) if chance_corrected else fraction * full
+        rule = rule or Rule(0.9 if fraction is None else fraction)
+        if rule.fraction is None:
+            bar = rule.value or 0.0
+        else:
+            full, zero = self.expected_full(rates), self.floor if chance_corrected else 0.0
+            bar = zero + rule.fraction * (full - zero)
         low, high = self.middle - 15.0, self.middle + 15.0
 
         def best(x: float) -> float:
@@ -187,7 +206,9 @@ class Curve:
             arrays: Whether to give every example's answer; the score is the same without.
         """
         own = _generator(self.seed, _name(trial))
-        if trial.d is None or trial.eta is None:
+        if trial.is_theta_0:
+            level, fails, spread = self.theta_0, False, 0.0
+        elif trial.d is None or trial.eta is None:
             means = (
                 _effect(self.seed, f"full {kind}", seed, 1.0, 0.0)
                 for kind, seed in (("head", trial.seeds.head), ("data", trial.seeds.data))
@@ -222,9 +243,9 @@ class Curve:
             target=target,
             num_examples=self.num_examples,
             steps=steps,
-            wall_s=steps * self.seconds_per_step,
+            wall_s=max(steps, 1) * self.seconds_per_step,
             num_params=self.num_params,
-            num_trained=trial.d or self.num_params,
+            num_trained=0 if trial.is_theta_0 else trial.d or self.num_params,
         )
 
     def _fails(self, trial: Trial) -> bool:

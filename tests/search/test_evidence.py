@@ -23,7 +23,7 @@ def test_threshold_is_of_the_rate_with_the_best_mean_over_seeds(bench):
     found = thresholds(search, scores)
     assert found is not None
     assert (found.full, found.chance) == (pytest.approx(0.8), 0.5)
-    assert found.relative == pytest.approx(0.72)
+    assert found.score == pytest.approx(0.72)
     assert found.chance_corrected == pytest.approx(0.5 + 0.9 * 0.3)
     for missing in scores:
         assert thresholds(search, {key: value for key, value in scores.items() if key != missing}) is None

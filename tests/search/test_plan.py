@@ -2,7 +2,7 @@
 
 import pytest
 
-from distsub.search import Bisection, Board, Grid
+from distsub.search import Bisection, Board, Grid, Rule
 from distsub.search.plan import make_plan, seconds_per_trial
 
 
@@ -27,7 +27,7 @@ def test_most_is_the_boards_bound_and_expected_is_less(searches, policy):
 @pytest.mark.parametrize("fraction", [0.01, 0.4, 0.9, 1.0])
 def test_a_fraction_that_guessing_reaches_has_an_expectation_too(bench, fraction):
     """The simulated curve then crosses nowhere: what is expected is the bound."""
-    search = bench.search(24, 3, baseline=bench.baselines((1e-5, 2e-5), seeds=1), fraction=fraction)
+    search = bench.search(24, 3, baseline=bench.baselines((1e-5, 2e-5), seeds=1), rule=Rule(fraction))
     plan = make_plan([search], Bisection())
     assert 0 < plan.expected.trials <= plan.most.trials
 

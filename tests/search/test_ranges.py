@@ -221,7 +221,7 @@ def test_a_try_in_error_is_the_worst_and_is_made_again_where_it_can_be(bench):
     state = state.add(bench.see(search.full_at(RATES.first[0]), None, "error"))
     for number, rate in enumerate(RATES.first[1:]):
         state = state.add(bench.see(search.full_at(rate), 0.71 + number / 100))
-    assert state.obstacle is None and not state.search.baseline_ids <= state.baseline.keys()
+    assert state.obstacle is None and not state.search.reference_ids <= state.baseline.keys()
     better = state.add(bench.see(search.full_at(RATES.first[0]), 0.79))
     assert better.full[search.full_at(RATES.first[0]).id].score == 0.79
     while missing := list(state.missing_baseline()):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from distsub.errors import ConfigError
-from distsub.search import Search
+from distsub.search import Rule, Search
 from distsub.trial import Method, Seeds, Task
 
 
@@ -54,7 +54,7 @@ def test_id_follows_the_record(bench):
     """Equal records share it, any change gives another, and pickling keeps it."""
     search = bench.search()
     assert search.id == bench.search().id == pickle.loads(pickle.dumps(search)).id
-    assert len({search.id, bench.search(num_dims=9).id, bench.search(seed=1).id, bench.search(fraction=0.8).id}) == 4
+    assert len({search.id, bench.search(num_dims=9).id, bench.search(seed=1).id, bench.search(rule=Rule(0.8)).id}) == 4
 
 
 OTHER_TASK = Task(name="sst2", source="nyu-mll/glue", text=("sentence",))
@@ -72,8 +72,10 @@ OTHER_TASK = Task(name="sst2", source="nyu-mll/glue", text=("sentence",))
         ({"etas": (0.0,)}, "etas"),
         ({"tries": 0}, "tries = 0: give a number from 1 to 2, the number of etas"),
         ({"tries": 3}, "tries = 3: give a number from 1 to 2"),
-        ({"fraction": 0.0}, "fraction"),
-        ({"fraction": 1.1}, "fraction"),
+        ({"rule": Rule(None, 0.8)}, "a search for accuracy >= 0.8 needs no baseline"),
+        ({"rule": Rule(None, 80.0), "baseline": ()}, "value = 80 is outside the range of accuracy, 0 to 1: give 0.8"),
+        ({"rule": Rule(chance="theta_0")}, "theta_0: give the trials of the untouched model"),
+        ({"method": Method("theta_0")}, "has no d to search for"),
         ({"method": Method("full")}, "method"),
         ({"baseline": ()}, "baseline"),
         ({"task": OTHER_TASK}, "no full fine-tuning of .* on sst2"),
@@ -84,6 +86,15 @@ def test_nonsense_is_refused(bench, changes: dict[str, object], message: str):
     """When the record is made, not when it is searched."""
     with pytest.raises(ConfigError, match=message):
         bench.search(**changes)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [(0.0, None), (1.1, None), (None, None), (0.9, 0.8), (None, float("nan")), (None, float("inf")), (-0.1, None)],
+)
+def test_a_rule_is_one_share_or_one_value(given):
+    with pytest.raises(ConfigError, match=r"fraction|value"):
+        Rule(*given)
 
 
 def test_baseline_is_full_and_given_once(bench):
