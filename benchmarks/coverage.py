@@ -226,7 +226,7 @@ def summary(members: list[dict[str, Any]]) -> dict[str, Any]:
         "estimate_rms_where_both": rms("error", both),
         "first_passing_d_rms": rms("first", both),
         "without_first_passing_d": sum(not math.isfinite(m["first"]) for m in members),
-        "full_bias": round(float(np.nanmean(of("full", members))), 4),
+        "full_bias": None if np.isnan(of("full", members)).all() else round(float(np.nanmean(of("full", members))), 4),
         "trials": round(float(of("trials", members).mean()), 1),
         "effective_draws_least": round(float(of("effective", members).min()), 0),
         "milliseconds_median": round(1e3 * float(np.median(of("seconds", members))), 1),
