@@ -86,7 +86,7 @@ def draw_curves(observations: Sequence[Observation], searches: pa.Table, *, d90:
         _reason(axes, mine, found, estimates)
         drawn.setdefault(panel[:2], []).append((axes, scores, levels))
     for together in drawn.values():
-        _share_scale(together)
+        _share_scale(together, next((row["threshold_rule"] for row in rows if row["threshold_rule"]), ""))
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     _legend(figure, shown, colours, shapes)
@@ -179,14 +179,14 @@ def _reason(
     )  # fmt: skip
 
 
-def _share_scale(together: Sequence[tuple[Any, list[float], dict[str, float]]]) -> None:
+def _share_scale(together: Sequence[tuple[Any, list[float], dict[str, float]]], rule: str) -> None:
     """Give the panels of one task and model the same score axis, then name the lines, which depends on it."""
     values = [value for _, scores, levels in together for value in (*scores, *levels.values())]
     for axes, _, levels in together:
         if values:
             margin = 0.06 * max(max(values) - min(values), 0.05)
             axes.set_ylim(min(values) - 1.6 * margin, max(values) + margin)
-        _level_labels(axes, levels)
+        _level_labels(axes, levels, rule)
 
 
 def _words_around(axes: Any, panel: Panel, rows: list[dict[str, Any]], metric: str) -> None:
@@ -265,13 +265,15 @@ def _levels(axes: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
     return levels
 
 
-def _level_labels(axes: Any, levels: dict[str, float]) -> None:
+def _level_labels(axes: Any, levels: dict[str, float], rule: str) -> None:
     """Name the horizontal lines right of the axes, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
     gap = 0.058 * (high - low)
     names = sorted(levels, key=lambda name: levels[name])
     for name, y in zip(names, spread_apart([levels[name] for name in names], gap, low, high), strict=True):
         text = {"baseline_score": "full"}.get(name, _LINES[name][0])
+        if name == "threshold" and rule.endswith(" x full"):
+            text = rule.replace(" x ", " \N{MULTIPLICATION SIGN} ")
         axes.annotate(
             f"{text} {levels[name]:.3f}",
             xy=(1, levels[name]),

@@ -32,6 +32,10 @@ def rows(out, sql):
     return json.loads(ask("query", out, sql, "--format", "json"))
 
 
+def written_on(figure):
+    return " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+
+
 def test_a_sweep_for_a_value_trains_no_baseline(text, tmp_path):
     path, out = tmp_path / "value.toml", tmp_path / "out"
     path.write_text(value_of(text))
@@ -55,7 +59,7 @@ def test_a_sweep_for_a_value_trains_no_baseline(text, tmp_path):
     ask("export", out, "--optuna", tmp_path / "study.db")
     found = distsub.open(out)
     assert [each.rule.value for each in found.d90().values()] == [0.8]
-    found.plot()
+    assert "threshold 0.800" in written_on(found.plot())
     assert "nothing left to do" in ask("run", path, "--backend", "inline", "--out", out)
     path.write_text(value_of(text, 0.7))  # another threshold is another sweep
     refused = CliRunner().invoke(app, ["run", str(path), "--backend", "inline", "--out", str(out)])
@@ -72,6 +76,7 @@ def test_theta_0_is_scored_once_per_head_without_a_step(text, tmp_path):
         assert (row["status"], row["steps"], row["num_trained"], row["d"]) == ("finished", 0, 0, None)
         assert row["learning_rate"] is None and row["wall_s"] > 0 and row["num_examples"] == 128
         assert len(row["predicted"]) == 128 and len(row["curve"]) == 1
+    assert "0.9 \N{MULTIPLICATION SIGN} full 0." in written_on(distsub.open(out).plot())
     chance = sum(row["score"] for row in untouched) / 2
     [row] = rows(out, "select * from d90")
     assert (row["threshold_rule"], row["chance_rule"]) == ("0.9 x full", "theta_0")
