@@ -178,7 +178,9 @@ class Search(ByContent):
             return trial.learning_rate in self.rate_range and key(trial) in self.keys
         if trial.is_theta_0:
             return trial.id in self.reference_ids
-        return key(trial) in self.keys and self.takes(trial.seeds, trial.d, trial.eta)
+        if not self.takes(trial.seeds, trial.d, trial.eta):
+            return False
+        return lineage(trial) == self.lineage or key(trial) in self.keys  # the first is cheap, and true of most
 
     def takes(self, seeds: Seeds, d: int | None, eta: float | None) -> bool:
         """Return whether this search may ask for d and eta, of a subspace trial that has one of its keys."""
