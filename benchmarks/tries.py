@@ -95,7 +95,8 @@ def measured(world: World, rates: Sequence[float] | Range) -> tuple[float, float
     state, taken = Evidence(search_of(rates)[0]), 0
     while missing := list(state.missing_baseline()):
         state, taken = state.add(train(world, missing[0])), taken + 1
-    if state.thresholds is None:  # every full fine-tuning failed
+    full_score = state.thresholds and state.thresholds.full
+    if full_score is None:  # every full fine-tuning failed
         return world.floor, world.floor, taken
     own = [(trial, state.baseline[trial.id]) for trial in state.search.baseline]
     full = [Full(trial.learning_rate, result.score, world.num_examples) for trial, result in own]
@@ -105,8 +106,8 @@ def measured(world: World, rates: Sequence[float] | Range) -> tuple[float, float
         if kept:
             scores.setdefault(each.rate, []).append(each.score or 0.0)
     chosen = max(scores, key=lambda rate: statistics.fmean(scores[rate]))
-    assert math.isclose(statistics.fmean(scores[chosen]), state.thresholds.full)
-    return state.thresholds.full, world._full(chosen), taken
+    assert math.isclose(statistics.fmean(scores[chosen]), full_score)
+    return full_score, world._full(chosen), taken
 
 
 def kept_etas(world: World) -> tuple[float, ...]:

@@ -15,7 +15,8 @@ from distsub.search.gather import gather
 from distsub.search.plan import make_plan
 from distsub.search.ranges import MOST_TRIES, course, propose
 from distsub.search.recall import tuned
-from distsub.trial import Seeds
+from distsub.search.rule import Rule
+from distsub.trial import Seeds, theta_0_trial
 
 RATES = Range(1e-5, 1e-4, 6)
 ETAS = Range(0.1, 3.0, 4)
@@ -237,3 +238,27 @@ def test_lists_are_as_they_were(bench):
     state = Evidence(search)
     assert state.search is search and state.baseline is state.full and state.results is state.probes
     assert search.num_baseline == len(search.baseline) and replace(search, rate_range=RATES).id != search.id
+
+
+@pytest.mark.parametrize("policy", [Bisection(), Grid()])
+@pytest.mark.parametrize("kind", ["a value", "theta_0"])
+def test_a_range_goes_with_every_kind_of_threshold(bench, policy, kind):
+    """Etas are tried where no full fine-tuning is trained, and learning rates where theta_0 is evaluated too."""
+    if kind == "a value":
+        these = [
+            replace(search, rule=Rule(fraction=None, value=0.7), baseline=(), rate_range=None)
+            for search in searches(bench)
+        ]
+    else:
+        zero = tuple(map(theta_0_trial, searches(bench)[0].baseline))
+        these = [replace(search, rule=Rule(chance="theta_0"), theta_0=zero) for search in searches(bench)]
+    board, train = Board(these, policy), world(bench, 4)
+    promised = board.max_trials()
+    assert make_plan(these, policy).most.trials == promised == sum(board.most_left())
+    rows = drive(board, train, 3, random.Random(0))
+    assert len(rows) <= promised and all(found.outcome.is_over for found in board.findings())
+    assert {len(search.etas) for search in tuned(these, rows)} == {KEPT}
+    full, etas = tries([row for row in rows if row.trial.method.name != "theta_0"])
+    assert len(full) == (0 if kind == "a value" else 6) and len(etas) == 4
+    warned = [line for line in gather(these, rows).warnings if "equal tries" in line]
+    assert len(warned) == (kind == "theta_0")  # 4 etas beside 6 rates; without full fine-tuning there is one arm
