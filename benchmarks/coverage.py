@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from distsub.records import Budget, Full, Model, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.search import Board, Rule, Search, log_grid, make_policy
 from distsub.search.estimate import fit
 from distsub.search.rule import D90_RULE
 from distsub.search.synthetic import Curve
-from distsub.trial import Budget, Method, Seeds, Task, Trial
 
 OUT = Path(__file__).with_name("coverage.json")
 ETAS, RATES = (0.1, 0.3, 1.0), (1e-5, 2e-5, 5e-5)
@@ -161,15 +161,21 @@ def searches(world: World, num_examples: int, rule: Rule = D90_RULE) -> list[Sea
     """Return the searches of one model, task and method; without a baseline where the rule is a value."""
     task, budget = Task("synthetic", "synthetic", ("text",)), Budget(steps=100, eval_examples=num_examples)
     baseline = tuple(
-        Trial("model", task, Method("full"), None, rate, None, Seeds(0, seed, seed), budget)
+        Trial(Setup(Model("model"), task, Full(), rate, budget, Seeds(0, seed, seed)))
         for seed in range(world.seeds)
         for rate in world.rates
         if rule.value is None
     )
-    method = Method("did", "fastfood", "global")
+    method = Subspace(Random("fastfood"))
     dims = COARSE if world.policy == "grid" else DIMS
     return [
-        Search(task, "model", method, Seeds(s, s, s), budget, dims, world.etas, world.rates[0], baseline, rule)
+        Search(
+            Setup(Model("model"), task, method, world.rates[0], budget, Seeds(s, s, s)),
+            dims,
+            world.etas,
+            baseline,
+            rule,
+        )
         for s in range(world.seeds)
     ]
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from distsub.records import Observation, label
 from distsub.search import Search
 from distsub.search.answers import influences
 from distsub.search.curves import BASELINE, FLOOR, MIDDLE, PENALTY, RESIDUAL, SHIFT, SLOPE, TILT, TOP, Noise
 from distsub.search.estimate import fit
 from distsub.search.synthetic import Curve
-from distsub.trial import Observation
 
 OUT = Path(__file__).with_name("noise.json")
 
@@ -42,8 +42,8 @@ def measure(directories: list[str]) -> dict:
     for (task, model, method), (these, rows) in sorted(groups.items(), key=str):
         own = [row for row in rows if (row.trial.task, row.trial.model) == (task, model)]
         own = [row for row in own if row.trial.is_baseline or row.trial.method == method]
-        tasks[f"{task.name}/{model.removeprefix('package:').rstrip('/').rsplit('/', 1)[-1]}/{method.name}"] = fitted(
-            these, own
+        tasks[f"{task.name}/{model.name.removeprefix('package:').rstrip('/').rsplit('/', 1)[-1]}/{label(method)}"] = (
+            fitted(these, own)
         )
     return tasks
 

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
+from distsub.records import Budget, Full, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.runtime.replay import play, replay
 from distsub.runtime.simulated import Machines
 from distsub.search import Finding, Outcome, Search, log_grid
 from distsub.search.synthetic import Curve
-from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 DIMS = log_grid(100, 1_000_000)
 ETAS = (0.03, 0.1, 0.3, 1.0)
@@ -49,12 +49,14 @@ def searches_of(curve: Curve, name: str) -> list[Search]:
     budget = Budget(steps=STEPS, eval_every=STEPS // 10, eval_examples=curve.num_examples)
     triples = [Seeds(s, s, s) for s in range(SEEDS)]
     baseline = tuple(
-        Trial("model", task, Method("full"), None, rate, None, replace(each, projection=0), budget)
+        Trial(Setup(Model("model"), task, Full(), rate, budget, replace(each, projection=0)))
         for each in triples
         for rate in RATES
     )
-    method = Method("did", "fastfood", "global")
-    return [Search(task, "model", method, each, budget, DIMS, ETAS, RATES[0], baseline, 0.9) for each in triples]
+    method = Subspace(Random("fastfood"))
+    return [
+        Search(Setup(Model("model"), task, method, RATES[0], budget, each), DIMS, ETAS, baseline) for each in triples
+    ]
 
 
 def models(count: int, draw: int = DRAW) -> list[tuple[Curve, list[Search]]]:

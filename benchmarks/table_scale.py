@@ -27,13 +27,13 @@ import numpy as np
 import pyarrow as pa
 
 from distsub.config import parse_sweep
+from distsub.records import Observation, Trial
 from distsub.results.compact import ROWS_PER_PART, _write
 from distsub.results.rows import encode
-from distsub.results.schema import OBSERVATIONS, to_table, trial_to_json
+from distsub.results.schema import OBSERVATIONS, to_table
 from distsub.results.store import ROWS, Store
 from distsub.search.synthetic import Curve
 from distsub.sweep import Sweep
-from distsub.trial import Observation, Trial
 
 SWEEP = """\
 name = "scale"
@@ -69,7 +69,8 @@ def rows(trials: list[Trial], curve: Curve, draw: np.random.Generator) -> pa.Tab
     answers = {"predicted": np.where(correct, target, ~target), "target": np.broadcast_to(target, correct.shape)}
     made = {
         "trial_id": [trial.id for trial in trials],
-        "trial": [trial_to_json(trial) for trial in trials],
+        "setup_id": [trial.setup.id for trial in trials],
+        "setup": [trial.setup.identity for trial in trials],
         "d": [trial.d for trial in trials],
         "eta": [trial.eta for trial in trials],
         "learning_rate": [trial.learning_rate for trial in trials],

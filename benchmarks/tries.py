@@ -22,16 +22,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from distsub.records import Budget, Full, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.search import KEPT, Board, Evidence, Grid, Range, Search, log_grid
-from distsub.search.baseline import Full, judge
+from distsub.search.baseline import Trained, judge
 from distsub.search.synthetic import Curve
-from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 RATES, ETAS = Range(1e-5, 1e-4, 6), Range(0.1, 1.0, 6)
 DIMS = log_grid(30, 30_000)
 SEEDS = tuple(Seeds(s, s, s) for s in range(3))
 BUDGET = Budget(steps=100)
-TASK, METHOD = Task("t", "synthetic", ("text",)), Method("did", "partition", "global")
+TASK, METHOD = Task("t", "synthetic", ("text",)), Subspace(Random("partition"))
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,22 @@ def search_of(rates: Sequence[float] | Range, etas: Range | None = None, seed: i
     """Return the searches over lists, or over ranges."""
     given = (rates.middle,) if isinstance(rates, Range) else rates
     baseline = tuple(
-        Trial("m", TASK, Method("full"), None, rate, None, replace(each, projection=0), BUDGET)
+        Trial(Setup(Model("m"), TASK, Full(), rate, BUDGET, replace(each, projection=0)))
         for each in SEEDS
         for rate in given
     )
     return [
         Search(
-            TASK, "m", METHOD, each, BUDGET, DIMS, (0.3,), 1e-5, baseline, eta_range=etas,
-            rate_range=rates if isinstance(rates, Range) else None, first_seeds=SEEDS[0] if etas else None,
+            Setup(Model("m"), TASK, METHOD, 1e-5, BUDGET, each),
+            DIMS,
+            (0.3,),
+            baseline,
+            eta_range=etas,
+            rate_range=rates if isinstance(rates, Range) else None,
+            first_seeds=SEEDS[0] if etas else None,
         )
         for each in SEEDS
-    ]  # fmt: skip
+    ]
 
 
 @cache
@@ -99,7 +104,7 @@ def measured(world: World, rates: Sequence[float] | Range) -> tuple[float, float
     if full_score is None:  # every full fine-tuning failed
         return world.floor, world.floor, taken
     own = [(trial, state.baseline[trial.id]) for trial in state.search.baseline]
-    full = [Full(trial.learning_rate, result.score, world.num_examples) for trial, result in own]
+    full = [Trained(trial.learning_rate, result.score, world.num_examples) for trial, result in own]
     left = zip(full, judge(full, world.chance, TASK.metric).kept, strict=True)
     scores: dict[float, list[float]] = {}
     for each, kept in left:

@@ -22,15 +22,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from distsub.records import Budget, Full, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.results import Store
-from distsub.results.schema import trial_from_json
+from distsub.results.schema import setup_from_json
 from distsub.runtime import tune
 from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place
 from distsub.search import Board, Search, log_grid, make_policy
 from distsub.sweep import Resources
-from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 BUDGET = Budget(steps=10, eval_every=5)
 ETAS = (0.3, 1.0)
@@ -40,10 +40,12 @@ DIMS = log_grid(100, 100_000, 10 ** (3 / 24))
 def searches(trials: int) -> tuple[Search, ...]:
     """Return searches whose grids come to about so many trials."""
     task = Task(name="nothing", source="nowhere", text=("a",))
-    baseline = (Trial("nobody", task, Method("full"), None, 1e-5, None, Seeds(), BUDGET),)
-    method = Method("did", "fastfood", "global", block_length=1 << 17)
+    baseline = (Trial(Setup(Model("nobody"), task, Full(), 1e-05, BUDGET, Seeds())),)
+    method = Subspace(Random("fastfood", block_length=1 << 17))
     seeds = range(max(1, round(trials / (len(DIMS) * len(ETAS)))))
-    return tuple(Search(task, "nobody", method, Seeds(s, s, s), BUDGET, DIMS, ETAS, 1e-5, baseline) for s in seeds)
+    return tuple(
+        Search(Setup(Model("nobody"), task, method, 1e-05, BUDGET, Seeds(s, s, s)), DIMS, ETAS, baseline) for s in seeds
+    )
 
 
 def made_up(trial: Trial, place: Place):
@@ -71,7 +73,7 @@ class NoTraining(tune.TrainTrial):
 
     def _begin(self, config):
         self._fresh = True
-        self._steps = made_up(trial_from_json(config["trial"]), self._place)
+        self._steps = made_up(Trial(setup_from_json(config["setup"]), config["d"], config["eta"]), self._place)
 
 
 def resident_mb() -> float:

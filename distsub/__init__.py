@@ -12,26 +12,45 @@ if TYPE_CHECKING:
     from distsub.finetune.adapters import load_adapter
     from distsub.finetune.train import train
     from distsub.measuring import Results, measure, open
+    from distsub.records import (
+        Budget,
+        Freeze,
+        Full,
+        Learned,
+        Model,
+        Observation,
+        Random,
+        Seeds,
+        Setup,
+        Subspace,
+        Task,
+        Trial,
+    )
     from distsub.results import Store
     from distsub.search.arrays import d90
     from distsub.search.interval import Estimate
     from distsub.subspace.model import SubspaceModel
-    from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Budget": "distsub.trial",
+    "Budget": "distsub.records",
     "DistsubError": "distsub.errors",
     "Estimate": "distsub.search.interval",
-    "Method": "distsub.trial",
-    "Observation": "distsub.trial",
+    "Freeze": "distsub.records",
+    "Full": "distsub.records",
+    "Learned": "distsub.records",
+    "Model": "distsub.records",
+    "Observation": "distsub.records",
+    "Random": "distsub.records",
     "Results": "distsub.measuring",
-    "Seeds": "distsub.trial",
+    "Seeds": "distsub.records",
+    "Setup": "distsub.records",
     "Store": "distsub.results",
+    "Subspace": "distsub.records",
     "SubspaceModel": "distsub.subspace.model",
-    "Task": "distsub.trial",
-    "Trial": "distsub.trial",
+    "Task": "distsub.records",
+    "Trial": "distsub.records",
     "d90": "distsub.search.arrays",
     "load_adapter": "distsub.finetune.adapters",
     "load_sweep": "distsub.config",
@@ -44,11 +63,17 @@ __all__ = [  # noqa: RUF022 (the version last)
     "Budget",
     "DistsubError",
     "Estimate",
-    "Method",
+    "Freeze",
+    "Full",
+    "Learned",
+    "Model",
     "Observation",
+    "Random",
     "Results",
     "Seeds",
+    "Setup",
     "Store",
+    "Subspace",
     "SubspaceModel",
     "Task",
     "Trial",

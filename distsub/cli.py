@@ -127,7 +127,7 @@ def run(
     if code in (INTERRUPTED, TERMINATED) and format is Format.table:
         raise Stopped(code)
     d90 = told(store, summary.d90)
-    found = d90.select(["task", "model", "method", "variant", *INTERVAL, "d90_outcome", "first_passing_d"])
+    found = d90.select(["task", "model", "label", *INTERVAL, "d90_outcome", "first_passing_d"])
     if format is Format.table:
         answers(d90)
         write(*standing.smallest_lines(summary.smallest), f"results: {store.uri}")
@@ -206,7 +206,7 @@ def status(out: Out, format: As = Format.table) -> None:
     if searches.num_rows > FEW:
         write('d90: distsub query OUT "select task, model, method, d90_text from d90"')
     else:
-        answers(summary.d90, ("task", "model", "method", "variant", "d90_text", "first_passing_d", "trials"))
+        answers(summary.d90, ("task", "model", "label", "d90_text", "first_passing_d", "trials"))
     write("")
     show(standing.status_table(searches), format)
     write(*standing.smallest_lines(summary.smallest))

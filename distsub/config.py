@@ -23,11 +23,11 @@ from pydantic import (
 from distsub.complaints import complaint
 from distsub.errors import ConfigError
 from distsub.methods import Context, MethodTable, NonNegativeInt, PositiveInt, StepSizes, Table, TrajectoryTable
+from distsub.records import Budget, HeadFrom, Model, Seeds
 from distsub.search import PUBLISHED_RATIO, Limit, Range, Rule, log_grid
 from distsub.search.rule import Chance, check_score
-from distsub.sweep import Model, Policy, Resources, Sweep, distinct
+from distsub.sweep import Policy, Resources, Sweep, distinct
 from distsub.task_table import TaskTable, absolute
-from distsub.trial import Budget, HeadFrom, Seeds
 
 MOST_SEEDS = 10_000
 

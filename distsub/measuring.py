@@ -53,10 +53,10 @@ class Results:
         return {labels.name(members[0], seed=False): estimate for members, estimate in found}
 
     def curves(self) -> "pa.Table":
-        """Tabulate the fitted score against d: task, model, method, variant, d, low, middle, high (a 95% band)."""
+        """Tabulate the fitted score against d: task, model, label, d, low, middle, high (a 95% band)."""
         import pyarrow as pa
 
-        names = ("task", "model", "method", "variant", "projection")
+        names = ("task", "model", "label")
         rows = [
             {name: row[name] for name in names} | point
             for row in summary_of(self.sweep, self.store).d90.to_pylist()

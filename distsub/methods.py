@@ -21,8 +21,20 @@ from pydantic import (
 
 from distsub.complaints import complaint
 from distsub.errors import ConfigError, nearest
+from distsub.records import (
+    DEFAULT_FAMILY,
+    ZHANG2023,
+    Budget,
+    Freeze,
+    Learned,
+    Method,
+    Random,
+    Source,
+    Span,
+    Subspace,
+    Task,
+)
 from distsub.search import Range
-from distsub.trial import DEFAULT_PROJECTION, Budget, Head, Method, Source, Span, Task
 
 # Whole numbers end up in 64-bit columns.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
@@ -31,19 +43,12 @@ NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 LEARNED = ("intrinsic", "inductive", "unified", "zero_shot", "last", "other_seed")
 """Subspaces made of trajectories."""
 
+Place = Literal["in_subspace", "trained", "frozen"]
+
 Name = Literal[
     "did", "said", "freeze", "random", "random_matched",
     "intrinsic", "inductive", "unified", "zero_shot", "last", "other_seed",
 ]  # fmt: skip
-
-ZHANG2023: dict[str, Any] = {
-    "head": "trained",
-    "embeddings": "trained",
-    "ensemble": 16,
-    "start": "random",
-    "step": 0.01,
-}
-"""What the paper says of its training; the size of its random start is not known."""
 
 
 class Table(BaseModel):
@@ -109,11 +114,11 @@ class MethodTable(Table):
     projection: Literal["fastfood", "fastfood_per_tensor", "partition", "sparse", "dense"] | None = None
     normalization: Literal["global", "per_tensor"] | None = None
     groups: Literal["layer", "tensor"] | None = None
-    head: Head | None = None
+    head: Place | None = None
     block_length: PositiveInt | None = None
     training: Literal["default", "zhang2023"] | None = None
     scope: Literal["model", "layer"] | None = None
-    embeddings: Head | None = None
+    embeddings: Place | None = None
     ensemble: PositiveInt | None = None
     start: Literal["zero", "random"] | None = None
     step: PositiveFloat | None = None
@@ -128,9 +133,9 @@ class MethodTable(Table):
     def _consistent(self) -> "MethodTable":
         if self.groups and self.name != "said":
             raise ValueError(f'groups is for method "said", not "{self.name}"')
-        if self.block_length and not (self.projection or DEFAULT_PROJECTION).startswith("fastfood"):
+        if self.block_length and not (self.projection or DEFAULT_FAMILY).startswith("fastfood"):
             raise ValueError(
-                f'block_length is for the fastfood projections, not "{self.projection or DEFAULT_PROJECTION}"; '
+                f'block_length is for the fastfood projections, not "{self.projection or DEFAULT_FAMILY}"; '
                 'give projection = "fastfood"'
             )
         if self.block_length and (self.block_length < 4 or self.block_length & (self.block_length - 1)):
@@ -162,8 +167,6 @@ class MethodTable(Table):
 
     def grid(self) -> tuple[tuple[int, ...] | None, tuple[float, ...] | Range | None]:
         """Give the method's own dims and etas, None where those of the sweep count."""
-        if self.name == "freeze":  # nothing to search: a grid of one
-            return (1,), (1.0,)
         etas = self.etas or ([1.0] if self.training == "zhang2023" and self.step is None else None)
         if not isinstance(etas, Range):
             etas = tuple(sorted(set(etas))) if etas else None
@@ -181,8 +184,8 @@ class MethodTable(Table):
                 f"[[methods]] block_length = {self.block_length} is below the largest of dims, {context.largest}"
             )
         if self.name in ("did", "said"):
-            groups = (self.groups or "layer") if self.name == "said" else None
-            return replace(self._random(context), name=self.name, groups=groups, head=self.head or "in_subspace")
+            scales = (self.groups or "layer") if self.name == "said" else None
+            return Subspace(self._random(context), scales=scales, head=self.head or "in_subspace")
         whole = self.scope == "model"
         usual: dict[str, Any] = (
             {"head": "in_subspace", "embeddings": "in_subspace"}
@@ -194,24 +197,22 @@ class MethodTable(Table):
             usual = {key: usual[key] for key in ("head", "embeddings")}
         usual |= {key: value for key in ZHANG2023 if (value := getattr(self, key)) is not None}
         if self.name == "freeze":
-            return Method("freeze", **usual)
+            return Freeze(**usual)
         if self.name in LEARNED:
-            made = Method("did", "trajectory", "global", span=self._span(context))
+            projection = Learned(self._span(context))
         else:
-            made = self._random(context)
+            projection = self._random(context)
             if self.name == "random_matched":
-                made = replace(made, match_norms=True, span=replace(context.span, last=True))
-        return replace(made, scope=self.scope or "layer", **usual)
+                projection = replace(projection, match=replace(context.span, last=True))
+        return Subspace(projection, scope=self.scope or "layer", **usual)
 
-    def _random(self, context: Context) -> Method:
-        projection = self.projection or DEFAULT_PROJECTION
-        fastfood = projection.startswith("fastfood")
+    def _random(self, context: Context) -> Random:
+        family = self.projection or DEFAULT_FAMILY
         length = self.block_length or max(4, 1 << (context.largest - 1).bit_length())
-        return Method(
-            name="did",
-            projection=projection,
-            normalization=self.normalization or ("per_tensor" if projection.endswith("per_tensor") else "global"),
-            block_length=length if fastfood else None,
+        return Random(
+            family=family,
+            normalization=self.normalization or ("per_tensor" if family.endswith("per_tensor") else "global"),
+            block_length=length if family.startswith("fastfood") else None,
         )
 
     def _span(self, context: Context) -> Span:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
-from distsub.trial import Source, Task, Trial
+from distsub.records import Setup, Source, Subspace, Task, Trial
 
 
 class ModelPlace(NamedTuple):
@@ -46,15 +46,20 @@ class Places:
     def _tasks(self) -> dict[str | None, Task]:
         return {task.content: task for task in reversed(self.tasks)}
 
-    def locate(self, trial: Trial) -> Trial:
-        """Give a trial the addresses at which its contents lie here; it stays the same trial."""
-        changes: dict[str, Any] = {"task": self._locate(trial.task)}
-        if (place := self._models.get(trial.weights or "")) is not None:
-            changes |= {"model": place.name, "revision": place.revision}
-        if (span := trial.method.span) is not None:
+    def locate(self, setup: Setup) -> Setup:
+        """Give a setup the addresses at which its contents lie here; it stays the same setup."""
+        changes: dict[str, Any] = {"task": self._locate(setup.task)}
+        if (place := self._models.get(setup.model.content or "")) is not None:
+            changes["model"] = replace(setup.model, name=place.name, revision=place.revision)
+        method = setup.method
+        if isinstance(method, Subspace) and (span := method.span) is not None:
             sources = tuple(Source(each.task and self._locate(each.task), each.shift) for each in span.sources)
-            changes["method"] = replace(trial.method, span=replace(span, sources=sources))
-        return replace(trial, **changes)
+            changes["method"] = method.spanned_by(replace(span, sources=sources))
+        return replace(setup, **changes)
+
+    def locate_trial(self, trial: Trial) -> Trial:
+        """Give a trial the addresses at which its contents lie here; it stays the same trial."""
+        return replace(trial, setup=self.locate(trial.setup))
 
     def _locate(self, task: Task) -> Task:
         found = self._tasks.get(task.content) if task.content else None
@@ -102,25 +107,14 @@ def _adapter() -> Any:
     return TypeAdapter(Places)
 
 
-def task_from(record: Mapping[str, Any]) -> Task:
-    """Rebuild a task from plain values.
-
-    Raises:
-        KeyError, TypeError: It is none.
-    """
-    lists = {key: tuple(record.get(key, ())) for key in ("text", "labels")}
-    return Task(**{**record, **lists, "where": tuple((column, value) for column, value in record.get("where", ()))})
-
-
 def addressed(record: Any) -> Any:
-    """Give the JSON of a trial, which names contents and no addresses, its contents as the addresses that it lacks."""
+    """Give the JSON of a setup, which names contents and no addresses, its contents as the addresses that it lacks."""
     if isinstance(record, list):
         return [addressed(each) for each in record]
     if not isinstance(record, dict):
         return record
     lacking = {}
-    if "weights" in record:
-        lacking = {"model": f"sha256:{record['weights']}"}
-    elif "content" in record:
-        lacking = {"source": f"sha256:{record['content']}", "text": []}
+    if record.get("content"):
+        address = f"sha256:{record['content']}"
+        lacking = {"name": address} if "head_from" in record else {"source": address, "text": []}
     return lacking | {key: addressed(value) for key, value in record.items()}

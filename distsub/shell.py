@@ -72,8 +72,7 @@ def answers(d90: "pa.Table", columns: Sequence[str] = ()) -> None:
     from distsub.analysis.standing import notes
     from distsub.analysis.summary import D90_COLUMNS
 
-    named = d90["variant"].null_count < d90.num_rows
-    show(d90.select([name for name in columns or D90_COLUMNS if name != "variant" or named]), Format.table)
+    show(d90.select(columns or D90_COLUMNS), Format.table)
     write(*notes(d90))
 
 

@@ -1,7 +1,6 @@
 """The record of a checked sweep: what a person asks for, and the searches, baselines and recordings that follow."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,11 +8,30 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from distsub.errors import ConfigError
-from distsub.identity import IDENTITY_VERSION, ByContent, canonical, later
 from distsub.places import ModelPlace, Places
+from distsub.records import (
+    IDENTITY_VERSION,
+    Budget,
+    Freeze,
+    Full,
+    Learned,
+    Method,
+    Model,
+    Random,
+    Recording,
+    Seeds,
+    Setup,
+    Span,
+    Subspace,
+    Task,
+    Trial,
+    canonical,
+    digest,
+    on,
+    theta_0_of,
+)
 from distsub.search import Limit, Range, Rule, Search
 from distsub.search.rule import D90_RULE
-from distsub.trial import Budget, HeadFrom, Method, Recording, Seeds, Span, Task, Trial, theta_0_trial
 
 Policy = Literal["bisection", "grid"]
 
@@ -21,21 +39,6 @@ StepSizes = tuple[float, ...] | Range
 """A list, rising, or a range in which some are tried."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class Model(ByContent):
-    """A pretrained model: "package:NAME", an absolute local directory, or a hub id with its revision.
-
-    Its content is the hash of its weights, configuration and tokenizer, None before they are read.
-    """
-
-    ADDRESS = frozenset(("name", "revision"))
-
-    name: str
-    revision: str | None = None
-    head_from: HeadFrom = later("seed")
-    content: str | None = later(None)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Resources:
 
     def of(self, trial: Trial) -> "Resources":
         """Give what one trial may occupy."""
-        return self.each()[trial.method.name == "full"]
+        return self.each()[isinstance(trial.method, Full)]
 
     def each(self) -> tuple["Resources", "Resources"]:
         """Give what a trial in a subspace may occupy, and what a full fine-tuning."""
@@ -71,7 +74,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep file: every model x task x method x seeds is one search.
+    """A checked sweep file: every model x task x subspace x seeds is one search, every control one trial.
 
     Attributes:
         name: A label for people.
@@ -110,9 +113,9 @@ class Sweep:
     resources: Resources = Resources()
     text: str = ""
     limit: Limit | None = None
-    tries: int | None = later(None)
-    grids: tuple[tuple[tuple[int, ...] | None, StepSizes | None], ...] = later(())
-    trajectory: Span | None = later(None)
+    tries: int | None = None
+    grids: tuple[tuple[tuple[int, ...] | None, StepSizes | None], ...] = ()
+    trajectory: Span | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -120,8 +123,7 @@ class Sweep:
         record = canonical(self)
         for key in ("name", "text", "resources", "limit"):
             del record[key]
-        text = json.dumps({"version": IDENTITY_VERSION, **record}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(json.dumps({"version": IDENTITY_VERSION, **record}, sort_keys=True))
 
     @cached_property
     def places(self) -> Places:
@@ -138,7 +140,7 @@ class Sweep:
             "learning_rate": self.learning_rate,
             "tries": self.tries,
         }
-        spans = [self.trajectory, *(each.span for each in self.methods)]
+        spans = [self.trajectory, *(each.span for each in self.methods if isinstance(each, Subspace))]
         arms = zip(self.methods, self.grids or ((None, None),) * len(self.methods), strict=True)
         found = {
             "models": [dataclasses.asdict(model) for model in self.models],
@@ -177,29 +179,26 @@ class Sweep:
             sources = (dataclasses.replace(each, task=each.task and task_of(each.task)) for each in span.sources)
             return dataclasses.replace(span, sources=tuple(sources))
 
+        def method_of(method: Method) -> Method:
+            span = span_of(method.span) if isinstance(method, Subspace) else None
+            return method if span is None or not isinstance(method, Subspace) else method.spanned_by(span)
+
         models = [dataclasses.replace(each, content=at.get((each.name, each.revision))) for each in self.models]
         return dataclasses.replace(
             self,
             models=distinct(models, "models"),
             tasks=tuple(map(task_of, self.tasks)),
-            methods=tuple(dataclasses.replace(each, span=span_of(each.span)) for each in self.methods),
+            methods=tuple(map(method_of, self.methods)),
             trajectory=span_of(self.trajectory),
         )
 
     def searches(self) -> tuple[Search, ...]:
-        """List the searches: every task x model x method x seeds, in that order, each once."""
+        """List the searches: every task x model x subspace x seeds, in that order, each once."""
         found = (
             Search(
-                task=task,
-                model=model.name,
-                revision=model.revision,
-                weights=model.content,
-                method=dataclasses.replace(method.on(task), head_from=model.head_from),
-                seeds=seeds,
-                budget=self.budget,
+                setup=Setup(model, task, on(method, task), self.learning_rate, self.budget, seeds),
                 dims=dims,
                 etas=(etas.middle,) if isinstance(etas, Range) else etas,
-                learning_rate=self.learning_rate,
                 baseline=baseline,
                 rule=self.rule,
                 theta_0=theta_0,
@@ -213,9 +212,26 @@ class Sweep:
             for rates, baseline in [(self.baseline_learning_rates, self.baseline_trials(model, task))]
             for theta_0 in [self.theta_0_trials(model, task)]
             for method, (dims, etas) in self.arms()
+            if isinstance(method, Subspace)
             for seeds in self.seeds
         )
         return tuple(dict.fromkeys(found))
+
+    def controls(self) -> tuple[Trial, ...]:
+        """List the trials beside the searches: every task x model x control x seeds, without a projection."""
+        found = (
+            Trial(Setup(model, task, method, self.learning_rate, self.budget, seeds), 0)
+            for task in self.tasks
+            for model in self.models
+            for method in self.methods
+            if isinstance(method, Freeze)
+            for seeds in self._without_projection
+        )
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def _without_projection(self) -> list[Seeds]:
+        return list(dict.fromkeys(dataclasses.replace(seeds, projection=0) for seeds in self.seeds))
 
     def arms(self) -> list[tuple[Method, tuple[tuple[int, ...], StepSizes]]]:
         """List the methods, each with the dims and etas that count for it."""
@@ -231,9 +247,7 @@ class Sweep:
         for search in self.searches():
             trial = search.trials_at(search.dims[0])[0]
             if self.trajectory is not None:
-                own = dataclasses.replace(
-                    trial, method=Method("did", span=self.trajectory, head_from=search.method.head_from)
-                )
+                own = trial.vary(method=Subspace(Learned(self.trajectory)))
                 found.update(dict.fromkeys(own.recordings))
             found.update(dict.fromkeys(trial.recordings))
         return tuple(found)
@@ -250,11 +264,9 @@ class Sweep:
             There is no projection: its seed is 0.
         """
         rates = self.baseline_learning_rates
-        whole = Method("full", head_from=model.head_from)
-        seeds = dict.fromkeys(dataclasses.replace(seeds, projection=0) for seeds in self.seeds)
         return tuple(
-            Trial(model.name, task, whole, None, rate, None, each, self.budget, model.revision, model.content)
-            for each in seeds
+            Trial(Setup(model, task, Full(), rate, self.budget, seeds))
+            for seeds in self._without_projection
             for rate in ((rates.middle,) if isinstance(rates, Range) else rates)
         )
 
@@ -262,12 +274,8 @@ class Sweep:
         """List the trials that score the untouched model, one per head; none where chance is the majority class."""
         if self.rule.chance != "theta_0":
             return ()
-        whole = Method("full", head_from=model.head_from)
-        found = (
-            Trial(model.name, task, whole, None, 1.0, None, each, self.budget, model.revision, model.content)
-            for each in self.seeds
-        )
-        return tuple(dict.fromkeys(map(theta_0_trial, found)))
+        found = (Trial(Setup(model, task, Full(), 1.0, self.budget, each)) for each in self.seeds)
+        return tuple(dict.fromkeys(map(theta_0_of, found)))
 
 
 def _plain(given: StepSizes | None) -> Any:
@@ -275,24 +283,28 @@ def _plain(given: StepSizes | None) -> Any:
     return dataclasses.asdict(given) if isinstance(given, Range) else given and list(given)
 
 
-_MADE = (
-    "projection", "normalization", "groups", "head", "block_length", "scope", "embeddings", "ensemble", "start", "step",
-)  # fmt: skip
-"""Fields of a method that a sweep file calls by the same name."""
-
-
 def _method(method: Method) -> dict[str, Any]:
     """Write a method under the keys of a sweep file; what its span takes from [trajectory] is written there."""
-    made: dict[str, Any] = {key: getattr(method, key) for key in _MADE}
-    span = method.span
+    made: dict[str, Any] = {
+        field.name: getattr(method, field.name)
+        for field in dataclasses.fields(method)
+        if field.name not in ("projection", "scales", "kind")
+    }
+    if not isinstance(method, Subspace):
+        return {"name": method.kind, **made}
+    span, projection, name = method.span, method.projection, "said" if method.scales else "did"
+    made["groups"] = method.scales
+    if isinstance(projection, Random):
+        made |= {"projection": projection.family, "normalization": projection.normalization}
+        made["block_length"] = projection.block_length
+        if method.scope == "layer" or span:
+            name = "random_matched" if span else "random"
     if span is None:
-        return {"name": "random" if (method.name, method.scope) == ("did", "layer") else method.name, **made}
+        return {"name": name, **made}
     sources = [source.task.name for source in span.sources if source.task]
-    if method.match_norms:
-        name = "random_matched"
-    elif len(span.sources) > 1:
+    if isinstance(projection, Learned) and len(span.sources) > 1:
         name = "zero_shot" if span.leave_out else "unified"
-    else:
+    elif isinstance(projection, Learned):
         name = "inductive" if sources else span.name.partition(" ")[0]
         name = name if name in ("inductive", "other_seed", "last") else "intrinsic"
     shift = next(iter(span.sources)).shift

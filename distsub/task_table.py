@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from distsub.files import refuse_credentials
 from distsub.finetune import tasks
 from distsub.methods import PositiveInt, Table
-from distsub.trial import Empty, Task
+from distsub.records import Empty, Task
 
 
 def absolute(path: str, directory: Path) -> str:

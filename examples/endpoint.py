@@ -20,7 +20,7 @@ from distsub.subspace import layout
 store = Store.open(sys.argv[1])
 for path, recording in recorded(root_of(store), store.read(answers=False)):
     trial = recording.trial
-    prepared = pretrained.prepare(trial.model, trial.revision)
+    prepared = pretrained.prepare(trial.model.name, trial.model.revision)
     moved = trajectory.load(path).updates[-1]
     validation = data.load(trial.task, trial.budget).validation
     evaluation = Evaluation(trial, pretrained.tokenizer(prepared), validation, "cpu")

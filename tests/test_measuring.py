@@ -45,7 +45,7 @@ def test_every_table_of_what_was_measured_agrees(measured, capsys):
     [row] = json.loads(capsys.readouterr().out)
     assert found.text in row.values()
     assert set(measured.curves().column_names) == {
-        *("task", "model", "method", "variant", "projection", "d", "low", "middle", "high"),
+        *("task", "model", "label", "d", "low", "middle", "high"),
     }
     assert found.text in repr(measured) and html.escape(found.text) in measured._repr_html_()
     figure = measured.plot()

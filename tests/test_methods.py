@@ -4,7 +4,7 @@ import pytest
 
 from distsub.config import parse_sweep
 from distsub.errors import ConfigError
-from distsub.trial import Budget, Method, Source, Span
+from distsub.records import Budget, Freeze, Learned, Method, Source, Span, Subspace, label
 
 TEXT = """
 name = "learned"
@@ -42,16 +42,14 @@ OWN = Span((Source(),), 2e-5, Budget(steps=320), every=10)
 
 
 def test_a_learned_subspace_by_default():
-    assert one('"intrinsic"') == Method(
-        "did", "trajectory", "global", head="trained", scope="layer", embeddings="frozen", span=OWN
-    )
+    assert one('"intrinsic"') == Subspace(Learned(OWN), head="trained", scope="layer", embeddings="frozen")
 
 
 @pytest.mark.parametrize(
-    ("entry", "variant"),
+    ("entry", "name"),
     [
-        ('"did"', None),
-        ('"said"', None),
+        ('"did"', "did"),
+        ('"said"', "said"),
         ('"freeze"', "freeze"),
         ('{ name = "freeze", embeddings = "trained" }', "freeze embeddings trained"),
         ('"random"', "random"),
@@ -68,16 +66,16 @@ def test_a_learned_subspace_by_default():
         ('"other_seed"', "other_seed"),
     ],
 )
-def test_names(entry, variant):
+def test_names(entry, name):
     found = sweep(entry)
-    assert found.methods[0].variant == variant
-    assert found.searches()[0].name.split("/")[2] == (variant or found.methods[0].name)
+    assert label(found.methods[0]) == name
+    assert [each.name.split("/")[2] for each in found.searches()[:1]] in ([name], [])
 
 
 def test_inductive_on_its_own_task_is_intrinsic_and_runs_once():
     found = sweep('{ name = "inductive", sources = "rte" }, "intrinsic"').searches()
     assert len(found) == len(set(found))
-    assert {(each.task.name, each.method.variant) for each in found} == {
+    assert {(each.task.name, label(each.method)) for each in found} == {
         *(("mrpc", variant) for variant in ("inductive:rte", "intrinsic")),
         *(("stsb", variant) for variant in ("inductive:rte", "intrinsic")),
         ("rte", "intrinsic"),
@@ -91,8 +89,8 @@ def test_what_each_is_made_of():
     assert unified.sources == (Source(mrpc), Source(rte), Source(stsb)) and unified.last and not unified.leave_out
     assert left.sources == (Source(mrpc), Source(stsb)) and left.last and left.leave_out
     assert one('"other_seed"').span.sources == (Source(shift=1),)
-    assert one('"last"').span.last and one('"random_matched"').match_norms
-    assert one('"random_matched"').projection == "partition" and one('"random_matched"').span.last
+    assert one('"last"').span.last and one('"random_matched"').projection.match is not None
+    assert one('"random_matched"').family == "partition" and one('"random_matched"').span.last
 
 
 def test_the_papers_training():
@@ -101,18 +99,22 @@ def test_the_papers_training():
     assert (method.ensemble, method.start, method.step) == (16, "random", 0.01)
     assert one('{ name = "intrinsic", training = "zhang2023", ensemble = 1 }').ensemble == 1
     frozen = one('{ name = "freeze", training = "zhang2023" }')
-    assert frozen == Method("freeze", head="trained", embeddings="trained")
+    assert frozen == Freeze(head="trained", embeddings="trained")
 
 
 def test_methods_may_have_grids_of_their_own():
     found = sweep('"random", "freeze", "last", { name = "intrinsic", dims = [3, 1], training = "zhang2023" }')
     assert [grid for _, grid in found.arms()] == [
         ((4, 8), (0.3, 1.0)),
-        ((1,), (1.0,)),
+        ((4, 8), (0.3, 1.0)),
         ((1,), (0.3, 1.0)),
         ((1, 3), (1.0,)),
     ]
     assert {search.dims for search in found.searches()} == {(4, 8), (1,), (1, 3)}
+    assert [(each.d, each.method, each.seeds.data) for each in found.controls()[:2]] == [
+        (0, Freeze(), 0),
+        (0, Freeze(), 1),
+    ]
     plain = sweep('"random"')
     assert plain.grids == () and plain.fingerprint != found.fingerprint
 

@@ -4,10 +4,10 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
-from distsub.identity import canonical
 from distsub.places import ModelPlace, Places
-from distsub.results.schema import trial_from_json
-from distsub.trial import Budget, Method, Seeds, Source, Span, Task, Trial
+from distsub.records import Budget, Learned, Model, Seeds, Setup, Source, Span, Subspace, Task, Trial
+from distsub.records.identity import canonical
+from distsub.results.schema import setup_from_json
 
 OTHER = {
     "text": ("other",),
@@ -23,7 +23,9 @@ ODD_MODELS = ({"name": 3}, {"name": None}, {"content": 5}, {"content": None}, {"
 ODD_TASKS = ({"content": 5}, {"source": []}, {"text": "a"}, {"text": [1]}, {"where": [1]}, {"where": [["a"]]})
 ODD_TASKS += ({"num_labels": "2"}, {"num_labels": 2.5}, {"holdout": "x"}, {"labels": [None]})
 TASK = Task("tickets", "/here/tickets", ("text",), content="aa" * 32)
-TRIAL = Trial("/here/model", TASK, Method("did"), 16, 1e-4, 1.0, Seeds(), Budget(steps=3), weights="bb" * 32)
+TRIAL = Trial(
+    Setup(Model("/here/model", content="bb" * 32), TASK, Subspace(), 0.0001, Budget(steps=3), Seeds()), 16, 1.0
+)
 
 
 def _other(task, field):
@@ -35,7 +37,7 @@ def test_where_rows_lie_and_how_they_are_read_is_no_part_of_what_they_are(field)
     moved = _other(TASK, field)
     same = field in Task.ADDRESS
     assert (moved == TASK) is (hash(moved) == hash(TASK)) is same
-    assert (replace(TRIAL, task=moved).id == TRIAL.id) is same
+    assert (TRIAL.vary(task=moved).id == TRIAL.id) is same
     assert (canonical(moved) == canonical(TASK)) is same
 
 
@@ -43,37 +45,39 @@ def test_where_rows_lie_and_how_they_are_read_is_no_part_of_what_they_are(field)
 def test_before_rows_are_read_their_address_tells_them_apart(field):
     unread = replace(TASK, content=None)
     moved = _other(unread, field)
-    assert moved != unread and replace(TRIAL, task=moved).id != replace(TRIAL, task=unread).id
+    assert moved != unread and TRIAL.vary(task=moved).id != TRIAL.vary(task=unread).id
 
 
 def test_a_model_is_told_by_its_content_once_that_is_known():
-    moved = replace(TRIAL, model="/there/model", revision="main")
-    assert moved == TRIAL and moved.id == TRIAL.id and moved.base == TRIAL.base
-    assert replace(moved, weights=None) != replace(TRIAL, weights=None)
-    assert replace(TRIAL, weights="cc" * 32) != TRIAL
+    moved = TRIAL.vary(model=replace(TRIAL.model, name="/there/model", revision="main"))
+    assert moved == TRIAL and moved.id == TRIAL.id and moved.model == TRIAL.model
+    unread = TRIAL.vary(model=replace(TRIAL.model, content=None))
+    assert moved.vary(model=replace(moved.model, content=None)) != unread
+    assert TRIAL.vary(model=replace(TRIAL.model, content="cc" * 32)) != TRIAL
 
 
 def test_an_identity_names_no_address_and_is_given_it_back():
-    assert "here" not in TRIAL.identity
-    read = trial_from_json(TRIAL.identity)
-    assert read == TRIAL and read.model == f"sha256:{TRIAL.weights}"
+    setup = TRIAL.setup
+    assert "here" not in setup.identity
+    read = setup_from_json(setup.identity)
+    assert read == setup and read.model.name == f"sha256:{TRIAL.model.content}"
     there = replace(TASK, source="/there/tickets", validation="dev")
-    places = Places((ModelPlace("org/model", "main", TRIAL.weights),), (there,))
+    places = Places((ModelPlace("org/model", "main", TRIAL.model.content),), (there,))
     found = places.locate(read)
-    assert found == TRIAL and found.id == TRIAL.id
-    assert (found.model, found.revision, found.task.source, found.task.validation) == (
+    assert found == setup and found.id == setup.id
+    assert (found.model.name, found.model.revision, found.task.source, found.task.validation) == (
         "org/model",
         "main",
         "/there/tickets",
         "dev",
     )
-    assert Places().locate(read) is not None and Places().locate(TRIAL).model == "/here/model"
+    assert Places().locate(read) is not None and Places().locate(setup).model.name == "/here/model"
 
 
 def test_the_tasks_of_a_learned_subspace_are_found_too():
     span = Span((Source(TASK), Source()), 1e-4, Budget(steps=3))
-    learned = replace(TRIAL, method=Method("did", span=span))
-    read = trial_from_json(learned.identity)
+    learned = TRIAL.vary(method=Subspace(Learned(span))).setup
+    read = setup_from_json(learned.identity)
     found = Places((), (TASK,)).locate(read)
     assert found == learned and found.method.span.sources[0].task.source == "/here/tickets"
     assert found.method.span.sources[1].task is None

@@ -2,73 +2,112 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
 
 import pytest
 
-from distsub.identity import canonical, later
-from distsub.results.schema import trial_from_json
+from distsub.records import (
+    Budget,
+    Full,
+    Learned,
+    Model,
+    Random,
+    Recording,
+    Seeds,
+    Setup,
+    Source,
+    Span,
+    Subspace,
+    Task,
+    Trial,
+    method_labels,
+    model_labels,
+)
+from distsub.results.schema import setup_from_json
 from distsub.search import Search
-from distsub.trial import Budget, Method, Recording, Seeds, Source, Span, Task, Trial
 
 TASK = Task(name="toy", source="toy.csv", text=("a", "b"), where=(("source", "toy"),))
 BUDGET = Budget(steps=10)
 SUBSPACE = Trial(
-    model="package:tiny",
-    task=TASK,
-    method=Method("said", "fastfood", "global", "layer", block_length=4096),
-    d=100,
-    learning_rate=2e-5,
-    eta=0.3,
-    seeds=Seeds(1, 2, 3),
-    budget=BUDGET,
+    Setup(
+        Model("package:tiny"),
+        TASK,
+        Subspace(Random("fastfood", block_length=4096), scales="layer"),
+        2e-05,
+        BUDGET,
+        Seeds(1, 2, 3),
+    ),
+    100,
+    0.3,
 )
-FULL = Trial("package:tiny", TASK, Method("full"), None, 2e-5, None, Seeds(0, 2, 3), BUDGET)
+FULL = Trial(Setup(Model("package:tiny"), TASK, Full(), 2e-05, BUDGET, Seeds(0, 2, 3)))
 
 
 def test_ids_never_change():
-    """Golden: tables written with version 3 name their rows like this."""
-    assert SUBSPACE.id == "8e568f86b402fd02"
-    assert FULL.id == "973abb1aeae75745"
+    """Golden: tables written with version 4 name their rows like this."""
+    assert SUBSPACE.id == "12e79e473484f44c"
+    assert FULL.id == "7c105e1312b039b9"
     search = Search(
-        TASK, "package:tiny", SUBSPACE.method, SUBSPACE.seeds, BUDGET, (100, 200), (0.3, 1.0), 2e-5, baseline=(FULL,)
+        Setup(Model("package:tiny"), TASK, SUBSPACE.method, 2e-05, BUDGET, SUBSPACE.seeds),
+        (100, 200),
+        (0.3, 1.0),
+        (FULL,),
     )
-    assert search.id == "9249402d7b043cad"
+    assert search.id == "bfbe35769800d597"
     assert search.trials_at(100)[0] == SUBSPACE
 
 
-def test_every_field_but_a_later_one_at_its_default_is_in_the_identity():
-    record = json.loads(SUBSPACE.identity)
-    for kind, values in ((Trial, record), (Task, record["task"]), (Method, record["method"]), (Seeds, record["seeds"])):
-        assert {f.name for f in dataclasses.fields(kind) if "later" not in f.metadata} == set(values) - {"version"}
-    assert {f.name for f in dataclasses.fields(Budget) if "later" not in f.metadata} == set(record["budget"])
+def test_every_field_is_in_the_identity():
+    record = json.loads(SUBSPACE.setup.identity)
+    parts = {**record, **{Random: record["method"]["projection"]}}
+    for kind, values in (
+        (Setup, record), (Model, record["model"]), (Task, record["task"]), (Subspace, record["method"]),
+        (Random, parts[Random]), (Seeds, record["seeds"]), (Budget, record["budget"]),
+    ):  # fmt: skip
+        assert {field.name for field in dataclasses.fields(kind)} == set(values) - {"version"}
 
 
-def test_a_later_field_counts_once_it_says_something():
-    @dataclass(frozen=True)
-    class Inner:
-        old: int = 1
-        new: bool = later(False)
-
-    @dataclass(frozen=True)
-    class Outer:
-        many: tuple[Inner, ...]
-        note: str | None = later(None)
-
-    assert canonical(Outer((Inner(), Inner(2, True)))) == {"many": [{"old": 1}, {"old": 2, "new": True}]}
-    assert canonical(Outer((), "said")) == {"many": [], "note": "said"}
+def test_a_whole_number_is_the_float_that_it_equals():
+    assert SUBSPACE.vary(eta=1).id == SUBSPACE.vary(eta=1.0).id
+    assert SUBSPACE.vary(learning_rate=1).setup.id == SUBSPACE.vary(learning_rate=1.0).setup.id
 
 
-def test_a_text_without_later_fields_gives_the_defaults():
-    assert trial_from_json(SUBSPACE.identity) == SUBSPACE
-    with pytest.raises(ValueError, match="not a trial"):
-        trial_from_json(SUBSPACE.identity.replace('"warmup"', '"warmdown"'))
+def test_a_setup_comes_back_from_its_text():
+    assert setup_from_json(SUBSPACE.setup.identity) == SUBSPACE.setup
+    with pytest.raises(ValueError, match="not a setup"):
+        setup_from_json(SUBSPACE.setup.identity.replace('"warmup"', '"warmdown"'))
+
+
+CHANGES = [
+    *({"method": Subspace(Random(**odd))} for odd in ({"family": "dense"}, {"normalization": "per_tensor"})),
+    *({"method": Subspace(Random("fastfood", block_length=length))} for length in (16, 32)),
+    *({"method": Subspace(**odd)} for odd in ({"scales": "tensor"}, {"head": "trained"}, {"embeddings": "frozen"})),
+    *({"method": Subspace(scope="layer", **odd)} for odd in ({"ensemble": 2}, {"start": "random"}, {"step": 0.1}, {})),
+    *({"model": Model("package:tiny", **odd)} for odd in ({"revision": "a"}, {"head_from": "checkpoint"})),
+    *({"task": dataclasses.replace(TASK, **odd)} for odd in ({"name": "other"}, {"metric": "macro_f1"})),
+    *({"budget": dataclasses.replace(BUDGET, **odd)} for odd in ({"steps": 11}, {"warmup": 0.0})),
+    {"learning_rate": 1e-3},
+]
+
+
+def test_whatever_differs_makes_another_condition_setup_and_trial_with_a_label_of_its_own():
+    trials = [SUBSPACE.vary(method=Subspace()), *(SUBSPACE.vary(**{"method": Subspace(), **each}) for each in CHANGES)]
+    for ids in (
+        [each.id for each in trials],
+        [each.setup.id for each in trials],
+        [each.condition.id for each in trials],
+    ):
+        assert len(set(ids)) == len(trials)
+    methods = list(dict.fromkeys(each.method for each in trials))
+    assert len(set(method_labels(methods).values())) == len(methods)
+    models = list(dict.fromkeys(each.model for each in trials))
+    assert len(set(model_labels(models).values())) == len(models)
+    assert SUBSPACE.vary(seeds=Seeds(7)).condition == SUBSPACE.condition
 
 
 def learned(*sources: Source, **other) -> Trial:
     span = Span(sources, 1e-4, Budget(steps=20), **other)
-    method = Method("did", "trajectory", "global", head="trained", scope="layer", embeddings="frozen", span=span)
-    return dataclasses.replace(SUBSPACE, method=method)
+    method = Subspace(Learned(span), head="trained", scope="layer", embeddings="frozen")
+    return SUBSPACE.vary(method=method)
 
 
 RTE = dataclasses.replace(TASK, name="rte", source="rte.csv")
@@ -76,14 +115,14 @@ RTE = dataclasses.replace(TASK, name="rte", source="rte.csv")
 
 def test_a_learned_subspace_is_part_of_the_identity_and_comes_back_from_text():
     trial = learned(Source(), Source(RTE, shift=1), every=5, last=True)
-    assert trial_from_json(trial.identity) == trial
+    assert setup_from_json(trial.setup.identity) == trial.setup
     others = [learned(Source()), learned(Source(), first=3), learned(Source(), mode="raw"), learned(Source(RTE))]
     assert len({each.id for each in (trial, *others)}) == 5
 
 
 def test_the_recordings_of_a_trial():
     own, other = learned(Source(), Source(RTE, shift=10), every=5).recordings
-    assert own == Recording(Trial("package:tiny", TASK, Method("full"), None, 1e-4, None, FULL.seeds, Budget(20)), 5)
+    assert own == Recording(Trial(Setup(Model("package:tiny"), TASK, Full(), 0.0001, Budget(20), FULL.seeds)), 5)
     assert other.trial.task == RTE and other.trial.seeds == Seeds(0, 12, 13)
     assert [each.trial.task for each in learned(Source(TASK), Source(RTE), leave_out=True).recordings] == [RTE]
     assert SUBSPACE.recordings == ()

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from distsub.records import Full, Observation
 from distsub.results.analyses import ABLATIONS
-from distsub.trial import Observation
 
 NONE, OUTLIERS = "none", "outliers"
 
-_ARM = ("variant", "d", "scope", "k")
+_ARM = ("method", "d", "scope", "k")
 """Whose outliers: what masks share that are compared over seeds."""
 
 RESAMPLES = 999
@@ -175,13 +175,13 @@ def ablations_table(observations: Sequence[Observation], masks: pa.Table) -> pa.
     sizes: dict[Any, dict[Any, int]] = {}
     for seen in observations:
         trial = seen.trial
-        if trial.d is not None or score_of(seen) is None:
+        if not isinstance(trial.method, Full) or score_of(seen) is None:
             continue
         seeds, place = (trial.seeds.head, trial.seeds.data), _place(seen)
         if trial.is_baseline:
             whole.setdefault(place, {})[seeds] = seen
-        elif (mask := kinds.get(trial.method.mask)) is not None:
-            arm = (*place, *(mask[name] for name in _ARM), trial.method.ablation)
+        elif trial.ablation and (mask := kinds.get(trial.ablation.mask)) is not None:
+            arm = (*place, *(mask[name] for name in _ARM), trial.ablation.edit)
             arms.setdefault(arm, {}).setdefault(mask["kind"], {})[seeds] = seen
             sizes.setdefault((*arm, mask["kind"]), {})[seeds] = mask["positions"]
     rows = []
@@ -205,7 +205,7 @@ def _compared(arm: Sequence[Observation], control: Sequence[Observation]) -> dic
     low, high, _ = t_interval(scores)
     return {
         "task": trial.task.name,
-        "model": trial.model,
+        "model": trial.model.name,
         "seeds": len(arm),
         "metric": trial.task.metric,
         "chance": arm[0].chance,
@@ -226,7 +226,7 @@ def _compared(arm: Sequence[Observation], control: Sequence[Observation]) -> dic
 def _place(seen: Observation) -> tuple[Any, ...]:
     """Give what a full fine-tuning and its ablated twin share besides the seeds."""
     trial = seen.trial
-    return (trial.task, trial.base, trial.learning_rate, trial.budget)
+    return (trial.task, trial.model, trial.learning_rate, trial.budget)
 
 
 def _sortable(arm: tuple[Any, ...]) -> tuple[str, ...]:

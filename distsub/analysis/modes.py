@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from distsub.analysis.ablation import score_of, t_interval
+from distsub.records import Full, Learned, Method, Observation, Subspace, label
 from distsub.results.analyses import MODES
-from distsub.trial import Method, Observation
 
 Key = tuple[Any, ...]
 
@@ -30,19 +30,19 @@ def modes_table(observations: Sequence[Observation]) -> pa.Table:
     """
     tried: dict[Key, dict[float, dict[Key, Observation]]] = defaultdict(lambda: defaultdict(dict))
     for seen in observations:
-        if seen.trial.method.ablation is None and not seen.trial.is_theta_0 and not math.isnan(_score(seen)):
+        if seen.trial.ablation is None and not seen.trial.is_theta_0 and not math.isnan(_score(seen)):
             tried[_way(seen)][_rate(seen)][_seeds(seen)] = seen
     chosen = {way: max(by_rate.items(), key=lambda item: _strength(item[1])) for way, by_rate in tried.items()}
-    full = {way[:3]: trials for way, (_, trials) in chosen.items() if way[3].name == "full"}
+    full = {way[:3]: trials for way, (_, trials) in chosen.items() if isinstance(way[3], Full)}
     random: dict[Key, dict[Key, Observation]] = {}
-    for way in sorted((way for way in chosen if _is_random(way[3])), key=lambda way: str(way[3].projection)):
+    for way in sorted((way for way in chosen if _is_random(way[3])), key=lambda way: way[3].family):
         random.setdefault((way[:3], way[4], _alike(way[3])), chosen[way][1])
     rows = []
     for way, (rate, trials) in chosen.items():
         row = _row(way, [trials[seeds] for seeds in sorted(trials)]) | {"rate": rate, "rates": len(tried[way])}
         row |= _against(trials, full.get(way[:3], {}))
         rows.append(row | _recovered(row, random.get((way[:3], way[4], _alike(way[3])))))
-    rows.sort(key=lambda row: (row["model"], row["task"], row["variant"], row["projection"] or "", row["d"] or 0))
+    rows.sort(key=lambda row: (row["model"], row["task"], row["method"], row["projection"] or "", row["d"] or 0))
     return pa.Table.from_pylist(rows, schema=MODES)
 
 
@@ -51,11 +51,11 @@ def _row(way: Key, seen: Sequence[Observation]) -> dict[str, Any]:
     scores = np.array([_score(each) for each in seen], dtype=float)
     low, high, _ = t_interval(scores)
     return {
-        "model": seen[0].trial.model,
+        "model": seen[0].trial.model.name,
         "task": task.name,
-        "variant": method.variant or method.name,
+        "method": label(method),
         **dict(zip(("source", "training"), _source(method, task.name), strict=True)),
-        "projection": method.projection,
+        "projection": method.family if isinstance(method, Subspace) else None,
         "d": d,
         "steps": budget.steps,
         "metric": task.metric,
@@ -103,31 +103,33 @@ def _recovered(row: dict[str, Any], random: dict[Key, Observation] | None) -> di
 
 
 def _is_random(method: Method) -> bool:
-    return method.scope == "layer" and method.span is None
+    return isinstance(method, Subspace) and method.scope == "layer" and method.span is None
 
 
 def _alike(method: Method) -> Key:
     """Give what two ways of training in layers share when they differ in the subspace alone."""
-    return method.scope, method.head, method.embeddings, method.ensemble, method.start, method.step
+    return tuple(getattr(method, name, None) for name in ("scope", "head", "embeddings", "ensemble", "start", "step"))
 
 
 def _source(method: Method, task: str) -> tuple[str | None, str | None]:
     """Name the task whose trajectory a subspace is made of, and how it was trained; controls have no source."""
-    span = method.span
-    if span is None or method.match_norms or len(span.sources) != 1:
+    if not isinstance(method, Subspace) or not isinstance(method.projection, Learned):
+        return None, None
+    span = method.projection.span
+    if len(span.sources) != 1:
         return None, None
     [source] = span.sources
     if source.task is None and (source.shift or span.first or span.last):
         return None, None
     name = "intrinsic" if source.task is None else f"inductive:{source.task.name}"
-    training = (method.variant or "").removeprefix(name).strip() or "default"
+    training = label(method).removeprefix(name).strip() or "default"
     return (task if source.task is None else source.task.name), training
 
 
 def _way(seen: Observation) -> Key:
     trial = seen.trial
-    d = None if trial.method.name in ("full", "freeze") else trial.d
-    return trial.base, trial.task, trial.budget, trial.method, d
+    d = trial.d if isinstance(trial.method, Subspace) else None
+    return trial.model, trial.task, trial.budget, trial.method, d
 
 
 def _rate(seen: Observation) -> float:

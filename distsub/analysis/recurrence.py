@@ -21,7 +21,7 @@ TOP = 5
 Group = tuple[str, tuple[str, ...], tuple[str, ...]]
 """A question: its name, the columns that its units share, and those that tell them apart."""
 
-_UPDATE = ("kind", "model", "variant", "projection", "d")
+_UPDATE = ("kind", "model", "method", "projection", "d")
 
 QUESTIONS: tuple[Group, ...] = (
     ("tasks", (*_UPDATE, "layer", "tensor"), ("task",)),

@@ -97,8 +97,7 @@ def status_table(searches: pa.Table) -> pa.Table:
             {
                 "task": row["task"],
                 "model": row["model"],
-                "method": row["variant"] or row["method"],
-                "projection": row["projection"],
+                "method": row["label"],
                 "seed": seeds[0] if len(set(seeds)) == 1 else "/".join(seeds),
                 "first_passing_d": _found(row["outcome"], row["first_passing_d"]),
                 "bracket": f"({_or_dash(row['bracket_low'])}, {_or_dash(row['bracket_high'])}]",
@@ -146,16 +145,18 @@ def strangers(summary: Summary, searches: Sequence[Search], recorded: Collection
         searches: The sweep's.
         recorded: Ids of full fine-tunings that are trained for their checkpoints.
     """
-    tasks, bases = {each.task.name: each.task.content for each in searches}, {each.base for each in searches}
+    tasks, bases = {each.task.name: each.task.content for each in searches}, {each.model for each in searches}
     counts: Counter[str] = Counter()
-    for trial, number in summary.strangers(recorded):
-        content, ours = trial.task.content, tasks.get(trial.task.name)
-        if trial.task.name in tasks and content != ours:
+    for setup, number in summary.strangers(recorded):
+        content, ours = setup.task.content, tasks.get(setup.task.name)
+        if setup.task.name in tasks and content != ours:
             counts[
-                f"of task {trial.task.name} with other rows ({_short(content)}, the sweep's are {_short(ours)})"
+                f"of task {setup.task.name} with other rows ({_short(content)}, the sweep's are {_short(ours)})"
             ] += number
-        elif trial.base not in bases:
-            counts[f"of another model ({_short(trial.weights) if trial.weights else trial.model})"] += number
+        elif setup.model not in bases:
+            counts[
+                f"of another model ({_short(setup.model.content) if setup.model.content else setup.model.name})"
+            ] += number
         else:
             counts["of trainings that it does not ask for"] += number
     if not counts:
@@ -175,17 +176,16 @@ def notes(d90: pa.Table) -> list[str]:
     Args:
         d90: Rows of D90.
     """
-    found, rows = [], d90.select(["task", "model", "method", "variant", "projection", "warnings"]).to_pylist()
+    found, rows = [], d90.select(["task", "model", "label", "warnings"]).to_pylist()
     for row in rows:
-        about = f"{_subject(row, rows)} {row['projection'] or ''}".rstrip()
-        found += [_folded(f"note: {about}: {note}") for note in row["warnings"]]
+        found += [_folded(f"note: {_subject(row, rows)}: {note}") for note in row["warnings"]]
     return found
 
 
 def _subject(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """Name what a row is about: task and method, and the model where rows have several."""
     many = len({each["model"] for each in rows}) > 1
-    return " ".join([row["task"], *([row["model"]] if many else []), row["variant"] or row["method"]])
+    return " ".join([row["task"], *([row["model"]] if many else []), row["label"]])
 
 
 def _folded(text: str) -> str:

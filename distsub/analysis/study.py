@@ -21,6 +21,7 @@ from distsub.analysis.updates import Say, Update, blocks, learned_updates, recor
 from distsub.errors import AdapterError, ConfigError, DataError, OutputError, TrajectoryError, nearest
 from distsub.files import first_line
 from distsub.finetune import ablate, inputs, pretrained, trajectory
+from distsub.records import Ablation, Observation, Recording, Trial
 from distsub.results import Store, figures
 from distsub.results.analyses import (
     MASKS,
@@ -32,16 +33,15 @@ from distsub.results.analyses import (
     write_part,
 )
 from distsub.subspace import layout
-from distsub.trial import Ablation, Observation, Recording, Trial
 
 MODE_COLUMNS = (
-    "task", "variant", "d", "metric", "chance", "seeds", "score", "score_low", "score_high", "full", "difference",
+    "task", "method", "d", "metric", "chance", "seeds", "score", "score_low", "score_high", "full", "difference",
     "difference_low", "difference_high", "recovered", "reason",
 )  # fmt: skip
 """What `distsub transfer` shows of a way of training."""
 
 ABLATION_COLUMNS = (
-    "task", "variant", "edit", "mask", "versus", "seeds", "metric", "score", "chance", "difference", "difference_low",
+    "task", "method", "edit", "mask", "versus", "seeds", "metric", "score", "chance", "difference", "difference_low",
     "difference_high", "examples_low", "examples_high",
 )  # fmt: skip
 """What `distsub outliers` shows of an ablation."""
@@ -88,7 +88,7 @@ def find_outliers(
     usable: list[Update] = []
     for update in updates:
         about = update.about
-        name = f"{about['task']} {about['variant']} d={about['d']} s{about['data_seed']}"
+        name = f"{about['task']} {about['method']} d={about['d']} s{about['data_seed']}"
         if known.get(update.id) == k:
             say(f"known    {name}")
             usable.append(update)
@@ -139,7 +139,7 @@ def find_recurrence(
 def outlier_listing(store: Store, updates: Sequence[Update]) -> pa.Table:
     """List, for every update and layer, whether there are more outliers than a Gaussian has, and larger ones."""
     summaries = _of(updates, read_analysis(store.files, "outlier_summaries"))
-    columns = ("task", "variant", "d", "data_seed", "layer", "outliers", "expected_outliers", "excess_kurtosis")
+    columns = ("task", "method", "d", "data_seed", "layer", "outliers", "expected_outliers", "excess_kurtosis")
     whole = summaries.filter(summaries["tensor"].is_null())
     return whole.select([*columns, "max_sigmas", "expected_max_sigmas", "max_p"])
 
@@ -176,9 +176,9 @@ def make_masks(
         ConfigError: No update was trained in one of these ways beside a full fine-tuning of the same seeds.
         OutputError: A mask cannot be written.
     """
-    chosen = [each for each in updates if each.full is not None and each.about["variant"] in of]
-    if missing := sorted(set(of) - {each.about["variant"] for each in chosen}):
-        known = sorted({str(each.about["variant"]) for each in updates if each.full is not None})
+    chosen = [each for each in updates if each.full is not None and each.about["method"] in of]
+    if missing := sorted(set(of) - {each.about["method"] for each in chosen}):
+        known = sorted({str(each.about["method"]) for each in updates if each.full is not None})
         raise ConfigError(
             f"{store.uri} holds no update of {', '.join(missing)} made of one recorded fine-tuning; "
             f"there are: {', '.join(known) or 'none'}"
@@ -222,7 +222,7 @@ def _write_mask(
         "mask": name,
         "kind": kind,
         "update": update.id,
-        **{key: about[key] for key in ("variant", "task", "model", "d", "head_seed", "data_seed")},
+        **{key: about[key] for key in ("method", "task", "model", "d", "head_seed", "data_seed")},
         "positions": count,
         "unmatched": sum(at.size for at in mask.values()) - count,
         "norm_positions": sum(at.size for tensor, at in positions.items() if component_of(tensor) == NORMS),
@@ -292,19 +292,21 @@ def measure_geometry(
     root, by_model = root_of(store), {}
     for path, recording in recorded(root, observations, asked, say):
         trial = recording.trial
-        tasks = by_model.setdefault(trial.base, {})
+        tasks = by_model.setdefault(trial.model, {})
         tasks.setdefault(trial.task.name, []).append((trial.seeds.head, trial.seeds.data, path.name, trial))
     spectra, angles, about = [], [], {}
     for tasks in by_model.values():
         chosen = {item[2]: item[3] for task in sorted(tasks) for item in sorted(tasks[task], key=_by_seed)[:seeds]}
         for name, trial in chosen.items():
             seeds_of = {"head_seed": trial.seeds.head, "data_seed": trial.seeds.data}
-            about[name] = {"task": trial.task.name, "model": trial.model} | seeds_of
+            about[name] = {"task": trial.task.name, "model": trial.model.name} | seeds_of
         read = {name: trajectory.load(root / trajectory.FOLDER / name) for name in chosen}
         checkpoints = {name: each.updates for name, each in read.items()}
         labels = next(iter(read.values())).meta["num_labels"]
         some = next(iter(chosen.values()))
-        base = pretrained.build(inputs.model(some.model, some.revision, some.weights, store.files), labels, 0)
+        base = pretrained.build(
+            inputs.model(some.model, some.model.revision, some.model.content, store.files), labels, 0
+        )
         for layer, entries in blocks(layout.entries(base)):
             found = layer_geometry(checkpoints, layer, [entry.name for entry in entries], d, mode)
             spectra += found[0]

@@ -1,4 +1,4 @@
-"""The two tables that are computed from the rows: one row per search, and d90 per task, model and method."""
+"""The two tables that are computed from the rows: one row per search, and d90 per condition."""
 
 import contextlib
 import gc
@@ -11,20 +11,20 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from distsub.results import D90, METHOD_COLUMNS, RECORD, SEARCHES, Store, TrialReader, from_row
+from distsub.records import Full, Observation, Setup, condition_labels
+from distsub.results import D90, METHOD_COLUMNS, RECORD, SEARCHES, SetupReader, Store, from_row, method_columns
 from distsub.search import COLUMNS, Brief, Finding, Limit, Search, evidence, make_policy, shares
 from distsub.search.interval import Estimate
-from distsub.trial import Observation, Trial
 
 D90_COLUMNS = (
-    "task", "model", "method", "variant", "projection", "d90_text", "first_passing_d", "baseline_score", "threshold",
+    "task", "model", "label", "projection", "d90_text", "first_passing_d", "baseline_score", "threshold",
     "chance", "num_params", "num_scales", "trials",
 )  # fmt: skip
 """What `distsub run` and `distsub report` show at the end; `distsub query` has the rest."""
 
 ADAPTERS = pa.schema(
     [
-        *((name, pa.string()) for name in ("task", "model", "method", "variant")),
+        *((name, pa.string()) for name in ("task", "model", "label")),
         ("d", pa.int64()),
         ("score", pa.float64()),
         ("threshold", pa.float64()),
@@ -43,7 +43,7 @@ INTERVAL = ("d90", "d90_low", "d90_high")
 CURVE_POINTS = 41
 """Points at which the fitted score is tabulated, evenly in log d."""
 
-_KEYS = ("task", "model", *METHOD_COLUMNS)
+_KEYS = ("condition_id", "task", "model", "label", *METHOD_COLUMNS)
 
 _SHARED = (
     *("threshold_rule", "chance_rule", "baseline_score", "chance", "threshold", "threshold_chance_corrected"),
@@ -66,19 +66,23 @@ class Summary:
             return shares(self._given[0], self._series)
 
     @cached_property
-    def _series(self) -> list[tuple[Trial, list[tuple[Any, ...]]]]:
+    def _series(self) -> list[tuple[Setup, list[tuple[Any, ...]]]]:
         return self._store.series(COLUMNS)
 
-    def strangers(self, recorded: Collection[str] = ()) -> list[tuple[Trial, int]]:
-        """Count the rows that no search asks for, which no d90 is made of, by all of their trial but d and eta.
+    def strangers(self, recorded: Collection[str] = ()) -> list[tuple[Setup, int]]:
+        """Count the rows that no search asks for, which no d90 is made of, by setup.
 
         Args:
             recorded: Ids of full fine-tunings that are trained for their checkpoints. Those with disabled weights
                 belong to an analysis, and are left out too.
         """
         own = {row.trial_id for each in self._shares for row in each}.union(recorded)
-        counts = ((trial, sum(row[0] not in own for row in rows)) for trial, rows in self._series)
-        return [(trial, number) for trial, number in counts if number and not trial.method.ablation]
+        counts = ((setup, sum(row[0] not in own for row in rows)) for setup, rows in self._series)
+        return [
+            (setup, number)
+            for setup, number in counts
+            if number and not (isinstance(setup.method, Full) and setup.method.ablation)
+        ]
 
     @cached_property
     def searches(self) -> pa.Table:
@@ -108,13 +112,13 @@ class Summary:
 
     @cached_property
     def estimates(self) -> list[tuple[list[int], Estimate]]:
-        """One estimate per task, model and method, with the positions of the searches that have part in it.
+        """One estimate per condition, with the positions of the searches that have part in it.
 
         Reads rows with their answers.
         """
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for index, row in enumerate(self.searches.select(_KEYS).to_pylist()):
-            groups.setdefault(tuple(row.values()), []).append(index)
+        groups: dict[str, list[int]] = {}
+        for index, search in enumerate(self._given[0]):
+            groups.setdefault(search.condition.id, []).append(index)
         table, found = self._store.table(RECORD), []
         for members in groups.values():
             ids = dict.fromkeys(row.trial_id for index in members for row in self._shares[index])
@@ -123,7 +127,7 @@ class Summary:
 
     @cached_property
     def d90(self) -> pa.Table:
-        """One row per task, model and method, in the schema D90."""
+        """One row per condition, in the schema D90."""
         return d90_table(self.searches, self.estimates)
 
 
@@ -160,21 +164,19 @@ def searches_table(searches: Sequence[Search], found: Sequence[Finding], shared:
         found: What each knows.
         shared: The rows of each, from `shares`.
     """
-    rows = []
+    rows, labels = [], condition_labels(search.condition for search in searches)
     for search, finding, own in zip(searches, found, shared, strict=True):
         thresholds = finding.thresholds
         subspace = [row for row in own if row.d is not None]
         rows.append(
             {
                 "search": search.name,
+                "setup_id": search.setup.id,
+                "condition_id": search.condition.id,
                 "task": search.task.name,
-                "model": search.model,
-                "method": search.method.name,
-                "projection": search.method.projection,
-                "normalization": search.method.normalization,
-                "groups": search.method.groups,
-                "head": search.method.head,
-                "variant": search.method.variant,
+                "model": search.model.name,
+                "label": labels[search.condition],
+                **{name: value for name, value in method_columns(search.method).items() if name in METHOD_COLUMNS},
                 "projection_seed": search.seeds.projection,
                 "head_seed": search.seeds.head,
                 "data_seed": search.seeds.data,
@@ -199,7 +201,7 @@ def searches_table(searches: Sequence[Search], found: Sequence[Finding], shared:
 
 
 def d90_table(table: pa.Table, estimates: Sequence[tuple[list[int], Estimate]]) -> pa.Table:
-    """Compute one row per task, model and method over its seeds, in the schema D90.
+    """Compute one row per condition over its seeds, in the schema D90.
 
     Args:
         table: The searches' rows from `searches_table`.
@@ -240,7 +242,7 @@ def smallest_adapters(table: pa.Table, shared: Sequence[Sequence[Brief]], store:
             continue
         guessing_passes = search["chance"] is not None and search["threshold"] <= search["chance"]
         bar = (guessing_passes and search["threshold_chance_corrected"]) or search["threshold"]
-        about = {name: search[name] for name in ("task", "model", "method", "variant")} | {"threshold": bar}
+        about = {name: search[name] for name in ("task", "model", "label")} | {"threshold": bar}
         for row in own:
             if row.d is not None and row.score is not None and row.score >= bar:
                 found = about | {"d": row.d, "score": row.score, "trial_id": row.trial_id}
@@ -261,7 +263,7 @@ def _observations(table: pa.Table, ids: Collection[str]) -> list[Observation]:
     """Rebuild the observations of some trials, those of one estimate at a time: their arrays are large."""
     mask = pc.call_function("is_in", [table["trial_id"]], pc.SetLookupOptions(pa.array(list(ids), pa.string())))
     own = table.filter(mask)
-    reader = TrialReader()  # an estimate is of values: where they lie is of no account
+    reader = SetupReader()  # an estimate is of values: where they lie is of no account
     return [from_row(row, reader) for row in own.to_pylist()]
 
 

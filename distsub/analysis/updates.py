@@ -12,10 +12,10 @@ import torch
 from distsub.errors import OutputError, TrajectoryError
 from distsub.files import Files
 from distsub.finetune import adapters, inputs, pretrained, trajectory
+from distsub.records import Observation, Recording, Subspace, Trial, label
 from distsub.results import Store
 from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
-from distsub.trial import Observation, Recording, Trial
 
 Say = Callable[[str], None]
 
@@ -61,9 +61,9 @@ class Update:
             "update": self.id,
             "kind": self.kind,
             "task": trial.task.name,
-            "model": trial.model,
-            "variant": trial.method.variant or trial.method.name,
-            "projection": trial.method.projection,
+            "model": trial.model.name,
+            "method": label(trial.method),
+            "projection": trial.method.family if isinstance(trial.method, Subspace) else None,
             "d": trial.d,
             "projection_seed": trial.seeds.projection,
             "head_seed": trial.seeds.head,
@@ -123,12 +123,12 @@ def learned_updates(
         asked: Trajectories that may be there beside those that rows name.
     """
     root = root_of(store)
-    best: dict[Any, Observation] = {}
+    best: dict[tuple[str, int | None], Observation] = {}
     for seen in observations:
         trial = seen.trial
         if seen.score is None or trial.d is None or not (root / "adapters" / trial.id).is_dir():
             continue
-        key = (trial.base, trial.task, trial.method, trial.seeds, trial.d if every_d else None)
+        key = (trial.setup.id, trial.d if every_d else None)
         if key not in best or _rank(seen) > _rank(best[key]):
             best[key] = seen
     found = [_adapter(root, seen.trial) for seen in best.values()]
@@ -159,10 +159,10 @@ def _adapter(root: Path, trial: Trial) -> Update:
 def _trajectory(path: str | os.PathLike[str], recording: Recording, files: Files) -> Update:
     def layers() -> Iterator[Layer]:
         trial = recording.trial
-        prepared = inputs.model(trial.model, trial.revision, trial.weights, files)
+        prepared = inputs.model(trial.model.name, trial.model.revision, trial.model.content, files)
         recorded = trajectory.load(path)
         base = pretrained.build(
-            prepared, recorded.meta["num_labels"], trial.seeds.head, head_from=trial.method.head_from
+            prepared, recorded.meta["num_labels"], trial.seeds.head, head_from=trial.model.head_from
         )
         last = recorded.updates[-1]
         for name, entries in blocks(layout.entries(base)):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distsub.files import parse_json
-from distsub.trial import Trial
+from distsub.records import Trial
 
 FORMAT = 1
 """Raised when what stands in a checkpoint changes; others are not read."""

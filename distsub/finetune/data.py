@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from distsub.errors import DataError, UnavailableError
 from distsub.files import first_line, parse_json
 from distsub.finetune import labels, reading
-from distsub.trial import Budget, Task
+from distsub.records import Budget, Task
 
 ROWS = "rows:"
 """Begins the source of a task whose rows are drawn and checked already, in a folder that `save` wrote."""

@@ -20,7 +20,7 @@ from distsub.files import Files, first_line, parse_json
 from distsub.finetune import cache, data, packages, pretrained, reading
 from distsub.finetune.pretrained import Prepared
 from distsub.places import ModelPlace, Places
-from distsub.trial import Budget, Task, Trial
+from distsub.records import Budget, Task, Trial
 
 FOLDER, MARK = "inputs", "inputs.json"
 """The mark is written last: a folder without it is not whole."""
@@ -170,14 +170,14 @@ def here(trial: Trial, files: Files) -> Trial:
     Raises:
         UnavailableError: A model or rows are neither at their address nor among the inputs of the results.
     """
-    sources = trial.method.span.sources if trial.method.span else ()
+    sources = trial.span.sources if trial.span else ()
     tasks = {task.content: task for task in (trial.task, *(each.task for each in sources)) if task and task.content}
     models = ()
-    if trial.weights:
-        found = model(trial.model, trial.revision, trial.weights, files)
-        if found.name != trial.model or "://" in trial.model:
-            models = (ModelPlace(str(found.source), None, trial.weights),)
-    return Places(models, tuple(_rows(task, files) for task in tasks.values())).locate(trial)
+    if trial.model.content:
+        found = model(trial.model.name, trial.model.revision, trial.model.content, files)
+        if found.name != trial.model.name or "://" in trial.model.name:
+            models = (ModelPlace(str(found.source), None, trial.model.content),)
+    return Places(models, tuple(_rows(task, files) for task in tasks.values())).locate_trial(trial)
 
 
 def _rows(task: Task, files: Files) -> Task:

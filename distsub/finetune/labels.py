@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from distsub.errors import DataError
-from distsub.trial import Task
+from distsub.records import Task
 
 FEW = 10
 """Classes that any number of rows may have; more than this and than a fifth of the rows look like values or ids."""

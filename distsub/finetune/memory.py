@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from distsub.files import first_line
-from distsub.trial import Trial
+from distsub.records import Full, Trial, label
 
 CONTEXT_BYTES = 512 * 2**20
 """What a CUDA context takes beside the tensors that torch counts: it is part of a share of a GPU."""
@@ -53,14 +53,14 @@ def advice(trial: Trial, device: str, share: float, error: BaseException) -> str
         share: Of a GPU's memory that it had.
         error: What was raised.
     """
-    budget, table = trial.budget, "[resources.baseline]" if trial.method.name == "full" else "[resources]"
+    budget, table = trial.budget, "[resources.baseline]" if isinstance(trial.method, Full) else "[resources]"
     precision = "" if budget.precision == "bf16" else ', take precision = "bf16"'
     if torch.device(device).type == "cuda":
         where = "memory of a whole GPU" if share == 1 else f"memory on {share:g} of a GPU"
         more = "" if share == 1 else f", or raise {table} gpus_per_trial"
     else:
         where, more = "this machine's memory", f", or raise {table} cpus_per_trial so that fewer run at once"
-    what = trial.method.variant or trial.method.name
+    what = label(trial.method)
     return (
         f"out of {where}: {what} with batch_size = {budget.batch_size}, max_length = {budget.max_length}, precision = "
         f'"{budget.precision}"; lower [budget] batch_size or max_length{precision}{more} ({first_line(error)[:160]})'

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from distsub.errors import DataError
-from distsub.trial import Task
+from distsub.records import Task
 
 
 def evaluate(task: Task, predicted: Sequence[float], target: Sequence[float]) -> dict[str, float]:

@@ -23,8 +23,8 @@ from distsub.finetune import checkpoints, explain
 from distsub.finetune.addresses import SMALL_FILES, locate
 from distsub.finetune.cache import cache_directory, once
 from distsub.finetune.fit import fit_padding, fit_tokenizer, init_head
+from distsub.records import HeadFrom
 from distsub.subspace import layout
-from distsub.trial import HeadFrom
 
 _FORMAT = 3  # of a directory in the cache
 

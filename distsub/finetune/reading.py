@@ -16,7 +16,7 @@ import pyarrow as pa
 from distsub.errors import DataError, UnavailableError
 from distsub.files import first_line
 from distsub.finetune import cache, cells, layouts, packages, tables, tasks
-from distsub.trial import Task
+from distsub.records import Task
 
 
 def read(task: Task, splits: Sequence[str]) -> list[pa.Table]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from distsub.errors import ConfigError, DataError
 from distsub.finetune import batches, data, labels, layouts, notes, pretrained, reading, tables
 from distsub.finetune.tasks import TASKS, resolve
-from distsub.trial import Budget, Task
+from distsub.records import Budget, Task
 
 SAMPLE = 2000
 """Rows whose tokens are counted."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from distsub.errors import ConfigError, nearest
 from distsub.finetune.labels import plain
-from distsub.trial import Task
+from distsub.records import Task
 
 METRICS = ("accuracy", "macro_f1", "matthews", "pearson", "f1")
 FILE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json", ".arrow", ".feather", ".ndjson", ".tab")

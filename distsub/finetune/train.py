@@ -19,10 +19,10 @@ from distsub.finetune import ablate, batches, data, memory, metrics, pretrained
 from distsub.finetune.checkpoint import Checkpoint, restore, resume_schedule, tensors_of
 from distsub.finetune.precision import Autocast, autocast_for
 from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size
+from distsub.records import Freeze, Full, Learned, Observation, Random, Theta0, Trial
 from distsub.subspace import adapter, layout
 from distsub.subspace.model import SubspaceModel
 from distsub.subspace.trajectory import Snapshots
-from distsub.trial import DEFAULT_PROJECTION, Observation, Trial
 
 T = TypeVar("T")
 
@@ -83,16 +83,17 @@ def train(
     """
     began, memory_meter = time.perf_counter(), memory.Meter(device)
     budget, task = trial.budget, trial.task
-    prepared = pretrained.prepare(trial.model, trial.revision)
+    prepared = pretrained.prepare(trial.model.name, trial.model.revision)
     tokenizer = pretrained.tokenizer(prepared)
     splits = data.load(task, budget)
     _check_content(trial, prepared.content, splits.dataset_hash)
     task = replace(splits.task, content=task.content)
     examples = batches.tokenize(tokenizer, splits.train, budget.max_length)
-    evaluation = Evaluation(replace(trial, task=task), tokenizer, splits.validation, device)
-    model, record = build_model(replace(trial, task=task), prepared, device, snapshots)
+    evaluation = Evaluation(trial.vary(task=task), tokenizer, splits.validation, device)
+    model, record = build_model(trial.vary(task=task), prepared, device, snapshots)
+    edit = trial.ablation.edit if trial.ablation else None
     theta_0 = ablate.take(model, disabled or {})
-    if trial.method.ablation in ("zero", "hold"):
+    if edit in ("zero", "hold"):
         ablate.put(model, disabled or {})
     optimizer = build_optimizer(trial, model, record["step_size"])
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -129,7 +130,7 @@ def train(
         if budget.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(trained, budget.max_grad_norm)
         optimizer.step()
-        if trial.method.ablation == "hold":
+        if edit == "hold":
             ablate.put(model, disabled or {})
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -141,7 +142,7 @@ def train(
         if on_step is not None:
             on_step(step, model)
         score = None
-        if step == budget.steps and trial.method.ablation == "reset":
+        if step == budget.steps and edit == "reset":
             ablate.put(model, disabled or {}, theta_0)
         if step == budget.steps or (budget.eval_every and step % budget.eval_every == 0):
             score = evaluation.run(model, autocast)
@@ -229,44 +230,47 @@ def build_model(
         ConfigError: The method is inconsistent, or needs snapshots.
         TrajectoryError: The snapshots are of another layout.
     """
-    full, method = trial.method.name == "full", trial.method
+    method = trial.method
+    full = isinstance(method, Full)
     labels = trial.task.num_labels or data.num_labels(trial.task)
-    base = pretrained.build(prepared, labels, trial.seeds.head, full, method.head_from).to(device)
+    base = pretrained.build(prepared, labels, trial.seeds.head, full, trial.model.head_from).to(device)
     adapter.name_labels(base, trial.task.labels)
     if full:
         size = sum(parameter.numel() for parameter in base.parameters())
         return base, {"num_params": size, "num_trained": size, "step_size": trial.learning_rate}
-    if trial.is_theta_0:
+    if isinstance(method, Theta0):
         return base, {"num_params": sum(parameter.numel() for parameter in base.parameters()), "step_size": 0.0}
-    assert trial.d is not None and trial.eta is not None, "a subspace trial has d and eta"
-    if method.name == "freeze":
+    if isinstance(method, Freeze):
         apart = layout.outside(base.requires_grad_(False), method.head, method.embeddings)
         beside = layout.free(base, {name for name, policy in apart.items() if policy == "trained"})
         return base, {"num_trained_head": sum(p.numel() for p in beside.values()), "step_size": 0.0}
+    assert trial.d is not None and trial.eta is not None, "a subspace trial has d and eta"
+    projection = method.projection
+    random = projection if isinstance(projection, Random) else Random()
     model = SubspaceModel(
         base,
         trial.d,
-        method=method.name,
-        projection=method.projection or DEFAULT_PROJECTION,
-        normalization=method.normalization or "global",
-        groups=method.groups or "layer",
+        method="said" if method.scales else "did",
+        projection=method.family,
+        normalization=random.normalization,
+        groups=method.scales or "layer",
         head=method.head,
         projection_seed=trial.seeds.projection,
-        block_length=method.block_length,
+        block_length=random.block_length,
         scope=method.scope,
         embeddings=method.embeddings,
         ensemble=method.ensemble,
         start=method.start,
         snapshots=snapshots,
-        match_norms=method.match_norms,
+        match_norms=random.match is not None,
     )
     size, d = model.num_params, model.projection.d
     if method.step is not None:
         step = trial.eta * method.step
-    elif method.projection == "trajectory":
+    elif isinstance(projection, Learned):
         step = learned_step_size(trial.eta, trial.learning_rate, size, d)
     else:
-        step = step_size(trial.eta, trial.learning_rate, size, d, method.normalization, len(model.entries))
+        step = step_size(trial.eta, trial.learning_rate, size, d, random.normalization, len(model.entries))
     return model, {
         "num_params": model.num_params,
         "num_trained": model.num_trained,
@@ -280,7 +284,7 @@ def build_optimizer(trial: Trial, model: nn.Module, step: float) -> torch.optim.
     """Build AdamW over the trained numbers, each kind with its own step."""
     decay = trial.budget.weight_decay
     if not isinstance(model, SubspaceModel):
-        rate = trial.learning_rate if trial.method.name == "freeze" else step
+        rate = trial.learning_rate if isinstance(trial.method, Freeze) else step
         return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=decay)
     assert trial.eta is not None, "a subspace trial has an eta"
     groups: list[dict[str, Any]] = [{"params": [model.coordinates], "lr": step, "weight_decay": 0.0}]
@@ -294,7 +298,7 @@ def build_optimizer(trial: Trial, model: nn.Module, step: float) -> torch.optim.
 def _check_content(trial: Trial, weights: str, rows: str) -> None:
     """Refuse files that have changed since the sweep was checked: their row would be filed under what they were."""
     for what, asked, found in (
-        (f"model {trial.model}", trial.weights, weights),
+        (f"model {trial.model.name}", trial.model.content, weights),
         (f"task {trial.task.name} ({trial.task.source})", trial.task.content, rows),
     ):
         if asked not in (None, found):

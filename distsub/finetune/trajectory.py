@@ -28,8 +28,8 @@ from distsub.files import parse_json
 from distsub.finetune import data, pretrained
 from distsub.finetune.checkpoint import Checkpoint
 from distsub.finetune.train import Progress, train
+from distsub.records import Observation, Recording, Trial, label
 from distsub.subspace.trajectory import Snapshots
-from distsub.trial import Observation, Recording, Trial
 
 FORMAT, FORMAT_VERSION = "distsub-trajectory", 1
 """The version is raised when older programs would read other numbers from the same files."""
@@ -118,11 +118,11 @@ def record(
         OutputError: The directory cannot be written.
     """
     trial, target = recording.trial, Path(path)
-    prepared = pretrained.prepare(trial.model, trial.revision)
+    prepared = pretrained.prepare(trial.model.name, trial.model.revision)
     splits = data.load(trial.task, trial.budget)
     num_rows, num_labels = len(splits.train), splits.task.num_labels or 0
     at = set(marks(recording, num_rows))
-    base = pretrained.build(prepared, num_labels, trial.seeds.head, head_from=trial.method.head_from)
+    base = pretrained.build(prepared, num_labels, trial.seeds.head, head_from=trial.model.head_from)
     theta_0 = {name: parameter.detach() for name, parameter in base.named_parameters()}
     meta: dict[str, Any] = {
         "format": FORMAT,
@@ -130,13 +130,13 @@ def record(
         "id": recording.id,
         "complete": False,
         "content": "difference from theta_0",
-        "model": trial.model,
-        "revision": trial.revision,
+        "model": trial.model.name,
+        "revision": trial.model.revision,
         "weights_sha256": prepared.sha256,
         "architecture": type(base).__name__,
         "task": trial.task.name,
         "num_labels": num_labels,
-        "method": trial.method.name,
+        "method": label(trial.method),
         "trial_id": trial.id,
         "seeds": dataclasses.asdict(trial.seeds),
         "learning_rate": trial.learning_rate,
@@ -270,7 +270,7 @@ def snapshots(trial: Trial, root: str | os.PathLike[str]) -> Snapshots:
     Raises:
         TrajectoryError: One is missing, damaged, of another model, or shorter than asked for.
     """
-    span = trial.method.span
+    span = trial.span
     assert span is not None, "a trial in a learned subspace has a span"
     for recording in trial.recordings:
         if not (path := directory(root, recording)).is_dir():
@@ -280,7 +280,7 @@ def snapshots(trial: Trial, root: str | os.PathLike[str]) -> Snapshots:
                 f"is not in {path}; record it first: distsub trajectory SWEEP --out {root}"
             )
     paths = [directory(root, recording) for recording in trial.recordings]
-    weights = pretrained.prepare(trial.model, trial.revision).sha256
+    weights = pretrained.prepare(trial.model.name, trial.model.revision).sha256
     return collect(paths, weights, span.mode, span.first, span.last)
 
 

@@ -21,7 +21,7 @@ UPDATE_FIELDS = (
     pa.field("kind", _NAME, nullable=False),
     ("task", _NAME),
     ("model", _NAME),
-    ("variant", _NAME),
+    ("method", _NAME),
     ("projection", _NAME),
     ("d", _INT),
     ("projection_seed", _INT),
@@ -31,7 +31,7 @@ UPDATE_FIELDS = (
 """Which learned update a row is of.
 
 `update` is the trial whose adapter moved the weights, or the trajectory whose last checkpoint did; `kind` says which:
-"adapter" (P theta) or "trajectory" (theta_T - theta_0). `variant` is the way of training, as in the observations, or
+"adapter" (P theta) or "trajectory" (theta_T - theta_0). `method` is the way of training, as in the observations, or
 the method's name where that has none.
 """
 
@@ -106,7 +106,7 @@ RECURRENCE = pa.schema(
         ("across", _NAME),
         ("kind", _NAME),
         ("model", _NAME),
-        ("variant", _NAME),
+        ("method", _NAME),
         ("projection", _NAME),
         ("d", _INT),
         ("task", _NAME),
@@ -169,7 +169,7 @@ MODES = pa.schema(
     [
         ("model", _TEXT),
         ("task", _TEXT),
-        ("variant", _TEXT),
+        ("method", _TEXT),
         ("source", _TEXT),
         ("training", _TEXT),
         ("projection", _TEXT),
@@ -233,7 +233,7 @@ MASKS = pa.schema(
         pa.field("mask", _TEXT, nullable=False),
         ("kind", _TEXT),
         ("update", _TEXT),
-        ("variant", _TEXT),
+        ("method", _TEXT),
         ("task", _TEXT),
         ("model", _TEXT),
         ("d", _INT),
@@ -257,7 +257,7 @@ ABLATIONS = pa.schema(
     [
         ("task", _TEXT),
         ("model", _TEXT),
-        ("variant", _TEXT),
+        ("method", _TEXT),
         ("d", _INT),
         ("scope", _TEXT),
         ("k", _FLOAT),

@@ -4,36 +4,40 @@ Rows lie where others can write too, and a d that is a text, or a number of 30 d
 computed with. The classes that pydantic checks against are made of the records themselves: a new field is checked too.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_type_hints
 
 from distsub.places import addressed
-from distsub.trial import Observation, Trial
+from distsub.records import IDENTITY_VERSION, Observation, Setup
 
 _SCORED = ("finished",)
 _LARGEST = 2**63 - 1
 
 
-def trial_record(text: str) -> dict[str, Any]:
-    """Parse a trial's canonical JSON and check all of it but the version.
+def setup_record(text: str) -> Setup:
+    """Parse a setup's canonical JSON and check all of it.
 
     Raises:
-        ValueError: It is no trial; the message is one line.
+        ValueError: It is no setup; the message is one line.
     """
     from pydantic import ValidationError
 
     try:
         record = addressed(json.loads(text, parse_int=_whole))
-        _trial().model_validate_json(json.dumps(record))
-        return record
+        version = record.pop("version")
+        if version != IDENTITY_VERSION:
+            raise ValueError(f"identity version {version}, this distsub makes version {IDENTITY_VERSION}")
+        setup = _setup().validate_json(json.dumps(record))
     except ValidationError as error:
         raise ValueError(_first(error)) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if not 0 < setup.learning_rate < math.inf:
+        raise ValueError(f"learning_rate is {setup.learning_rate}, not a number above 0")
+    return setup
 
 
 def check_d_and_eta(d: Any, eta: Any) -> None:
@@ -42,8 +46,8 @@ def check_d_and_eta(d: Any, eta: Any) -> None:
     Raises:
         ValueError: One of them is none that a trial can have.
     """
-    if not (d is None or (type(d) is int and 0 < d <= _LARGEST)):
-        raise ValueError(f"d is {_shown(d)}, not a whole number from 1 on")
+    if not (d is None or (type(d) is int and 0 <= d <= _LARGEST)):
+        raise ValueError(f"d is {_shown(d)}, not a whole number from 0 on")
     if not (eta is None or (type(eta) in (int, float) and 0 < eta < math.inf)):
         raise ValueError(f"eta is {_shown(eta)}, not a number above 0")
 
@@ -66,34 +70,21 @@ def check_observation(values: Mapping[str, Any]) -> None:
 
 
 @cache
-def _trial() -> Any:
-    from pydantic import Field
+def _setup() -> Any:
+    from pydantic import TypeAdapter
 
-    positive: Any = Annotated[float, Field(gt=0)]
-    dimension: Any = Annotated[int, Field(gt=0)]
-    own = {"d": dimension | None, "eta": positive | None, "learning_rate": positive}
-    return _class_of(Trial, False, {"version": int, **own})
+    return TypeAdapter(Setup)
 
 
 @cache
 def _observation() -> Any:
-    hints = get_type_hints(Observation)
-    return _class_of(Observation, True, {name: hint for name, hint in hints.items() if name != "trial"})
-
-
-def _class_of(record: type, is_nan_allowed: bool, required: Mapping[str, Any]) -> Any:
-    """Make a class that refuses what a record does not have, and anything of another type; some fields are required."""
+    """Make a class that refuses what an observation does not have, and anything of another type."""
     from pydantic import ConfigDict, create_model
 
-    hints = get_type_hints(record)
-    fields: dict[str, Any] = {name: (hint, ...) for name, hint in required.items()}
-    for field in dataclasses.fields(record):
-        default = ... if field.default is dataclasses.MISSING else field.default
-        fields.setdefault(field.name, (hints[field.name], default))
-    if record is Observation:
-        del fields["trial"]
-    rules = ConfigDict(strict=True, extra="forbid", allow_inf_nan=is_nan_allowed)
-    return create_model(record.__name__, __config__=rules, **fields)
+    hints = get_type_hints(Observation)
+    fields: dict[str, Any] = {name: (hint, ...) for name, hint in hints.items() if name != "trial"}
+    rules = ConfigDict(strict=True, extra="forbid", allow_inf_nan=True)
+    return create_model("Observation", __config__=rules, **fields)
 
 
 def _whole(digits: str) -> int:

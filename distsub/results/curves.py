@@ -6,15 +6,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from distsub.records import Observation
 from distsub.results.drawing import drawable, literal
-from distsub.results.schema import METHOD_COLUMNS
-from distsub.trial import Observation, Trial
+from distsub.results.schema import METHOD_COLUMNS, method_columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Panel = tuple[str, str, tuple[str | None, ...]]
-"""Task, model and method (the values of METHOD_COLUMNS): what shares one set of axes."""
+Panel = dict[str, Any]
+"""What shares one set of axes, a condition: its id, task, model, label, and the values of METHOD_COLUMNS."""
 
 _PANEL_INCHES = (5.6, 4.1)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -65,9 +65,9 @@ def draw_curves(observations: Sequence[Observation], searches: pa.Table, *, d90:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [seen for seen in observations if seen.trial.d is not None and seen.status != "error"]
+    shown = [seen for seen in observations if seen.trial.d and seen.status != "error"]
     rows = searches.to_pylist()
-    panels = sorted({panel_of(seen.trial) for seen in shown} | {_row_panel(row) for row in rows}, key=_sortable)
+    panels = _panels(shown, rows)
     columns = min(2, max(1, len(panels)))
     lines = max(1, -(-len(panels) // columns))
     width, height = _PANEL_INCHES
@@ -77,14 +77,15 @@ def draw_curves(observations: Sequence[Observation], searches: pa.Table, *, d90:
     colours, shapes = _colours(shown), _shapes(shown)
     drawn: dict[tuple[str, str], list[tuple[Any, list[float], dict[str, float]]]] = {}
     for axes, panel in zip(grid, panels, strict=False):
-        mine = [seen for seen in shown if panel_of(seen.trial) == panel]
-        found = [row for row in rows if _row_panel(row) == panel]
+        condition = panel["condition_id"]
+        mine = [seen for seen in shown if seen.trial.condition.id == condition]
+        found = [row for row in rows if row["condition_id"] == condition]
         scores, levels = _panel(axes, panel, mine, found, (colours, shapes))
-        estimates = [row for row in (d90.to_pylist() if d90 is not None else []) if _row_panel(row) == panel]
+        estimates = [row for row in (d90.to_pylist() if d90 is not None else []) if row["condition_id"] == condition]
         for row in estimates:
             _estimate(axes, row, [seen.trial.d for seen in mine if seen.trial.d])
         _reason(axes, mine, found, estimates)
-        drawn.setdefault(panel[:2], []).append((axes, scores, levels))
+        drawn.setdefault((panel["task"], panel["model"]), []).append((axes, scores, levels))
     for together in drawn.values():
         _share_scale(together, next((row["threshold_rule"] for row in rows if row["threshold_rule"]), ""))
     for axes in grid[len(panels) :]:
@@ -93,18 +94,16 @@ def draw_curves(observations: Sequence[Observation], searches: pa.Table, *, d90:
     return figure
 
 
-def panel_of(trial: Trial) -> Panel:
-    """Name the panel that a trial is drawn in."""
-    method = trial.method
-    return trial.task.name, trial.model, (method.name, *(getattr(method, name) for name in METHOD_COLUMNS[1:]))
-
-
-def _row_panel(row: dict[str, Any]) -> Panel:
-    return row["task"], row["model"], tuple(row.get(name) for name in METHOD_COLUMNS)
-
-
-def _sortable(panel: Panel) -> tuple[str, ...]:
-    return (panel[0], panel[1], *(part or "" for part in panel[2]))
+def _panels(shown: Sequence[Observation], rows: Sequence[dict[str, Any]]) -> list[Panel]:
+    """List the conditions of searches, and of trials that no search asks for."""
+    keys = ("condition_id", "task", "model", "label", *METHOD_COLUMNS)
+    found = {row["condition_id"]: {key: row[key] for key in keys} for row in rows}
+    for seen in shown:
+        trial = seen.trial
+        columns = method_columns(trial.method)
+        about = {"condition_id": trial.condition.id, "task": trial.task.name, "model": trial.model.name}
+        found.setdefault(trial.condition.id, {**columns, **about, "label": columns["method"]})
+    return sorted(found.values(), key=lambda panel: [panel[key] or "" for key in keys[1:]])
 
 
 def _panel(
@@ -191,12 +190,12 @@ def _share_scale(together: Sequence[tuple[Any, list[float], dict[str, float]]], 
 
 def _words_around(axes: Any, panel: Panel, rows: list[dict[str, Any]], metric: str) -> None:
     """Write title, method, finding and axis labels."""
-    task, model, (method, projection, normalization, groups, head, variant) = panel
-    parts = [projection, normalization and f"{normalization} norm", groups and f"one scale per {groups}"]
-    names = ", ".join(part for part in [*parts, f"head {(head or '').replace('_', ' ')}"] if part)
-    short = model.removeprefix("package:").rstrip("/")
+    scales, normalization = panel["scales"], panel["normalization"]
+    parts = [panel["projection"], normalization and f"{normalization} norm", scales and f"one scale per {scales}"]
+    names = ", ".join(part for part in [*parts, f"head {(panel['head'] or '').replace('_', ' ')}"] if part)
+    short = panel["model"].removeprefix("package:").rstrip("/")
     short = short if len(short) <= 40 else "…" + short[-39:]
-    title = f"{task} · {short} · {variant or (method or '').upper()}"
+    title = f"{panel['task']} · {short} · {panel['label']}"
     axes.set_title(drawable(title), loc="left", fontsize=10, pad=34)
     axes.text(0, 1.075, drawable(names), transform=axes.transAxes, fontsize=8, color="#555555", va="bottom")
     axes.text(0, 1.015, _finding(rows), transform=axes.transAxes, fontsize=8.5, color=_INK, va="bottom")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distsub.errors import OutputError
-from distsub.trial import Observation, Trial
+from distsub.records import Observation, Subspace, Trial, label
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -58,10 +58,10 @@ def to_optuna(observations: Iterable[Observation], path: str | os.PathLike[str])
 
 
 def _name(trial: Trial) -> str:
-    model = trial.model.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1]
+    model = trial.model.name.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1]
     method = trial.method
-    way = " ".join(filter(None, (method.variant or method.name, method.projection)))
-    return f"{trial.task.name} / {model} / {way}"
+    family = [method.family] if isinstance(method, Subspace) else []
+    return f"{trial.task.name} / {model} / {' '.join([label(method), *family])}"
 
 
 def _params(trial: Trial) -> dict[str, float]:

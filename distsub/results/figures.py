@@ -56,7 +56,7 @@ def spikes_figure(profiles: pa.Table, to: Target, *, k: float = 3.0, layers: int
     """
     ways: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for part in _by(profiles, "update").values():
-        ways.setdefault((part[0]["task"], part[0]["variant"]), part)
+        ways.setdefault((part[0]["task"], part[0]["method"]), part)
     first = ("full", "intrinsic", "random", "random_matched")
     order = sorted(ways, key=lambda way: first.index(way[1]) if way[1] in first else len(first))
     shown = [ways[way] for way in order[:updates]]
@@ -100,11 +100,11 @@ def components_figure(summaries: pa.Table, to: Target) -> None:
         to: Where the PNG goes.
     """
     rows = drawable_rows(summaries)
-    panels = list(dict.fromkeys((row["model"], row["variant"], row["kind"]) for row in rows))
+    panels = list(dict.fromkeys((row["model"], row["method"], row["kind"]) for row in rows))
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     components = list(dict.fromkeys(row["component"] for row in rows if row["component"]))
     components.sort(key=lambda name: _COMPONENTS.index(name) if name in _COMPONENTS else -1)
-    drawn = [(panel, [row for row in rows if (row["model"], row["variant"], row["kind"]) == panel]) for panel in panels]
+    drawn = [(panel, [row for row in rows if (row["model"], row["method"], row["kind"]) == panel]) for panel in panels]
     parts = [[[_share(mine, layer, part) for part in components] for layer in layers] for _, mine in drawn]
     top = max([0.01, *(cell for cells in parts for line in cells for cell in line if cell is not None)])
     figure, grid = make_grid(len(panels), 1, 1.4 + 0.95 * len(components), 1.1 + 0.34 * len(layers))
@@ -139,7 +139,7 @@ def ablation_figure(ablations: pa.Table, to: Target) -> None:
         to: Where the PNG goes.
     """
     rows = [row for row in drawable_rows(ablations) if row["versus"] == "none"]
-    panels = list(dict.fromkeys((row["model"], row["edit"], row["variant"]) for row in rows))
+    panels = list(dict.fromkeys((row["model"], row["edit"], row["method"]) for row in rows))
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure, grid = make_grid(len(panels), 1, 2.2 + 2.1 * len(tasks), 2.9)
     words = {
@@ -149,7 +149,7 @@ def ablation_figure(ablations: pa.Table, to: Target) -> None:
     }
     for axes, panel in zip([line[0] for line in grid], panels, strict=False):
         for at, task in enumerate(tasks):
-            mine = [row for row in rows if (row["model"], row["edit"], row["variant"], row["task"]) == (*panel, task)]
+            mine = [row for row in rows if (row["model"], row["edit"], row["method"], row["task"]) == (*panel, task)]
             _bars(axes, at, mine)
         axes.set_xticks(range(len(tasks)), tasks, fontsize=9)
         axes.set_title(
@@ -270,8 +270,8 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
         mine = [row for row in rows if (row["model"], row["task"]) == panel]
         for way in ways:
             _curve(axes, sorted((row for row in mine if _way(row) == way), key=lambda row: row["d"]), colours[way])
-        for variant, look in (("full", "-"), ("freeze", "--")):
-            for row in (row for row in mine if row["variant"].startswith(variant) and row["d"] is None):
+        for method, look in (("full", "-"), ("freeze", "--")):
+            for row in (row for row in mine if row["method"].startswith(method) and row["d"] is None):
                 axes.axhline(row["score"], color=_INK, linestyle=look, linewidth=1.1)
         _limit(axes.set_ylim, mine)
         if mine and mine[0]["chance"] is not None:
@@ -328,12 +328,12 @@ def modes_figure(modes: pa.Table, to: Target) -> None:
     for axes, panel in zip(places, panels, strict=True):
         mine = sorted((row for row in rows if (row["model"], row["task"]) == panel), key=lambda row: row["score"])
         for y, row in enumerate(mine):
-            colour = _INK if row["variant"] == "full" else _BLUE if row["projection"] == "trajectory" else _GREY
+            colour = _INK if row["method"] == "full" else _BLUE if row["projection"] == "trajectory" else _GREY
             if row["score_low"] is not None:
                 axes.hlines(y, row["score_low"], row["score_high"], color=colour, linewidth=1.2)
             axes.plot(row["scores"], [y] * len(row["scores"]), "o", color=colour, markersize=3.0, alpha=0.6)
             axes.plot(row["score"], y, "|", color=colour, markersize=9)
-            if row["variant"] == "full":
+            if row["method"] == "full":
                 axes.axvline(row["score"], color=_INK, linewidth=0.9)
         if mine[0]["chance"] is not None:
             axes.axvline(mine[0]["chance"], color=_INK, linestyle=":", linewidth=0.9)
@@ -402,11 +402,11 @@ def _cell(found: dict[Any, dict[str, Any]], source: str, target: str, column: st
 
 
 def _way(row: dict[str, Any]) -> str:
-    return row["variant"] if row["projection"] in (None, "trajectory") else f"{row['variant']} ({row['projection']})"
+    return row["method"] if row["projection"] in (None, "trajectory") else f"{row['method']} ({row['projection']})"
 
 
 def _update_name(row: dict[str, Any]) -> str:
-    what = row["variant"] if row["kind"] == "adapter" else "θ_T - θ₀"
+    what = row["method"] if row["kind"] == "adapter" else "θ_T - θ₀"
     return f"{row['task']}, seed {row['data_seed']}\n{what}"
 
 

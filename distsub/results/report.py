@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from distsub.errors import OutputError
 from distsub.files import Files, first_line
-from distsub.results.curves import curve_figure, panel_of
+from distsub.records import Observation
+from distsub.results.curves import curve_figure
 from distsub.results.listing import render, size_text
-from distsub.results.schema import METHOD_COLUMNS, SEARCHES
+from distsub.results.schema import METHOD_COLUMNS, SEARCHES, method_columns
 from distsub.results.terminal import printable
-from distsub.trial import Observation
 
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
@@ -79,12 +79,14 @@ def write_report(
 
 def _figures(observations: Sequence[Observation], searches: pa.Table, d90: pa.Table | None) -> dict[str, bytes]:
     """Draw one figure per task and model, its methods side by side; give the PNGs by file name."""
-    trials = [seen for seen in observations if seen.trial.d is not None]
+    trials = [seen for seen in observations if seen.trial.d]
     rows = searches.to_pylist()
-    pairs = {panel_of(seen.trial)[:2] for seen in trials} | {(row["task"], row["model"]) for row in rows}
+    pairs = {(seen.trial.task.name, seen.trial.model.name) for seen in trials} | {
+        (row["task"], row["model"]) for row in rows
+    }
     figures: dict[str, bytes] = {}
     for task, model in sorted(pairs):
-        mine = [seen for seen in trials if (seen.trial.task.name, seen.trial.model) == (task, model)]
+        mine = [seen for seen in trials if (seen.trial.task.name, seen.trial.model.name) == (task, model)]
         keep = [(row["task"], row["model"]) == (task, model) for row in rows]
         sink = io.BytesIO()
         curve_figure(mine, searches.filter(pa.array(keep, pa.bool_())), sink, d90=d90)
@@ -145,7 +147,7 @@ def _estimates(d90: pa.Table | None) -> str:
     about: dict[str, list[str]] = {}
     for row in rows:
         for note in row["warnings"]:
-            about.setdefault(note, []).append(f"{row['task']} {row['model']} {row['variant'] or row['method']}")
+            about.setdefault(note, []).append(f"{row['task']} {row['model']} {row['label']}")
     notes = "".join(
         f"<li>{html.escape(printable(note))} ({html.escape(printable(', '.join(dict.fromkeys(whose))))})</li>"
         for note, whose in about.items()
@@ -199,13 +201,22 @@ def _trial_table(observations: Iterable[Observation]) -> str:
 
     def values(seen: Observation) -> list[Any]:
         trial = seen.trial
-        task, model, method = panel_of(trial)
+        columns = method_columns(trial.method)
         seeds = f"{trial.seeds.projection}/{trial.seeds.head}/{trial.seeds.data}"
-        what = [task, model, *method, trial.d, trial.eta, trial.learning_rate, seen.step_size, seeds]
+        what = [
+            trial.task.name,
+            trial.model.name,
+            *(columns[name] for name in METHOD_COLUMNS),
+            trial.d,
+            trial.eta,
+            trial.learning_rate,
+            seen.step_size,
+            seeds,
+        ]
         gave = [seen.status, seen.score, seen.steps, seen.wall_s, seen.eval_s, seen.peak_bytes, trial.id, seen.error]
         return what + gave
 
-    ordered = sorted(observations, key=lambda seen: (seen.trial.task.name, seen.trial.model, seen.trial.d or 0))
+    ordered = sorted(observations, key=lambda seen: (seen.trial.task.name, seen.trial.model.name, seen.trial.d or 0))
     return _html_table(names, map(values, ordered))
 
 

@@ -16,8 +16,9 @@ from pyarrow import parquet as pq
 
 from distsub.files import first_line
 from distsub.places import Places
-from distsub.results.schema import OBSERVATIONS, SCHEMA_VERSION, TrialReader, trial_from_json
-from distsub.trial import Trial
+from distsub.records import Setup, id_of
+from distsub.results.checks import check_d_and_eta
+from distsub.results.schema import IDENTITY, OBSERVATIONS, SCHEMA_VERSION, setup_from_json
 
 NAME = re.compile(r"[0-9a-f]{16}\.parquet")
 """Of a row file (the trial's id) and of a part (a hash of its bytes)."""
@@ -28,17 +29,7 @@ RANK = {"error": 0, "diverged": 1, "finished": 1}
 FINAL = max(RANK.values())
 """Nothing replaces a row of this rank."""
 
-KIN = "kin"
-"""Asked for as a column: the trial without its d and eta, as JSON. All trials of a search share it, so it is small
-where "trial" takes nearly a kilobyte per row."""
-
-_ABOVE_0 = r"[1-9][0-9]{0,17}(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|0\.0*[1-9][0-9]*"
-# A d or eta that is none stays in the text, and is found when the text is read.
-_SOUND = rf'"d": (?:null|[1-9][0-9]{{0,17}}), "eta": (?:null|{_ABOVE_0}), '
-_WITHOUT = pc.ReplaceSubstringOptions(_SOUND, '"d": null, "eta": null, ', max_replacements=1)
-_KEYS = ("schema_version", "trial_id", "status", "trial")
-_KIN_TYPE = pa.dictionary(pa.int32(), pa.string())
-_PIECE = 2048  # rows
+_KEYS = ("schema_version", "status", *IDENTITY)
 _VERSION = b"distsub_schema_version"
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, pa.ArrowException)
 
@@ -79,22 +70,21 @@ def parse_row(data: bytes, name: str, columns: Sequence[str] | None) -> pa.Table
             if large := _too_large(source.size(), file.metadata, "row"):
                 return large
             asked = _all(present) if columns is None else columns
-            wanted = [column for column in dict.fromkeys([*asked, *_KEYS]) if column != KIN]
+            wanted = list(dict.fromkeys([*asked, *_KEYS]))
             table = _conform(file.read([column for column in wanted if column in present], use_threads=False), wanted)
         key = {column: table[column][0].as_py() for column in _KEYS}
         if key["schema_version"] > SCHEMA_VERSION:
             return _newer(key["schema_version"])
         if key["status"] not in RANK:
             return f"foreign, status {key['status']!r}"
-        trial_id = trial_from_json(key["trial"]).id
-        odd = odd_rows(table.drop_columns([name for name in ("trial",) if name in table.schema.names]))
+        odd = odd_rows(table)
     except _UNREADABLE as error:
         return f"not readable ({first_line(error)})"
     if odd:
         return odd[0]
-    if not trial_id == key["trial_id"] == name.removesuffix(".parquet"):
-        return f"holds trial {trial_id}, which belongs in another file"
-    return (_with_kin(table) if KIN in asked else table).select(list(asked))
+    if key["trial_id"] != name.removesuffix(".parquet"):
+        return f"holds trial {key['trial_id']}, which belongs in another file"
+    return table.select(list(asked))
 
 
 def parse_part(source: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table | str:
@@ -110,13 +100,7 @@ def parse_part(source: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table
             if large := _too_large(source.size(), file.metadata, "part"):
                 return large
             columns = _all(present) if columns is None else columns
-            if KIN in columns:  # a piece at a time: all trials at once take ten times as long, for want of fresh memory
-                asked = list(dict.fromkeys("trial" if column == KIN else column for column in columns))
-                pieces = file.iter_batches(_PIECE, columns=[column for column in asked if column in present])
-                tables = [_with_kin(_conform(pa.Table.from_batches([piece]), asked)) for piece in pieces]
-                table = pa.concat_tables(tables).select(list(columns))
-            else:
-                table = _conform(file.read([column for column in columns if column in present]), columns)
+            table = _conform(file.read([column for column in columns if column in present]), columns)
         if "status" in columns and not set(table["status"].unique().to_pylist()) <= RANK.keys():
             return "foreign, unknown status"
     except _UNREADABLE as error:
@@ -127,29 +111,42 @@ def parse_part(source: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table
 def odd_rows(table: pa.Table) -> dict[int, str]:
     """Say which rows of a part are none, by position, and why; as far as the columns that were read can tell."""
     found: dict[int, str] = {}
-    if KIN in table.schema.names:
-        kin, start = table[KIN], 0
-        for chunk in kin.chunks:  # of which hardly any has more than a few texts
-            for index, text in enumerate(chunk.dictionary.to_pylist()):
-                try:
-                    trial_from_json(text)
-                except ValueError as error:
-                    at = pc.call_function("equal", [chunk.indices, pa.scalar(index, pa.int32())])
-                    found.update(dict.fromkeys([start + i for i in _true(at)], first_line(error)))
-            start += len(chunk)
-    elif "trial" in table.schema.names:
-        reader, pairs = TrialReader(), zip(table["trial_id"].to_pylist(), table["trial"].to_pylist(), strict=True)
-        for position, (trial_id, text) in enumerate(pairs):
+    names = set(table.schema.names)
+    setups = _setups(table["setup"]) if "setup" in names else {}
+    for index, text in enumerate(
+        table["setup"].to_pylist() if any(isinstance(each, str) for each in setups.values()) else ()
+    ):
+        if isinstance(reason := setups[text], str):
+            found[index] = reason
+    if set(IDENTITY) <= names:
+        for index, (trial_id, setup_id, text, d, eta) in enumerate(
+            zip(*(table[name].to_pylist() for name in IDENTITY), strict=True)
+        ):
             try:
-                if (named := reader.read(text).id) != trial_id:
-                    found[position] = f"its trial is {named}"
-            except (ValueError, TypeError) as error:
-                found[position] = first_line(error)
+                check_d_and_eta(d, eta)
+            except ValueError as error:
+                found.setdefault(index, str(error))
+            known = setups[text]
+            if not isinstance(known, str) and (known.id, named := id_of(setup_id, d, eta)) != (setup_id, trial_id):
+                found.setdefault(index, f"its trial is {named}")
     if {"status", "score"} <= set(table.schema.names):
         scored = pc.call_function("equal", [table["status"], pa.scalar("finished")])
         finite = pc.fill_null(pc.call_function("is_finite", [table["score"]]), False)
         for position in _true(pc.call_function("and_not", [scored, finite])):
             found.setdefault(position, f"a trial with a result and no score, {table['score'][position]}")
+    return found
+
+
+def _setups(column: pa.ChunkedArray) -> dict[str, Setup | str]:
+    """Rebuild the setups of a column, each once, or say why one is none."""
+    found: dict[str, Setup | str] = {}
+    for chunk in column.chunks:
+        for text in chunk.dictionary.to_pylist():
+            if text not in found:
+                try:
+                    found[text] = setup_from_json(text)
+                except ValueError as error:
+                    found[text] = first_line(error)
     return found
 
 
@@ -174,43 +171,32 @@ def ranks(table: pa.Table) -> list[tuple[str, int]]:
     return [(trial_id, RANK[status]) for trial_id, status in zip(table["trial_id"].to_pylist(), statuses, strict=True)]
 
 
-def series(table: pa.Table, columns: Sequence[str], places: Places) -> list[tuple[Trial, list[tuple[Any, ...]]]]:
-    """Group rows by everything of their trial but d and eta, so that each such trial is rebuilt once.
+def series(table: pa.Table, columns: Sequence[str], places: Places) -> list[tuple[Setup, list[tuple[Any, ...]]]]:
+    """Group rows by their setup, so that each is rebuilt once.
 
     Args:
-        table: Rows with the columns and `KIN`.
+        table: Rows with the columns and "setup".
         columns: What to give of each row.
-        places: Where the contents of trials lie.
+        places: Where the contents of setups lie.
 
     Returns:
-        The trial without d and eta, and the values of the columns for each row in the table's order, per group.
+        The setup, and the values of the columns for each of its rows in the table's order.
     """
     if not table.num_rows:
         return []
-    kin = table[KIN].unify_dictionaries().combine_chunks()
-    group = kin.indices.to_numpy()
+    setups = table["setup"].unify_dictionaries().combine_chunks()
+    group = setups.indices.to_numpy()
     order = np.argsort(group, kind="stable")
     own = table.select(list(columns)).take(pa.array(order))
     rows = list(zip(*(column.to_pylist() for column in own.columns), strict=True))
-    ends = np.cumsum(np.bincount(group, minlength=len(kin.dictionary))).tolist()
-    starts = [0, *ends]
-    texts = kin.dictionary.to_pylist()
-    spans = zip(texts, starts, ends, strict=False)
-    return [(places.locate(trial_from_json(text)), rows[a:b]) for text, a, b in spans if b > a]
+    ends = np.cumsum(np.bincount(group, minlength=len(setups.dictionary))).tolist()
+    spans = zip(setups.dictionary.to_pylist(), [0, *ends], ends, strict=False)
+    return [(places.locate(setup_from_json(text)), rows[a:b]) for text, a, b in spans if b > a]
 
 
 def schema_of(columns: Sequence[str]) -> pa.Schema:
-    """Give the canonical schema of some columns, of which `KIN` may be one."""
-    kin = pa.field(KIN, _KIN_TYPE)
-    fields = [kin if column == KIN else OBSERVATIONS.field(column) for column in columns]
-    return pa.schema(fields, metadata=OBSERVATIONS.metadata)
-
-
-def _with_kin(table: pa.Table) -> pa.Table:
-    """Put `KIN` in the place of "trial"."""
-    kin = [pc.call_function("replace_substring_regex", [each], _WITHOUT) for each in table["trial"].chunks]
-    encoded = pa.chunked_array([each.dictionary_encode() for each in kin], _KIN_TYPE)
-    return table.drop_columns("trial").append_column(KIN, encoded)
+    """Give the canonical schema of some columns."""
+    return pa.schema([OBSERVATIONS.field(column) for column in columns], metadata=OBSERVATIONS.metadata)
 
 
 def _conform(table: pa.Table, columns: Sequence[str]) -> pa.Table:

@@ -1,34 +1,33 @@
 """The Arrow schema of an observation row, and of the two tables that are computed from the rows.
 
-A row is one trial and what came out of it. Everything one filters or groups by is a flat column; the
-`trial` column holds the same record as canonical JSON, the very text that is hashed into the trial's
-id, so that a trial read back is the trial that was run. Units stand in the names.
+A row is one trial and what came out of it. Everything one filters or groups by is a flat column; the `setup` column
+holds the trial's setup as canonical JSON, the very text that is hashed into `setup_id`, and `trial_id` is a hash of
+that with d and eta: a trial read back is the trial that was run. Units stand in the names.
 """
 
 import dataclasses
-import hashlib
-import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from distsub.identity import IDENTITY_VERSION
-from distsub.places import Places, task_from
-from distsub.results.checks import check_d_and_eta, check_observation, trial_record
-from distsub.trial import Budget, Method, Observation, Seeds, Source, Span, Task, Trial
+from distsub.places import Places
+from distsub.records import Full, Method, Observation, Random, Setup, Subspace, Task, Trial, label
+from distsub.results.checks import check_d_and_eta, check_observation, setup_record
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when a column changes its meaning; a new nullable column alone does not raise it."""
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+_SHARED = pa.dictionary(pa.int32(), _TEXT)  # the setups of a sweep are few, and long
 
 OBSERVATIONS = pa.schema(
     [
         pa.field("schema_version", pa.int32(), nullable=False),
         pa.field("trial_id", _TEXT, nullable=False),
         pa.field("status", _TEXT, nullable=False),
+        pa.field("setup_id", _TEXT, nullable=False),
+        pa.field("condition_id", _TEXT, nullable=False),
         ("task", _TEXT),
         ("model", _TEXT),
         ("revision", _TEXT),
@@ -36,11 +35,10 @@ OBSERVATIONS = pa.schema(
         ("method", _TEXT),
         ("projection", _TEXT),
         ("normalization", _TEXT),
-        ("groups", _TEXT),
+        ("scales", _TEXT),
         ("head", _TEXT),
         ("head_from", _TEXT),
         ("block_length", _INT),
-        ("variant", _TEXT),
         ("scope", _TEXT),
         ("embeddings", _TEXT),
         ("ensemble", _INT),
@@ -104,7 +102,7 @@ OBSERVATIONS = pa.schema(
         ("target", pa.list_(pa.float32())),
         ("labels", pa.list_(_TEXT)),
         ("provenance", pa.map_(_TEXT, _TEXT)),
-        ("trial", _TEXT),
+        ("setup", _SHARED),
     ],
     metadata={"distsub_schema_version": str(SCHEMA_VERSION)},
 )
@@ -113,14 +111,16 @@ OBSERVATIONS = pa.schema(
 SEARCHES = pa.schema(
     [
         ("search", _TEXT),
+        ("setup_id", _TEXT),
+        ("condition_id", _TEXT),
         ("task", _TEXT),
         ("model", _TEXT),
+        ("label", _TEXT),
         ("method", _TEXT),
         ("projection", _TEXT),
         ("normalization", _TEXT),
-        ("groups", _TEXT),
+        ("scales", _TEXT),
         ("head", _TEXT),
-        ("variant", _TEXT),
         ("projection_seed", _INT),
         ("head_seed", _INT),
         ("data_seed", _INT),
@@ -141,23 +141,25 @@ SEARCHES = pa.schema(
         ("wall_s", _FLOAT),
     ]
 )
-"""One row per search: task x model x method x seeds. first_passing_d is null unless the outcome is "found".
+"""One row per search: a setup (a condition with its seeds) and a grid.
 
-The bracket is open at its lower end: bracket_low is the largest d known to fail, bracket_high the smallest
-known to pass; null where nothing failed or nothing passed. threshold_rule says what the threshold is ("0.9 x full",
-"accuracy >= 0.8"), chance_rule whether chance is the "majority" class or "theta_0", the untouched model.
+first_passing_d is null unless the outcome is "found". The bracket is open at its lower end: bracket_low is the largest
+d known to fail, bracket_high the smallest known to pass; null where nothing failed or nothing passed. label tells the
+methods of the sweep apart, for people. threshold_rule says what the threshold is ("0.9 x full", "accuracy >= 0.8"),
+chance_rule whether chance is the "majority" class or "theta_0", the untouched model.
 """
 
 D90 = pa.schema(
     [
+        ("condition_id", _TEXT),
         ("task", _TEXT),
         ("model", _TEXT),
+        ("label", _TEXT),
         ("method", _TEXT),
         ("projection", _TEXT),
         ("normalization", _TEXT),
-        ("groups", _TEXT),
+        ("scales", _TEXT),
         ("head", _TEXT),
-        ("variant", _TEXT),
         ("d90", _FLOAT),
         ("d90_low", _FLOAT),
         ("d90_high", _FLOAT),
@@ -183,7 +185,7 @@ D90 = pa.schema(
         ("wall_s", _FLOAT),
     ]
 )
-"""One row per task x model x method over all its seeds.
+"""One row per condition (model, task, method, learning rate, budget) over all its seeds.
 
 d90 is the median, d90_low and d90_high the 95% interval of the d at which the expected score of trainings that train
 crosses the threshold, from all rows of all seeds. d90 is null unless d90_outcome is "found", an end of the interval
@@ -194,143 +196,119 @@ reach, d90 is the d at which it is reached, and what follows from full fine-tuni
 with its 95% band.
 """
 
-METHOD_COLUMNS = ("method", "projection", "normalization", "groups", "head", "variant")
+METHOD_COLUMNS = ("method", "projection", "normalization", "scales", "head")
 """The columns that name a method in all three tables."""
-
 
 ANSWERS = ("metrics", "predicted", "target", "labels", "provenance")
 """Columns of `from_row` that nearly all of a row's memory goes to and no decision of a search rests on."""
 
-RECORD = ("trial_id", "trial", *(each.name for each in dataclasses.fields(Observation) if each.name != "trial"))
+IDENTITY = ("trial_id", "setup_id", "setup", "d", "eta")
+"""The columns that say which trial a row is of."""
+
+RECORD = (*IDENTITY, *(each.name for each in dataclasses.fields(Observation) if each.name != "trial"))
 """The columns that `from_row` needs."""
 
 _DEFAULTS = {
     each.name: each.default for each in dataclasses.fields(Observation) if each.name not in ("trial", "status")
 }
-_PLAIN = tuple(name for name in RECORD if name not in ("trial_id", "trial", "curve", *ANSWERS))
-D_AND_ETA = r'"d": ([^,{}"]+), "eta": ([^,{}"]+), '
-"""Where d and eta stand in a trial's canonical JSON: all that the trials of one search differ in."""
-
-_ABLATION_COLUMNS = ("ablation", "mask")
-_LEARNED_COLUMNS = ("head_from", "scope", "embeddings", "ensemble", "start", "step", "match_norms")
+_PLAIN = tuple(name for name in RECORD if name not in (*IDENTITY, "curve", *ANSWERS))
 
 
-def trial_to_json(trial: Trial) -> str:
-    """Write a trial as the canonical JSON that its id is the hash of."""
-    return trial.identity
+def setup_from_json(text: str) -> Setup:
+    """Rebuild a setup from its canonical JSON.
 
-
-def trial_from_json(text: str) -> Trial:
-    """Rebuild a trial from its canonical JSON; fields that the text does not name are at their defaults.
-
-    A trial that is told by its content has no addresses there: `Places.locate` gives them back.
+    One that is told by its content has no addresses there: `Places.locate` gives them back.
 
     Raises:
-        ValueError: The text is no trial, or one of another identity version.
+        ValueError: The text is no setup, or one of another identity version.
     """
     try:
-        record = trial_record(text)
-        version = record.pop("version")
-        method: dict[str, Any] = record.pop("method")
-        if method.get("span") is not None:
-            method["span"] = _span(method["span"])
-        trial = Trial(
-            task=task_from(record.pop("task")),
-            method=Method(**method),
-            seeds=Seeds(**record.pop("seeds")),
-            budget=Budget(**record.pop("budget")),
-            **record,
-        )
+        return setup_record(text)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"not a trial: {error}") from None
-    if version != IDENTITY_VERSION:
-        raise ValueError(f"trial of identity version {version}, this distsub makes version {IDENTITY_VERSION}")
-    return trial
+        raise ValueError(f"not a setup: {error}") from None
 
 
-class TrialReader:
-    """Does what `trial_from_json` does for many trials, of which most differ in d and eta only."""
+class SetupReader:
+    """Rebuilds the setups of many rows, each once."""
 
     def __init__(self, places: Places | None = None) -> None:
-        """Start with nothing read.
-
-        Args:
-            places: Where the contents of trials lie.
-        """
-        self._kin: dict[str, Trial] = {}
+        """Say where the contents of setups lie."""
+        self._known: dict[str, Setup] = {}
         self._places = places or Places()
 
-    def read(self, text: str) -> Trial:
-        """Rebuild one trial.
+    def read(self, text: str) -> Setup:
+        """Rebuild one setup, with addresses at which its contents lie.
 
         Raises:
-            ValueError: As `trial_from_json`.
+            ValueError: As `setup_from_json`.
         """
-        found = re.search(D_AND_ETA, text)
-        if found is None:
-            return self._places.locate(trial_from_json(text))
-        rest = text[: found.start()] + text[found.end() :]
-        if rest not in self._kin:
-            self._kin[rest] = self._places.locate(trial_from_json(text))
-        d, eta = json.loads(found[1]), json.loads(found[2])
-        check_d_and_eta(d, eta)
-        trial = dataclasses.replace(self._kin[rest], d=d, eta=eta)
-        vars(trial)["id"] = hashlib.sha256(text.encode()).hexdigest()[:16]  # the text is what `Trial.id` hashes
-        return trial
+        if text not in self._known:
+            self._known[text] = self._places.locate(setup_from_json(text))
+        return self._known[text]
 
 
-def _span(record: dict[str, Any]) -> Span:
-    sources = tuple(
-        Source(**{**source, "task": source["task"] and task_from(source["task"])}) for source in record["sources"]
-    )
-    return Span(**{**record, "sources": sources, "budget": Budget(**record["budget"])})
+def method_columns(method: Method) -> dict[str, Any]:
+    """Write a method as the columns of a row; those that it does not have are null."""
+    row: dict[str, Any] = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    if isinstance(method, Subspace):
+        projection = method.projection
+        row |= {"projection": method.family, "normalization": "global", "match_norms": False}
+        if isinstance(projection, Random):
+            row |= {"normalization": projection.normalization, "block_length": projection.block_length}
+            row["match_norms"] = projection.match is not None
+    elif isinstance(method, Full) and method.ablation:
+        row |= {"ablation": method.ablation.edit, "mask": method.ablation.mask}
+    return {"method": label(method), **{name: row.get(name) for name in _METHOD}}
+
+
+_METHOD = (
+    "projection", "normalization", "scales", "head", "block_length", "scope", "embeddings", "ensemble", "start", "step",
+    "match_norms", "ablation", "mask",
+)  # fmt: skip
 
 
 def to_table(observation: Observation) -> pa.Table:
     """Convert one observation to a table of one row in the canonical schema."""
-    trial, task, method, budget = (
-        observation.trial,
-        observation.trial.task,
-        observation.trial.method,
-        observation.trial.budget,
-    )
+    trial = observation.trial
+    model, task, budget = trial.model, trial.task, trial.budget
     same = ("status", "score", "chance", "num_examples", "steps", "num_tokens", "wall_s", "eval_s", "peak_bytes")
+    same += ("metrics",)
     same += ("num_params", "num_trained", "num_trained_head", "num_scales", "step_size", "error")
+    same += ("predicted", "target", "labels", "provenance")
     row: dict[str, Any] = {name: getattr(observation, name) for name in same}
     row |= {
         "schema_version": SCHEMA_VERSION,
         "trial_id": trial.id,
-        "trial": trial_to_json(trial),
-        "metrics": observation.metrics,
+        "setup_id": trial.setup.id,
+        "condition_id": trial.condition.id,
+        "setup": trial.setup.identity,
         "curve": [{"step": step, "score": score} for step, score in observation.curve],
         "correct": _correct(observation),
-        "predicted": observation.predicted,
-        "target": observation.target,
-        "labels": observation.labels,
-        "provenance": observation.provenance,
+        "model": model.name,
+        "revision": model.revision,
+        "head_from": model.head_from,
+        "model_content": model.content,
+        "task": task.name,
+        "metric": task.metric,
+        "trajectories": [recording.id for recording in trial.recordings],
     }
-    row |= {name: getattr(trial, name) for name in ("model", "revision", "d", "eta", "learning_rate")}
+    row |= {name: getattr(trial, name) for name in ("d", "eta", "learning_rate")}
     row |= {f"{name}_seed": seed for name, seed in dataclasses.asdict(trial.seeds).items()}
-    row |= {"task": task.name, "metric": task.metric, "model_content": trial.weights}
     row |= {
         f"task_{field.name}": getattr(task, field.name)
         for field in dataclasses.fields(Task)
         if field.name not in ("name", "metric", "where")
     }
     row["task_where"] = [{"column": column, "value": value} for column, value in task.where]
-    row |= {"method": method.name, "block_length": method.block_length}
-    row |= {name: getattr(method, name) for name in (*METHOD_COLUMNS[1:], *_LEARNED_COLUMNS, *_ABLATION_COLUMNS)}
-    if method.name == "freeze":
-        row["d"] = 0  # a search needs a grid, but there are no coordinates
+    row |= method_columns(trial.method)
     if trial.is_theta_0:
         row["learning_rate"] = None  # no step is taken
-    row["trajectories"] = [recording.id for recording in trial.recordings]
     row |= {name if name != "steps" else "budget_steps": value for name, value in dataclasses.asdict(budget).items()}
     columns = [_column(row[field.name], field.type) for field in OBSERVATIONS]
     return pa.Table.from_arrays(columns, schema=OBSERVATIONS)
 
 
-def from_row(row: Mapping[str, Any], reader: TrialReader | None = None) -> Observation:
+def from_row(row: Mapping[str, Any], reader: SetupReader | None = None) -> Observation:
     """Rebuild an observation from a row as `pa.Table.to_pylist` gives it.
 
     The inverse of `to_table`; `predicted` and `target` come back as float32 holds them, and columns of `ANSWERS` that
@@ -344,8 +322,10 @@ def from_row(row: Mapping[str, Any], reader: TrialReader | None = None) -> Obser
         ValueError: The row's trial cannot be rebuilt, or is not the trial that its id names; or a value is none that an
             observation can have. The message is one line.
     """
-    trial = (reader or TrialReader()).read(row["trial"])
-    if trial.id != row["trial_id"]:
+    setup = (reader or SetupReader()).read(row["setup"])
+    check_d_and_eta(row["d"], row["eta"])
+    trial = Trial(setup, row["d"], row["eta"])
+    if (setup.id, trial.id) != (row["setup_id"], row["trial_id"]):
         raise ValueError(f"the row is named {row['trial_id']}, its trial is {trial.id}")
     values = {
         "metrics": _pairs(row.get("metrics") or ()),

@@ -14,8 +14,8 @@ import pyarrow as pa
 from distsub.files import Files
 from distsub.finetune.checkpoint import Checkpoint
 from distsub.finetune.train import Progress
+from distsub.records import Observation, Trial
 from distsub.results import Store
-from distsub.trial import Observation, Trial
 
 FOLDER = "checkpoints"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from distsub.errors import ConfigError, DimensionError
 from distsub.places import ModelPlace, Places
+from distsub.records import Freeze, Full, Learned, Method, Model, Random, Task, Theta0, Trial
 from distsub.search import Search
-from distsub.sweep import Model, Sweep
-from distsub.trial import DEFAULT_PROJECTION, Method, Task, Trial
+from distsub.sweep import Sweep
 
 
 def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
@@ -52,7 +52,7 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
             rehearse(_one_of_each(sweep, task, address), splits, device, say)
     done = set()
     for search in sweep.searches():
-        if search.method.span is not None and (kind := (search.task, search.method)) not in done:
+        if search.span is not None and (kind := (search.task, search.method)) not in done:
             done.add(kind)
             _check_span(search)
     return sweep
@@ -62,11 +62,14 @@ def _one_of_each(sweep: Sweep, task: Task, address: Model) -> list[Trial]:
     """List a baseline trial of a model on a task, and a trial of each method at its largest d."""
     found: dict[Method, Trial] = {}
     for search in sweep.searches():
-        if (search.task, search.weights) == (task, address.content):
+        if (search.task, search.model) == (task, address):
             if search.baseline:
                 baseline = max(search.baseline, key=lambda trial: trial.learning_rate)
                 found.setdefault(baseline.method, baseline)
             found.setdefault(search.method, search.trials_at(search.dims[-1])[0])
+    for trial in sweep.controls():
+        if (trial.task, trial.model) == (task, address):
+            found.setdefault(trial.method, trial)
     return list(found.values())
 
 
@@ -95,23 +98,23 @@ def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:
     """Build the projections at both ends of the grid: whatever refuses a d does so now."""
     from distsub.subspace import families, layout
 
-    if method.name == "freeze":
+    if isinstance(method, Full | Theta0):
+        return
+    if isinstance(method, Freeze):
         layout.outside(model, method.head, method.embeddings)
         return
     entries = layout.entries(model, method.head, method.embeddings)
-    if method.projection == "trajectory":  # its d is checked with its checkpoints
+    projection = method.projection
+    if not isinstance(projection, Random):  # its d is checked with its checkpoints
         if method.scope == "layer":
             layout.layers(entries)
         return
-    groups = layout.scale_groups(entries, method.groups)
+    groups = layout.scale_groups(entries, method.scales)
     kind = families.Kind(
-        method.projection or DEFAULT_PROJECTION,
-        method.normalization or "global",
-        block_length=method.block_length,
-        scope=method.scope,
+        projection.family, projection.normalization, block_length=projection.block_length, scope=method.scope
     )
     for d in {dims[0], dims[-1]}:
-        scales = layout.check_dimension(d, entries, groups, method.name)
+        scales = layout.check_dimension(d, entries, groups, "said" if method.scales else "did")
         families.assemble(entries, d - scales, kind)
 
 
@@ -119,7 +122,7 @@ def _check_span(search: Search) -> None:
     """Refuse a learned subspace of more dimensions than there will be checkpoints."""
     from distsub.runtime.recording import num_rows
 
-    span = search.method.span
+    span = search.span
     assert span is not None, "asked for learned subspaces only"
     trial = search.trials_at(search.dims[0])[0]
     if not trial.recordings:
@@ -130,7 +133,7 @@ def _check_span(search: Search) -> None:
             f'{search.name}: mode = "centered" has no direction with one checkpoint; record more ([trajectory] steps, '
             'every), or take mode = "difference"'
         )
-    if search.method.projection == "trajectory" and search.dims[-1] > most:
+    if isinstance(search.method.projection, Learned) and search.dims[-1] > most:
         raise DimensionError(
             f"{search.name}: d = {search.dims[-1]} is above the {most} directions that its checkpoints span; give the "
             f"method dims up to {most}, or record more ([trajectory] steps, every)"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from distsub.errors import OutOfMemoryError, OutputError
 from distsub.finetune.train import Progress, failed
+from distsub.records import Observation, Trial
 from distsub.results import Store
 from distsub.runtime.checkpoints import Begun
 from distsub.runtime.drain import Drain
@@ -12,7 +13,6 @@ from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place, perform
 from distsub.search import Board
 from distsub.sweep import Resources
-from distsub.trial import Observation, Trial
 
 
 def run(

@@ -6,13 +6,13 @@ what was predicted for each example: at the end the tables' estimates, which are
 """
 
 import time
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from distsub.errors import DistsubError
+from distsub.records import Observation
 from distsub.search import Search
 from distsub.search.estimate import estimate
 from distsub.search.spec import key as key_of
-from distsub.trial import Observation, Trial
 
 SHARE = 20
 """A fit may follow another after this many times what that one took."""
@@ -23,27 +23,27 @@ class Intervals:
 
     def __init__(self, searches: Sequence[Search], rows: Iterable[Observation] = ()) -> None:
         """Start with the rows that are known."""
-        self._members: dict[Hashable, list[Search]] = {}
-        self._baseline: dict[Hashable, list[Hashable]] = {}
-        self._first: dict[Hashable, int] = {}
+        self._members: dict[str, list[Search]] = {}
+        self._baseline: dict[str, list[str]] = {}
+        self._first: dict[str, int] = {}
         for index, search in enumerate(searches):
-            key = _kind(search.trials_at(search.dims[0])[0])
+            key = search.condition.id
             self._members.setdefault(key, []).append(search)
             self._first.setdefault(key, index)
-            for each in map(key_of, search.references):
+            for each in (key_of(trial.setup) for trial in search.references):
                 users = self._baseline.setdefault(each, [])
                 if key not in users:
                     users.append(key)
-        self._rows: dict[Hashable, dict[str, Observation]] = {key: {} for key in self._members}
-        self._stale: dict[Hashable, None] = {}
-        self._texts: dict[Hashable, str] = {}
+        self._rows: dict[str, dict[str, Observation]] = {key: {} for key in self._members}
+        self._stale: dict[str, None] = {}
+        self._texts: dict[str, str] = {}
         self._again = 0.0
         for row in rows:
             self.add(row)
 
     def add(self, row: Observation) -> None:
         """Note a result; an error is none."""
-        keys = self._baseline.get(key_of(row.trial), ()) if row.trial.is_reference else (_kind(row.trial),)
+        keys = self._baseline.get(key_of(row.trial.setup), ()) if row.trial.is_reference else (row.trial.condition.id,)
         for key in keys:
             if row.status != "error" and key in self._members:
                 self._rows[key][row.trial.id] = row
@@ -95,16 +95,11 @@ class Intervals:
 
     def text(self, search: Search) -> str:
         """Return the estimate that a search has part in, in words; empty while nothing can be said."""
-        return self._texts.get(_kind(search.trials_at(search.dims[0])[0]), "")
+        return self._texts.get(search.condition.id, "")
 
-    def _fit(self, key: Hashable) -> str:
+    def _fit(self, key: str) -> str:
         try:
             found = estimate(self._members[key], list(self._rows[key].values()))
         except DistsubError:
             return ""  # rows that allow no fit are told of at the end, where a person can act on it
         return found.text if found.width != float("inf") else ""
-
-
-def _kind(trial: Trial) -> Hashable:
-    """Return all of a subspace trial but d, eta and seeds: its rows are fitted together."""
-    return (trial.base, trial.task, trial.method, trial.learning_rate, trial.budget)

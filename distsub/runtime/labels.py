@@ -1,15 +1,14 @@
 """Names for people: short, each one's own, and safe on a terminal."""
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from rich.cells import cell_len
 
+from distsub.records import Full, Seeds, Trial, label, method_labels, model_labels
+from distsub.records.labels import apart
 from distsub.results.terminal import printable
 from distsub.search import Search
-from distsub.trial import Method, Seeds, Trial
 
 Named = TypeVar("Named", bound=Hashable)
 
@@ -59,13 +58,9 @@ class Labels:
 
     def __init__(self, searches: Sequence[Search]) -> None:
         """Choose the names; without searches, trials are named by all that they have."""
-        self._tasks = _apart({search.task: search.task.name for search in searches})
-        ends = Counter(_last(model) for model in {search.model for search in searches})
-        first = {search.base: search for search in reversed(searches)}
-        models = {base: _last(search.model) for base, search in first.items()}
-        models = {base: name if ends[name] == 1 else first[base].model for base, name in models.items()}
-        self._models = _apart(models, lambda base: (f"@{first[base].revision}",) if first[base].revision else ())
-        self._methods = _apart({search.method: _method(search.method) for search in searches}, _options)
+        self._tasks = apart({search.task: printable(search.task.name) for search in searches})
+        self._models = _clean(model_labels({search.model: None for search in searches}))
+        self._methods = _clean(method_labels({search.method: None for search in searches}))
         self._parts = [self._of(search) for search in searches]
         several = {part for part in PARTS if len({each[part] for each in self._parts}) > 1}
         self.varying = tuple(part for part in PARTS if part in several)
@@ -84,35 +79,29 @@ class Labels:
     def trial(self, trial: Trial) -> str:
         """Name a trial: task and model where they differ, then method, d, step and seeds."""
         task = self._tasks.get(trial.task, printable(trial.task.name))
-        model = self._models.get(trial.base, printable(_last(trial.model)))
+        model = self._models.get(trial.model) or printable(model_labels([trial.model])[trial.model])
         which = [name for part, name in (("task", task), ("model", model)) if part in self.varying]
         return " ".join([*(which if self._parts else [task]), self._what(trial)])
 
     def _what(self, trial: Trial) -> str:
         if trial.is_theta_0:
             return f"theta_0 s{trial.seeds.head}"
-        if trial.eta is None:  # full fine-tuning, of all weights or with some disabled
-            disabled = f" {trial.method.ablation} {trial.method.mask}" if trial.method.ablation else ""
+        if isinstance(trial.method, Full):  # of all weights, or with some disabled
+            disabled = f" {trial.ablation.edit} {trial.ablation.mask}" if trial.ablation else ""
             return f"full{disabled} lr={trial.learning_rate:g} s{trial.seeds.data}"
-        method = self._methods.get(trial.method, _method(trial.method))
+        method = self._methods.get(trial.method) or printable(label(trial.method))
+        if trial.eta is None:
+            return f"{method} s{trial.seeds.data}"
         return f"{method} d={trial.d} eta={trial.eta:g} s{_seed(trial.seeds)}"
 
     def _of(self, search: Search) -> dict[str, str]:
         names = (
             self._tasks[search.task],
-            self._models[search.base],
+            self._models[search.model],
             self._methods[search.method],
             _seed(search.seeds),
         )
         return dict(zip(PARTS, names, strict=True))
-
-
-def _last(model: str) -> str:
-    return model.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1]
-
-
-def _method(method: Method) -> str:
-    return method.variant or method.name
 
 
 def _seed(seeds: Seeds) -> str:
@@ -120,29 +109,5 @@ def _seed(seeds: Seeds) -> str:
     return str(every[0]) if len(set(every)) == 1 else ".".join(map(str, every))
 
 
-def _options(method: Method) -> tuple[str, ...]:
-    """List a method's own settings, those that are words first."""
-    given = [(field.name, getattr(method, field.name)) for field in fields(method) if field.name != "name"]
-    words = [value for _, value in given if isinstance(value, str)]
-    return (*words, *(f"{name}={value:g}" for name, value in given if isinstance(value, int | float)))
-
-
-def _apart(
-    names: Mapping[Named, str], options: Callable[[Named], tuple[str, ...]] = lambda key: ()
-) -> dict[Named, str]:
-    """Clean names; to those that are alike add options in which they differ, as few as will do, or else a number."""
-    groups: dict[str, list[Named]] = {}
-    for key, name in names.items():
-        groups.setdefault(printable(name), []).append(key)
-    made: dict[Named, str] = {}
-    for name, keys in groups.items():
-        given = [options(key) for key in keys]
-        common = set(given[0]).intersection(*given)
-        own = [[printable(each) for each in one if each not in common] for one in given]
-        texts, number = [name] * len(keys), 0
-        while len(set(texts)) < len(keys) and number < max(map(len, own)):
-            number += 1
-            texts = [" ".join([name, *each[:number]]) for each in own]
-        for index, (key, text) in enumerate(zip(keys, texts, strict=True)):
-            made[key] = text if texts.index(text) == index else f"{text} #{texts[: index + 1].count(text)}"
-    return made
+def _clean(names: Mapping[Named, str]) -> dict[Named, str]:
+    return apart({key: printable(name) for key, name in names.items()})

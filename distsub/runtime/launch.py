@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.errors import ConfigError, OutputError, UnavailableError
+from distsub.records import Observation, Trial
 from distsub.results import Store
 from distsub.results.compact import merge
 from distsub.results.drivers import Heartbeat
@@ -25,7 +26,6 @@ from distsub.search import Board, Search, make_policy
 from distsub.search.batch import Batch
 from distsub.search.plan import make_plan
 from distsub.sweep import Sweep
-from distsub.trial import Observation, Trial
 
 RESUMABLE = frozenset({"finished", "diverged"})
 """Rows that count on resuming; a trial that ended in an error is tried again."""
@@ -65,7 +65,7 @@ def _board(sweep: Sweep, rows: Iterable[Observation], shard: Shard) -> Board:
             f"--shard {index}/{count}: the sweep has {len(sweep.searches())} searches, so that none is left for this "
             "driver; give as many drivers as searches at most"
         )
-    board = Board(searches, make_policy(sweep.policy), sweep.limit)
+    board = Board(searches, make_policy(sweep.policy), sweep.limit, sweep.controls()[index::count])
     for row in rows:
         if row.status in RESUMABLE:
             board.observe(row)
@@ -112,7 +112,7 @@ def run(
 
     table = store.read(answers=False)
     rows = [row for row in table if row.status in RESUMABLE]
-    board = _board(sweep, table, shard) if trials is None else Batch(map(sweep.places.locate, trials), rows)
+    board = _board(sweep, table, shard) if trials is None else Batch(map(sweep.places.locate_trial, trials), rows)
     resources = sweep.resources
     if store.files.puts_whole:
         store.folder = f"{ROWS}/{secrets.token_hex(8)}"

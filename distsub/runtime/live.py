@@ -17,12 +17,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from distsub.records import Observation, Trial
 from distsub.results.terminal import Terminal, printable
 from distsub.runtime.labels import PARTS, shorten
 from distsub.runtime.progress import Reporter, bracket_text
 from distsub.search import Board, Finding, Outcome
-from distsub.search.spec import lineage
-from distsub.trial import Observation, Trial
 
 if TYPE_CHECKING:
     from rich.console import RenderResult
@@ -123,10 +122,10 @@ class LiveReporter(Reporter):
 
     def _rows(self, indices: Sequence[int], known: Sequence[Finding]) -> list[Row]:
         """Describe searches by their positions."""
-        tried: dict[object, list[int | None]] = {}
+        tried: dict[str, list[int | None]] = {}
         for one in self.progress.running():
             if not one.trial.is_reference:
-                tried.setdefault(lineage(one.trial), []).append(one.trial.d)
+                tried.setdefault(one.trial.setup.id, []).append(one.trial.d)
         rows = []
         for index in indices:
             search, found = self.board.searches[index], known[index]
@@ -135,7 +134,7 @@ class LiveReporter(Reporter):
                 "best": "-" if found.best_score is None else f"{found.best_score:.4f}",
                 "goal": "-" if found.thresholds is None else f"{found.thresholds.score:.4f}",
                 "trials": str(found.num_trials),
-                "state": _state(found, tried.get(search.lineage, [])),
+                "state": _state(found, tried.get(search.setup.id, [])),
                 DROPPED[0]: self.intervals.text(search),
             }
             rows.append(Row(self.labels.parts(index) | cells, found.outcome.is_over))

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.finetune import data, memory, train
+from distsub.records import Condition, Seeds, Trial, label
 from distsub.results.listing import size_text
 from distsub.runtime.checks import check
 from distsub.runtime.launch import board_of, model_facts
@@ -20,7 +21,6 @@ from distsub.search import make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
 from distsub.search.spec import all_references, eta_tries
 from distsub.sweep import Sweep
-from distsub.trial import Method, Seeds, Trial
 
 PROBE_STEPS = 6
 """Real steps timed per model, task and method; the first, which loads and warms up, is the start-up."""
@@ -81,9 +81,10 @@ def plan(
 
     def seconds(trial: Trial) -> float:
         if trial.is_theta_0:  # as any other training of the model begins and ends
-            found = next(probe for (task, model, _), probe in probes.items() if (task, model) == _kind(trial)[:2])
+            same = (trial.model, trial.task)
+            found = next(probe for each, probe in probes.items() if (each.model, each.task) == same)
         else:
-            found = probes[_kind(trial)]
+            found = probes[trial.condition]
         # Going forward only is about a third of a step's work.
         eval_s = evaluated[trial.task.name] / trial.budget.batch_size * found.step_s / 3
         return seconds_per_trial(lambda _: found.step_s, found.startup_s, eval_s)(trial) or 0.0
@@ -93,20 +94,22 @@ def plan(
     for search in board.searches:
         method = search.method
         num_labels = splits[search.task.name].task.num_labels or 0
-        about = facts(search.model, search.revision, num_labels, method.head, method.groups, method.embeddings)
-        found = probes.get((search.task.name, search.model, method))
+        about = facts(
+            search.model.name, search.model.revision, num_labels, method.head, method.scales, method.embeddings
+        )
+        found = probes.get(search.condition)
         most = board.policy.max_trials(search) - search.num_references
         result_bytes += most * (row_bytes(search.task.name) + ADAPTER_BYTES + NUMBER_BYTES * search.dims[-1])
         rows.append(
             {
                 "task": search.task.name,
-                "model": search.model,
-                "method": method.variant or method.name,
+                "model": search.model.name,
+                "method": label(method),
                 "seed": _seed(search.seeds),
-                "projection": method.projection,
+                "projection": method.family,
                 "head": method.head,
                 "D": about["num_params"],
-                "scales": about["groups"] if method.name == "said" else 0,
+                "scales": about["groups"] if method.scales else 0,
                 "dims": f"{search.dims[0]}..{search.dims[-1]} ({len(search.dims)})",
                 "etas": search.eta_range.tries if search.eta_range else len(search.etas),
                 "max_trials": most,
@@ -190,10 +193,6 @@ def _total(name: str, cost: Cost, slots: int, first: int) -> dict[str, Any]:
     }
 
 
-def _kind(trial: Trial) -> tuple[str, str, Method]:
-    return trial.task.name, trial.model, trial.method
-
-
 def _seed(seeds: Seeds) -> str:
     numbers = [str(seed) for seed in (seeds.projection, seeds.head, seeds.data)]
     return numbers[0] if len(set(numbers)) == 1 else "/".join(numbers)
@@ -212,16 +211,16 @@ def _slots(sweep: Sweep, demand: int) -> int:
     return max(1, int((os.cpu_count() or 1) / max(sweep.resources.cpus_per_trial, 1e-9)))
 
 
-def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, str, Method], Probe]:
+def _probe(sweep: Sweep, board: Any) -> dict[Condition, Probe]:
     """Time real steps of each model, task and method at the middle of the grid."""
     import torch
 
     torch.set_num_threads(max(1, int(sweep.resources.cpus_per_trial)))
     device = "cuda" if sweep.resources.gpus_per_trial else "cpu"
-    found: dict[tuple[str, str, Method], Probe] = {}
+    found: dict[Condition, Probe] = {}
     for search in board.searches:
         for trial in (*search.baseline[:1], search.trials_at(search.dims[len(search.dims) // 2])[0]):
-            if _kind(trial) in found:
+            if trial.condition in found:
                 continue
             meter, steps, times = memory.Meter(device), train.train(without_checkpoints(trial), device), []
             last = time.perf_counter()
@@ -229,6 +228,6 @@ def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, str, Method], Probe]:
                 next(steps)
                 times.append(time.perf_counter() - last)
                 last = time.perf_counter()
-            found[_kind(trial)] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
+            found[trial.condition] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
             steps.close()
     return found

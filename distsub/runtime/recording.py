@@ -22,12 +22,12 @@ from distsub.errors import ConfigError, OutputError, TrajectoryError
 from distsub.files import Files, first_line
 from distsub.finetune import data, pretrained, trajectory
 from distsub.finetune.train import Progress, finish
+from distsub.records import Observation, Recording, Trial
 from distsub.results import Store
 from distsub.results.claims import Claim
 from distsub.runtime.checkpoints import EVERY_S, Kept, kept_by
 from distsub.subspace.trajectory import Snapshots
 from distsub.sweep import Sweep
-from distsub.trial import Observation, Recording, Trial
 
 WAIT_S = 1.0
 """Seconds between looks at a trajectory that somebody else is recording."""
@@ -54,7 +54,7 @@ def provide(
         TrajectoryError: A trajectory cannot be recorded or used.
         OutputError: It cannot be written.
     """
-    if trial.method.span is None:
+    if trial.span is None:
         return None
     for recording in trial.recordings:
         yield from ensure(recording, store, device, checkpoint_s)
@@ -155,7 +155,7 @@ def _is_there(path: Path, full: Trial) -> bool:
         found = trajectory.load(path)
     except TrajectoryError:
         return trajectory.has_diverged(path)
-    trajectory.check_weights(found, pretrained.prepare(full.model, full.revision).sha256)
+    trajectory.check_weights(found, pretrained.prepare(full.model.name, full.model.revision).sha256)
     return True
 
 
@@ -196,7 +196,7 @@ def listing(recordings: Iterable[Recording], store: Store) -> pa.Table:
             {
                 "trajectory": recording.id,
                 "task": recording.trial.task.name,
-                "model": recording.trial.model,
+                "model": recording.trial.model.name,
                 "head_seed": recording.trial.seeds.head,
                 "data_seed": recording.trial.seeds.data,
                 "learning_rate": recording.trial.learning_rate,
@@ -223,7 +223,7 @@ def costs(sweep: Sweep) -> list[tuple[Recording, int]]:
         if (key := (trial.task, trial.budget)) not in rows:
             splits = data.load(*key)
             rows[key] = len(splits.train), splits.task.num_labels or 0
-        if (about := (trial.model, trial.revision, rows[key][1])) not in sizes:
+        if (about := (trial.model.name, trial.model.revision, rows[key][1])) not in sizes:
             model = pretrained.build(pretrained.prepare(*about[:2]), about[2], 0)
             sizes[about] = sum(parameter.numel() for parameter in model.parameters())
         found.append((recording, trajectory.num_bytes(recording, sizes[about], rows[key][0])))
@@ -273,7 +273,7 @@ def num_rows(trial: Trial) -> int:
     Raises:
         TrajectoryError: A task has too few steps for the checkpoints asked for.
     """
-    span, total = trial.method.span, 0
+    span, total = trial.span, 0
     assert span is not None, "a trial in a learned subspace has a span"
     for recording in trial.recordings:
         full = recording.trial

@@ -15,7 +15,7 @@ from distsub.files import first_line
 from distsub.finetune import batches, memory, pretrained, train
 from distsub.finetune.data import Split, Splits
 from distsub.finetune.precision import autocast_for
-from distsub.trial import DEFAULT_PROJECTION, Budget, Trial
+from distsub.records import Budget, Random, Subspace, Trial, label
 
 ABSOLUTE, RELATIVE = 1e-5, 1e-4
 """Of the largest logit: how far a text's logits in a batch may be from those of the text alone, in float32."""
@@ -69,7 +69,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         DistsubError: What would fail or give a wrong number later, and how to mend it.
     """
     first, *others = trials
-    prepared = pretrained.prepare(first.model, first.revision)
+    prepared = pretrained.prepare(first.model.name, first.model.revision)
     tokenizer = pretrained.tokenizer(prepared)
     name = f"{first.model} on {first.task.name}"
     _check_room(tokenizer, first, name)
@@ -77,7 +77,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
     _check_tokens(rows, tokenizer, first)
     if say and (line := _joined(tokenizer, splits.train, name)):
         say(f"note: {line}")
-    labels, head_from = splits.task.num_labels or 0, first.method.head_from
+    labels, head_from = splits.task.num_labels or 0, first.model.head_from
     model = pretrained.build(prepared, labels, first.seeds.head, head_from=head_from).to(device).eval()
     with _one_line(name, "a forward pass"):
         _check_names(splits, model, head_from, name)
@@ -85,7 +85,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         _check_batches(rows, tokenizer, model, first.budget, device)
     del model
     for trial in (first, *others):
-        with _one_line(name, f"a step of {trial.method.variant or trial.method.name}"):
+        with _one_line(name, f"a step of {label(trial.method)}"):
             _step(without_checkpoints(trial), prepared, rows, tokenizer, device)
 
 
@@ -241,12 +241,11 @@ def _joined(tokenizer: Any, split: Split, name: str) -> str:
 
 def without_checkpoints(trial: Trial) -> Trial:
     """Let a random subspace of the same layers stand for one whose checkpoints may not be there yet."""
-    if trial.method.span is None:
+    if not isinstance(trial.method, Subspace) or trial.span is None:
         return trial
-    method = replace(trial.method, span=None, match_norms=False)
-    if method.projection == "trajectory":
-        method = replace(method, projection=DEFAULT_PROJECTION)
-    return replace(trial, method=method)
+    projection = trial.method.projection
+    plain = replace(projection, match=None) if isinstance(projection, Random) else Random()
+    return trial.vary(method=replace(trial.method, projection=plain))
 
 
 @contextlib.contextmanager

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 
 from distsub.errors import ConfigError
+from distsub.records import Observation
 from distsub.runtime.simulated import ONE_SLOT, Ledger, Machines, Recorded, Source, simulate
 from distsub.search import Board, Finding, Search, make_policy
-from distsub.trial import Observation
 
 REPLAY = pa.schema(
     [

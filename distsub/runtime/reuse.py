@@ -1,7 +1,6 @@
 """Take from other results what a sweep would train again: the rows of its trials, and their adapters."""
 
-import contextlib
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import starmap
 
@@ -9,14 +8,14 @@ import pyarrow as pa
 
 from distsub.errors import OutputError
 from distsub.files import first_line
+from distsub.records import Trial
 from distsub.results import Store
 from distsub.results.compact import write_parts
 from distsub.results.rows import FINAL, RANK
-from distsub.results.schema import TrialReader
+from distsub.results.schema import SetupReader
 from distsub.search import Search
 from distsub.search.spec import key
 from distsub.sweep import Sweep
-from distsub.trial import Trial
 
 _CONNECTIONS = 16
 
@@ -45,17 +44,14 @@ def take(sweep: Sweep, store: Store, others: Sequence[Store], adapters: bool = T
     taken: dict[str, int] = {}
     known = store.trial_ids({status for status, rank in RANK.items() if rank == FINAL})
     for other in others:
-        table, reader = other.table(), TrialReader(other.places)
+        table, reader = other.table(), SetupReader(other.places)
 
-        def wants(trial_id: str, status: str, text: str, reader: TrialReader = reader) -> bool:
-            if RANK.get(status) != FINAL or trial_id in known:
-                return False
-            with contextlib.suppress(ValueError):  # of another version: another trial
-                trial = reader.read(text)
-                return trial.id == trial_id and asked(trial)
-            return False
+        def wants(
+            trial_id: str, status: str, text: str, d: int | None, eta: float | None, reader: SetupReader = reader
+        ) -> bool:
+            return RANK.get(status) == FINAL and trial_id not in known and asked(Trial(reader.read(text), d, eta))
 
-        columns = (table[key].to_pylist() for key in ("trial_id", "status", "trial"))
+        columns = (table[name].to_pylist() for name in ("trial_id", "status", "setup", "d", "eta"))
         wanted = list(starmap(wants, zip(*columns, strict=True)))
         found = table.filter(pa.array(wanted, pa.bool_()))
         ids = found["trial_id"].to_pylist()
@@ -73,13 +69,14 @@ def take(sweep: Sweep, store: Store, others: Sequence[Store], adapters: bool = T
 
 def _asked(sweep: Sweep) -> Callable[[Trial], bool]:
     """Give what tells whether a sweep may ask for a trial, in the time of a look into a dictionary for most."""
-    searches: dict[Hashable, list[Search]] = {}
+    controls = {trial.id for trial in sweep.controls()}
+    searches: dict[str, list[Search]] = {}
     for search in sweep.searches():
         for each in search.keys:
             searches.setdefault(each, []).append(search)
 
     def asked(trial: Trial) -> bool:
-        return any(search.owns(trial) for search in searches.get(key(trial), ()))
+        return trial.id in controls or any(search.owns(trial) for search in searches.get(key(trial.setup), ()))
 
     return asked
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from distsub.records import Observation, Trial
 from distsub.search import Board
-from distsub.trial import Observation, Trial
 
 Source = Callable[[Trial], Observation]
 """What a trial gives when it runs to its end."""

@@ -24,8 +24,9 @@ from ray.tune.search import Searcher
 
 from distsub.errors import DataError, DistsubError, OutOfMemoryError, OutputError, UnavailableError
 from distsub.finetune.train import failed
+from distsub.records import Observation, Trial
 from distsub.results import Store
-from distsub.results.schema import trial_from_json, trial_to_json
+from distsub.results.schema import setup_from_json
 from distsub.runtime import cluster
 from distsub.runtime.checkpoints import Begun
 from distsub.runtime.drain import Drain
@@ -34,7 +35,6 @@ from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import TOLD, Place, perform
 from distsub.search import Board
 from distsub.sweep import Resources
-from distsub.trial import Observation, Trial
 
 STEP_S = 2.0
 """Seconds of training per Tune step: how long a cancelled trial may still run."""
@@ -65,7 +65,7 @@ class TrainTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._fresh = True
         self.config = {}  # Tune would send it back with every result and keep it twice
-        trial, needs = trial_from_json(config["trial"]), config["needs"]
+        trial, needs = Trial(setup_from_json(config["setup"]), config["d"], config["eta"]), config["needs"]
         self._on_gpu = needs["GPU"] > 0
         place = replace(
             self._place.within(needs["CPU"]), resumes=config["resumes"], gpu_share=needs["GPU"] if self._on_gpu else 1.0
@@ -157,7 +157,9 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         if trial.id in self._alone:
             needs = replace(needs, gpus_per_trial=1.0)
         return {
-            "trial": trial_to_json(trial),
+            "setup": trial.setup.identity,
+            "d": trial.d,
+            "eta": trial.eta,
             "resumes": self._begun.note(trial),
             "needs": {"CPU": needs.cpus_per_trial, "GPU": needs.gpus_per_trial},
         }

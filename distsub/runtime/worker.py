@@ -16,12 +16,12 @@ from distsub.errors import OutOfMemoryError, OutputError
 from distsub.files import first_line, parse_json
 from distsub.finetune import ablate, inputs, memory, train
 from distsub.places import Places
+from distsub.records import Observation, Recording, Trial
 from distsub.results import Store
 from distsub.results.store import ROWS
 from distsub.runtime.checkpoints import EVERY_S, Kept, kept_by
 from distsub.runtime.recording import provide, row_of
 from distsub.subspace.model import SubspaceModel
-from distsub.trial import Observation, Recording, Trial
 
 TOLD = ("status", "score", "chance", "error", "wall_s", "num_tokens", "num_examples", "curve")
 """What the driver hears of a row, as a list: of every number beside it Tune would keep five averages."""
@@ -93,7 +93,7 @@ def _perform(trial: Trial, place: Place) -> Generator[train.Progress, None, Obse
     torch.set_num_threads(place.threads)
     store = _store(place.out) if "://" in place.out else Store.open(place.out)
     store.folder = place.rows
-    trial = place.places.locate(store.places.locate(trial))
+    trial = place.places.locate_trial(store.places.locate_trial(trial))
     here = inputs.here(trial, store.files) if place.inputs else trial
 
     def keep(model: torch.nn.Module) -> None:
@@ -133,9 +133,9 @@ def mask_of(store: Store, trial: Trial) -> ablate.Positions | None:
         OutputError: It is not among the results.
         DataError: It is damaged.
     """
-    mask = trial.method.mask
-    if mask is None:
+    if trial.ablation is None:
         return None
+    mask = trial.ablation.mask
     try:
         data = store.files.read(f"masks/{mask}.safetensors")
     except OSError as error:
@@ -166,12 +166,12 @@ def save_adapter(store: Store, trial: Trial, model: SubspaceModel) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(
             folder,
-            base_model=trial.model,
-            revision=trial.revision,
+            base_model=trial.model.name,
+            revision=trial.model.revision,
             head_seed=trial.seeds.head,
-            head_from=trial.method.head_from,
+            head_from=trial.model.head_from,
             task=trial.task.name,
-            base_content=trial.weights,
+            base_content=trial.model.content,
         )
         target = f"adapters/{trial.id}"
         try:

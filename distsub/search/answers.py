@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distsub.trial import Observation
+from distsub.records import Observation
 
 
 def influences(observation: Observation) -> np.ndarray | None:

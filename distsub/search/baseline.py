@@ -21,7 +21,7 @@ UNKNOWN_EXAMPLES = 400
 """Evaluation examples assumed where nothing tells."""
 
 
-class Full(NamedTuple):
+class Trained(NamedTuple):
     """One full fine-tuning: learning rate, score (None if it diverged), examples evaluated."""
 
     rate: float
@@ -43,7 +43,7 @@ class Verdict(NamedTuple):
     rates: tuple[float, ...]
 
 
-def judge(full: Sequence[Full], chance: float | None, metric: str) -> Verdict:
+def judge(full: Sequence[Trained], chance: float | None, metric: str) -> Verdict:
     """Set aside the full fine-tunings that failed to train, and the learning rates under which most did.
 
     What diverged has failed; so has a score in the lowest quarter of the way from chance up to the upper quartile of
@@ -59,7 +59,7 @@ def judge(full: Sequence[Full], chance: float | None, metric: str) -> Verdict:
     good, floor = (float(np.quantile(scores, 0.75)) if scores else -math.inf), chance or 0.0
     line = floor + FAILED * (good - floor)
 
-    def has_failed(each: Full) -> bool:
+    def has_failed(each: Trained) -> bool:
         if each.score is None:
             return True
         error = math.sqrt(2 * variance(each.score, metric, each.num_examples))

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, KeysView, Set
 
+from distsub.records import Observation, Trial
 from distsub.search.board import Board
 from distsub.search.policies import make_policy
-from distsub.trial import Observation, Trial
 
 
 class Batch(Board):

@@ -9,12 +9,12 @@ from collections.abc import Hashable, Iterable, KeysView, Set
 from dataclasses import replace
 
 from distsub.errors import ConfigError
+from distsub.records import Observation, Trial
 from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding, Outcome
 from distsub.search.policies import Policy
 from distsub.search.spec import Search, all_references, eta_tries, key
 from distsub.search.spending import Limit, Spending
-from distsub.trial import Observation, Trial
 
 EARLIER = 8
 """How many searches of earlier seeds a search learns from, at most; bounds what one result can set in motion."""
@@ -41,16 +41,26 @@ class Board:
     begins where the last one ended. What is known depends on the rows alone, so whoever reads the rows back has learned
     the same.
 
+    Controls are single trials beside the searches, which decide nothing: they run where no search has a first choice
+    left for a slot.
+
     A limit ends the sweep: no trial is offered that it cannot afford, and once its hours are gone nothing is wanted.
     """
 
-    def __init__(self, searches: Iterable[Search], policy: Policy, limit: Limit | None = None) -> None:
+    def __init__(
+        self,
+        searches: Iterable[Search],
+        policy: Policy,
+        limit: Limit | None = None,
+        controls: Iterable[Trial] = (),
+    ) -> None:
         """Set up the searches with nothing observed.
 
         Args:
             searches: What is to be measured.
             policy: How each is searched.
             limit: What all trials together may spend; None is no limit.
+            controls: Trials that are wanted beside the searches.
 
         Raises:
             ConfigError: The same search is given twice.
@@ -64,7 +74,7 @@ class Board:
                 raise ConfigError(f"search {search.name} ({search.id}) is given twice: give each search once")
             seen.add(search)
         self._states: list[Evidence] = [policy.init(search) for search in self.searches]
-        self._interested: dict[Hashable, list[int]] = {}
+        self._interested: dict[str, list[int]] = {}
         for index, search in enumerate(self.searches):
             for each in search.keys:
                 self._interested.setdefault(each, []).append(index)
@@ -72,9 +82,9 @@ class Board:
         self._waits: list[int] = [0] * len(self.searches)  # earlier seeds that are still open
         self._over = [False] * len(self.searches)
         if getattr(policy, "learns", False):
-            families: dict[Hashable, list[int]] = {}
+            alike: dict[Hashable, list[int]] = {}
             for index, search in enumerate(self.searches):
-                members = families.setdefault(family(search), [])
+                members = alike.setdefault(same_but_seeds(search), [])
                 for earlier in members[-EARLIER:]:
                     self._later[earlier].append(index)
                 self._waits[index] = min(len(members), EARLIER)
@@ -85,7 +95,10 @@ class Board:
         self._width = max((len(search.references) + search.num_tries for search in self.searches), default=1)
         self._stale: dict[int, None] = dict.fromkeys(range(len(self.searches)))
         self._proposed: list[tuple[Trial, ...]] = [() for _ in self.searches]
-        self._claims: dict[str, dict[int, None]] = {}  # trial id -> the searches that want it, in sweep order
+        self._controls = {trial.id: trial for trial in controls}
+        self._all_controls = frozenset(self._controls)
+        # trial id -> the searches that want it, in sweep order; of a control none
+        self._claims: dict[str, dict[int, None]] = {trial_id: {} for trial_id in self._controls}
         # (is a probe, rank and standing back, search, version, rank): best one first
         self._heap: list[tuple[bool, int, int, int, int]] = []
         self._version = [0] * len(self.searches)
@@ -99,7 +112,12 @@ class Board:
         """
         self._spending.ended(observation)
         trial = observation.trial
-        interested = self._interested.get(key(trial), ())
+        if trial.id in self._all_controls:
+            self._observed.add(trial.id)
+            if self._controls.pop(trial.id, None):
+                del self._claims[trial.id]
+            return
+        interested = self._interested.get(key(trial.setup), ())
         if any(self.searches[index].owns(trial) for index in interested):  # not of a d that only a wider sweep asks for
             self._observed.add(trial.id)
         for index in interested:
@@ -130,7 +148,7 @@ class Board:
                 self._enter(index)
         if len(running) >= slots:
             return None
-        trial = self._first(running)
+        trial = self._first(running) or self._control(running)
         while trial is None and self._width < slots:
             self._widen()
             trial = self._first(running)
@@ -170,11 +188,12 @@ class Board:
     def max_trials(self) -> int:
         """Return the number of trials that the sweep never exceeds, each shared baseline counted once."""
         probes = sum(self.policy.max_trials(search) - search.num_references for search in self.searches)
-        return probes + sum(number for _, number in all_references(self.searches) + eta_tries(self.searches))
+        shared = sum(number for _, number in all_references(self.searches) + eta_tries(self.searches))
+        return probes + shared + len(self._all_controls)
 
     @property
     def num_observed(self) -> int:
-        """How many of the searches' trials have a result."""
+        """How many of the trials that the sweep asks for have a result."""
         return len(self._observed)
 
     def most_left(self) -> tuple[int, int]:
@@ -183,7 +202,7 @@ class Board:
         baselines: set[str] = set()
         unnamed: dict[Hashable, int] = {}  # full fine-tunings whose learning rate is not known yet
         untried: dict[Search, int] = {}  # searches whose etas are not known yet, and tries that were made
-        probes = 0
+        probes = len(self._controls)
         for index, state in enumerate(self._states):
             if not self._proposed[index]:
                 continue
@@ -217,6 +236,10 @@ class Board:
                 return trial
             self._enter(index, rank + 1)
         return None
+
+    def _control(self, running: Set[str]) -> Trial | None:
+        """Return the first control that neither has a result nor runs."""
+        return next((trial for trial_id, trial in self._controls.items() if trial_id not in running), None)
 
     def _enter(self, index: int, rank: int = 0) -> None:
         """Put a search on the heap with its proposal of that rank, if there is one; its older entry lapses."""
@@ -264,11 +287,9 @@ class Board:
         self._over[index] = over
 
 
-def family(search: Search) -> Hashable:
+def same_but_seeds(search: Search) -> Hashable:
     """Return all of a search but its seeds."""
-    base, task, method, learning_rate, _, budget = search.lineage
-    grid = (search.dims, search.etas, search.rule, search.tries)
-    return (base, task, method, learning_rate, budget, search.reference_ids, grid)
+    return (search.condition.id, search.reference_ids, search.dims, search.etas, search.rule, search.tries)
 
 
 def _spent(finding: Finding) -> Finding:

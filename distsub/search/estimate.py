@@ -25,11 +25,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from distsub.errors import ConfigError
+from distsub.records import Observation
 from distsub.search.interval import LEVEL, Estimate
 from distsub.search.outcome import Outcome
 from distsub.search.rule import D90_RULE, Rule, check_score
 from distsub.search.spec import Search
-from distsub.trial import Observation
 
 if TYPE_CHECKING:
     import numpy as np

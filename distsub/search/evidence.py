@@ -11,13 +11,13 @@ from functools import cached_property
 from itertools import chain, islice
 from typing import TypeVar
 
+from distsub.records import Observation, Status, Trial
 from distsub.search.answers import variance
-from distsub.search.baseline import UNKNOWN_EXAMPLES, Full, judge
+from distsub.search.baseline import UNKNOWN_EXAMPLES, Trained, judge
 from distsub.search.outcome import Bracket, Finding, Outcome, Thresholds
 from distsub.search.ranges import Course, Score, course
 from distsub.search.rule import floor_of
 from distsub.search.spec import Search
-from distsub.trial import Observation, Status, Trial
 
 SLACK = 1e-12
 """0.9 * 0.8 is 0.7200000000000001 in floating point; a score of 0.72 reaches it all the same."""
@@ -104,13 +104,13 @@ def thresholds(search: Search, results: Mapping[str, Result], others: Iterable[R
         majority, theta_0 = _chances([(trial, result) for trial, result in seen if result], others)
         chance = rule.chance_of(majority, theta_0)
         return Thresholds(None, chance, rule.value or 0.0, None, floor_of(majority, chance))
-    known, full = list[tuple[Trial, Result]](), list[Full]()
+    known, full = list[tuple[Trial, Result]](), list[Trained]()
     for trial, result in seen:
         if result is None or result.status == "error":
             return None
         known.append((trial, result))
         number = result.num_examples or trial.budget.eval_examples or UNKNOWN_EXAMPLES
-        full += [] if trial.is_theta_0 else [Full(trial.learning_rate, result.score, number)]
+        full += [] if trial.is_theta_0 else [Trained(trial.learning_rate, result.score, number)]
     majority, theta_0 = _chances(known)
     chance = rule.chance_of(majority, theta_0)
     floor, scores = floor_of(majority, chance), dict[float, list[float]]()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from distsub.errors import ConfigError
+from distsub.records import Condition, Observation
 from distsub.search.answers import influences
 from distsub.search.baseline import UNKNOWN_EXAMPLES
 from distsub.search.evidence import Result
@@ -11,8 +12,7 @@ from distsub.search.ranges import KEPT
 from distsub.search.recall import tuned
 from distsub.search.rows import Row, Rows, prepare
 from distsub.search.rule import check_score
-from distsub.search.spec import Search, lineage
-from distsub.trial import Observation, Trial
+from distsub.search.spec import Search
 
 
 def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> Rows:
@@ -30,23 +30,22 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
         raise ConfigError(f"searches is a single Search ({searches.name}): give a list of them, as [search]")
     if isinstance(observations, Observation):
         raise ConfigError("observations is a single Observation: give a list of them, as [observation]")
-    kind, asked, observations = _common_kind(searches), searches, list(observations)
+    condition, asked, observations = _common_condition(searches), searches, list(observations)
     searches = tuned(searches, observations)
     rates = {trial.learning_rate for search in searches for trial in search.baseline}
     budgets = {trial.budget for search in searches for trial in search.baseline}
     etas = {eta for search in searches for eta in search.etas}
     theta_0 = {trial.id for search in searches for trial in search.theta_0}
-    head_from = searches[0].method.head_from
     best: dict[str, tuple[Result, Observation]] = {}
     for observation in observations:
         trial = observation.trial
         if trial.is_theta_0:
             is_ours = trial.id in theta_0
         elif trial.is_baseline:
-            same = (trial.base, trial.task, trial.method.head_from) == (*kind[:2], head_from)
+            same = (trial.model, trial.task) == (condition.model, condition.task)
             is_ours = same and trial.learning_rate in rates and trial.budget in budgets
         else:
-            is_ours = trial.eta in etas and _kind(trial) == kind
+            is_ours = trial.eta in etas and trial.condition == condition
         if is_ours:
             result = Result.of(observation)
             known = best.get(trial.id)
@@ -83,23 +82,17 @@ def _row(result: Result, observation: Observation, metric: str) -> Row:
     )
 
 
-def _kind(trial: Trial) -> tuple[object, ...]:
-    """Return what the rows of one estimate share: everything but d, eta and seeds."""
-    base, task, method, rate, _, budget = lineage(trial)
-    return (base, task, method, rate, budget)
-
-
-def _common_kind(searches: Sequence[Search]) -> tuple[object, ...]:
-    kinds = {(s.base, s.task, s.method, s.learning_rate, s.budget): s.name for s in searches}
-    if len({s.rule for s in searches}) > 1:
+def _common_condition(searches: Sequence[Search]) -> Condition:
+    found = {search.condition: search.name for search in searches}
+    if len({search.rule for search in searches}) > 1:
         raise ConfigError("an estimate is of one threshold: give searches of one rule")
-    if len(kinds) != 1:
-        given = ", ".join(kinds.values()) or "none"
+    if len(found) != 1:
+        given = ", ".join(found.values()) or "none"
         raise ConfigError(
-            f"an estimate is of one model, task, method, learning rate and budget, given searches of {len(kinds)} kinds"
+            f"an estimate is of one model, task, method, learning rate and budget, given searches of {len(found)} kinds"
             f" ({given}): give the searches that differ in seeds only"
         )
-    return next(iter(kinds))
+    return next(iter(found))
 
 
 def _unknown_examples(found: Sequence[tuple[Result, Observation]]) -> tuple[str, ...]:

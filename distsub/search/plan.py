@@ -9,10 +9,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from distsub.search.board import Board, family
+from distsub.records import Trial
+from distsub.search.board import Board, same_but_seeds
 from distsub.search.policies import Grid, Policy
 from distsub.search.spec import Search, all_references, eta_tries
-from distsub.trial import Trial
 
 if TYPE_CHECKING:
     from distsub.search.synthetic import Curve
@@ -82,17 +82,17 @@ def make_plan(
         seconds: What a trial takes, as seconds_per_step x steps from a probe; None leaves hours out.
         price_per_hour: Of one slot.
     """
-    families: dict[Hashable, list[Search]] = {}
+    alike: dict[Hashable, list[Search]] = {}
     for search in searches:
-        families.setdefault(family(search), []).append(search)
+        alike.setdefault(same_but_seeds(search), []).append(search)
     baseline = sorted(all_references(searches), key=lambda each: each[0].id)
     most = [(trial, float(number)) for trial, number in baseline]
     expected = list(most)
     most += eta_tries(searches)
     chain_most = chain_expected = 0.0
     shapes: dict[Hashable, tuple[float, float]] = {}
-    for members in families.values():
-        one, share = members[0], max(1, slots // len(families))
+    for members in alike.values():
+        one, share = members[0], max(1, slots // len(alike))
         ranges = (one.rate_range, one.eta_range)
         shape = (one.dims, one.etas, one.tries, len(members), len(one.references), ranges)
         if shape not in shapes:

@@ -13,10 +13,10 @@ from itertools import chain, islice
 from typing import ClassVar, Protocol
 
 from distsub.errors import ConfigError
+from distsub.records import Method, Observation, Subspace, Trial
 from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding, Outcome
 from distsub.search.spec import Search
-from distsub.trial import Observation, Trial
 
 STEPS = (0, 1, 4, 9)
 """How many steps of the grid a search goes out from where it expects its answer, before it halves what is left.
@@ -73,7 +73,7 @@ class Grid:
 
     def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
         """Return the first `slots` trials without result: the baseline, then d by d."""
-        compared = state.search.method.variant is not None
+        compared = _is_compared(state.search.method)
         if state.obstacle is not None and not (compared and state.obstacle is Outcome.baseline_at_chance):
             return ()
         etas, tries = state.search.etas, state.search.num_tries
@@ -212,3 +212,7 @@ def make_policy(name: str) -> Policy:
         gone = " (it was removed: bisection has taken its place)" if name == "adaptive" else ""
         raise ConfigError(f"policy = {name!r} is unknown{gone}: give one of {', '.join(POLICIES)}")
     return POLICIES[name]()
+
+
+def _is_compared(method: Method) -> bool:
+    return isinstance(method, Subspace) and (method.scope == "layer" or method.span is not None)

@@ -1,17 +1,16 @@
 """Many rows at once: which search each belongs to, and what each search then knows.
 
-The same as observing them one by one, at a fraction of the time: rows come grouped by everything of their trial but
-d and eta, so a trial is looked at once per group rather than once per row.
+The same as observing them one by one, at a fraction of the time: rows come grouped by their setup.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import starmap
 from typing import NamedTuple
 
+from distsub.records import Full, Observation, Setup, Status, Theta0
 from distsub.search.evidence import Evidence, Result
 from distsub.search.spec import Search, key
-from distsub.trial import Observation, Status, Trial
 
 
 class Brief(NamedTuple):
@@ -39,8 +38,8 @@ class Brief(NamedTuple):
 COLUMNS = Brief._fields
 """The columns of a row that it is made of."""
 
-Series = tuple[Trial, Sequence[tuple]]
-"""A trial, of which d and eta do not count, and the rows of all that differ in them only, in the order of COLUMNS."""
+Series = tuple[Setup, Sequence[tuple]]
+"""A setup and the rows of its trials, in the order of COLUMNS."""
 
 
 _reduce = lru_cache(maxsize=10_000)(Result.reduce)
@@ -52,31 +51,31 @@ def brief(observation: Observation) -> Series:
     trial, o = observation.trial, observation
     row = (trial.id, trial.d, trial.eta, o.status, o.score, o.chance, o.wall_s, o.num_params, o.num_scales)
     row += (o.num_examples or len(o.predicted),)
-    return trial, [row]
+    return trial.setup, [row]
 
 
 def shares(searches: Sequence[Search], series: Iterable[Series]) -> list[list[Brief]]:
     """Give each search the rows that it owns: its own trials' and the baseline's, in the order of the searches."""
     found: list[list[Brief]] = [[] for _ in searches]
-    interested: dict[Hashable, list[int]] = {}
+    interested: dict[str, list[int]] = {}
     for index, search in enumerate(searches):
         for each in search.keys:
             interested.setdefault(each, []).append(index)
-    for trial, rows in series:
+    for setup, rows in series:
         briefs = list(starmap(Brief, rows))
-        for index in interested.get(key(trial), ()):
-            found[index] += _own(searches[index], trial, briefs)
+        for index in interested.get(key(setup), ()):
+            found[index] += _own(searches[index], setup, briefs)
     return found
 
 
-def _own(search: Search, trial: Trial, rows: list[Brief]) -> list[Brief]:
+def _own(search: Search, setup: Setup, rows: list[Brief]) -> list[Brief]:
     """Pick the rows that a search asks for, or may, from a series that has one of its keys."""
-    if trial.is_theta_0 or trial.method.name == "full":
-        if search.rate_range is not None and not trial.is_theta_0:
-            return rows if trial.learning_rate in search.rate_range else []
+    if isinstance(setup.method, Full | Theta0):
+        if search.rate_range is not None and isinstance(setup.method, Full):
+            return rows if setup.learning_rate in search.rate_range else []
         return [row for row in rows if row.trial_id in search.reference_ids]
     if search.eta_range is not None:
-        return [row for row in rows if search.takes(trial.seeds, row.d, row.eta)]
+        return [row for row in rows if search.takes(setup.seeds, row.d, row.eta)]
     positions, etas = search.positions, search.etas
     return [row for row in rows if row.d in positions and row.eta in etas]
 

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from distsub.search.answers import Shared, knot_scores, shared, variance
-from distsub.search.baseline import Full, judge
+from distsub.search.baseline import Trained, judge
 from distsub.search.curves import Noise, Scores
 from distsub.search.rule import D90_RULE, RANGES, Rule, floor_of
 
@@ -214,7 +214,7 @@ def prepare(
         said = ("no row gives a chance level: 0 is taken",)
     floor = floor_of(majority, chance)
     full = [row for row in ordered if row.d is None]
-    verdict = judge([Full(row.arm, row.score, row.num_examples) for row in full], floor, metric)
+    verdict = judge([Trained(row.arm, row.score, row.num_examples) for row in full], floor, metric)
     baseline = tuple(row for row, is_kept in zip(full, verdict.kept, strict=True) if is_kept)
     subspace = [row for row in ordered if row.d is not None]
     etas = _candidates(subspace)

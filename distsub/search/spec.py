@@ -1,6 +1,5 @@
 """The record of one search: the first passing d of one model on one task by one method under one triple of seeds."""
 
-import hashlib
 import json
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
@@ -8,44 +7,27 @@ from functools import cached_property
 from itertools import pairwise
 
 from distsub.errors import ConfigError
-from distsub.identity import ByContent, canonical, later
+from distsub.records import IDENTITY_VERSION, Full, InSetup, Seeds, Setup, Subspace, Trial, canonical, label
 from distsub.search.ranges import KEPT, Course, Range
 from distsub.search.rule import D90_RULE, Rule, check_score
-from distsub.trial import Budget, Method, Seeds, Task, Trial
-
-Lineage = tuple[str | tuple[str, str | None], Task, Method, float, Seeds, Budget]
 
 
-def lineage(trial: Trial) -> Lineage:
-    """Return everything of a trial but d and eta: what all subspace trials of one search have in common."""
-    return (trial.base, trial.task, trial.method, trial.learning_rate, trial.seeds, trial.budget)
-
-
-def key(trial: Trial) -> Hashable:
-    """Return what tells who may ask for a trial: its lineage, of a baseline without the learning rate."""
-    if trial.method.name == "full" and not trial.method.ablation:
-        return (trial.base, trial.task, trial.method, trial.seeds, trial.budget)
-    return lineage(trial)
+def key(setup: Setup) -> str:
+    """Return what tells who may ask for a trial: its setup's id, of full fine-tuning whatever the learning rate."""
+    return setup.id_at_any_rate if setup.method == Full() else setup.id
 
 
 @dataclass(frozen=True, eq=False)
-class Search(ByContent):
+class Search(InSetup):
     """One first passing d to be found, by everything that decides it.
 
     Attributes:
-        task: What is trained on.
-        model: "package:NAME", a local directory, or a hub id.
-        method: How the update is parametrised; never "full".
-        seeds: Projection, head and data seed of every subspace trial.
-        budget: What each training may spend.
+        setup: What all its subspace trials share; its learning rate is lr_full, which eta scales.
         dims: The dimensions that may be tried, strictly increasing.
         etas: The learning-rate grid, relative to full fine-tuning's first-order decrease.
-        learning_rate: lr_full, the rate of full fine-tuning that eta scales.
         baseline: The full fine-tunings that set the threshold, every learning rate times every seed; none where the
             rule is a value.
         rule: What has to be reached.
-        revision: Hub revision of the model, or None.
-        weights: Hash of the model, as in `Trial`.
         theta_0: The trials that score the untouched model, one per head seed, where the rule takes it as chance.
         tries: Etas that a d is given before it has failed, the same number at every d; None is all of them.
         rate_range: Where the learning rates of the baseline are looked for; `baseline` then has one full fine-tuning
@@ -57,26 +39,16 @@ class Search(ByContent):
         ConfigError: The record describes no search.
     """
 
-    ADDRESS = frozenset(("model", "revision"))
-    CONTENT = "weights"
-
-    task: Task
-    model: str
-    method: Method
-    seeds: Seeds
-    budget: Budget
+    setup: Setup
     dims: tuple[int, ...]
     etas: tuple[float, ...]
-    learning_rate: float
     baseline: tuple[Trial, ...]
     rule: Rule = D90_RULE
-    revision: str | None = None
-    tries: int | None = later(None)
-    weights: str | None = later(None)
-    rate_range: Range | None = later(None)
-    eta_range: Range | None = later(None)
-    first_seeds: Seeds | None = later(None)
-    theta_0: tuple[Trial, ...] = later(())
+    tries: int | None = None
+    rate_range: Range | None = None
+    eta_range: Range | None = None
+    first_seeds: Seeds | None = None
+    theta_0: tuple[Trial, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what would search in silence for nothing."""
@@ -86,8 +58,8 @@ class Search(ByContent):
             raise ConfigError(f"etas = {_short(self.etas)}: give at least one, each above 0, none twice")
         if self.tries is not None and not 1 <= self.tries <= len(self.etas):
             raise ConfigError(f"tries = {self.tries}: give a number from 1 to {len(self.etas)}, the number of etas")
-        if self.method.name in ("full", "theta_0"):
-            raise ConfigError(f"method = {self.method.name!r} has no d to search for: give a subspace method")
+        if not isinstance(self.setup.method, Subspace):
+            raise ConfigError(f"method {label(self.setup.method)!r} has no d to search for: give a subspace")
         self._check_references()
 
     def _check_references(self) -> None:
@@ -103,34 +75,37 @@ class Search(ByContent):
         if len(self.reference_ids) < len(self.references):
             raise ConfigError("a baseline trial is given twice: give each full fine-tuning once")
         for trial in self.references:
-            given = (trial.base, trial.task, trial.method.head_from)
             fits = trial.is_theta_0 if trial in self.theta_0 else trial.is_baseline
-            if not fits or given != (self.base, self.task, self.method.head_from):
+            if not fits or (trial.model, trial.task) != (self.model, self.task):
                 raise ConfigError(
-                    f"baseline trial {trial.id} ({trial.method.name}, {trial.task.name}, {trial.model}) is no full"
-                    f" fine-tuning of {self.model} on {self.task.name}: give d = None, the same model and task"
+                    f"baseline trial {trial.id} ({label(trial.method)}, {trial.task.name}, {trial.model.name}) is no "
+                    f"full fine-tuning of {self.model.name} on {self.task.name}: give d = None, the same model and task"
                 )
 
-    @cached_property
-    def id(self) -> str:
-        """Sixteen hex digits that name this search."""
-        return hashlib.sha256(json.dumps(canonical(self), sort_keys=True).encode()).hexdigest()[:16]
+    @property
+    def identity(self) -> str:
+        """Canonical JSON of the search, in which its setup and baseline stand by their ids."""
+        record = {"version": IDENTITY_VERSION, "setup": self.setup.id, "baseline": [each.id for each in self.baseline]}
+        record |= {name: getattr(self, name) for name in ("dims", "etas", "tries")}
+        record |= {name: canonical(getattr(self, name)) for name in ("rule", "rate_range", "eta_range", "first_seeds")}
+        record["theta_0"] = [each.id for each in self.theta_0]
+        return json.dumps(record, sort_keys=True)
 
     @property
     def name(self) -> str:
         """A key for people, such as mrpc/all-MiniLM-L6-v2/said/s0; searches that differ in more share it."""
-        model = self.model.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1]
+        model = self.model.name.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1]
         seeds = dict.fromkeys((self.seeds.projection, self.seeds.head, self.seeds.data))
         if len(seeds) > 1:
-            label = f"s{self.seeds.projection}.{self.seeds.head}.{self.seeds.data}"
+            seed = f"s{self.seeds.projection}.{self.seeds.head}.{self.seeds.data}"
         else:
-            label = f"s{self.seeds.projection}"
-        return f"{self.task.name}/{model}/{self.method.variant or self.method.name}/{label}"
+            seed = f"s{self.seeds.projection}"
+        return f"{self.task.name}/{model}/{label(self.method)}/{seed}"
 
     @property
-    def base(self) -> str | tuple[str, str | None]:
-        """What tells the model from others, as in `Trial`."""
-        return self.weights or (self.model, self.revision)
+    def method(self) -> Subspace:
+        """How the update is parametrised."""
+        return self.setup.method  # type: ignore[return-value]  # checked when the search is made
 
     @property
     def num_tries(self) -> int:
@@ -149,11 +124,6 @@ class Search(ByContent):
         """What subspaces are held against: full fine-tunings, and theta_0 for every head."""
         return len(self.theta_0) + self.num_baseline
 
-    @cached_property
-    def lineage(self) -> Lineage:
-        """What a subspace trial must share to belong to this search."""
-        return (self.base, self.task, self.method, self.learning_rate, self.seeds, self.budget)
-
     def trials_at(self, d: int) -> tuple[Trial, ...]:
         """Return the trials that may decide one d: one per eta, in the order of etas.
 
@@ -163,11 +133,7 @@ class Search(ByContent):
         if d not in self.positions:
             raise ConfigError(f"d = {d} is not on this search's grid of {len(self.dims)}: {_short(self.dims)}")
         if d not in self._made:
-            _, task, method, rate, seeds, budget = self.lineage
-            self._made[d] = tuple(
-                Trial(self.model, task, method, d, rate, eta, seeds, budget, self.revision, self.weights)
-                for eta in self.etas
-            )
+            self._made[d] = tuple(Trial(self.setup, d, eta) for eta in self.etas)
         return self._made[d]
 
     def owns(self, trial: Trial) -> bool:
@@ -175,12 +141,11 @@ class Search(ByContent):
         if trial.is_baseline:
             if self.rate_range is None:
                 return trial.id in self.reference_ids
-            return trial.learning_rate in self.rate_range and key(trial) in self.keys
+            return trial.learning_rate in self.rate_range and key(trial.setup) in self.keys
         if trial.is_theta_0:
             return trial.id in self.reference_ids
-        if not self.takes(trial.seeds, trial.d, trial.eta):
-            return False
-        return lineage(trial) == self.lineage or key(trial) in self.keys  # the first is cheap, and true of most
+        is_ours = trial.setup.id == self.setup.id or key(trial.setup) in self.keys
+        return is_ours and self.takes(trial.seeds, trial.d, trial.eta)
 
     def takes(self, seeds: Seeds, d: int | None, eta: float | None) -> bool:
         """Return whether this search may ask for d and eta, of a subspace trial that has one of its keys."""
@@ -189,10 +154,10 @@ class Search(ByContent):
         return eta in self.eta_range and (d in self.positions if seeds == self.seeds else d == self.try_d)
 
     @cached_property
-    def keys(self) -> frozenset[Hashable]:
+    def keys(self) -> frozenset[str]:
         """The keys of the trials that it may ask for."""
-        own: list[Hashable] = [self.lineage, *map(key, self.references)]
-        return frozenset(own if self.eta_range is None else [*own, key(self.try_at(1.0))])
+        own = [key(self.setup), *(key(trial.setup) for trial in self.references)]
+        return frozenset(own if self.eta_range is None else [*own, key(self.try_at(1.0).setup)])
 
     @property
     def try_d(self) -> int:
@@ -203,13 +168,13 @@ class Search(ByContent):
         """Return the trial that tries an eta of the range."""
         if (None, eta) not in self._tried:
             seeds = self.first_seeds or self.seeds
-            self._tried[None, eta] = replace(self.trials_at(self.try_d)[0], eta=eta, seeds=seeds)
+            self._tried[None, eta] = Trial(replace(self.setup, seeds=seeds), self.try_d, eta)
         return self._tried[None, eta]
 
     def full_at(self, rate: float) -> Trial:
         """Return the full fine-tuning that tries a learning rate of the range."""
         if (rate, None) not in self._tried:
-            self._tried[rate, None] = replace(self.baseline[0], learning_rate=rate)
+            self._tried[rate, None] = self.baseline[0].vary(learning_rate=rate)
         return self._tried[rate, None]
 
     def tuned(self, rates: Course | None, etas: Course | None) -> "Search":
@@ -219,7 +184,7 @@ class Search(ByContent):
             if rates is not None:
                 baseline = tuple(self.full_at(rate) for rate in rates.kept or rates.values)
                 others = self.baseline[1:] if rates.kept else ()
-                baseline += tuple(replace(each, learning_rate=rate) for each in others for rate in rates.kept or ())
+                baseline += tuple(each.vary(learning_rate=rate) for each in others for rate in rates.kept or ())
             if etas is not None:
                 steps = etas.kept or tuple(sorted(etas.values))
             self._tuned[rates, etas] = replace(
@@ -270,13 +235,13 @@ def all_references(searches: Iterable[Search]) -> list[tuple[Trial, int]]:
 def eta_tries(searches: Iterable[Search]) -> list[tuple[Trial, int]]:
     """List the tries of etas that are no trial of a search otherwise, as `all_references` does."""
     found: dict[str, tuple[Trial, int]] = {}
-    own: set[Lineage] = set()
+    own: set[str] = set()
     for search in searches:
         if search.eta_range is not None:
             one = search.try_at(1.0)  # any eta stands for all
-            own.add(search.lineage)
+            own.add(search.setup.id)
             found[one.id] = one, search.eta_range.tries
-    return [(one, number - (KEPT if lineage(one) in own else 0)) for one, number in found.values()]
+    return [(one, number - (KEPT if one.setup.id in own else 0)) for one, number in found.values()]
 
 
 def _short(values: tuple[float, ...]) -> str:

@@ -1,14 +1,14 @@
 """What a sweep has spent of its limit, and whether it can afford the next trial.
 
-No clock: hours are those that rows tell, and for what runs or was lost on the way the longest that a trial of its kind
-took so far. So a limit in trials is kept exactly, one in hours as far as trials of a kind take alike: while nothing of
-any kind has ended, nothing is known and all slots start.
+No clock: hours are those that rows tell, and for what runs or was lost on the way the longest that a trial of its
+condition took so far. So a limit in trials is kept exactly, one in hours as far as trials of a condition take alike:
+while none has ended, nothing is known and all slots start.
 """
 
-from collections.abc import Hashable, Set
+from collections.abc import Set
 from dataclasses import dataclass
 
-from distsub.trial import Observation, Trial
+from distsub.records import Observation, Trial
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Spending:
         self.limit = limit
         self.running: frozenset[str] = frozenset()
         self._begun: set[str] = set()
-        self._kinds: dict[str, Hashable] = {}  # of the trials that were offered
-        self._longest: dict[Hashable, float] = {}
+        self._conditions: dict[str, str] = {}  # of the trials that were offered
+        self._longest: dict[str, float] = {}
         self._done: set[str] = set()  # trials that have a row
         self._rows: set[tuple[str, str, float]] = set()
         self._hours = 0.0  # of rows, and of what was cancelled, crashed or lost its slot
@@ -58,7 +58,7 @@ class Spending:
         if self.limit is None or running == self.running:
             return
         lost = self.running - running - self._done
-        self._hours += sum(self._expected(self._kinds.get(each)) for each in lost)
+        self._hours += sum(self._expected(self._conditions.get(each)) for each in lost)
         self.running = frozenset(running)
         self._begun |= self.running
 
@@ -69,17 +69,17 @@ class Spending:
         self._rows.add(key)
         self._done.add(row.trial.id)
         self._begun.add(row.trial.id)
-        kind, hours = _kind(row.trial), row.wall_s / 3600
+        condition, hours = row.trial.condition.id, row.wall_s / 3600
         self._hours += hours
-        self._longest[kind] = max(self._longest.get(kind, 0.0), hours)
+        self._longest[condition] = max(self._longest.get(condition, 0.0), hours)
 
     def allows(self, trial: Trial) -> bool:
         """Return whether this trial may start beside those that run; one that was begun before is no further trial."""
         if self.limit is None:
             return True
-        kind = self._kinds[trial.id] = _kind(trial)
-        in_flight = sum(self._expected(self._kinds.get(each)) for each in self.running)
-        return self.limit.allows(self._hours + in_flight, len(self._begun - {trial.id}), self._expected(kind))
+        condition = self._conditions[trial.id] = trial.condition.id
+        in_flight = sum(self._expected(self._conditions.get(each)) for each in self.running)
+        return self.limit.allows(self._hours + in_flight, len(self._begun - {trial.id}), self._expected(condition))
 
     @property
     def trials_left(self) -> int | None:
@@ -93,9 +93,5 @@ class Spending:
         """Whether what runs must end now."""
         return self.limit is not None and self.limit.spent(self._hours)
 
-    def _expected(self, kind: Hashable | None) -> float:
-        return self._longest.get(kind, max(self._longest.values(), default=0.0))
-
-
-def _kind(trial: Trial) -> Hashable:
-    return (trial.model, trial.task.name, trial.method, trial.budget)
+    def _expected(self, condition: str | None) -> float:
+        return self._longest.get(condition or "", max(self._longest.values(), default=0.0))

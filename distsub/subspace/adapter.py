@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distsub.errors import AdapterError, DistsubError, OutputError
+from distsub.records import HeadFrom, Task
 from distsub.subspace import layout
 from distsub.subspace.adapter_checks import (
     check_base,
@@ -30,7 +31,6 @@ from distsub.subspace.adapter_checks import (
 )
 from distsub.subspace.model import SubspaceModel
 from distsub.subspace.trajectory import Snapshots
-from distsub.trial import HeadFrom, Task
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distsub.errors import ConfigError
+from distsub.records import DEFAULT_FAMILY
 from distsub.subspace import bits, guard, selftest
 from distsub.subspace import layout as layouts
 from distsub.subspace.doors import Door
@@ -25,7 +26,6 @@ from distsub.subspace.lending import Lending
 from distsub.subspace.trajectory import Snapshots
 from distsub.subspace.weights import Numbers, Weights
 from distsub.subspace.wrapper import Original, Wrapper
-from distsub.trial import DEFAULT_PROJECTION
 
 METHODS = ("did", "said")
 
@@ -70,7 +70,7 @@ class SubspaceModel(Wrapper):
         model: nn.Module,
         d: int,
         method: str = "did",
-        projection: str = DEFAULT_PROJECTION,
+        projection: str = DEFAULT_FAMILY,
         normalization: str = "global",
         groups: str = "layer",
         head: str = "in_subspace",

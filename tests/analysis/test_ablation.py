@@ -8,16 +8,16 @@ import pytest
 
 from distsub.analysis.ablation import ablations_table, compare, mcnemar, score, t_interval
 from distsub.finetune import metrics
+from distsub.records import Ablation, Budget, Full, Model, Observation, Seeds, Setup, Task, Trial
 from distsub.results.analyses import ABLATIONS, MASKS
-from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 TASK = Task("t", "x", ("a",))
 
 
-def observation(correct, seed=0, method=Method("full"), task=TASK):  # noqa: B008
+def observation(correct, seed=0, method=Full(), task=TASK):  # noqa: B008
     target = np.arange(len(correct)) % 2
     predicted = np.where(correct, target, 1 - target)
-    trial = Trial("m", task, method, None, 1e-4, None, Seeds(0, seed, seed), Budget(steps=10))
+    trial = Trial(Setup(Model("m"), task, method, 0.0001, Budget(steps=10), Seeds(0, seed, seed)))
     value = float(np.mean(correct)) if task.metric == "accuracy" else 0.5
     return Observation(
         trial,
@@ -99,7 +99,7 @@ def test_other_examples_are_not_compared_one_by_one():
 
 
 def mask(name, kind, seed):
-    row = {"mask": name, "kind": kind, "variant": "intrinsic", "head_seed": seed, "data_seed": seed, "positions": 7}
+    row = {"mask": name, "kind": kind, "method": "intrinsic", "head_seed": seed, "data_seed": seed, "positions": 7}
     return row
 
 
@@ -112,8 +112,8 @@ def test_the_table_pairs_by_seed_and_compares_with_none_and_with_the_outliers():
             name = f"{kind}{seed}"
             masks.append(mask(name, kind, seed))
             if (kind, seed) != ("magnitude", 2):  # one that has not run yet
-                rows.append(observation(draw.random(200) < p, seed, Method("full", ablation="zero", mask=name)))
-    rows.append(observation(np.ones(200, bool), 0, Method("full", ablation="zero", mask="unknown")))
+                rows.append(observation(draw.random(200) < p, seed, Full(Ablation("zero", name))))
+    rows.append(observation(np.ones(200, bool), 0, Full(Ablation("zero", "unknown"))))
     table = ablations_table(rows, pa.Table.from_pylist(masks, schema=MASKS))
     assert table.schema == ABLATIONS
     found = {(row["mask"], row["versus"]): row for row in table.to_pylist()}
@@ -130,7 +130,7 @@ def test_a_training_that_diverged_counts_as_chance_and_one_in_error_not_at_all()
     rows = [observation(draw.random(200) < 0.8, seed) for seed in range(3)]
     masks = [mask(f"outliers{seed}", "outliers", seed) for seed in range(3)]
     for seed, status in enumerate(("finished", "diverged", "error")):
-        seen = observation(draw.random(200) < 0.8, seed, Method("full", ablation="zero", mask=f"outliers{seed}"))
+        seen = observation(draw.random(200) < 0.8, seed, Full(Ablation("zero", f"outliers{seed}")))
         rows.append(seen if status == "finished" else replace(seen, status=status, score=None, predicted=()))
     [found] = ablations_table(rows, pa.Table.from_pylist(masks, schema=MASKS)).to_pylist()
     assert (found["seeds"], found["scores"][1]) == (2, 0.5)
@@ -142,7 +142,7 @@ def test_masks_of_other_dimensions_are_not_mixed():
     draw, rows, masks = np.random.default_rng(0), [observation(np.ones(50, bool))], []
     for d in (2, 8):
         masks.append(mask(f"outliers{d}", "outliers", 0) | {"d": d})
-        rows.append(observation(draw.random(50) < d / 10, 0, Method("full", ablation="zero", mask=f"outliers{d}")))
+        rows.append(observation(draw.random(50) < d / 10, 0, Full(Ablation("zero", f"outliers{d}"))))
     found = ablations_table(rows, pa.Table.from_pylist(masks, schema=MASKS)).to_pylist()
     assert {row["d"]: row["score"] for row in found} == {2: rows[1].score, 8: rows[2].score}
 

@@ -3,16 +3,33 @@
 import pytest
 
 from distsub.analysis.modes import modes_table
+from distsub.records import (
+    Ablation,
+    Budget,
+    Full,
+    Learned,
+    Model,
+    Observation,
+    Random,
+    Seeds,
+    Setup,
+    Source,
+    Span,
+    Subspace,
+    Task,
+    Trial,
+)
 from distsub.results.analyses import MODES
-from distsub.trial import Budget, Method, Observation, Seeds, Source, Span, Task, Trial
 
 TASK, BUDGET = Task("t", "x", ("a",)), Budget(steps=10)
-FULL, DID = Method("full"), Method("did", "fastfood", "global")
+FULL, DID = Full(), Subspace(Random("fastfood"))
 
 
 def row(method, seed, score, rate=1e-4, d=None, status="finished", task=TASK):
     eta = None if d is None else rate
-    trial = Trial("m", task, method, d, 1e-4 if d else rate, eta, Seeds(seed if d else 0, seed, seed), BUDGET)
+    trial = Trial(
+        Setup(Model("m"), task, method, 0.0001 if d else rate, BUDGET, Seeds(seed if d else 0, seed, seed)), d, eta
+    )
     return Observation(trial, status, score=score, chance=0.5)
 
 
@@ -35,7 +52,7 @@ def test_differences_are_paired_by_seed():
     did, full = table.to_pylist()
     assert did["difference"] == pytest.approx(-0.1) and did["difference_low"] == pytest.approx(-0.1, abs=1e-6)
     assert did["scores"] == pytest.approx([0.7, 0.75, 0.8, 0.1])
-    assert did["seeds"] == 4 and did["full"] == pytest.approx(0.85) and did["variant"] == "did"
+    assert did["seeds"] == 4 and did["full"] == pytest.approx(0.85) and did["method"] == "did"
     assert full["score_low"] < 0.85 < full["score_high"]
 
 
@@ -47,7 +64,7 @@ def test_diverged_counts_as_chance_and_errors_as_nothing():
 
 
 def test_ablated_trainings_are_not_full_ones():
-    rows = [row(FULL, 0, 0.9), row(Method("full", ablation="zero", mask="m"), 0, 0.5)]
+    rows = [row(FULL, 0, 0.9), row(Full(Ablation("zero", "m")), 0, 0.5)]
     [full] = modes_table(rows).to_pylist()
     assert full["score"] == 0.9
 
@@ -57,11 +74,11 @@ PAPER = APART | {"embeddings": "trained", "ensemble": 16, "start": "random", "st
 
 
 def spanned(*sources, training=APART, **span):
-    return Method("did", "trajectory", "global", span=Span(sources, 1e-4, BUDGET, **span), **training)
+    return Subspace(Learned(Span(sources, 0.0001, BUDGET, **span)), **training)
 
 
 def test_the_share_of_the_way_from_random_to_full():
-    random, paper = Method("did", "fastfood", "global", **APART), Method("did", "fastfood", "global", **PAPER)
+    random, paper = Subspace(Random("fastfood"), **APART), Subspace(Random("fastfood"), **PAPER)
     ways = {
         "full": row(FULL, 0, 0.9),
         "random": row(random, 0, 0.6, 0.1, 8),
@@ -73,7 +90,7 @@ def test_the_share_of_the_way_from_random_to_full():
         "last": row(spanned(Source(), last=True), 0, 0.9, 1.0, 8),
         "other_seed": row(spanned(Source(shift=1)), 0, 0.57, 1.0, 8),
     }
-    found = {each["variant"]: each for each in modes_table(list(ways.values())).to_pylist()}
+    found = {each["method"]: each for each in modes_table(list(ways.values())).to_pylist()}
     assert set(found) == set(ways)
     shares = {name: each["recovered"] for name, each in found.items()}
     assert shares.pop("full") is None and found["full"]["reason"] is None
@@ -91,14 +108,14 @@ def test_the_share_of_the_way_from_random_to_full():
 
 
 def test_where_full_fine_tuning_learns_nothing_the_scores_stand_and_the_reason_too():
-    random, own = Method("did", "fastfood", "global", **APART), spanned(Source())
+    random, own = Subspace(Random("fastfood"), **APART), spanned(Source())
     scores = {"chance": (0.5, 0.45), "below": (0.7, 0.8), "absent": (None, 0.6)}
     rows = []
     for name, (full, below) in scores.items():
         task = Task(name, "x", ("a",))
         rows += [row(FULL, 0, full, task=task)] if full is not None else []
         rows += [row(random, 0, below, 0.1, 8, task=task), row(own, 0, 0.65, 1.0, 8, task=task)]
-    found = {each["task"]: each for each in modes_table(rows).to_pylist() if each["variant"] == "intrinsic"}
+    found = {each["task"]: each for each in modes_table(rows).to_pylist() if each["method"] == "intrinsic"}
     assert {name: (each["score"], each["recovered"], each["random"]) for name, each in found.items()} == {
         name: (0.65, None, below) for name, (_, below) in scores.items()
     }

@@ -63,7 +63,7 @@ def tables():
                     "kind": "adapter",
                     "task": f"t{task}",
                     "model": "m",
-                    "variant": "did",
+                    "method": "did",
                 }
                 about |= {"projection": None, "d": 32, "projection_seed": seed, "head_seed": seed, "data_seed": seed}
                 for into, table, schema in zip(

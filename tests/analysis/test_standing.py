@@ -8,15 +8,15 @@ import pytest
 
 from distsub.analysis.standing import notes, smallest_lines, standing, status_rows, status_table
 from distsub.analysis.summary import Summary
+from distsub.records import Budget, Full, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.results import Store
 from distsub.results.drivers import Heartbeat
 from distsub.search import Search
-from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 TASK, BUDGET, SEEDS = Task(name="t\x1b[2J", source="x", text=("a",)), Budget(steps=10), Seeds(0, 0, 0)
-FULL = Trial("m", TASK, Method("full"), None, 1e-4, None, SEEDS, BUDGET)
-DID = Method("did", "fastfood", "global", None, block_length=1024)
-SEARCH = Search(TASK, "m", DID, SEEDS, BUDGET, (100, 200, 400), (0.3,), 5e-5, (FULL,))
+FULL = Trial(Setup(Model("m"), TASK, Full(), 0.0001, BUDGET, SEEDS))
+DID = Subspace(Random("fastfood", block_length=1024))
+SEARCH = Search(Setup(Model("m"), TASK, DID, 5e-05, BUDGET, SEEDS), (100, 200, 400), (0.3,), (FULL,))
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_notes_are_folded_and_name_what_they_are_about(store, monkeypatch):
     monkeypatch.setenv("COLUMNS", "50")
     summary = trained(store, {100: 0.6, 200: 0.75, 400: 0.79})
     lines = notes(summary.d90)
-    assert lines and all(line.startswith(r"note: t\x1b[2J did fastfood: ") for line in lines)
+    assert lines and all(line.startswith(r"note: t\x1b[2J did: ") for line in lines)
     assert all(len(part) <= 50 for line in lines for part in line.split("\n"))
 
 

@@ -1,7 +1,6 @@
 """From trainings to tables, on a tiny model: recorded fine-tunings, learned and random subspaces, ablations, angles."""
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +13,24 @@ from distsub.analysis.updates import adapter_layers, learned_updates
 from distsub.errors import ConfigError, OutputError
 from distsub.finetune import adapters, pretrained, trajectory
 from distsub.finetune.train import finish
+from distsub.records import (
+    Ablation,
+    Budget,
+    Full,
+    Learned,
+    Model,
+    Random,
+    Seeds,
+    Setup,
+    Source,
+    Span,
+    Subspace,
+    Task,
+    Trial,
+)
 from distsub.results import Store, query
 from distsub.results.analyses import analysis_tables, read_analysis
 from distsub.runtime.worker import Place, perform
-from distsub.trial import Budget, Method, Seeds, Source, Span, Task, Trial
 
 pytestmark = pytest.mark.slow
 
@@ -34,10 +47,10 @@ def study_of_two_seeds(tiny_model, tiny_data, tmp_path_factory):
     task = Task("tiny", tiny_data, ("sentence",))
     span = Span((Source(),), 1e-3, BUDGET, every=2, dtype="float32")
     apart = {"scope": "layer", "head": "trained", "embeddings": "trained"}
-    learned = Method("did", "trajectory", "global", span=span, **apart)
-    methods = (learned, Method("did", "fastfood", "global", block_length=4, **apart))
+    learned = Subspace(Learned(span), **apart)
+    methods = (learned, Subspace(Random("fastfood", block_length=4), **apart))
     trials = [
-        Trial(tiny_model, task, method, 3, 1e-3, 1.0, Seeds(seed, seed, seed), BUDGET)
+        Trial(Setup(Model(tiny_model), task, method, 0.001, BUDGET, Seeds(seed, seed, seed)), 3, 1.0)
         for method in methods
         for seed in (0, 1)
     ]
@@ -51,7 +64,7 @@ def study_of_two_seeds(tiny_model, tiny_data, tmp_path_factory):
 def test_updates_are_what_was_added_to_the_weights(study_of_two_seeds):
     store, trials = study_of_two_seeds
     updates = learned_updates(store, store.read())
-    assert [(each.kind, each.about["variant"]) for each in updates] == [
+    assert [(each.kind, each.about["method"]) for each in updates] == [
         *[("adapter", INTRINSIC)] * 2,
         *[("adapter", RANDOM)] * 2,
         *[("trajectory", "full")] * 2,
@@ -123,16 +136,16 @@ def test_the_whole_way_from_updates_to_ablations(study_of_two_seeds, capsys):
         assert by_kind[update, "random"]["positions"] == own["positions"] > 0 and own["unmatched"] == 0
         assert by_kind[update, "tensor"]["positions"] + by_kind[update, "tensor"]["unmatched"] == own["positions"]
 
-    intrinsic = masks.filter(pa.array([variant == INTRINSIC for variant in masks["variant"].to_pylist()]))
+    intrinsic = masks.filter(pa.array([variant == INTRINSIC for variant in masks["method"].to_pylist()]))
     trials = study.ablation_trials(updates, intrinsic, ["zero", "reset"])
     assert len(trials) == 2 + 2 * 4 * 2 and sum(trial.is_baseline for trial in trials) == 2
     for trial in trials[:6]:
         finish(perform(trial, Place(store.uri)))
     table = study.compare_ablations(store, store.read())
-    assert {(row["variant"], row["scope"]) for row in table.to_pylist()} == {(INTRINSIC, "layer")}
+    assert {(row["method"], row["scope"]) for row in table.to_pylist()} == {(INTRINSIC, "layer")}
     assert {row["versus"] for row in table.to_pylist()} == {"none", "outliers"}
     modes, transfer = study.compare_modes(store, store.read())
-    assert {row["variant"] for row in modes.to_pylist()} == {
+    assert {row["method"] for row in modes.to_pylist()} == {
         "full",
         "intrinsic embeddings trained",
         "random embeddings trained",
@@ -146,7 +159,7 @@ def test_the_whole_way_from_updates_to_ablations(study_of_two_seeds, capsys):
 def test_a_row_of_an_ablation_is_read_back(study_of_two_seeds):
     store, trials = study_of_two_seeds
     full = trials[0].recordings[0].trial
-    absent = replace(full, method=Method("full", ablation="zero", mask="0" * 16))
+    absent = full.vary(method=Full(Ablation("zero", "0" * 16)))
     with pytest.raises(OutputError, match="has no mask 0000000000000000"):
         finish(perform(absent, Place(store.uri)))
 
@@ -184,7 +197,7 @@ def test_what_is_not_finite_or_damaged_is_skipped_and_said(study_of_two_seeds, t
     cut.write_bytes(cut.read_bytes()[:-9])
     copy, said = Store.open(out), []
     updates = study.find_outliers(copy, copy.read(), k=2.5, say=said.append)
-    assert [(each.kind, each.about["variant"]) for each in updates] == [("adapter", RANDOM)] * 2
+    assert [(each.kind, each.about["method"]) for each in updates] == [("adapter", RANDOM)] * 2
     skipped = [line for line in said if line.startswith("skipped")]
     assert len(skipped) == 4 and len(said) == 6
     for why, times in (
@@ -194,7 +207,7 @@ def test_what_is_not_finite_or_damaged_is_skipped_and_said(study_of_two_seeds, t
     ):
         assert sum(why in line for line in skipped) == times, why
     listed = study.outlier_listing(copy, updates)
-    assert set(listed["variant"].to_pylist()) == {RANDOM} and listed.num_rows == 2 * 2
+    assert set(listed["method"].to_pylist()) == {RANDOM} and listed.num_rows == 2 * 2
     said.clear()
     spectra, _ = study.measure_geometry(copy, [], say=said.append)
     assert spectra.num_rows == 0 and not said
@@ -206,7 +219,7 @@ def test_recurrence_and_listing_are_of_one_k(study_of_two_seeds, tmp_path):
     shutil.copytree(store.uri, out)
     copy = Store.open(out)
     everything = study.find_outliers(copy, copy.read(), k=1.0)
-    some = [each for each in everything if each.about["variant"] == RANDOM]
+    some = [each for each in everything if each.about["method"] == RANDOM]
     rows = [row for row in copy.read() if row.trial.id in {each.id for each in some}]
     found = study.find_recurrence(copy, study.find_outliers(copy, rows, k=2.5), permutations=19)
     summaries = read_analysis(copy.files, "outlier_summaries")
@@ -214,4 +227,4 @@ def test_recurrence_and_listing_are_of_one_k(study_of_two_seeds, tmp_path):
     outliers = read_analysis(copy.files, "outliers").to_pylist()
     count = sum(row["update"] in {each.id for each in some} and abs(row["layer_sigmas"]) >= 2.5 for row in outliers)
     asked = [row for row in found.to_pylist() if (row["across"], row["axis"]) == ("seeds", "output")]
-    assert {row["variant"] for row in asked} == {RANDOM} and 0 < sum(row["outliers"] for row in asked) <= count
+    assert {row["method"] for row in asked} == {RANDOM} and 0 < sum(row["outliers"] for row in asked) <= count

@@ -96,10 +96,10 @@ def test_random_subspaces_overlap_as_expected():
 
 def test_scores_by_source_and_target():
     rows = [
-        {"model": "m", "task": "a", "variant": "intrinsic", "source": "a", "training": "default", "score": 0.87},
-        {"model": "m", "task": "a", "variant": "inductive:b", "source": "b", "training": "default", "score": 0.7},
-        {"model": "m", "task": "a", "variant": "unified", "score": 0.88},
-        {"model": "m", "task": "a", "variant": "full", "score": 0.9},
+        {"model": "m", "task": "a", "method": "intrinsic", "source": "a", "training": "default", "score": 0.87},
+        {"model": "m", "task": "a", "method": "inductive:b", "source": "b", "training": "default", "score": 0.7},
+        {"model": "m", "task": "a", "method": "unified", "score": 0.88},
+        {"model": "m", "task": "a", "method": "full", "score": 0.9},
     ]
     rows[1] |= {"random": 0.6, "full": 0.9, "recovered": 1 / 3}
     rows[0] |= {"reason": "no random subspace of this d"}

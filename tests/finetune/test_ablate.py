@@ -1,7 +1,5 @@
 """Masks: one name per set of positions, and edits that touch nothing else."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ import torch
 from distsub.errors import DataError
 from distsub.finetune import ablate, pretrained
 from distsub.finetune.train import finish, train
-from distsub.trial import Budget, Method, Seeds, Task, Trial
+from distsub.records import Ablation, Budget, Full, Model, Seeds, Setup, Task, Trial
 
 NAME = "bert.encoder.layer.0.output.dense.weight"
 POSITIONS = {NAME: np.array([0, 7, 100]), "bert.encoder.layer.1.output.LayerNorm.weight": np.arange(32)}
@@ -61,7 +59,7 @@ def test_a_mask_of_another_model_is_refused_before_anything_is_written(model, ma
 def full(tiny_model, tiny_data):
     task = Task("tiny", tiny_data, ("sentence",))
     budget = Budget(steps=6, batch_size=8, max_length=16, precision="fp32", train_examples=64, eval_examples=64)
-    return Trial(tiny_model, task, Method("full"), None, 1e-2, None, Seeds(), budget)
+    return Trial(Setup(Model(tiny_model), task, Full(), 0.01, budget, Seeds()))
 
 
 def weights(trial, mask):
@@ -76,7 +74,7 @@ def weights(trial, mask):
 
 def test_zero_starts_from_zero_and_trains_everything(full, model):
     mask = {NAME: np.arange(32 * 64)}
-    ablated = replace(full, method=Method("full", ablation="zero", mask=ablate.mask_id(mask)))
+    ablated = full.vary(method=Full(Ablation("zero", ablate.mask_id(mask))))
     assert ablated.id != full.id and full.is_baseline and not ablated.is_baseline
     plain, _ = weights(full, None)
     trained, seen = weights(ablated, mask)
@@ -88,7 +86,7 @@ def test_zero_starts_from_zero_and_trains_everything(full, model):
 
 def test_hold_keeps_the_mask_at_zero_and_trains_the_rest(full, model):
     at, theta_0 = POSITIONS[NAME], dict(model.named_parameters())[NAME].detach().reshape(-1)
-    ablated = replace(full, method=Method("full", ablation="hold", mask=ablate.mask_id({NAME: at})))
+    ablated = full.vary(method=Full(Ablation("hold", ablate.mask_id({NAME: at}))))
     trained, seen = weights(ablated, {NAME: at})
     moved = (trained[NAME].view(-1) != theta_0).numpy()
     assert seen.status == "finished" and not trained[NAME].view(-1)[at].any()
@@ -96,7 +94,7 @@ def test_hold_keeps_the_mask_at_zero_and_trains_the_rest(full, model):
 
 
 def test_reset_is_the_fine_tuned_model_with_these_weights_put_back(full, model):
-    ablated = replace(full, method=Method("full", ablation="reset", mask=ablate.mask_id(POSITIONS)))
+    ablated = full.vary(method=Full(Ablation("reset", ablate.mask_id(POSITIONS))))
     plain, _ = weights(full, None)
     reset, _ = weights(ablated, POSITIONS)
     theta_0 = dict(model.named_parameters())
@@ -108,6 +106,6 @@ def test_reset_is_the_fine_tuned_model_with_these_weights_put_back(full, model):
 
 
 def test_reset_of_nothing_is_the_baseline(full):
-    ablated = replace(full, method=Method("full", ablation="reset", mask=ablate.mask_id({})))
+    ablated = full.vary(method=Full(Ablation("reset", ablate.mask_id({}))))
     (plain, one), (reset, other) = weights(full, None), weights(ablated, {})
     assert one.score == other.score and all(torch.equal(plain[name], reset[name]) for name in plain)

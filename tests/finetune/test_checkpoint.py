@@ -8,14 +8,14 @@ import torch
 from distsub.config import load_sweep
 from distsub.finetune import train
 from distsub.finetune.checkpoint import Checkpoint
-from distsub.trial import Method
+from distsub.records import Random, Subspace
 
 
 @pytest.fixture
 def search(tiny_sweep):
     torch.set_num_threads(1)
     [search, *_] = load_sweep(tiny_sweep).searches()
-    return dataclasses.replace(search, budget=dataclasses.replace(search.budget, steps=16, eval_every=4))
+    return search.vary(budget=dataclasses.replace(search.budget, steps=16, eval_every=4))
 
 
 def until(trial, step, **options):
@@ -40,9 +40,9 @@ def finish(trial, **options):
 @pytest.mark.parametrize("method", ["said", "head", "full"])
 def test_going_on_gives_the_same_bits(search, method):
     trial = search.baseline[0] if method == "full" else search.trials_at(64)[1]
-    trial = dataclasses.replace(trial, budget=search.budget)
+    trial = trial.vary(budget=search.budget)
     if method == "head":
-        trial = dataclasses.replace(trial, method=Method("did", "partition", "global", head="trained"))
+        trial = trial.vary(method=Subspace(Random("partition"), head="trained"))
     whole, trained = finish(trial)
     checkpoint = Checkpoint.from_bytes(until(trial, 7), trial)
     assert checkpoint.step == 7 and checkpoint.curve == whole.curve[:1]
@@ -54,12 +54,12 @@ def test_going_on_gives_the_same_bits(search, method):
 
 
 def test_it_is_small(search):
-    trial = dataclasses.replace(search.trials_at(64)[0], budget=search.budget)
+    trial = search.trials_at(64)[0].vary(budget=search.budget)
     assert len(until(trial, 2)) < 10_000
 
 
 def test_one_of_other_weights_or_data_is_not_used(search):
-    trial = dataclasses.replace(search.trials_at(64)[0], budget=search.budget)
+    trial = search.trials_at(64)[0].vary(budget=search.budget)
     checkpoint = Checkpoint.from_bytes(until(trial, 7), trial)
     foreign = dataclasses.replace(checkpoint, inputs="other weights")
     assert next(train.train(trial, resume=foreign)).step == 1
@@ -67,12 +67,12 @@ def test_one_of_other_weights_or_data_is_not_used(search):
 
 
 def test_what_is_damaged_or_foreign_is_refused(search):
-    trial = dataclasses.replace(search.trials_at(64)[0], budget=search.budget)
+    trial = search.trials_at(64)[0].vary(budget=search.budget)
     data = until(trial, 3)
     Checkpoint.from_bytes(data, trial)
     flipped = bytearray(data)
     flipped[-9] ^= 1
-    other = dataclasses.replace(trial, eta=7.0)
+    other = trial.vary(eta=7.0)
     bad = [data[:-5], data[:40], b"", b"\xff" * 50, bytes(flipped), data.replace(b'format\\": 1', b'format\\": 9')]
     for wrong in bad:
         assert wrong != data

@@ -370,7 +370,7 @@ REFUSED = {
     "flax": (only("flax_model.msgpack"), "Flax"),
     "onnx": (only("model.onnx"), "ONNX"),
     "adapter": (only("adapter_model.safetensors"), "merge_and_unload"),
-    "variant": (only("model.fp16.safetensors"), "copy it to model.safetensors"),
+    "method": (only("model.fp16.safetensors"), "copy it to model.safetensors"),
     "consolidated": (only("consolidated.safetensors"), "rename it to model.safetensors"),
     "nothing": (lambda folder, state: (folder / "model.safetensors").unlink(), "no weights in it"),
     "nested bin": (lambda f, s: write(f, {"state_dict": s}, "pytorch_model.bin"), "state_dict.*save_pretrained"),

@@ -10,7 +10,7 @@ import pytest
 from distsub.errors import DataError, UnavailableError
 from distsub.finetune import data
 from distsub.finetune.tasks import TASKS, resolve
-from distsub.trial import Budget
+from distsub.records import Budget
 
 SHARED = Path(os.environ.get("DISTSUB_SHARED", Path(__file__).parents[3] / "shared"))
 ALL = Budget(steps=1)
@@ -125,7 +125,7 @@ def test_pairs_and_regression(tmp_path):
 def test_local_files_need_neither_the_hub_libraries_nor_a_cache(directory):
     before = sorted(directory.iterdir())
     code = (
-        "import sys; from distsub.finetune import data, tasks; from distsub.trial import Budget\n"
+        "import sys; from distsub.finetune import data, tasks; from distsub.records import Budget\n"
         f"data.load(tasks.resolve('mine', path={str(directory)!r}, text=('text',)), Budget(steps=1))\n"
         "print({'datasets', 'huggingface_hub', 'torch'} & set(sys.modules))"
     )
@@ -176,7 +176,7 @@ def test_missing_places(directory, tmp_path):
 
 def test_offline_hub_dataset_is_one_clear_line_without_network(tmp_path):
     code = (
-        "from distsub.finetune import data, tasks; from distsub.trial import Budget\n"
+        "from distsub.finetune import data, tasks; from distsub.records import Budget\n"
         "try: data.load(tasks.TASKS['mrpc'], Budget(steps=1))\n"
         "except OSError as error: print(type(error).__name__, error)"
     )

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from distsub.config import parse_sweep
 from distsub.errors import AdapterError, ConfigError, UnavailableError
 from distsub.finetune import adapters, batches, data, pretrained
+from distsub.records import Observation
 from distsub.results import schema
 from distsub.subspace.model import SubspaceModel
-from distsub.trial import Observation
 
 TEXTS = ["good w3 w4", "bad w2 w3 w4 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15", "w5", "good w1", "w9 w8 w7 w6 w5 w4"]
 BLIND = {"ConvBert", "FNet", "Nystromformer"}
@@ -161,5 +161,5 @@ def test_where_the_head_comes_from_is_part_of_every_identity(tiny_text):
     trials = [search.trials_at(search.dims[0])[0] for search in (kept, fresh)]
     assert trials[0].id != trials[1].id and not fresh.owns(trials[0]) and not fresh.owns(kept.baseline[0])
     [row] = schema.to_table(Observation(trials[0], "diverged")).to_pylist()
-    assert row["head_from"] == "checkpoint" and row["variant"] == "said, checkpoint's head"
+    assert row["head_from"] == "checkpoint" and row["method"] == "said"
     assert schema.from_row(row).trial == trials[0]

@@ -109,7 +109,7 @@ def test_a_model_is_fetched_once_without_its_code(hub, tiny_model, tmp_path):
 
 TASK = """
 from distsub.finetune import data, tasks
-from distsub.trial import Budget
+from distsub.records import Budget
 found = data.load(tasks.resolve("mrpc"), Budget(steps=1))
 print(found.dataset_hash, found.train.labels, found.train.texts)
 """

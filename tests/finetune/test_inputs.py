@@ -1,5 +1,6 @@
 """Inputs beside their results: put whole or not at all, the same to the bit, and found when the originals are gone."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -18,7 +19,7 @@ from distsub.files import Files, refuse_credentials
 from distsub.finetune import data, inputs, pretrained, train
 from distsub.finetune.tasks import resolve
 from distsub.places import ModelPlace, Places
-from distsub.trial import Budget, Method, Seeds, Trial
+from distsub.records import Budget, Model, Random, Seeds, Setup, Subspace, Trial
 
 TEXTS = ["plain", 'said "he"\nand went', "tab\there", "ünïcode 漢字 🙂", " padded ", "NA", "a,b;c", "x" * 5000]
 TABLES = {
@@ -64,7 +65,11 @@ class Home:
         content = pretrained.prepare(str(self.model)).content
         self.places = Places((ModelPlace(str(self.model), None, content),), (task,))
         self.trial = Trial(
-            str(self.model), task, Method("did", "dense", "global"), 8, 1e-3, 1.0, Seeds(), self.budget, None, content
+            Setup(
+                Model(str(self.model), content=content), task, Subspace(Random("dense")), 0.001, self.budget, Seeds()
+            ),
+            8,
+            1.0,
         )
         self.files = Files.at(folder / "out")
 
@@ -83,11 +88,11 @@ def home(tmp_path, tiny_model, tiny_data):
 def test_inputs_are_put_once_and_a_trial_is_the_same_without_the_originals(home):
     before = train.run(home.trial)
     assert home.put() == [f"model {home.model}", "rows of tiny"] and home.put() == []
-    assert home.names() == sorted([home.trial.weights, home.trial.task.content])
+    assert home.names() == sorted([home.trial.model.content, home.trial.task.content])
     shutil.rmtree(home.model)
     shutil.rmtree(home.rows)
     here = inputs.here(home.trial, home.files)
-    assert here.id == home.trial.id and here.model != home.trial.model
+    assert here.id == home.trial.id and here.model.name != home.trial.model.name
     after = train.run(here)
     assert (after.score, after.predicted, after.labels) == (before.score, before.predicted, before.labels)
     assert dict(after.provenance)["weights_sha256"] == dict(before.provenance)["weights_sha256"]
@@ -123,9 +128,9 @@ def test_any_checkpoint_is_put_with_what_it_is_read_from_alone(change, tmp_path,
     home = Home(tmp_path, str(model), tiny_data)
     home.put()
     shutil.rmtree(home.model)
-    found = inputs.model(str(home.model), None, home.trial.weights, home.files)
-    assert found.content == home.trial.weights
-    names = home.files.names(f"inputs/{home.trial.weights}")
+    found = inputs.model(str(home.model), None, home.trial.model.content, home.files)
+    assert found.content == home.trial.model.content
+    names = home.files.names(f"inputs/{home.trial.model.content}")
     assert "config.json" in names and not {"optimizer.pt", "training_args.bin"} & set(names)
 
 
@@ -136,9 +141,10 @@ def test_another_content_at_the_address_is_not_taken(home, tiny_model):
     config = json.loads((home.model / "config.json").read_text())
     (home.model / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     here = inputs.here(home.trial, home.files)
-    assert pretrained.prepare(here.model).content == home.trial.weights
+    assert pretrained.prepare(here.model.name).content == home.trial.model.content
     assert data.load(here.task, home.budget).dataset_hash == home.trial.task.content
-    assert inputs.here(replace(home.trial, weights=None), home.files).model == str(home.model)
+    unread = home.trial.vary(model=dataclasses.replace(home.trial.model, content=None))
+    assert inputs.here(unread, home.files).model.name == str(home.model)
 
 
 def test_what_changed_before_it_was_put_is_left_out(home):
@@ -158,10 +164,10 @@ def test_where_neither_is_there_one_line_says_so(home, gone):
 
 def test_a_model_that_has_moved_is_found_where_the_results_say(home, tmp_path):
     home.model.rename(tmp_path / "moved")
-    places = Places((ModelPlace(str(tmp_path / "moved"), None, home.trial.weights),))
+    places = Places((ModelPlace(str(tmp_path / "moved"), None, home.trial.model.content),))
     home.files.make("")
     home.files.put("sweep.json", json.dumps({"places": places.to_json()}).encode())
-    found = inputs.model(str(home.model), None, home.trial.weights, home.files)
+    found = inputs.model(str(home.model), None, home.trial.model.content, home.files)
     assert found.source == tmp_path / "moved"
 
 
@@ -170,7 +176,7 @@ import os, signal, sys
 from distsub.files import Files
 from distsub.finetune import inputs, pretrained
 from distsub.places import ModelPlace, Places
-from distsub.trial import Budget
+from distsub.records import Budget
 real, left = Files.send, int(sys.argv[3])
 def send(self, name, source):
     global left
@@ -189,10 +195,10 @@ list(inputs.put(Files.at(sys.argv[2]), Places((ModelPlace(sys.argv[1], None, con
 def test_a_driver_that_is_killed_leaves_nothing_that_is_taken_for_whole(home, files_before):
     command = [sys.executable, "-c", KILLED, str(home.model), home.files.root, str(files_before)]
     assert subprocess.run(command).returncode == -signal.SIGKILL
-    assert home.names() == [home.trial.weights] and inputs.copy(home.files, home.trial.weights) is None
+    assert home.names() == [home.trial.model.content] and inputs.copy(home.files, home.trial.model.content) is None
     assert f"model {home.model}" in home.put()
-    found = inputs.copy(home.files, home.trial.weights)
-    assert found is not None and pretrained.prepare(str(found)).content == home.trial.weights
+    found = inputs.copy(home.files, home.trial.model.content)
+    assert found is not None and pretrained.prepare(str(found)).content == home.trial.model.content
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from distsub.errors import ConfigError, DataError
 from distsub.finetune import data, labels
 from distsub.finetune.tasks import resolve
-from distsub.trial import Budget, Task
+from distsub.records import Budget, Model, Random, Setup, Subspace, Task
 
 ALL = Budget(steps=1)
 
@@ -189,11 +189,11 @@ def test_a_task_of_plain_numbers_has_no_names():
 
 def test_names_stay_with_the_adapter_and_the_row(tmp_path, tiny_model):
     from distsub.finetune import adapters, train
-    from distsub.trial import Method, Seeds, Trial
+    from distsub.records import Seeds, Trial
 
     write(tmp_path, "jsonl", ["pos", "neg", "meh", "pos"], texts=["good w1", "bad w2", "w3", "good w4"])
     budget = Budget(steps=2, batch_size=2, max_length=16, precision="fp32")
-    trial = Trial(tiny_model, mine(tmp_path), Method("did", "dense", "global"), 8, 1e-3, 1.0, Seeds(), budget)
+    trial = Trial(Setup(Model(tiny_model), mine(tmp_path), Subspace(Random("dense")), 0.001, budget, Seeds()), 8, 1.0)
 
     def keep(model):
         model.save_pretrained(tmp_path / "adapter", base_model=tiny_model, head_seed=0)

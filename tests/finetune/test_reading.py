@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from distsub.errors import DataError, DistsubError
 from distsub.finetune import data, reading
 from distsub.finetune.tasks import resolve
-from distsub.trial import Budget
+from distsub.records import Budget
 
 NASTY = [
     *("007", "1e5", "1.0", "-0", "NA", "null", "None", "nan", "true", "False", "2024-01-31", "2024-01-31T00:00:00Z"),

@@ -11,7 +11,7 @@ from distsub.config import load_sweep
 from distsub.errors import DimensionError
 from distsub.finetune import pretrained, train
 from distsub.finetune.step_size import learned_step_size, step_size
-from distsub.trial import Method
+from distsub.records import Freeze, Model, Random, Subspace
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_counts_are_exact(trials):
     assert (subspace.num_trained, subspace.num_scales, subspace.num_trained_head) == (64, 4, 0)
     full = train.run(trials.baseline[0])
     assert full.num_trained == full.num_params == subspace.num_params
-    apart = dataclasses.replace(trials.trials_at(64)[0], method=Method("did", "partition", "global", head="trained"))
+    apart = trials.trials_at(64)[0].vary(method=Subspace(Random("partition"), head="trained"))
     beside = train.run(apart)
     assert (beside.num_trained, beside.num_scales, beside.num_trained_head) == (64, 0, 66)
     assert beside.num_params == full.num_params - 66
@@ -54,7 +54,7 @@ def test_full_fine_tuning_learns_and_the_curve_is_recorded(trials):
 
 
 def test_divergence_is_a_result(trials):
-    wild = dataclasses.replace(trials.trials_at(64)[0], eta=1e38)
+    wild = trials.trials_at(64)[0].vary(eta=1e38)
     row = train.run(wild)
     assert row.status == "diverged" and row.score is None and row.steps < wild.budget.steps
     assert "not finite" in row.error or "nan" in row.error or "inf" in row.error
@@ -77,7 +77,7 @@ def test_logits_that_are_not_finite_are_no_class(trials, tiny_model, tmp_path, e
     task = dataclasses.replace(trials.task, source=str(tmp_path))
     for trial in (trials.baseline[0], trials.trials_at(64)[0]):
         budget = dataclasses.replace(trial.budget, eval_every=every)
-        row = train.run(dataclasses.replace(trial, model=str(folder), task=task, budget=budget))
+        row = train.run(trial.vary(model=Model(str(folder)), task=task, budget=budget))
         assert (row.status, row.score, row.predicted) == ("diverged", None, ())
         assert row.steps == (every or budget.steps)
         assert row.error == f"logits of 11 of 40 rows were not finite after step {row.steps}"
@@ -97,10 +97,8 @@ def test_no_step_is_lost_to_a_rate_of_zero(steps, warmup):
 
 def test_the_first_step_of_a_training_without_warm_up_has_the_full_rate(trials):
     """Adam's first step moves every number that has a gradient by its rate."""
-    trial = dataclasses.replace(
-        trials.baseline[0], budget=dataclasses.replace(trials.budget, steps=1, warmup=0.0, eval_every=None)
-    )
-    before = dict(train.build_model(trial, pretrained.prepare(trial.model))[0].named_parameters())
+    trial = trials.baseline[0].vary(budget=dataclasses.replace(trials.budget, steps=1, warmup=0.0, eval_every=None))
+    before = dict(train.build_model(trial, pretrained.prepare(trial.model.name))[0].named_parameters())
     moved = []
     steps = train.train(
         trial,
@@ -120,7 +118,7 @@ def test_a_caller_may_stop_between_steps(trials):
 
 def test_evaluation_does_not_change_training(trials):
     trial = trials.trials_at(64)[0]
-    rare = dataclasses.replace(trial, budget=dataclasses.replace(trial.budget, eval_every=None))
+    rare = trial.vary(budget=dataclasses.replace(trial.budget, eval_every=None))
     assert train.run(trial).predicted == train.run(rare).predicted
 
 
@@ -131,13 +129,13 @@ def test_regression_trains_on_values(tiny_model, tmp_path, trials):
     task = dataclasses.replace(
         trials.task, name="value", source=str(tmp_path), num_labels=1, metric="pearson", validation="validation"
     )
-    row = train.run(dataclasses.replace(trials.baseline[1], task=task))
+    row = train.run(trials.baseline[1].vary(task=task))
     assert row.metrics and row.chance == 0.0 and row.score > 0.3
 
 
 def test_d_that_does_not_fit_is_refused(trials):
     with pytest.raises(DimensionError, match="4 scales"):
-        train.run(dataclasses.replace(trials.trials_at(8)[0], d=4))
+        train.run(trials.trials_at(8)[0].vary(d=4))
 
 
 def test_step_size_matches_the_first_order_decrease():
@@ -163,7 +161,7 @@ def test_a_learned_step_is_as_long_as_a_full_one():
 
 def test_freezing_trains_what_lies_outside_the_layers(trials):
     trial = trials.trials_at(8)[0]
-    head = train.run(dataclasses.replace(trial, d=1, method=Method("freeze", head="trained", embeddings="frozen")))
-    more = train.run(dataclasses.replace(trial, d=1, method=Method("freeze", head="trained", embeddings="trained")))
+    head = train.run(trial.vary(d=1, method=Freeze(head="trained", embeddings="frozen")))
+    more = train.run(trial.vary(d=1, method=Freeze(head="trained", embeddings="trained")))
     assert (head.num_trained, head.num_trained_head) == (0, 66)
     assert more.num_trained == 0 and more.num_trained_head > 66 and more.predicted != head.predicted

@@ -9,7 +9,7 @@ import torch
 from distsub.config import load_sweep
 from distsub.errors import TrajectoryError
 from distsub.finetune import pretrained, train, trajectory
-from distsub.trial import Method, Recording, Source, Span
+from distsub.records import Learned, Recording, Source, Span, Subspace
 
 
 def run(recording, path):
@@ -33,8 +33,8 @@ def subspace(recording, **other):
     span = Span(
         **{**given, "every": recording.every, "checkpoints": recording.checkpoints, "dtype": "float32", **other}
     )
-    method = Method("did", "trajectory", "global", head="trained", scope="layer", embeddings="frozen", span=span)
-    return dataclasses.replace(recording.trial, method=method, d=3, eta=1.0)
+    method = Subspace(Learned(span), head="trained", scope="layer", embeddings="frozen")
+    return recording.trial.vary(method=method, d=3, eta=1.0)
 
 
 def test_the_checkpoints_are_the_weights_along_the_way(recording, tmp_path):
@@ -51,7 +51,7 @@ def test_the_checkpoints_are_the_weights_along_the_way(recording, tmp_path):
     found = trajectory.load(tmp_path / "one")
     assert found.steps == (10, 20, 30, 40) and len(found.updates) == 4
     trial = recording.trial
-    theta_0 = pretrained.build(pretrained.prepare(trial.model), trial.task.num_labels, trial.seeds.head)
+    theta_0 = pretrained.build(pretrained.prepare(trial.model.name), trial.task.num_labels, trial.seeds.head)
     assert [name for name, _ in found.parameters] == [name for name, _ in theta_0.named_parameters()]
     for step, update in zip(found.steps, found.updates, strict=True):
         for name, parameter in theta_0.named_parameters():
@@ -82,12 +82,12 @@ def test_the_same_recording_gives_the_same_bytes(recording, tmp_path):
     assert {file.name for file in (tmp_path / "two").iterdir()} == {file.name for file in (tmp_path / "one").iterdir()}
     assert trajectory.load(tmp_path / "one").updates[0]["bert.pooler.dense.weight"].dtype == torch.bfloat16
     sizes = sum(file.stat().st_size for file in (tmp_path / "one").glob("*.safetensors"))
-    num_params = sum(p.numel() for p in pretrained.build(pretrained.prepare(short.trial.model), 2, 0).parameters())
+    num_params = sum(p.numel() for p in pretrained.build(pretrained.prepare(short.trial.model.name), 2, 0).parameters())
     assert 0 < sizes - trajectory.num_bytes(short, num_params, 256) < 20_000  # names and shapes
 
 
 def test_one_that_diverged_says_so(recording, tmp_path):
-    blown = dataclasses.replace(recording, trial=dataclasses.replace(recording.trial, learning_rate=1e20))
+    blown = dataclasses.replace(recording, trial=recording.trial.vary(learning_rate=1e20))
     assert run(blown, tmp_path / "one").status == "diverged" and trajectory.has_diverged(tmp_path / "one")
     with pytest.raises(TrajectoryError, match=r"\(tiny\) has 0 of 4.*diverged at learning rate 1e\+20; lower"):
         trajectory.load(tmp_path / "one")

@@ -5,20 +5,22 @@ from typing import Any
 
 import pytest
 
-from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
+from distsub.records import Budget, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
 
 
 def make_observation(number: int = 0, status: Any = "finished", **changes: Any) -> Observation:
     """Make the observation of one small trial; the number tells trials apart."""
     trial = Trial(
-        model="package:tiny",
-        task=Task(name="toy", source="toy.csv", text=("a", "b"), where=(("source", "toy"),)),
-        method=Method("said", "fastfood", "global", "layer", block_length=4096),
-        d=100 + number,
-        learning_rate=2e-5,
-        eta=0.3,
-        seeds=Seeds(1, 2, 3),
-        budget=Budget(steps=10),
+        Setup(
+            Model("package:tiny"),
+            Task(name="toy", source="toy.csv", text=("a", "b"), where=(("source", "toy"),)),
+            Subspace(Random("fastfood", block_length=4096), scales="layer"),
+            2e-05,
+            Budget(steps=10),
+            Seeds(1, 2, 3),
+        ),
+        100 + number,
+        0.3,
     )
     scored = {} if status in ("error", "diverged") else {"score": 0.75, "predicted": (0.0, 1.0), "target": (1.0, 1.0)}
     values: dict[str, Any] = {

@@ -1,28 +1,28 @@
 """Rows as an Optuna database: Optuna itself reads it, and finds every number where its users look for it."""
 
-from dataclasses import replace
-
 import optuna
 import pytest
 
 from distsub.errors import OutputError
+from distsub.records import Budget, Full, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.results.export import to_optuna
-from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 TASK = Task("toy", "toy", ("text",))
-SUBSPACE = Trial("org/tiny", TASK, Method("did", "partition", "global"), 16, 1e-3, 0.3, Seeds(2, 3, 4), Budget(steps=9))
-FULL = replace(SUBSPACE, method=Method("full"), d=None, eta=None, seeds=Seeds(0, 3, 4))
+SUBSPACE = Trial(
+    Setup(Model("org/tiny"), TASK, Subspace(Random("partition")), 0.001, Budget(steps=9), Seeds(2, 3, 4)), 16, 0.3
+)
+FULL = SUBSPACE.vary(method=Full(), d=None, eta=None, seeds=Seeds(0, 3, 4))
 
 
 def rows():
     for d in (16, 64):
         for eta in (0.1, 0.3):
-            trial = replace(SUBSPACE, d=d, eta=eta)
+            trial = SUBSPACE.vary(d=d, eta=eta)
             yield Observation(
                 trial, "finished", score=0.5 + d / 1000, chance=0.5, curve=((3, 0.4), (9, 0.5)), wall_s=2.0
             )
-    yield Observation(replace(SUBSPACE, d=128), "diverged", error="the loss is not finite")
-    yield Observation(replace(SUBSPACE, d=256), "error", error="no memory")
+    yield Observation(SUBSPACE.vary(d=128), "diverged", error="the loss is not finite")
+    yield Observation(SUBSPACE.vary(d=256), "error", error="no memory")
     yield Observation(FULL, "finished", score=0.9)
 
 

@@ -14,7 +14,7 @@ UPDATE = {
     "kind": "adapter",
     "task": "mrpc",
     "model": "package:m",
-    "variant": "intrinsic",
+    "method": "intrinsic",
     "data_seed": 0,
 }
 MODE = {"model": "m", "task": "mrpc", "projection": None, "metric": "accuracy", "chance": 0.68, "full": 0.8}
@@ -40,7 +40,7 @@ ROWS = {
     "ablation": (
         ABLATIONS,
         [
-            {"task": "mrpc", "model": "m", "edit": "zero", "variant": "intrinsic", "mask": mask, "versus": "none"}
+            {"task": "mrpc", "model": "m", "edit": "zero", "method": "intrinsic", "mask": mask, "versus": "none"}
             | {
                 "score": 0.7,
                 "score_low": low,
@@ -77,18 +77,18 @@ ROWS = {
     "modes": (
         MODES,
         [
-            MODE | {"variant": "full", "score": 0.8, "scores": [0.8]},
+            MODE | {"method": "full", "score": 0.8, "scores": [0.8]},
             MODE
-            | {"variant": "intrinsic", "d": 4, "score": 0.7, "score_low": 0.6, "score_high": 0.8, "scores": [0.6, 0.8]},
-            MODE | {"variant": "intrinsic", "d": 8, "score": 0.75, "scores": [0.75]},
+            | {"method": "intrinsic", "d": 4, "score": 0.7, "score_low": 0.6, "score_high": 0.8, "scores": [0.6, 0.8]},
+            MODE | {"method": "intrinsic", "d": 8, "score": 0.75, "scores": [0.75]},
         ],
     ),
     "dims": (
         MODES,
         [
-            MODE | {"variant": "full", "score": 0.8},
-            MODE | {"variant": "intrinsic", "d": 4, "score": 0.7, "score_low": 0.6, "score_high": 0.8},
-            MODE | {"variant": "intrinsic", "d": 8, "score": 0.75},
+            MODE | {"method": "full", "score": 0.8},
+            MODE | {"method": "intrinsic", "d": 4, "score": 0.7, "score_low": 0.6, "score_high": 0.8},
+            MODE | {"method": "intrinsic", "d": 8, "score": 0.75},
         ],
     ),
     "spectra": (
@@ -114,7 +114,7 @@ def test_a_figure_is_a_picture(name, some):
 def test_names_are_drawn_as_they_are(name, monkeypatch):
     """No formula, no control character, no character without a picture: each would be a warning or an error."""
     schema, rows = ROWS[name]
-    bad = {"task": "$x_$", "model": "a/$\\frac$", "variant": "\x1b[2J\u6f22", "source": "$a$", "target": "\u202eb"}
+    bad = {"task": "$x_$", "model": "a/$\\frac$", "method": "\x1b[2J\u6f22", "source": "$a$", "target": "\u202eb"}
     named = [row | {key: value for key, value in bad.items() if row.get(key) not in (None, "full")} for row in rows]
     drawn = []
     monkeypatch.setattr(figures, "_save", lambda figure, to: (figure.canvas.draw(), drawn.append(figure)))
@@ -126,6 +126,6 @@ def test_names_are_drawn_as_they_are(name, monkeypatch):
 
 
 def test_a_curve_takes_two_d_of_one_way_on_one_task():
-    rows = [MODE | {"variant": "intrinsic", "d": 4}, MODE | {"variant": "last", "d": 1}]
+    rows = [MODE | {"method": "intrinsic", "d": 4}, MODE | {"method": "last", "d": 1}]
     assert figures.curves(rows) == []
-    assert figures.curves([*rows, MODE | {"variant": "intrinsic", "d": 8}]) == ["intrinsic"]
+    assert figures.curves([*rows, MODE | {"method": "intrinsic", "d": 8}]) == ["intrinsic"]

@@ -1,7 +1,6 @@
 """Rows as no distsub writes them: one of each kind is named and skipped, the others are read, nothing is dropped."""
 
 import copy
-import hashlib
 import json
 import subprocess
 import sys
@@ -13,26 +12,25 @@ from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
 from distsub.errors import OutputError
+from distsub.records import digest, id_of
 from distsub.results.compact import compact
 from distsub.results.rows import encode
-from distsub.results.schema import OBSERVATIONS, to_table
+from distsub.results.schema import IDENTITY, OBSERVATIONS, to_table
 from distsub.results.store import Store
 
 MISSING = object()
 NUMBERS = ("x", True, [], {}, [[1]], 10**30, float("nan"), float("inf"), "a\x1b[31m\nb", -1, MISSING)
 TEXTS = (1, None, True, [], {}, 1.5, MISSING)
 RECORDS = (None, 1, "x", [], MISSING)
-TRIALS = [
-    *((("d",), value) for value in (*NUMBERS, 1.5, 0)),
-    *((("eta",), value) for value in (*NUMBERS, 0)),
+SETUPS = [
     *((("learning_rate",), value) for value in (*NUMBERS, None, 0)),
     *((("seeds", "data"), value) for value in ("x", None, 1.5, [], 10**30)),
     *((("budget", "steps"), value) for value in ("x", None, 1.5, {}, 10**30, MISSING)),
     *((("budget", "precision"), value) for value in ("x", 1, None)),
-    *((("model",), value) for value in TEXTS),
+    *((("model", "name"), value) for value in TEXTS),
     *((("task", "text"), value) for value in ("a", [1], [[]], None, MISSING)),
     *((("task", "where"), value) for value in ([1], [["a"]], "ab", [["a", 1]])),
-    *(((name,), value) for name in ("task", "method", "seeds", "budget") for value in RECORDS),
+    *(((name,), value) for name in ("model", "task", "method", "seeds", "budget") for value in RECORDS),
     (("unheard_of",), 1),
     (("seeds", "unheard_of"), 1),
 ]
@@ -47,10 +45,14 @@ def put(table, column, value):
     return table.set_column(table.schema.get_field_index(column), column, value)
 
 
-def with_trial(table, text):
-    """Make a row whose trial is this text, under the id that such a text has."""
-    trial_id = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return put(put(table, "trial", pa.array([text])), "trial_id", pa.array([trial_id])), trial_id
+def with_setup(table, text):
+    """Make a row whose setup is this text, under the ids that such a text has."""
+    row = table.to_pylist()[0]
+    setup_id = digest(text)
+    trial_id = id_of(setup_id, row["d"], row["eta"])
+    for name, value in {"setup": text, "setup_id": setup_id, "trial_id": trial_id}.items():
+        table = put(table, name, pa.array([value], table.schema.field(name).type))
+    return table, trial_id
 
 
 def lay(store, where, table, trial_id, beside):
@@ -84,10 +86,10 @@ def is_skipped(store, beside):
 
 @pytest.mark.parametrize("where", ["row", "part"])
 @pytest.mark.parametrize(
-    ("path", "value"), TRIALS, ids=lambda value: "missing" if value is MISSING else repr(value)[:30]
+    ("path", "value"), SETUPS, ids=lambda value: "missing" if value is MISSING else repr(value)[:30]
 )
-def test_an_odd_trial_is_named_and_skipped(store, observation, where, path, value):
-    record = json.loads(observation().trial.identity)
+def test_an_odd_setup_is_named_and_skipped(store, observation, where, path, value):
+    record = json.loads(observation().trial.setup.identity)
     inner = record
     for key in path[:-1]:
         inner = inner[key]
@@ -95,7 +97,21 @@ def test_an_odd_trial_is_named_and_skipped(store, observation, where, path, valu
         del inner[path[-1]]
     else:
         inner[path[-1]] = copy.deepcopy(value)
-    table, trial_id = with_trial(to_table(observation()), json.dumps(record, sort_keys=True))
+    table, trial_id = with_setup(to_table(observation()), json.dumps(record, sort_keys=True))
+    lay(store, where, table, trial_id, observation(1))
+    assert is_skipped(store, observation(1))
+
+
+@pytest.mark.parametrize("where", ["row", "part"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("d", -1), ("eta", 0.0), ("eta", -1.0), ("eta", float("nan")), ("eta", 1e999)]
+)
+def test_a_d_or_eta_that_no_trial_has_is_named_and_skipped(store, observation, where, name, value):
+    table = to_table(observation())
+    row = table.to_pylist()[0] | {name: value}
+    trial_id = id_of(row["setup_id"], row["d"], row["eta"])
+    for column, each in ((name, value), ("trial_id", trial_id)):
+        table = put(table, column, pa.array([each], table.schema.field(column).type))
     lay(store, where, table, trial_id, observation(1))
     assert is_skipped(store, observation(1))
 
@@ -105,8 +121,8 @@ def test_an_odd_trial_is_named_and_skipped(store, observation, where, path, valu
     "text", ["", "{", "null", "[]", "1", '"d"', "[" * 100_000, '{"a":' * 100_000, '{"d": ' + "9" * 5000 + "}"],
     ids=lambda text: text[:8],
 )  # fmt: skip
-def test_a_trial_that_is_no_record_is_named_and_skipped(store, observation, where, text):
-    table, trial_id = with_trial(to_table(observation()), text)
+def test_a_setup_that_is_no_record_is_named_and_skipped(store, observation, where, text):
+    table, trial_id = with_setup(to_table(observation()), text)
     lay(store, where, table, trial_id, observation(1))
     assert is_skipped(store, observation(1))
 
@@ -131,10 +147,10 @@ def test_a_column_that_is_missing_or_of_another_type_never_breaks_a_reading(stor
         assert len(found) + len(store.damaged) == len(ids) and "\n" not in "".join(store.damaged)
         for reading in (store.table, store.trial_ids, lambda: store.series(["trial_id", "d", "score"])):
             assert reading() is not None and "\n" not in "".join(store.damaged)
-        assert not found & {ids[name] for name in ("schema_version", "trial_id", "status", "trial", "score")}
+        assert not found & {ids[name] for name in ("schema_version", "status", "score", *IDENTITY)}
         compact(store)
     if how in ("without it", "null"):
-        assert len(found) == len(ids) - 5
+        assert len(found) == len(ids) - 9
 
 
 @pytest.mark.parametrize("score", [None, float("nan"), float("inf")])
@@ -166,7 +182,7 @@ def test_a_gap_inside_a_list_is_named_and_skipped(store, observation, where, col
 
 
 def test_a_row_that_was_odd_is_trained_and_read_again(store, observation):
-    table, trial_id = with_trial(to_table(observation()), observation().trial.identity.replace('"d": 100', '"d": "x"'))
+    table, trial_id = with_setup(to_table(observation()), observation().trial.identity.replace('"d": 100', '"d": "x"'))
     lay(store, "part", put(table, "trial_id", pa.array([observation().trial.id])), trial_id, observation(1))
     assert len(store.read()) == 1 and store.write(observation())
     assert len(store.read()) == len(store.table()) == 2

@@ -12,37 +12,37 @@ from pyarrow import csv
 from pyarrow import parquet as pq
 
 from distsub.errors import OutputError
+from distsub.records import Full, Seeds
 from distsub.results.curves import curve_figure, draw_curves, spread_apart
 from distsub.results.report import write_report
 from distsub.results.schema import D90, SEARCHES
-from distsub.trial import Method, Seeds
 
 
 def baseline(observation):
     seen = observation(score=0.8)
-    return dataclasses.replace(
-        seen, trial=dataclasses.replace(seen.trial, method=Method("full"), d=None, eta=None, learning_rate=3e-5)
-    )
+    return dataclasses.replace(seen, trial=seen.trial.vary(method=Full(), d=None, eta=None, learning_rate=3e-5))
 
 
 @pytest.fixture
 def trials(observation):
     seen = [observation(40 * number, score=0.5 + 0.03 * number) for number in range(8)]
     seen += [observation(7, "diverged"), observation(9, "error", error="<b>boom</b>")]
-    other = dataclasses.replace(seen[0].trial, seeds=Seeds(4, 5, 6), eta=1.0)
+    other = seen[0].trial.vary(seeds=Seeds(4, 5, 6), eta=1.0)
     return [*seen, dataclasses.replace(seen[0], trial=other), baseline(observation)]
 
 
 @pytest.fixture
-def searches():
+def searches(observation):
     row = dict.fromkeys(SEARCHES.names) | {
         "search": "one",
         "task": "toy",
         "model": "package:tiny",
+        "condition_id": observation().trial.condition.id,
+        "label": "said",
         "method": "said",
         "projection": "fastfood",
         "normalization": "global",
-        "groups": "layer",
+        "scales": "layer",
         "head": "in_subspace",
         "baseline_score": 0.8,
         "chance": 0.5,

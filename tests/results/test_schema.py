@@ -1,7 +1,6 @@
 """The observation schema: exact round trip, flat columns, and medians of censored values."""
 
 import dataclasses
-import hashlib
 import json
 
 import pyarrow as pa
@@ -9,19 +8,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distsub.records import (
+    Ablation,
+    Budget,
+    Freeze,
+    Full,
+    Model,
+    Observation,
+    Random,
+    Seeds,
+    Setup,
+    Subspace,
+    Task,
+    Trial,
+    digest,
+)
 from distsub.results.schema import (
     D90,
     METHOD_COLUMNS,
     OBSERVATIONS,
     SCHEMA_VERSION,
     SEARCHES,
-    TrialReader,
+    SetupReader,
     from_row,
+    setup_from_json,
     to_table,
-    trial_from_json,
-    trial_to_json,
 )
-from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 single = st.floats(width=32, allow_nan=False)
@@ -47,8 +59,11 @@ tasks = st.builds(
     where=st.lists(st.tuples(text, text), max_size=2).map(tuple),
     holdout=maybe(count),
 )
-methods = st.builds(
-    Method, name=text, projection=maybe(text), normalization=maybe(text), groups=maybe(text), block_length=maybe(count)
+scales = st.sampled_from([None, "layer", "tensor"])
+methods = (
+    st.builds(Subspace, st.builds(Random, family=text, block_length=maybe(count)), scales=scales, step=maybe(positive))
+    | st.builds(Freeze, embeddings=st.sampled_from(["trained", "frozen"]))
+    | st.builds(Full, maybe(st.builds(Ablation, st.sampled_from(["zero", "hold", "reset"]), text)))
 )
 budgets = st.builds(
     Budget,
@@ -59,18 +74,16 @@ budgets = st.builds(
     weight_decay=finite | st.integers(0, 3),
     max_grad_norm=maybe(finite),
 )
-trials = st.builds(
-    Trial,
-    model=text,
+setups = st.builds(
+    Setup,
+    model=st.builds(Model, text, maybe(text)),
     task=tasks,
     method=methods,
-    d=maybe(dimension),
     learning_rate=positive,
-    eta=maybe(positive),
-    seeds=st.builds(Seeds, count, count, count),
     budget=budgets,
-    revision=maybe(text),
+    seeds=st.builds(Seeds, count, count, count),
 )
+trials = st.builds(Trial, setups, d=maybe(dimension), eta=maybe(positive))
 pairs = st.lists(st.tuples(single, single), max_size=5)
 observations = st.builds(
     lambda pairs, score, status, **values: Observation(
@@ -110,8 +123,8 @@ def test_a_row_gives_back_the_very_observation(observation):
 def test_every_field_of_the_records_has_its_column(observation):
     seen = observation()
     row = to_table(seen).to_pylist()[0]
-    built = {"trial", "metrics", "curve", "provenance", "predicted", "target", "labels"}
-    for field in dataclasses.fields(Observation):
+    built = {"metrics", "curve", "provenance", "predicted", "target", "labels"}
+    for field in dataclasses.fields(Observation)[1:]:
         assert field.name in row
         if field.name not in built:
             assert row[field.name] == getattr(seen, field.name)
@@ -122,18 +135,21 @@ def test_every_field_of_the_records_has_its_column(observation):
             assert row[column] == getattr(seen.trial.task, field.name)
     for field in dataclasses.fields(Budget):
         assert row["budget_steps" if field.name == "steps" else field.name] == getattr(seen.trial.budget, field.name)
-    for field in dataclasses.fields(Method):
-        if field.name != "span":
-            assert row["method" if field.name == "name" else field.name] == getattr(seen.trial.method, field.name)
-    assert row["trajectories"] == [] and row["variant"] is None
+    for field in dataclasses.fields(Subspace):
+        if field.name not in ("projection", "kind"):
+            assert row[field.name] == getattr(seen.trial.method, field.name)
+    assert (row["projection"], row["normalization"], row["block_length"]) == ("fastfood", "global", 4096)
+    assert row["trajectories"] == [] and row["method"] == "said"
     assert (row["projection_seed"], row["head_seed"], row["data_seed"]) == (1, 2, 3)
     assert (row["model"], row["d"], row["eta"], row["learning_rate"]) == ("package:tiny", 100, 0.3, 2e-5)
     assert row["schema_version"] == SCHEMA_VERSION
 
 
-def test_the_trial_column_is_the_text_that_the_id_hashes(observation):
-    trial = observation().trial
-    assert hashlib.sha256(trial_to_json(trial).encode()).hexdigest()[:16] == trial.id
+def test_ids_are_hashes_of_what_the_row_says(observation):
+    row = to_table(observation()).to_pylist()[0]
+    assert digest(row["setup"]) == row["setup_id"]
+    assert digest(f"{row['setup_id']} d={row['d']} eta={row['eta']}") == row["trial_id"]
+    assert row["condition_id"] == observation().trial.condition.id
 
 
 def test_correctness_bits_are_for_classification_only(observation):
@@ -141,7 +157,7 @@ def test_correctness_bits_are_for_classification_only(observation):
     assert to_table(observation(status="error"))["correct"].to_pylist() == [None]
     regression = observation()
     task = dataclasses.replace(regression.trial.task, num_labels=1)
-    regression = dataclasses.replace(regression, trial=dataclasses.replace(regression.trial, task=task))
+    regression = dataclasses.replace(regression, trial=regression.trial.vary(task=task))
     assert to_table(regression)["correct"].to_pylist() == [None]
     with pytest.raises(ValueError, match=r"shorter|longer"):
         to_table(observation(predicted=(1.0,)))
@@ -157,21 +173,21 @@ def test_values_that_are_not_finite_survive(observation):
 @settings(deadline=None)
 @given(st.lists(trials, max_size=5), maybe(dimension), maybe(positive))
 def test_many_trials_are_read_as_one_is(seen, d, eta):
-    reader = TrialReader()
-    for trial in [*seen, *(dataclasses.replace(trial, d=d, eta=eta) for trial in seen)]:
-        text = trial_to_json(trial)
-        assert reader.read(text) == trial_from_json(text) == trial
-        assert reader.read(text).id == trial.id and trial_to_json(reader.read(text)) == text
+    reader = SetupReader()
+    for trial in [*seen, *(trial.vary(d=d, eta=eta) for trial in seen)]:
+        text = trial.setup.identity
+        assert reader.read(text) == setup_from_json(text) == trial.setup
+        assert reader.read(text).id == trial.setup.id and reader.read(text).identity == text
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda row: row | {"trial_id": "0" * 16}, "named 0000"),
-        (lambda row: row | {"trial": "{}"}, "not a trial"),
-        (lambda row: row | {"trial": "["}, "not a trial"),
-        (lambda row: row | {"trial": json.dumps(json.loads(row["trial"]) | {"version": 0})}, "identity version 0"),
-        (lambda row: row | {"trial": json.dumps(json.loads(row["trial"]) | {"extra": 0})}, "extra"),
+        (lambda row: row | {"setup": "{}"}, "not a setup"),
+        (lambda row: row | {"setup": "["}, "not a setup"),
+        (lambda row: row | {"setup": json.dumps(json.loads(row["setup"]) | {"version": 0})}, "identity version 0"),
+        (lambda row: row | {"setup": json.dumps(json.loads(row["setup"]) | {"extra": 0})}, "extra"),
     ],
 )
 def test_a_row_whose_trial_is_not_its_own_is_refused(observation, change, message):

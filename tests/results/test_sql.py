@@ -32,7 +32,7 @@ def views(observation):
     ("sql", "expected"),
     [
         ("select max(score) m from observations", [{"m": 0.3}]),
-        ("SELECT count(*) n FROM observations WHERE groups = 'layer' AND head = 'in_subspace';", [{"n": 4}]),
+        ("SELECT count(*) n FROM observations WHERE scales = 'layer' AND head = 'in_subspace';", [{"n": 4}]),
         ("with x as (select d from observations) select min(d) d from x", [{"d": 100}]),
         ("from observations select metrics['f1'] f1 limit 1", [{"f1": 0.7}]),
         ("select provenance['torch'] v, curve[-1].step s from observations limit 1", [{"v": "2.13.0", "s": 10}]),

@@ -11,11 +11,11 @@ import pytest
 from pyarrow import parquet as pq
 
 from distsub.errors import OutputError
+from distsub.records import Seeds
 from distsub.results.compact import compact
 from distsub.results.rows import encode
 from distsub.results.schema import OBSERVATIONS, to_table
 from distsub.results.store import Store
-from distsub.trial import Seeds
 
 
 @pytest.fixture
@@ -79,15 +79,15 @@ def test_series_have_every_row_once_and_what_its_trials_share(store, observation
     for row in seen[:3]:
         store.write(row)
     compact(store)
-    other = dataclasses.replace(seen[0].trial, seeds=Seeds(7, 7, 7))
+    other = seen[0].trial.vary(seeds=Seeds(7, 7, 7))
     for row in (seen[1], seen[3], dataclasses.replace(seen[0], trial=other)):
         store.write(row)
     found = dict(store.series(["d", "score"]))
     expected = {
-        dataclasses.replace(seen[0].trial, d=None, eta=None): [(100, 0.0), (101, 0.1), (102, 0.2), (103, 0.3)],
-        dataclasses.replace(other, d=None, eta=None): [(100, 0.0)],
+        seen[0].trial.setup: [(100, 0.0), (101, 0.1), (102, 0.2), (103, 0.3)],
+        other.setup: [(100, 0.0)],
     }
-    assert {trial: sorted(rows) for trial, rows in found.items()} == expected
+    assert {setup: sorted(rows) for setup, rows in found.items()} == expected
 
 
 def test_writing_everything_twice_changes_nothing(store, observation):
@@ -129,7 +129,9 @@ def damage(kind: str, path: Path, good: bytes) -> None:
     elif kind == "foreign":
         pq.write_table(pa.table({"x": [1]}), path)
     elif kind == "wrong types":
-        pq.write_table(pa.table({"schema_version": ["a"], "trial_id": [1], "status": [2], "trial": [3]}), path)
+        pq.write_table(
+            pa.table({"schema_version": ["a"], "trial_id": [1], "status": [2], "setup": [3], "setup_id": [4]}), path
+        )
     elif kind == "no rows":
         pq.write_table(OBSERVATIONS.empty_table(), path)
     elif kind == "newer":

@@ -32,9 +32,11 @@ def table_of(out):
 
 PERFORM = """
 import json, sys
-from distsub.results.schema import trial_from_json
+from distsub.records import Trial
+from distsub.results.schema import setup_from_json
 from distsub.runtime.worker import Place, perform
-trial, place = trial_from_json(sys.argv[2]), json.loads(sys.argv[3])
+setup, d, eta = json.loads(sys.argv[2])
+trial, place = Trial(setup_from_json(setup), d, eta), json.loads(sys.argv[3])
 for progress in perform(trial, Place(sys.argv[1], checkpoint_s=0.0, **place)):
     print(progress.step, flush=True)
 """
@@ -45,7 +47,8 @@ def trained_apart():
     """Train a trial in a process of its own: to the end, giving the steps it made, or to where it is killed."""
 
     def train(store, trial, kill_at=None, **place):
-        command = [sys.executable, "-c", PERFORM, store.uri, trial.identity, json.dumps(place)]
+        parts = [trial.setup.identity, trial.d, trial.eta]
+        command = [sys.executable, "-c", PERFORM, store.uri, json.dumps(parts), json.dumps(place)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             if kill_at is None:
                 steps = [int(line) for line in process.stdout]

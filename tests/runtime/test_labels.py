@@ -45,7 +45,7 @@ def test_every_search_has_a_name_of_its_own():
 
 
 def test_what_all_have_in_common_is_said_once():
-    searches = [search for search in searches_of() if search.model == "org/a" and search.task.name == "mrpc"]
+    searches = [search for search in searches_of() if search.model.name == "org/a" and search.task.name == "mrpc"]
     labels = Labels([search for search in searches if search.seeds.data == 1])
     assert labels.varying == ("method",) and labels.common == "task mrpc, model a, seed 1"
     assert "mrpc" not in labels.trial(searches[0].trials_at(100)[0])
@@ -54,9 +54,7 @@ def test_what_all_have_in_common_is_said_once():
 def test_searches_that_differ_in_what_has_no_name_are_numbered():
     one = searches_of()[0]
     tasks = [replace(one.task, source="elsewhere"), replace(one.task, source="nowhere")]
-    others = [
-        replace(one, task=task, baseline=tuple(replace(trial, task=task) for trial in one.baseline)) for task in tasks
-    ]
+    others = [one.vary(task=task, baseline=tuple(trial.vary(task=task) for trial in one.baseline)) for task in tasks]
     labels = Labels([one, *others])
     assert [labels.parts(index)["task"] for index in range(3)] == ["sst2", "sst2 #2", "sst2 #3"]
 

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from distsub.config import parse_sweep
 from distsub.finetune.train import failed
+from distsub.records import Observation
 from distsub.runtime.live import LiveReporter, reporter_for
 from distsub.runtime.progress import Reporter
 from distsub.search import Board, make_policy
 from distsub.search.batch import Batch
-from distsub.trial import Observation
 
 SWEEP = """
 name = "zoo"
@@ -49,7 +49,7 @@ def board_of(models='["package:nobody"]', tasks=("sst2",), methods='["did"]', se
 
     def renamed(search):
         task = replace(search.task, name=names[search.task.name])
-        return replace(search, task=task, baseline=tuple(replace(trial, task=task) for trial in search.baseline))
+        return search.vary(task=task, baseline=tuple(trial.vary(task=task) for trial in search.baseline))
 
     return Board([renamed(search) for search in parse_sweep(text).searches()], make_policy("bisection"))
 

@@ -173,7 +173,7 @@ SHORT = """\
 import torch
 gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0)
 with open({log!r}, "a") as sink:
-    sink.write(f"{{trial.method.name}} {{trial.task.name}} {{gpus:g}} {{trial.id}}\\n")
+    sink.write(f"{{trial.method.kind}} {{trial.task.name}} {{gpus:g}} {{trial.id}}\\n")
 if {when}:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 """
@@ -208,7 +208,7 @@ def on_a_gpu(rig, starts, tiny_sweep, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_a_share_is_too_small_for_is_tried_once_more_alone(on_a_gpu):
-    short = 'trial.method.name == "full" and gpus < 1'
+    short = 'trial.method.kind == "full" and gpus < 1'
     done, starts, board = on_a_gpu(short, "gpus_per_trial = 0.5")
     assert done.returncode == 0, done.stdout + done.stderr
     full = [(trial, gpus) for method, _, gpus, trial in starts if method == "full"]
@@ -221,7 +221,7 @@ def test_what_a_share_is_too_small_for_is_tried_once_more_alone(on_a_gpu):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_a_whole_gpu_is_too_small_for_ends_no_other_search(on_a_gpu):
-    short = 'trial.method.name == "full" and trial.task.name == "other"'
+    short = 'trial.method.kind == "full" and trial.task.name == "other"'
     done, starts, board = on_a_gpu(short, "gpus_per_trial = 0.5", second_task=True)
     assert done.returncode == 3, done.stdout + done.stderr
     full = [(trial, gpus) for method, task, gpus, trial in starts if method == "full" and task == "other"]
@@ -237,7 +237,7 @@ def test_what_a_whole_gpu_is_too_small_for_ends_no_other_search(on_a_gpu):
 @pytest.mark.timeout(900)
 def test_full_fine_tuning_gets_what_is_written_for_it(on_a_gpu):
     done, starts, board = on_a_gpu(
-        "gpus < 1 and trial.method.name == 'full'", "gpus_per_trial = 0.5\n[resources.baseline]\ngpus_per_trial = 1"
+        "gpus < 1 and trial.method.kind == 'full'", "gpus_per_trial = 0.5\n[resources.baseline]\ngpus_per_trial = 1"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert {(method, gpus) for method, _, gpus, _ in starts} == {("full", "1"), ("did", "0.5")}

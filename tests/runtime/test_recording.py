@@ -8,6 +8,7 @@ from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
 from distsub.finetune import adapters, trajectory
 from distsub.finetune.train import finish
+from distsub.records import label
 from distsub.results import Store
 from distsub.runtime import checks, launch, planning, recording
 from distsub.runtime.worker import Place, perform
@@ -39,7 +40,7 @@ def store(sweep, tmp_path):
 def test_a_sweep_records_what_it_needs_once(sweep, store):
     checks.check(sweep)
     assert launch.run(sweep, store, "inline", plain=True) == 0
-    rows = {row.trial.method.variant or row.trial.method.name: row for row in store.read()}
+    rows = {label(row.trial.method): row for row in store.read()}
     [needed] = sweep.recordings()
     assert {"random_matched", "intrinsic", "intrinsic zhang2023", "freeze", "full"} == set(rows)
     assert rows["intrinsic"].num_trained == 2 * rows["intrinsic"].trial.d and rows["intrinsic"].num_trained_head == 66
@@ -47,8 +48,8 @@ def test_a_sweep_records_what_it_needs_once(sweep, store):
     assert rows["intrinsic zhang2023"].step_size == 0.01
     assert rows["freeze"].num_trained == 0 and rows["freeze"].num_trained_head == 66
     table = store.table().to_pylist()
-    assert {row["d"] for row in table if row["variant"] == "freeze"} == {0}
-    assert {tuple(row["trajectories"]) for row in table if row["variant"] == "intrinsic"} == {(needed.id,)}
+    assert {row["d"] for row in table if row["method"] == "freeze"} == {0}
+    assert {tuple(row["trajectories"]) for row in table if row["method"] == "intrinsic"} == {(needed.id,)}
     # The learned subspace holds what full fine-tuning found, so training in it does at least nearly as well.
     assert rows["intrinsic"].score > rows["intrinsic"].chance + 0.5 * (rows["full"].score - rows["full"].chance)
     folder = trajectory.directory(store.files.root, needed)

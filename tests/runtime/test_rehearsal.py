@@ -10,8 +10,8 @@ import zoo
 from distsub.errors import DistsubError
 from distsub.finetune import data, pretrained, train
 from distsub.finetune.tasks import resolve
+from distsub.records import Budget, Full, Model, Random, Seeds, Setup, Subspace, Trial
 from distsub.runtime.rehearsal import rehearse
-from distsub.trial import Budget, Method, Seeds, Trial
 
 BUDGET = Budget(steps=2, batch_size=4, max_length=16, precision="fp32", warmup=0.0)
 ROWS = [("good w1 w2 w3 w4 w5 w6", 1), ("bad w3", 0), ("w4 good w9", 1), ("bad", 0)] * 3
@@ -20,8 +20,11 @@ BLIND = {"ConvBert", "FNet", "Nystromformer"}
 
 def trials(folder, source, budget=BUDGET, text=("text",), **task):
     task = resolve("mine", path=str(source), text=text, **task)
-    methods = {Method("full"): None, Method("did", "partition", "global"): 8}
-    return [Trial(str(folder), task, method, d, 1e-3, d and 1.0, Seeds(), budget) for method, d in methods.items()]
+    methods = {Full(): None, Subspace(Random("partition")): 8}
+    return [
+        Trial(Setup(Model(str(folder)), task, method, 0.001, budget, Seeds()), d, d and 1.0)
+        for method, d in methods.items()
+    ]
 
 
 def write(folder, rows=ROWS, header="text,label"):
@@ -149,9 +152,9 @@ def test_a_checkpoints_head_with_the_classes_in_another_order_is_refused(tmp_pat
     folder = Path(zoo.save_model(tmp_path / "model", "Bert", classifier=True, id2label={0: "Yes", 1: "No"}))
     write(tmp_path, [(f"w{i} w2", ("no", "yes")[i % 2]) for i in range(6)])
     made = trials(folder, tmp_path)
-    kept = [replace(each, method=replace(each.method, head_from="checkpoint")) for each in made]
+    kept = [each.vary(model=replace(each.model, head_from="checkpoint")) for each in made]
     refused, _ = attempt(kept)
     assert attempt(made)[0] is None and refused is not None
     assert "classes in another order; give the task labels = ['yes', 'no']" in refused
-    named = [replace(each, task=replace(each.task, labels=("yes", "no"), num_labels=2)) for each in kept]
+    named = [each.vary(task=replace(each.task, labels=("yes", "no"), num_labels=2)) for each in kept]
     assert attempt(named)[0] is None

@@ -20,11 +20,11 @@ from distsub import load_adapter
 from distsub.errors import AdapterError, OutputError
 from distsub.files import Files
 from distsub.finetune import pretrained
+from distsub.records import Budget, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.results.compact import compact
 from distsub.results.store import Store
 from distsub.runtime import launch
 from distsub.subspace.model import SubspaceModel
-from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 pytestmark = [
     pytest.mark.slow,
@@ -135,7 +135,9 @@ def test_every_command_on_s3_and_no_credentials_anywhere(bucket, tiny_text, tmp_
 
 def observation(number, status="finished"):
     task = Task(name="toy", source="toy.csv", text=("a",))
-    trial = Trial("package:tiny", task, Method("did", "dense", "global"), 10 + number, 1e-3, 0.3, Seeds(), Budget(10))
+    trial = Trial(
+        Setup(Model("package:tiny"), task, Subspace(Random("dense")), 0.001, Budget(10), Seeds()), 10 + number, 0.3
+    )
     return Observation(trial, status, score=0.5 if status == "finished" else None)
 
 

@@ -12,15 +12,15 @@ from ray import cloudpickle
 
 from distsub.config import parse_sweep
 from distsub.files import Files
+from distsub.records import Observation, Trial
 from distsub.results import Store
-from distsub.results.schema import trial_from_json
+from distsub.results.schema import setup_from_json
 from distsub.runtime import tune
 from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place
 from distsub.search import Board, make_policy
 from distsub.sweep import Resources
-from distsub.trial import Observation
 
 SWEEP = """
 name = "none"
@@ -86,7 +86,8 @@ def test_it_never_raises_and_ends(board_fails, reporter_fails, slots, data):
             number += 1
             given_config = searcher.suggest(str(number)) if len(running) < slots else None
             if isinstance(given_config, dict):
-                running[str(number)] = trial_from_json(given_config["trial"])
+                setup = setup_from_json(given_config["setup"])
+                running[str(number)] = Trial(setup, given_config["d"], given_config["eta"])
                 continue
             if not running:
                 break

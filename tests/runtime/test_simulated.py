@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from distsub.errors import ConfigError
+from distsub.records import Budget, Full, Model, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.runtime.replay import REPLAY, play, replay
 from distsub.runtime.simulated import Machines, Recorded, simulate
 from distsub.search import Bisection, Board, Grid, Outcome, Search, log_grid
 from distsub.search.synthetic import Curve
-from distsub.trial import Budget, Method, Seeds, Task, Trial
 
 BUDGET = Budget(steps=100, eval_every=10, eval_examples=408)
 CURVE = Curve(middle=math.log(3000.0), seconds_per_step=1.0)
@@ -24,13 +24,16 @@ def make(num_tasks=1, num_seeds=2, dims=None, budget=BUDGET):
         task = Task(name=f"t{k}", source="x", text=("a",))
         seeds = [Seeds(s, s, s) for s in range(num_seeds)]
         baseline = tuple(
-            Trial("m", task, Method("full"), None, rate, None, replace(each, projection=0), budget)
+            Trial(Setup(Model("m"), task, Full(), rate, budget, replace(each, projection=0)))
             for each in seeds
             for rate in (1e-5, 2e-5)
         )
-        method = Method("did", "fastfood", "global")
+        method = Subspace(Random("fastfood"))
         grid = dims or log_grid(100, 100_000, 1.5)
-        searches += [Search(task, "m", method, each, budget, grid, (0.1, 0.3, 1.0), 1e-5, baseline) for each in seeds]
+        searches += [
+            Search(Setup(Model("m"), task, method, 1e-05, budget, each), grid, (0.1, 0.3, 1.0), baseline)
+            for each in seeds
+        ]
     return searches
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from distsub.config import load_sweep
+from distsub.records import label
 from distsub.results import Store
 from distsub.runtime import launch
 from distsub.runtime.checks import check
@@ -62,7 +63,7 @@ def test_a_trial_that_kills_its_process_is_retried_then_recorded(tiny_sweep, tmp
         "import distsub.finetune.train as t\n"
         "real = t.build_model\n"
         "def build(trial, *a, **k):\n"
-        "    if trial.d == 64 and trial.method.name == 'said' and trial.seeds.data == 0:\n"
+        "    if trial.d == 64 and getattr(trial.method, 'scales', None) and trial.seeds.data == 0:\n"
         f"        with open({str(tmp_path / 'deaths')!r}, 'a') as f: f.write(trial.id + chr(10))\n"
         "        os.kill(os.getpid(), 9)\n"
         "    return real(trial, *a, **k)\n"
@@ -78,6 +79,8 @@ def test_a_trial_that_kills_its_process_is_retried_then_recorded(tiny_sweep, tmp
     assert dead == set(deaths) and all(deaths.count(trial) == 2 for trial in dead)
     board = launch.board_of(check(load_sweep(tiny_sweep)), Store.open(str(out)))
     others = [
-        f for s, f in zip(board.searches, board.findings(), strict=True) if (s.method.name, s.seeds.data) != ("said", 0)
+        f
+        for s, f in zip(board.searches, board.findings(), strict=True)
+        if (label(s.method), s.seeds.data) != ("said", 0)
     ]
     assert all(finding.outcome.is_over for finding in others)

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from distsub.records import Budget, Full, Model, Observation, Random, Seeds, Setup, Status, Subspace, Task, Trial
 from distsub.search import Evidence, Policy, Search
-from distsub.trial import Budget, Method, Observation, Seeds, Status, Task, Trial
 
 TASK = Task(name="mrpc", source="nyu-mll/glue", text=("sentence1", "sentence2"))
 BUDGET = Budget(steps=10)
@@ -19,7 +19,7 @@ class Bench:
     def baselines(self, rates: Iterable[float] = (1e-5,), seeds: int = 1, task: Task = TASK) -> tuple[Trial, ...]:
         """Return full fine-tunings, every rate times every seed."""
         return tuple(
-            Trial(MODEL, task, Method("full"), None, rate, None, Seeds(0, seed, seed), BUDGET)
+            Trial(Setup(Model(MODEL), task, Full(), rate, BUDGET, Seeds(0, seed, seed)))
             for seed in range(seeds)
             for rate in rates
         )
@@ -27,17 +27,14 @@ class Bench:
     def search(self, num_dims: int = 8, num_etas: int = 2, seed: int = 0, **changes: object) -> Search:
         """Return a search over d = 10, 20, ... under one triple of seeds."""
         search = Search(
-            task=TASK,
-            model=MODEL,
-            method=Method("said", "fastfood", "global", "layer"),
-            seeds=Seeds(seed, seed, seed),
-            budget=BUDGET,
-            dims=tuple(10 * (i + 1) for i in range(num_dims)),
-            etas=tuple(0.1 * (i + 1) for i in range(num_etas)),
-            learning_rate=1e-5,
-            baseline=self.baselines(),
+            Setup(
+                Model(MODEL), TASK, Subspace(Random("fastfood"), scales="layer"), 1e-05, BUDGET, Seeds(seed, seed, seed)
+            ),
+            tuple(10 * (i + 1) for i in range(num_dims)),
+            tuple(0.1 * (i + 1) for i in range(num_etas)),
+            self.baselines(),
         )
-        return replace(search, **changes)
+        return search.vary(**changes)
 
     def see(
         self, trial: Trial, score: float | None, status: Status = "finished", chance: float | None = 0.5

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from distsub.records import Budget, Model, Observation, Seeds, Setup, Subspace, Task, Trial
 from distsub.search.answers import influences, knot_scores, shared, variance
-from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 
 def observation(metric: str, guess, truth) -> Observation:
     task = Task("made-up", "made-up", ("text",), metric=metric)
-    trial = Trial("model", task, Method("did"), 10, 1e-5, 0.1, Seeds(), Budget(steps=1))
+    trial = Trial(Setup(Model("model"), task, Subspace(), 1e-05, Budget(steps=1), Seeds()), 10, 0.1)
     return Observation(trial, "finished", 0.5, predicted=tuple(guess), target=tuple(truth))
 
 

@@ -13,10 +13,10 @@ import pytest
 
 import distsub
 from distsub.errors import ConfigError
+from distsub.records import Budget, Full, Model, Seeds, Setup, Subspace, Task, Trial
 from distsub.search import Search, arrays, log_grid
 from distsub.search.estimate import fit
 from distsub.search.synthetic import Curve
-from distsub.trial import Budget, Method, Seeds, Task, Trial
 
 D = [10, 30, 100, 300, 1000, 3000] * 3
 SCORE = [0.52, 0.55, 0.66, 0.79, 0.86, 0.88, 0.51, 0.54, 0.70, 0.82, 0.87, 0.89, 0.5, 0.53, 0.63, 0.78, 0.85, 0.88]
@@ -54,12 +54,13 @@ def test_arrays_and_records_give_the_same_estimate():
     etas, rates, dims = (0.1, 0.3), (1e-5, 2e-5), log_grid(10, 10_000, 2.0)
     task, budget = Task("made-up", "made-up", ("text",)), Budget(steps=100, eval_examples=408)
     full = [
-        Trial("model", task, Method("full"), None, rate, None, Seeds(0, seed, seed), budget)
+        Trial(Setup(Model("model"), task, Full(), rate, budget, Seeds(0, seed, seed)))
         for rate in rates
         for seed in range(3)
     ]
     these = [
-        Search(task, "model", Method("did"), Seeds(s, s, s), budget, dims, etas, 1e-5, tuple(full)) for s in range(3)
+        Search(Setup(Model("model"), task, Subspace(), 1e-05, budget, Seeds(s, s, s)), dims, etas, tuple(full))
+        for s in range(3)
     ]
     rows = [curve.observe(t, arrays=False) for t in [t for s in these for d in dims for t in s.trials_at(d)] + full]
     subspace = [row for row in rows if row.trial.d]
@@ -188,9 +189,9 @@ def test_crossed_seeds_have_an_estimate():
     """Two projections by two heads by two orders: the places of the eight would else determine each other."""
     task, budget, held = Task("made-up", "made-up", ("text",)), Budget(steps=100, eval_examples=408), 0
     triples = [Seeds(a, b, c) for a in range(2) for b in range(2) for c in range(2)]
-    baseline = tuple(Trial("model", task, Method("full"), None, 2e-5, None, each, budget) for each in triples[:2])
+    baseline = tuple(Trial(Setup(Model("model"), task, Full(), 2e-05, budget, each)) for each in triples[:2])
     these = [
-        Search(task, "model", Method("did"), each, budget, log_grid(10, 10_000, 3.0), (0.3,), 2e-5, baseline)
+        Search(Setup(Model("model"), task, Subspace(), 2e-05, budget, each), log_grid(10, 10000, 3.0), (0.3,), baseline)
         for each in triples
     ]
     trials = [*(trial for each in these for d in each.dims for trial in each.trials_at(d)), *baseline]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsub.search import Evidence, brief, evidence, shares
-from distsub.search.baseline import Full, judge
+from distsub.search.baseline import Trained, judge
 from distsub.search.gather import gather
 from distsub.search.rows import RANGES
 
@@ -52,8 +52,8 @@ def test_table_and_estimate_set_aside_the_same_full_fine_tunings_in_every_world(
         rows = [curve.observe(trial, arrays=index % 2 == 0) for trial in these[0].baseline]
         # Neither reader may know more of the size of the evaluation set than the other.
         budget = replace(rows[0].trial.budget, eval_examples=(None, 10_000, curve.num_examples)[index % 3])
-        whole = tuple(replace(trial, budget=budget) for trial in these[0].baseline)
-        these = [replace(search, baseline=whole, budget=budget) for search in these]
+        whole = tuple(trial.vary(budget=budget) for trial in these[0].baseline)
+        these = [search.vary(baseline=whole, budget=budget) for search in these]
         agree(these, [replace(row, trial=trial) for row, trial in zip(rows, whole, strict=True)])
 
 
@@ -65,8 +65,8 @@ SCORES = st.lists(st.one_of(st.none(), st.floats(-1.0, 1.0), st.sampled_from([0.
 def test_they_agree_whatever_the_scores_and_the_metric(bench, scores, metric, examples):
     search = bench.search()
     task = replace(search.task, metric=metric)
-    baseline = tuple(replace(each, task=task) for each in bench.baselines((1e-5, 3e-5), seeds=3, task=task))
-    search = replace(search, task=task, baseline=baseline)
+    baseline = tuple(each for each in bench.baselines((1e-5, 3e-5), seeds=3, task=task))
+    search = search.vary(task=task, baseline=baseline)
     low = RANGES[metric][0]
     rows = [
         replace(
@@ -94,7 +94,7 @@ CASES = [
 
 @pytest.mark.parametrize(("first", "second", "examples", "kept", "rates"), CASES)
 def test_what_is_set_aside_by_hand_in_any_order(first, second, examples, kept, rates):
-    full = [Full(1.0, score, examples) for score in first] + [Full(2.0, score, examples) for score in second]
+    full = [Trained(1.0, score, examples) for score in first] + [Trained(2.0, score, examples) for score in second]
     for order in itertools.islice(itertools.permutations(full), 0, None, 97):
         found = judge(order, 0.5, "accuracy")
         left = [each.rate for each, is_kept in zip(order, found.kept, strict=True) if is_kept]

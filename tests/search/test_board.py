@@ -2,15 +2,15 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsub.errors import ConfigError
+from distsub.records import Observation, Seeds, Task, Trial
 from distsub.search import Bisection, Board, Evidence, Finding, Grid, Outcome, Search
-from distsub.trial import Observation, Seeds, Task, Trial
 
 
 def drive(
@@ -43,13 +43,13 @@ def drive(
 def world(bench, searches: list[Search], seed: int) -> Callable[[Trial], Observation]:
     """Return a monotone world in which every search has a threshold position of its own."""
     rng = random.Random(seed)
-    positions = {search.lineage: rng.randint(0, len(search.dims)) for search in searches}
-    by_lineage = {search.lineage: bench.truth(search, positions[search.lineage]) for search in searches}
+    positions = {search.setup: rng.randint(0, len(search.dims)) for search in searches}
+    by_setup = {search.setup: bench.truth(search, positions[search.setup]) for search in searches}
 
     def train(trial: Trial) -> Observation:
         if trial.is_baseline:
             return bench.see(trial, 0.8)
-        return next(truth for search, truth in zip(searches, by_lineage.values(), strict=True) if search.owns(trial))(
+        return next(truth for search, truth in zip(searches, by_setup.values(), strict=True) if search.owns(trial))(
             trial
         )
 
@@ -179,7 +179,7 @@ def test_foreign_and_repeated_rows_change_nothing(bench):
     before = board.findings()
     board.observe(row)
     board.observe(bench.see(bench.search(seed=9).trials_at(10)[0], 0.9))
-    board.observe(bench.see(replace(row.trial, seeds=Seeds(7, 7, 7)), 0.9))
+    board.observe(bench.see(row.trial.vary(seeds=Seeds(7, 7, 7)), 0.9))
     assert board.findings() == before
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from distsub.errors import ConfigError
+from distsub.records import Budget, Full, Model, Observation, Seeds, Setup, Subspace, Task, Trial
 from distsub.search import Board, Outcome, Search, log_grid, make_policy
 from distsub.search.curves import Noise
 from distsub.search.estimate import Estimate, Fit, estimate, fit
 from distsub.search.posterior import ENOUGH
 from distsub.search.synthetic import Curve
-from distsub.trial import Budget, Method, Observation, Seeds, Task, Trial
 
 ETAS, RATES = (0.1, 0.3, 1.0), (1e-5, 2e-5, 5e-5)
 DIMS = log_grid(10, 10_000)
@@ -25,12 +25,14 @@ def searches(seeds: int = 3, etas=ETAS, rates=RATES, dims=DIMS, **changes) -> li
     task, budget = Task("made-up", "made-up", ("text",)), Budget(steps=100)
     task, budget = changes.pop("task", task), changes.pop("budget", budget)
     baseline = tuple(
-        Trial("model", task, Method("full"), None, rate, None, Seeds(0, seed, seed), budget)
+        Trial(Setup(Model("model"), task, Full(), rate, budget, Seeds(0, seed, seed)))
         for seed in range(seeds)
         for rate in rates
     )
     return [
-        Search(task, "model", Method("did"), Seeds(s, s, s), budget, dims, etas, rates[0], baseline, **changes)
+        Search(
+            Setup(Model("model"), task, Subspace(), rates[0], budget, Seeds(s, s, s)), dims, etas, baseline, **changes
+        )
         for s in range(seeds)
     ]
 
@@ -137,9 +139,14 @@ def test_any_order_and_repetition_of_rows_gives_the_same(measured):
 def test_rows_of_other_sweeps_are_ignored(measured):
     _, these, rows, found = measured
     foreign = [
-        replace(row, trial=replace(row.trial, **change), score=0.1)
+        replace(row, trial=row.trial.vary(**change), score=0.1)
         for row in rows[-5:]
-        for change in ({"model": "other"}, {"method": Method("said")}, {"budget": Budget(steps=7)}, {"eta": 77.0})
+        for change in (
+            {"model": Model("other")},
+            {"method": Subspace(scales="layer")},
+            {"budget": Budget(steps=7)},
+            {"eta": 77.0},
+        )
     ]
     assert estimate(these, rows + foreign) == found.d_at()
 
@@ -315,7 +322,7 @@ def test_a_d_at_which_every_eta_diverged_is_below_the_threshold():
 def test_an_eta_that_diverges_where_others_train_says_nothing_of_them(measured):
     _, _, rows, found = measured
     extra = [
-        replace(row, trial=replace(row.trial, eta=3.0), status="diverged", score=None, predicted=(), target=())
+        replace(row, trial=row.trial.vary(eta=3.0), status="diverged", score=None, predicted=(), target=())
         for row in rows
         if row.trial.eta == 1.0
     ]
@@ -356,7 +363,7 @@ def test_a_best_eta_that_drifts_with_d_is_followed():
         these = searches(3, dims=DIMS[::3])
         rows = [curve.observe(trial, False) for s in these for d in s.dims for trial in s.trials_at(d)]
         rows += [curve.observe(trial, False) for trial in these[0].baseline]
-        rows = [replace(row, trial=replace(row.trial, budget=these[0].budget)) for row in rows]
+        rows = [replace(row, trial=row.trial.vary(budget=these[0].budget)) for row in rows]
         found, true = estimate(these, rows), curve.crossing(ETAS, RATES)
         held += holds(found, true)
         errors.append(math.log(found.d / true))
@@ -399,9 +406,9 @@ def test_a_renamed_model_changes_no_bit_of_the_estimate(measured, name):
     _, these, rows, found = measured
 
     def rename(trial):
-        return replace(trial, model=name)
+        return trial.vary(model=Model(name))
 
-    moved = [replace(each, model=name, baseline=tuple(map(rename, each.baseline))) for each in these]
+    moved = [each.vary(model=Model(name), baseline=tuple(map(rename, each.baseline))) for each in these]
     there = [replace(row, trial=rename(row.trial)) for row in reversed(rows)]
     assert fit(moved, there).d_at() == found.d_at()
 
@@ -412,10 +419,10 @@ def test_other_numbers_of_the_same_seeds_change_no_bit_of_the_estimate(measured,
 
     def moved(trial):
         seeds = Seeds(*(number(each) for each in (trial.seeds.projection, trial.seeds.head, trial.seeds.data)))
-        return replace(trial, seeds=seeds)
+        return trial.vary(seeds=seeds)
 
     there = [
-        replace(each, seeds=moved(each.trials_at(each.dims[0])[0]).seeds, baseline=tuple(map(moved, each.baseline)))
+        each.vary(seeds=moved(each.trials_at(each.dims[0])[0]).seeds, baseline=tuple(map(moved, each.baseline)))
         for each in these
     ]
     again = [replace(row, trial=moved(row.trial)) for row in rows]
@@ -429,7 +436,7 @@ def test_seeds_with_a_row_each_enter():
     before = fit(these, rows)
     d = min(DIMS, key=lambda each: abs(each - before.d_at().d))
     trial = next(trial for trial in these[0].trials_at(d) if trial.eta == before.eta)
-    more = [curve.observe(replace(trial, seeds=replace(trial.seeds, data=1000 + i))) for i in range(3)]
+    more = [curve.observe(trial.vary(seeds=replace(trial.seeds, data=1000 + i))) for i in range(3)]
     after = fit(these, rows + more)
     assert after.num_trials == before.num_trials + 3
     assert not any("one seed:" in warning for warning in after.warnings)
@@ -448,7 +455,7 @@ def test_other_metrics_have_their_own_sampling_error(metric):
     these, curve = searches(task=task), Curve(seed=4, floor=0.5, plateau=0.95, full=0.95, num_examples=1000)
     rows = []
     for row in run(curve, searches()):
-        trial = replace(row.trial, task=task)
+        trial = row.trial.vary(task=task)
         guess, truth = np.array(row.predicted), np.array(row.target)
         if metric == "f1":
             score = 2 * (guess * truth).sum() / (guess.sum() + truth.sum())
@@ -486,7 +493,7 @@ def test_one_search_or_one_row_is_refused_in_words(measured):
 def test_a_score_outside_its_metrics_range_is_refused(measured, metric, score):
     _, _, rows, _ = measured
     task = Task("made-up", "made-up", ("text",), metric=metric)
-    wrong = [replace(row, trial=replace(row.trial, task=task), score=score, predicted=(), target=()) for row in rows]
+    wrong = [replace(row, trial=row.trial.vary(task=task), score=score, predicted=(), target=()) for row in rows]
     with pytest.raises(ConfigError, match=f"outside the range of {metric}"):
         estimate(searches(task=task), wrong)
 

@@ -2,16 +2,15 @@
 
 import math
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsub.errors import ConfigError
+from distsub.records import Random, Seeds, Subspace
 from distsub.search import POLICIES, Bisection, Board, Evidence, Finding, Grid, Outcome, Search, log_grid, make_policy
 from distsub.search.synthetic import Curve
-from distsub.trial import Method, Seeds
 
 
 def expected(search, position: int) -> tuple[Outcome, int | None, tuple[int | None, int | None]]:
@@ -231,7 +230,7 @@ def test_a_failed_baseline_ends_the_search_at_once(bench, policy):
 
 def test_a_grid_compares_ways_of_training_in_layers_at_chance_too(bench):
     """Their scores are what the sweep is for; d90 of the whole model is not worth a trial without a threshold."""
-    layers = Method("did", "fastfood", "global", scope="layer", head="trained", embeddings="frozen")
+    layers = Subspace(Random("fastfood"), scope="layer", head="trained", embeddings="frozen")
     for method, runs in ((layers, 8), (bench.search().method, 0)):
         search = bench.search(4, method=method)
         state = Grid().observe(Grid().init(search), bench.see(search.baseline[0], 0.5))
@@ -297,8 +296,8 @@ def test_a_later_seed_goes_out_from_the_answers_of_the_earlier_ones(bench):
     """And with the eta that did best there, whatever the list's middle is; it passes or fails as ever."""
     search = bench.search(63, num_etas=3)
     known = {(20, 2): 0.79, (19, 2): 0.6, (19, 0): 0.55, (19, 1): 0.56}
-    earlier = [fed(bench, replace(search, seeds=Seeds(s, s, s)), known) for s in (1, 2)]
-    state = fed(bench, replace(search, seeds=Seeds(3, 3, 3)), {})
+    earlier = [fed(bench, search.vary(seeds=Seeds(s, s, s)), known) for s in (1, 2)]
+    state = fed(bench, search.vary(seeds=Seeds(3, 3, 3)), {})
     for each in earlier:
         state = state.learn(each)
     assert wanted(state) == [(20, 2)]
@@ -319,7 +318,7 @@ def test_a_later_seed_goes_out_from_the_answers_of_the_earlier_ones(bench):
 def test_idle_slots_cut_the_bracket_into_equal_parts(bench, slots):
     """Once etas have been compared: k trainings at once leave one part in k + 1."""
     search = bench.search(63, num_etas=3)
-    earlier = fed(bench, replace(search, seeds=Seeds(1, 1, 1)), {(9, 0): 0.55, (9, 1): 0.6})
+    earlier = fed(bench, search.vary(seeds=Seeds(1, 1, 1)), {(9, 0): 0.55, (9, 1): 0.6})
     start = fed(bench, search, {}).learn(earlier)
     first = wanted(start, slots)
     assert sorted(x for x, _ in first) == [64 // (slots + 1) * (k + 1) - 1 for k in range(slots)]

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsub.errors import ConfigError
+from distsub.records import Seeds, theta_0_of
 from distsub.search import KEPT, Bisection, Board, Evidence, Grid, Range, brief, evidence, shares
 from distsub.search.gather import gather
 from distsub.search.plan import make_plan
 from distsub.search.ranges import MOST_TRIES, course, propose
 from distsub.search.recall import tuned
 from distsub.search.rule import Rule
-from distsub.trial import Seeds, theta_0_trial
 
 RATES = Range(1e-5, 1e-4, 6)
 ETAS = Range(0.1, 3.0, 4)
@@ -250,7 +250,7 @@ def test_a_range_goes_with_every_kind_of_threshold(bench, policy, kind):
             for search in searches(bench)
         ]
     else:
-        zero = tuple(map(theta_0_trial, searches(bench)[0].baseline))
+        zero = tuple(map(theta_0_of, searches(bench)[0].baseline))
         these = [replace(search, rule=Rule(chance="theta_0"), theta_0=zero) for search in searches(bench)]
     board, train = Board(these, policy), world(bench, 4)
     promised = board.max_trials()
@@ -258,7 +258,7 @@ def test_a_range_goes_with_every_kind_of_threshold(bench, policy, kind):
     rows = drive(board, train, 3, random.Random(0))
     assert len(rows) <= promised and all(found.outcome.is_over for found in board.findings())
     assert {len(search.etas) for search in tuned(these, rows)} == {KEPT}
-    full, etas = tries([row for row in rows if row.trial.method.name != "theta_0"])
+    full, etas = tries([row for row in rows if row.trial.method.kind != "theta_0"])
     assert len(full) == (0 if kind == "a value" else 6) and len(etas) == 4
     warned = [line for line in gather(these, rows).warnings if "equal tries" in line]
     assert len(warned) == (kind == "theta_0")  # 4 etas beside 6 rates; without full fine-tuning there is one arm

@@ -1,13 +1,11 @@
 """Many rows at once give the same evidence as one by one."""
 
 import math
-from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsub.search import Evidence, brief, evidence, shares
-from distsub.search.spec import lineage
 
 SEEN = st.tuples(
     st.integers(0, 999),
@@ -18,10 +16,10 @@ SEEN = st.tuples(
 
 
 def grouped(observations):
-    """Put the rows of one lineage into one series, as a store does."""
+    """Put the rows of one setup into one series, as a store does."""
     series = {}
-    for trial, rows in map(brief, observations):
-        series.setdefault(lineage(trial), (replace(trial, d=None, eta=None), []))[1].extend(rows)
+    for setup, rows in map(brief, observations):
+        series.setdefault(setup, (setup, []))[1].extend(rows)
     return list(series.values())
 
 
@@ -29,7 +27,7 @@ def grouped(observations):
 @given(st.lists(SEEN, max_size=30))
 def test_any_rows_in_any_order_fold_to_the_same(bench, seen):
     baseline = bench.baselines(rates=(1e-5, 3e-5))
-    # Two seeds, a search that shares a lineage on another grid, and one of a task that nobody asks for.
+    # Two seeds, a search that shares a setup on another grid, and one of a task that nobody asks for.
     searches = [bench.search(3, 2, seed, baseline=baseline) for seed in (0, 1)] + [bench.search(5, 1)]
     foreign = bench.search(9, 3, seed=7)
     trials = [*baseline, *(trial for each in (*searches, foreign) for d in each.dims for trial in each.trials_at(d))]

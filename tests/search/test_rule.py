@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from distsub.errors import ConfigError
+from distsub.records import Budget, Full, Model, Random, Seeds, Setup, Subspace, Task, Trial, theta_0_of
 from distsub.search import Board, Evidence, Outcome, Range, Rule, Search, brief, evidence, make_policy, shares
 from distsub.search.estimate import estimate, fit
 from distsub.search.gather import gather
 from distsub.search.plan import make_plan
 from distsub.search.rule import RANGES
 from distsub.search.synthetic import Curve
-from distsub.trial import Budget, Method, Seeds, Task, Trial, theta_0_trial
 
 ETAS, RATES = (0.1, 0.3, 1.0), (1e-5, 2e-5)
 DIMS = (10, 30, 100, 300, 1000, 3000)
@@ -24,15 +24,22 @@ def searches(rule: Rule, seeds: int = 2, metric: str = "accuracy", dims: tuple[i
     """Return searches under seeds 0, 1, ... with what the rule needs."""
     task, budget = Task("made-up", "made-up", ("text",), metric=metric), Budget(steps=10, eval_examples=408)
     full = [
-        Trial("model", task, Method("full"), None, rate, None, Seeds(0, seed, seed), budget)
+        Trial(Setup(Model("model"), task, Full(), rate, budget, Seeds(0, seed, seed)))
         for seed in range(seeds)
         for rate in RATES
     ]
-    theta_0 = tuple(dict.fromkeys(map(theta_0_trial, full))) if rule.chance == "theta_0" else ()
+    theta_0 = tuple(dict.fromkeys(map(theta_0_of, full))) if rule.chance == "theta_0" else ()
     baseline = tuple(full) if rule.value is None else ()
-    method = Method("did", "fastfood", "global")
+    method = Subspace(Random("fastfood"))
     return [
-        Search(task, "model", method, Seeds(s, s, s), budget, dims, ETAS, 2e-5, baseline, rule, theta_0=theta_0)
+        Search(
+            Setup(Model("model"), task, method, 2e-05, budget, Seeds(s, s, s)),
+            dims,
+            ETAS,
+            baseline,
+            rule=rule,
+            theta_0=theta_0,
+        )
         for s in range(seeds)
     ]
 
@@ -55,7 +62,7 @@ def test_every_rule_is_searched_planned_and_estimated_alike(rule, policy):
     """What comes first, how many trials at most, and the threshold of the board, the tables and the estimate."""
     these, curve = searches(rule), Curve(seed=1, floor=0.5, theta_0=0.4, full=0.9, plateau=0.92)
     board, rows = run(curve, these, policy)
-    kinds = [row.trial.method.name for row in rows]
+    kinds = [row.trial.method.kind for row in rows]
     assert kinds.count("full") == (4 if rule.value is None else 0)
     assert kinds.count("theta_0") == (2 if rule.chance == "theta_0" else 0)
     assert "did" not in kinds[: len(these[0].references)]
@@ -100,7 +107,7 @@ def test_ranges_of_step_sizes_go_with_every_rule(rule):
         for search in searches(rule)
     ]
     board, rows = run(Curve(seed=1, floor=0.5, theta_0=0.4, full=0.9, plateau=0.92), these)
-    kinds = [row.trial.method.name for row in rows]
+    kinds = [row.trial.method.kind for row in rows]
     assert (kinds.count("theta_0"), kinds.count("full")) == (len(these[0].theta_0), 0 if rule.value else 6)
     assert len(rows) <= board.max_trials() == make_plan(these, make_policy("bisection")).most.trials
     assert all(finding.outcome is Outcome.found for finding in board.findings())
@@ -222,12 +229,12 @@ def test_theta_0_without_a_score_is_no_chance_of_zero(bench, status):
 
 def test_theta_0_is_one_trial_per_head_whatever_else_is_trained(bench):
     full = bench.baselines(rates=(1e-5, 3e-5), seeds=3)
-    assert len({theta_0_trial(trial).id for trial in full}) == 3
+    assert len({theta_0_of(trial).id for trial in full}) == 3
     one = full[0]
     for change in ({"steps": 99}, {"batch_size": 7}, {"warmup": 0.5}, {"eval_every": 3}, {"weight_decay": 0.1}):
-        assert theta_0_trial(replace(one, budget=replace(one.budget, **change))) == theta_0_trial(one)
+        assert theta_0_of(one.vary(budget=replace(one.budget, **change))) == theta_0_of(one)
     for change in ({"max_length": 7}, {"eval_examples": 7}, {"train_examples": 7}, {"precision": "fp32"}):
-        assert theta_0_trial(replace(one, budget=replace(one.budget, **change))) != theta_0_trial(one)
-    kept = [replace(trial, method=Method("full", head_from="checkpoint")) for trial in full]
-    assert len(set(map(theta_0_trial, kept))) == 1
-    assert not theta_0_trial(one).is_baseline and theta_0_trial(one).is_reference
+        assert theta_0_of(one.vary(budget=replace(one.budget, **change))) != theta_0_of(one)
+    kept = [trial.vary(model=replace(trial.model, head_from="checkpoint")) for trial in full]
+    assert len(set(map(theta_0_of, kept))) == 1
+    assert not theta_0_of(one).is_baseline and theta_0_of(one).is_reference

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from distsub.errors import ConfigError
+from distsub.records import Full, Model, Random, Seeds, Subspace, Task, Theta0
 from distsub.search import Rule, Search
-from distsub.trial import Method, Seeds, Task
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ from distsub.trial import Method, Seeds, Task
 )
 def test_name(bench, model: str, seeds: Seeds, name: str):
     """Short model, and three seeds only where they differ."""
-    baseline = tuple(replace(trial, model=model) for trial in bench.baselines())
-    assert bench.search(model=model, seeds=seeds, baseline=baseline).name == name
+    baseline = tuple(trial.vary(model=Model(model)) for trial in bench.baselines())
+    assert bench.search(model=Model(model), seeds=seeds, baseline=baseline).name == name
 
 
 def test_trials_at_gives_one_per_eta(bench):
@@ -42,12 +42,12 @@ def test_owns_nothing_else(bench):
     search = bench.search()
     trial = search.trials_at(10)[0]
     assert search.owns(search.baseline[0])
-    assert not search.owns(replace(trial, d=11))
-    assert not search.owns(replace(trial, eta=7.0))
-    assert not search.owns(replace(trial, seeds=Seeds(9, 9, 9)))
-    assert not search.owns(replace(trial, budget=replace(trial.budget, steps=11)))
-    assert not search.owns(replace(trial, method=Method("did", "fastfood", "global")))
-    assert not search.owns(replace(search.baseline[0], learning_rate=3e-4))
+    assert not search.owns(trial.vary(d=11))
+    assert not search.owns(trial.vary(eta=7.0))
+    assert not search.owns(trial.vary(seeds=Seeds(9, 9, 9)))
+    assert not search.owns(trial.vary(budget=replace(trial.budget, steps=11)))
+    assert not search.owns(trial.vary(method=Subspace(Random("fastfood"))))
+    assert not search.owns(search.baseline[0].vary(learning_rate=3e-4))
 
 
 def test_id_follows_the_record(bench):
@@ -75,11 +75,11 @@ OTHER_TASK = Task(name="sst2", source="nyu-mll/glue", text=("sentence",))
         ({"rule": Rule(None, 0.8)}, "a search for accuracy >= 0.8 needs no baseline"),
         ({"rule": Rule(None, 80.0), "baseline": ()}, "value = 80 is outside the range of accuracy, 0 to 1: give 0.8"),
         ({"rule": Rule(chance="theta_0")}, "theta_0: give the trials of the untouched model"),
-        ({"method": Method("theta_0")}, "has no d to search for"),
-        ({"method": Method("full")}, "method"),
+        ({"method": Theta0()}, "has no d to search for"),
+        ({"method": Full()}, "method"),
         ({"baseline": ()}, "baseline"),
         ({"task": OTHER_TASK}, "no full fine-tuning of .* on sst2"),
-        ({"model": "other"}, "no full fine-tuning of other"),
+        ({"model": Model("other")}, "no full fine-tuning of other"),
     ],
 )
 def test_nonsense_is_refused(bench, changes: dict[str, object], message: str):
@@ -101,6 +101,6 @@ def test_baseline_is_full_and_given_once(bench):
     """A subspace trial is no baseline, a trial given twice a slip."""
     search: Search = bench.search()
     with pytest.raises(ConfigError, match="no full fine-tuning"):
-        replace(search, baseline=search.trials_at(10))
+        search.vary(baseline=search.trials_at(10))
     with pytest.raises(ConfigError, match="twice"):
-        replace(search, baseline=search.baseline * 2)
+        search.vary(baseline=search.baseline * 2)

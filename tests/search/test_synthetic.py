@@ -6,13 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from distsub.records import Budget, Full, Model, Seeds, Setup, Subspace, Task, Trial
 from distsub.search.synthetic import Curve
-from distsub.trial import Budget, Method, Seeds, Task, Trial
 
 
 def trial(d: int | None = 300, eta: float | None = 0.3, seed: int = 0, every: int | None = None) -> Trial:
-    task, method = Task("made-up", "made-up", ("text",)), Method("did" if d else "full")
-    return Trial("model", task, method, d, 2e-5, eta, Seeds(seed, seed, seed), Budget(100, eval_every=every))
+    task, method = Task("made-up", "made-up", ("text",)), Subspace() if d else Full()
+    return Trial(
+        Setup(Model("model"), task, method, 2e-05, Budget(100, eval_every=every), Seeds(seed, seed, seed)), d, eta
+    )
 
 
 def test_same_trial_same_observation():

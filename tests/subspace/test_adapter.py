@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from distsub.errors import AdapterError, ConfigError, OutputError
+from distsub.records import Task
 from distsub.subspace import adapter, layout
 from distsub.subspace.adapter import CONFIG, WEIGHTS
 from distsub.subspace.model import SubspaceModel
-from distsub.trial import Task
 
 SMALL = {"method": "said", "projection": "fastfood", "block_length": 256}
 

@@ -1,0 +1,65 @@
+"""What is spoken of: frozen records without behaviour but their identity.
+
+`Condition` < `Setup` < `Trial` say what is trained, `Observation` what came out of it.
+"""
+
+from distsub.records.identity import IDENTITY_VERSION, Record, canonical, digest
+from distsub.records.labels import condition_labels, method_labels, model_labels
+from distsub.records.method import (
+    DEFAULT_FAMILY,
+    ZHANG2023,
+    Ablation,
+    Freeze,
+    Full,
+    Learned,
+    Method,
+    Random,
+    Source,
+    Span,
+    Subspace,
+    Theta0,
+    label,
+    on,
+)
+from distsub.records.observation import Observation, Status
+from distsub.records.setup import Condition, InSetup, Recording, Setup, Trial, id_of, theta_0_of
+from distsub.records.task import Budget, Empty, HeadFrom, Model, Seeds, Task
+
+__all__ = [
+    "DEFAULT_FAMILY",
+    "IDENTITY_VERSION",
+    "ZHANG2023",
+    "Ablation",
+    "Budget",
+    "Condition",
+    "Empty",
+    "Freeze",
+    "Full",
+    "HeadFrom",
+    "InSetup",
+    "Learned",
+    "Method",
+    "Model",
+    "Observation",
+    "Random",
+    "Record",
+    "Recording",
+    "Seeds",
+    "Setup",
+    "Source",
+    "Span",
+    "Status",
+    "Subspace",
+    "Task",
+    "Theta0",
+    "Trial",
+    "canonical",
+    "condition_labels",
+    "digest",
+    "id_of",
+    "label",
+    "method_labels",
+    "model_labels",
+    "on",
+    "theta_0_of",
+]

@@ -1,0 +1,118 @@
+"""What is fine-tuned, on what, and what one training may spend."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from distsub.records.identity import Record
+
+Empty = Literal["refuse", "drop", "keep"]
+HeadFrom = Literal["seed", "checkpoint"]
+
+
+@dataclass(frozen=True, eq=False)
+class Model(Record):
+    """A pretrained model.
+
+    Attributes:
+        name: "package:NAME", an absolute local directory, or a hub id.
+        revision: Hub revision, or None.
+        head_from: Where the head of theta_0 comes from: its seed, or the checkpoint, which may solve the task already.
+        content: Hash of its weights, configuration and tokenizer (`Prepared.content`); None before they are read.
+    """
+
+    ADDRESS = frozenset({"name", "revision"})
+
+    name: str
+    revision: str | None = None
+    head_from: HeadFrom = "seed"
+    content: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Task(Record):
+    """A labelled dataset with its metric: where the rows are and which columns count.
+
+    Attributes:
+        name: The name that rows carry.
+        source: A hub dataset id, a local directory or file, or "package:NAME/GLOB" for a file that an
+            installed distribution carries.
+        config: The hub configuration ("mrpc" of "nyu-mll/glue"), or None.
+        revision: The hub revision, or None for the default branch.
+        text: One column, or two for sentence pairs.
+        label: The label column.
+        num_labels: Number of classes; 1 means regression, None that they are counted in the rows.
+        metric: accuracy, macro_f1, matthews, pearson or f1; the score that d90 is about.
+        train: Split (hub) or file stem (directory) to train on.
+        validation: Split or file stem to evaluate on.
+        where: Rows to keep, as (column, value) pairs; empty keeps all.
+        holdout: Rows to split off `train` for evaluation when there is no validation split, or their share of all
+            rows where it is a float; else None.
+        labels: The classes in their order, as the label column spells them; empty sorts them by name.
+        empty: What becomes of rows whose text is empty: "refuse", "drop" (and those without a label) or "keep".
+        separator: What stands between the cells of CSV or TSV, or None to find it.
+        quote: "double" if cells may stand in quotation marks, "none" if those are part of the text, or None to find it.
+        encoding: Of text files: a codec of Python; None for the byte order mark's, else UTF-8.
+        content: Hash of the rows that the budget draws from it (`Splits.dataset_hash`); None before they are read.
+    """
+
+    ADDRESS = frozenset(
+        {"source", "config", "revision", "text", "label", "train", "validation", "where", "holdout"}
+        | {"labels", "empty", "separator", "quote", "encoding"}
+    )
+
+    name: str
+    source: str
+    text: tuple[str, ...]
+    label: str = "label"
+    num_labels: int | None = 2
+    metric: str = "accuracy"
+    config: str | None = None
+    revision: str | None = None
+    train: str = "train"
+    validation: str | None = "validation"
+    where: tuple[tuple[str, str], ...] = ()
+    holdout: int | float | None = None
+    labels: tuple[str, ...] = ()
+    empty: Empty = "refuse"
+    separator: str | None = None
+    quote: Literal["double", "none"] | None = None
+    encoding: str | None = None
+    content: str | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one training may spend, the same for every trial of a sweep.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Examples per step.
+        max_length: Tokens per example, longer ones are cut.
+        train_examples: Training rows, a fixed draw that is the same for every seed; None takes all.
+        eval_examples: Evaluation rows, a fixed draw; None takes all.
+        warmup: Fraction of the steps over which the learning rate rises; it then falls linearly towards 0.
+        eval_every: Steps between evaluations; None evaluates at the end only.
+        weight_decay: AdamW weight decay of full fine-tuning and of a trained head, never of coordinates.
+        max_grad_norm: Gradient clipping; None is off.
+        precision: "fp32", "bf16" (autocast) or "auto" (bf16 where the hardware has it).
+    """
+
+    steps: int
+    batch_size: int = 32
+    max_length: int = 128
+    train_examples: int | None = None
+    eval_examples: int | None = None
+    warmup: float = 0.06
+    eval_every: int | None = None
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The three independent sources of noise, never one `seed`."""
+
+    projection: int = 0
+    head: int = 0
+    data: int = 0
