@@ -103,6 +103,13 @@ def test_plan_counts_what_run_never_exceeds(finished, capsys):
     assert code == 0 and rows[0]["total"] == "at most" and ran[0]["n"] <= rows[0]["trials"]
 
 
+def test_a_plan_times_every_training_whatever_its_learning_rate(finished, tmp_path, capsys):
+    path = tmp_path / "rates.toml"
+    path.write_text((finished / "tiny.toml").read_text() + '\n[threshold]\nchance = "theta_0"\n')
+    code, out, _ = call(capsys, "plan", path, "--probe", "--format", "json")
+    assert code == 0 and all(row["slot_hours"] > 0 for row in json.loads(out))
+
+
 def test_inspect_a_model_and_an_adapter(finished, tiny_model, capsys):
     facts = json.loads(call(capsys, "inspect", tiny_model, "--format", "json")[1])
     assert facts["blocks"] == 2 and facts["groups_layer"] == 4 and facts["groups_tensor"] > 30

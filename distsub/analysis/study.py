@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +20,7 @@ from distsub.analysis.updates import Say, Update, blocks, learned_updates, recor
 from distsub.errors import AdapterError, ConfigError, DataError, OutputError, TrajectoryError, nearest
 from distsub.files import first_line
 from distsub.finetune import ablate, inputs, pretrained, trajectory
-from distsub.records import Ablation, Observation, Recording, Trial
+from distsub.records import Ablation, Edit, Full, Observation, Recording, Trial
 from distsub.results import Store, figures
 from distsub.results.analyses import (
     MASKS,
@@ -144,13 +143,13 @@ def outlier_listing(store: Store, updates: Sequence[Update]) -> pa.Table:
     return whole.select([*columns, "max_sigmas", "expected_max_sigmas", "max_p"])
 
 
-def edits_of(names: Sequence[str]) -> tuple[Ablation, ...]:
+def edits_of(names: Sequence[str]) -> tuple[Edit, ...]:
     """Check names of edits.
 
     Raises:
         ConfigError: One is unknown.
     """
-    known = get_args(Ablation)
+    known: tuple[Edit, ...] = get_args(Edit)
     for name in names:
         if name not in known:
             raise ConfigError(f'--disable "{name}" is unknown; {nearest(name, known)}')
@@ -230,7 +229,7 @@ def _write_mask(
     }
 
 
-def ablation_trials(updates: Sequence[Update], masks: pa.Table, edits: Sequence[Ablation]) -> list[Trial]:
+def ablation_trials(updates: Sequence[Update], masks: pa.Table, edits: Sequence[Edit]) -> list[Trial]:
     """List the fine-tunings with weights disabled, and those without that they are compared with.
 
     Args:
@@ -245,7 +244,7 @@ def ablation_trials(updates: Sequence[Update], masks: pa.Table, edits: Sequence[
         assert whole is not None, "masks are made of updates that name a full fine-tuning"
         trials[whole] = None
         for edit in edits:
-            trials[replace(whole, method=replace(whole.method, ablation=edit, mask=row["mask"]))] = None
+            trials[whole.vary(method=Full(Ablation(edit, row["mask"])))] = None
     return list(trials)
 
 
@@ -305,7 +304,7 @@ def measure_geometry(
         labels = next(iter(read.values())).meta["num_labels"]
         some = next(iter(chosen.values()))
         base = pretrained.build(
-            inputs.model(some.model, some.model.revision, some.model.content, store.files), labels, 0
+            inputs.model(some.model.name, some.model.revision, some.model.content, store.files), labels, 0
         )
         for layer, entries in blocks(layout.entries(base)):
             found = layer_geometry(checkpoints, layer, [entry.name for entry in entries], d, mode)

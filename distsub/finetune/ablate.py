@@ -1,7 +1,7 @@
 """Disable weights by position: the masks of an ablation, their files, and the edit of a model.
 
 A mask is named by a hash of its positions, and the name is part of the trial that uses it, so that a row can never be
-of another mask than it says. What the edits mean is in `trial.Method`.
+of another mask than it says. What the edits mean is in `records.Ablation`.
 """
 
 import hashlib

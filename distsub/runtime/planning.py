@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.finetune import data, memory, train
-from distsub.records import Condition, Seeds, Trial, label
+from distsub.records import InSetup, Method, Model, Seeds, Trial, label
 from distsub.results.listing import size_text
 from distsub.runtime.checks import check
 from distsub.runtime.launch import board_of, model_facts
@@ -81,10 +81,9 @@ def plan(
 
     def seconds(trial: Trial) -> float:
         if trial.is_theta_0:  # as any other training of the model begins and ends
-            same = (trial.model, trial.task)
-            found = next(probe for each, probe in probes.items() if (each.model, each.task) == same)
+            found = next(probe for (task, model, _), probe in probes.items() if (task, model) == _kind(trial)[:2])
         else:
-            found = probes[trial.condition]
+            found = probes[_kind(trial)]
         # Going forward only is about a third of a step's work.
         eval_s = evaluated[trial.task.name] / trial.budget.batch_size * found.step_s / 3
         return seconds_per_trial(lambda _: found.step_s, found.startup_s, eval_s)(trial) or 0.0
@@ -97,7 +96,7 @@ def plan(
         about = facts(
             search.model.name, search.model.revision, num_labels, method.head, method.scales, method.embeddings
         )
-        found = probes.get(search.condition)
+        found = probes.get(_kind(search))
         most = board.policy.max_trials(search) - search.num_references
         result_bytes += most * (row_bytes(search.task.name) + ADAPTER_BYTES + NUMBER_BYTES * search.dims[-1])
         rows.append(
@@ -211,16 +210,21 @@ def _slots(sweep: Sweep, demand: int) -> int:
     return max(1, int((os.cpu_count() or 1) / max(sweep.resources.cpus_per_trial, 1e-9)))
 
 
-def _probe(sweep: Sweep, board: Any) -> dict[Condition, Probe]:
+def _kind(trained: InSetup) -> tuple[str, Model, Method]:
+    """Return what a step costs the same for, whatever its learning rate."""
+    return trained.task.name, trained.model, trained.method
+
+
+def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, Model, Method], Probe]:
     """Time real steps of each model, task and method at the middle of the grid."""
     import torch
 
     torch.set_num_threads(max(1, int(sweep.resources.cpus_per_trial)))
     device = "cuda" if sweep.resources.gpus_per_trial else "cpu"
-    found: dict[Condition, Probe] = {}
+    found: dict[tuple[str, Model, Method], Probe] = {}
     for search in board.searches:
         for trial in (*search.baseline[:1], search.trials_at(search.dims[len(search.dims) // 2])[0]):
-            if trial.condition in found:
+            if _kind(trial) in found:
                 continue
             meter, steps, times = memory.Meter(device), train.train(without_checkpoints(trial), device), []
             last = time.perf_counter()
@@ -228,6 +232,6 @@ def _probe(sweep: Sweep, board: Any) -> dict[Condition, Probe]:
                 next(steps)
                 times.append(time.perf_counter() - last)
                 last = time.perf_counter()
-            found[trial.condition] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
+            found[_kind(trial)] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
             steps.close()
     return found
