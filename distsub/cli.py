@@ -204,7 +204,7 @@ def status(out: Out, format: As = Format.table) -> None:
         return
     write(*standing.standing(store, summary, sweep.name), *strangers(summary, sweep), "")
     if searches.num_rows > FEW:
-        write('d90: distsub query OUT "select task, model, method, d90_text from d90"')
+        write('d90: distsub query OUT "select task, model, label, d90_text from d90"')
     else:
         answers(summary.d90, ("task", "model", "label", "d90_text", "first_passing_d", "trials"))
     write("")

@@ -57,7 +57,8 @@ def strangers(summary: "Summary", sweep: "Sweep") -> list[str]:
     """Say how many rows are of no search of a sweep."""
     from distsub.analysis import standing
 
-    return standing.strangers(summary, sweep.searches(), {each.trial.id for each in sweep.recordings()})
+    beside = [*(each.trial for each in sweep.recordings()), *sweep.controls()]
+    return standing.strangers(summary, sweep.searches(), {trial.id for trial in beside})
 
 
 def told(store: "Store", table: "pa.Table") -> "pa.Table":

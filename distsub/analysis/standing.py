@@ -137,17 +137,17 @@ def smallest_lines(smallest: pa.Table) -> list[str]:
     return lines
 
 
-def strangers(summary: Summary, searches: Sequence[Search], recorded: Collection[str]) -> list[str]:
+def strangers(summary: Summary, searches: Sequence[Search], beside: Collection[str]) -> list[str]:
     """Say in a line how many rows are of no search, and of what; nothing where there are none.
 
     Args:
         summary: The results.
         searches: The sweep's.
-        recorded: Ids of full fine-tunings that are trained for their checkpoints.
+        beside: Ids of the trials that it asks for beside them: full fine-tunings that are recorded, and controls.
     """
     tasks, bases = {each.task.name: each.task.content for each in searches}, {each.model for each in searches}
     counts: Counter[str] = Counter()
-    for setup, number in summary.strangers(recorded):
+    for setup, number in summary.strangers(beside):
         content, ours = setup.task.content, tasks.get(setup.task.name)
         if setup.task.name in tasks and content != ours:
             counts[

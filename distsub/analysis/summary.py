@@ -69,14 +69,14 @@ class Summary:
     def _series(self) -> list[tuple[Setup, list[tuple[Any, ...]]]]:
         return self._store.series(COLUMNS)
 
-    def strangers(self, recorded: Collection[str] = ()) -> list[tuple[Setup, int]]:
+    def strangers(self, beside: Collection[str] = ()) -> list[tuple[Setup, int]]:
         """Count the rows that no search asks for, which no d90 is made of, by setup.
 
         Args:
-            recorded: Ids of full fine-tunings that are trained for their checkpoints. Those with disabled weights
+            beside: Ids of trials that a sweep asks for beside its searches. Full fine-tunings with disabled weights
                 belong to an analysis, and are left out too.
         """
-        own = {row.trial_id for each in self._shares for row in each}.union(recorded)
+        own = {row.trial_id for each in self._shares for row in each}.union(beside)
         counts = ((setup, sum(row[0] not in own for row in rows)) for setup, rows in self._series)
         return [
             (setup, number)

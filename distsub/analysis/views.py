@@ -10,7 +10,7 @@ from distsub.results import D90, OBSERVATIONS, SEARCHES, Store, View, published_
 from distsub.results.analyses import TABLES, read_analysis
 
 QUESTIONS = (
-    ("How large is d90?", "select task, model, method, d90_text from d90"),
+    ("How large is d90?", "select task, model, label, d90_text from d90"),
     (
         "How does the score grow with d?",
         """select task, method, d, max(score) as best, count(*) as trials

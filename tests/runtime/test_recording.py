@@ -9,9 +9,11 @@ from distsub.errors import ConfigError, DimensionError, TrajectoryError
 from distsub.finetune import adapters, trajectory
 from distsub.finetune.train import finish
 from distsub.records import label
+from distsub.measuring import summary_of
 from distsub.results import Store
 from distsub.runtime import checks, launch, planning, recording
-from distsub.runtime.worker import Place, perform
+from distsub.runtime.worker import Place, performfrom distsub.shell import strangers
+
 
 METHODS = """methods = [
   "random_matched",
@@ -47,6 +49,7 @@ def test_a_sweep_records_what_it_needs_once(sweep, store):
     assert rows["intrinsic zhang2023"].num_trained == 32 * rows["intrinsic zhang2023"].trial.d
     assert rows["intrinsic zhang2023"].step_size == 0.01
     assert rows["freeze"].num_trained == 0 and rows["freeze"].num_trained_head == 66
+    assert strangers(summary_of(sweep, store), sweep) == []  # a control is asked for, though by no search
     table = store.table().to_pylist()
     assert {row["d"] for row in table if row["method"] == "freeze"} == {0}
     assert {tuple(row["trajectories"]) for row in table if row["method"] == "intrinsic"} == {(needed.id,)}
