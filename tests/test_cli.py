@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,16 @@ def test_a_plan_times_every_training_whatever_its_learning_rate(finished, tmp_pa
     path.write_text((finished / "tiny.toml").read_text() + '\n[threshold]\nchance = "theta_0"\n')
     code, out, _ = call(capsys, "plan", path, "--probe", "--format", "json")
     assert code == 0 and all(row["slot_hours"] > 0 for row in json.loads(out))
+
+
+def test_the_documented_questions_run_as_the_page_prints_them(finished, capsys):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "results.md").read_text()
+    [block] = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    questions = [question for question in block.split(";\n") if question.strip()]
+    assert len(questions) >= 5
+    for question in questions:
+        code, _, said = call(capsys, "query", finished / "out", question, "--format", "json")
+        assert code == 0, said
 
 
 def test_inspect_a_model_and_an_adapter(finished, tiny_model, capsys):
