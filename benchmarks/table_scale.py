@@ -56,6 +56,7 @@ steps = 1000
 """
 EXAMPLES = 408
 GROUPED = "select task, method, d, max(score) best, count(*) n from observations group by all order by all"
+SEARCHED = "select method, median(first_passing_d) from searches group by all"
 ANSWERS = "select method, avg(len(list_filter(correct, lambda x: x))) from observations where d < 1000 group by all"
 
 
@@ -183,7 +184,7 @@ def main() -> None:
             "status": measure("status", out),
             "query, grouped": measure("query", out, GROUPED),
             "query, answers": measure("query", out, ANSWERS),
-            "query, searches": measure("query", out, "select method, median(first_passing_d) from searches group by all"),
+            "query, searches": measure("query", out, SEARCHED),
             "nothing (--help)": measure("--help"),
         }
     text = json.dumps(result, indent=1)
