@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-fast lint bench clean
+.PHONY: quickstart test test-fast soak lint bench clean
 
 quickstart: $(STAMP)
 	$(BIN)/distsub run sweeps/quickstart.toml --out results/quickstart
@@ -20,6 +20,10 @@ test: $(STAMP) lint
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Twenty kills of a driver on Ray, each of which costs a start of Ray; `make test` makes four, and twenty without Ray.
+soak: $(STAMP)
+	DISTSUB_KILLS=20 $(BIN)/python -m pytest -m slow -s tests/runtime/test_faults.py -k kills_of_the_driver
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

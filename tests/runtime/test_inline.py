@@ -1,13 +1,79 @@
 import dataclasses
+import multiprocessing
+import os
+import random
+import signal
+import time
 
 import pytest
 
+from distsub.cli import main
 from distsub.config import load_sweep
 from distsub.records import label
 from distsub.results import Store
 from distsub.runtime import launch
 from distsub.search import Outcome
 from distsub.search.spending import Limit
+
+IMPORTED = [
+    "distsub.runtime.inline",
+    "distsub.runtime.checks",
+    "distsub.search.estimate",
+    "distsub.search.synthetic",
+    "pandas",
+    "sklearn.metrics",
+    "transformers.models.bert.modeling_bert",
+]
+TIMES = {"wall_s", "eval_s", "peak_bytes", "provenance"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_twenty_kills_lose_and_repeat_nothing(tiny_text, tmp_path):
+    """Half at any moment; half soon after another row. Ray's part in it is in test_faults."""
+    sweep, out, seed = tmp_path / "sweep.toml", tmp_path / "killed", time.time_ns()
+    text = tiny_text.replace('["said", "did"]', '["did"]').replace("etas = [1.0, 3.0]", "etas = [3.0]")
+    sweep.write_text(text.replace("seeds = 2", "seeds = 10").replace("steps = 40", "steps = 20"))
+    print(f"\nseed {seed}")
+    draw, written, rows = random.Random(seed), {}, out / "observations"
+    server = multiprocessing.get_context("forkserver")  # a process that has imported all that a run needs
+    server.set_forkserver_preload(IMPORTED)
+
+    def run(out):
+        command = ["run", str(sweep), "--out", str(out), "--backend", "inline", "--no-adapters"]
+        process = server.Process(target=main, args=(command,))
+        process.start()
+        return process
+
+    def finished(process):
+        process.join()
+        assert process.exitcode == 0
+
+    def table(out):
+        found = Store.open(str(out)).table().to_pylist()
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in found]
+
+    for kill in range(20):
+        process = run(out)
+        if kill % 2:
+            while len(list(rows.glob("*.parquet"))) <= len(written):
+                assert process.is_alive()
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0.0, 0.2))
+        else:
+            time.sleep(draw.uniform(0.0, 1.5))
+        assert process.is_alive()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        for file in rows.glob("*.parquet"):
+            stamp = file.stat().st_mtime_ns
+            assert written.setdefault(file.name, stamp) == stamp, "a finished trial was run again"
+    finished(run(tmp_path / "undisturbed"))
+    truth = table(tmp_path / "undisturbed")
+    assert 10 <= len(written) < len(truth)
+    finished(run(out))
+    assert table(out) == truth and not Store.open(str(out)).damaged
+    assert all((rows / name).stat().st_mtime_ns == stamp for name, stamp in written.items())
 
 
 def open_store(sweep, tmp_path):
