@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -283,6 +284,7 @@ def test_an_address_with_secrets_is_in_no_file_of_ray_and_tune(tmp_path, tiny_te
     """On a cluster of its own, looked at again and again while it runs, since Tune's folder goes at the end."""
     rest, client = bucket
     small = tiny_text.replace("seeds = 2", "seeds = 1").replace('["said", "did"]', '["did"]')
+    small = small.replace("steps = 40", "steps = 400")  # trainings that last until Tune has written its state
     (tmp_path / "tiny.toml").write_text(small.replace("dims = [8, 16, 64, 256]", "dims = [8, 16]"))
     uri = f"s3://planted-key:{SECRET}@{rest}"
     command = [sys.executable, "-m", "distsub.cli", "run", str(tmp_path / "tiny.toml"), "--out", uri]
@@ -292,23 +294,26 @@ def test_an_address_with_secrets_is_in_no_file_of_ray_and_tune(tmp_path, tiny_te
     environment["TUNE_GLOBAL_CHECKPOINT_S"] = "1"  # Tune writes its state by default so seldom that no run here sees it
     found, states, log = set(), {}, tmp_path / "log"
 
-    def look():
-        for path in Path(folder).rglob("experiment_state-*.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # gone, or half written
-                states[path.name] = json.loads(path.read_text())["trial_data"]
+    def look():  # beside the search for secrets, which reads many files and takes long
+        while run.poll() is None:
+            for path in Path(folder).glob("distsub-tune-*/sweep/experiment_state-*.json"):
+                with contextlib.suppress(OSError, ValueError, KeyError):  # gone, or half written
+                    states[path.name] = json.loads(path.read_text())["trial_data"]
+            time.sleep(0.1)
 
     try:
         with log.open("w") as sink:
             run = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
+        watcher = threading.Thread(target=look)
+        watcher.start()
         try:
             while run.poll() is None:
                 found |= holding(folder, "planted-key", SECRET)
-                for _ in range(10):
-                    look()
-                    time.sleep(0.1)
+                time.sleep(0.5)
         finally:
             run.kill()
             run.wait()
+            watcher.join()
         found |= holding(folder, "planted-key", SECRET)
         assert run.returncode == 0, log.read_text()
         assert any("session_" in str(path) and path.suffix == ".log" for path in Path(folder).rglob("*.log"))
