@@ -30,6 +30,11 @@ def table_of(out):
     return {row["trial_id"]: {key: value for key, value in row.items() if key not in TIMES} for row in rows}
 
 
+@pytest.fixture
+def rows_of():
+    return table_of
+
+
 PERFORM = """
 import json, sys
 from distsub.records import Trial
@@ -121,10 +126,19 @@ def folder():
     shutil.rmtree(made, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def light_site(tmp_path_factory):
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(LIGHT.format(more=""))
+    return site
+
+
 @pytest.fixture
-def environment(folder):
+def environment(folder, light_site):
+    """Of a process that starts Ray of its own."""
     given = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return given | {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    given |= {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    return given | {"PYTHONPATH": os.pathsep.join([str(light_site), *filter(None, [given.get("PYTHONPATH")])])}
 
 
 @pytest.fixture
@@ -159,17 +173,48 @@ def small_sweep(tiny_text, tmp_path):
     return path
 
 
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """Give the rows of a sweep that ran in this process; what says the same runs once."""
+    tables = {}
+
+    def rows(path):
+        sweep = check(load_sweep(path))
+        if sweep.text not in tables:
+            out = tmp_path_factory.mktemp("inline") / "out"
+            store = Store.create(str(out), sweep.text, sweep.fingerprint, str(path.parent), sweep.places)
+            assert launch.run(sweep, store, "inline") == 0
+            tables[sweep.text] = table_of(out)
+        return tables[sweep.text]
+
+    return rows
+
+
 @pytest.fixture
-def truth(small_sweep, tmp_path):
-    """The rows of the undisturbed small sweep, run in this process."""
-    sweep = check(load_sweep(small_sweep))
-    store = Store.create(str(tmp_path / "inline"), sweep.text, sweep.fingerprint, str(tmp_path), sweep.places)
-    assert launch.run(sweep, store, "inline") == 0
-    return table_of(tmp_path / "inline")
+def truth(small_sweep, undisturbed):
+    """The rows of the undisturbed small sweep."""
+    return undisturbed(small_sweep)
 
 
-SITE = """\
+LIGHT = """\
 import importlib.util, os, sys, time
+def lighten(module):  # agents without the dashboard start in a third of the time, and these tests start many
+    if "ALL_AGENTS" not in os.environ:
+        module.get_dashboard_dependency_error = lambda: ImportError("not wanted")
+class Finder:
+    patches = {{"ray._private.utils": lighten}}
+    def find_spec(self, name, path=None, target=None):
+        change = self.patches.pop(name, None)
+        if change is not None:
+            spec = importlib.util.find_spec(name)
+            real = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (real(module), change(module))
+            return spec
+sys.meta_path.insert(0, Finder())
+{more}
+"""
+
+NOTE = """\
 def patch(module):
     real = module.build_model
     def build(trial, *args, **more):
@@ -182,19 +227,7 @@ def patch(module):
 {more}
         return real(trial, *args, **more)
     module.build_model = build
-def lighten(module):  # agents without the dashboard start in a third of the time
-    if "LIGHT_AGENTS" in os.environ:
-        module.get_dashboard_dependency_error = lambda: ImportError("not wanted")
-class Finder:
-    patches = {{"distsub.finetune.train": patch, "ray._private.utils": lighten}}
-    def find_spec(self, name, path=None, target=None):
-        change = self.patches.pop(name, None)
-        if change is not None:
-            spec = importlib.util.find_spec(name)
-            real = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: (real(module), change(module))
-            return spec
-sys.meta_path.insert(0, Finder())
+Finder.patches["distsub.finetune.train"] = patch
 """
 
 
@@ -213,8 +246,8 @@ class Starts:
             more = f"if not os.path.exists({str(once)!r}):\n    open({str(once)!r}, 'w').close()\n" + indent(
                 more, "    "
             )
-        code = SITE.format(file=str(self._file), delay=delay, more=indent(more, " " * 8))
-        (self.site / "sitecustomize.py").write_text(code)
+        code = NOTE.format(file=str(self._file), delay=delay, more=indent(more, " " * 8))
+        (self.site / "sitecustomize.py").write_text(LIGHT.format(more=code))
 
     def read(self):
         """List (time, node, pid, trial id) of every start so far."""
@@ -305,12 +338,8 @@ def reaper():
 class Rig:
     """A head without CPUs and nodes of one CPU, each a set of real Ray processes on this machine."""
 
-    def __init__(self, environment):
-        from ray.cluster_utils import Cluster
-
-        self.cluster = patiently(
-            lambda: Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, **_small()})
-        )
+    def __init__(self, cluster, environment):
+        self.cluster = cluster
         self.environment = environment | {"RAY_ADDRESS": self.cluster.address}
 
     def add(self, **resources):
@@ -346,13 +375,46 @@ class Rig:
             os.kill(pid, number)
 
 
-@pytest.fixture
-def rig(environment, starts, folder, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(starts.site), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    # Agents without the dashboard start in a third of the time, and these tests start many.
-    monkeypatch.setattr("ray._private.utils.get_dashboard_dependency_error", lambda: ImportError("not wanted"))
+def start_head(**options):
+    """Start a cluster of a head alone."""
+    from ray.cluster_utils import Cluster
+
     os.makedirs("/tmp/ray", exist_ok=True)  # Ray notes its last cluster there
-    rig = Rig(environment)
-    yield rig
-    rig.cluster.shutdown()
+    return patiently(lambda: Cluster(True, head_node_args=options | _small()))
+
+
+@pytest.fixture
+def head_of_one(monkeypatch):
+    """A head with one CPU, of one test's own, whose agents export metrics."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("ALL_AGENTS", "1")
+    made = []
+
+    def start():
+        made.append(start_head(num_cpus=1))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.shutdown()
+
+
+@pytest.fixture(scope="session")
+def head(light_site):
+    """A head that tests share: what they do harm to are nodes of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(light_site), os.environ.get("PYTHONPATH", "")]))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setattr("ray._private.utils.get_dashboard_dependency_error", lambda: ImportError("not wanted"))
+        cluster = start_head(num_cpus=0, include_dashboard=False)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture
+def rig(head, environment, starts, folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(starts.site), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr("ray._private.utils.get_dashboard_dependency_error", lambda: ImportError("not wanted"))
+    yield Rig(head, environment)
+    for node in list(head.worker_nodes):
+        head.remove_node(node, allow_graceful=False)

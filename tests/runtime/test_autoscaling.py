@@ -24,7 +24,7 @@ class Growing:
         config.write_text(json.dumps(configuration(self.address)))
         identity = {"RAY_CLOUD_INSTANCE_ID": HEAD, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD}
         patient = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_raylet_start_wait_time_s": "120"}
-        fake = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "LIGHT_AGENTS": "1"}
+        fake = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1"}
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),

@@ -58,7 +58,6 @@ def test_kills_of_the_driver(small_sweep, tmp_path, starts, environment, distsub
     print(f"\nseed {seed}")
     starts.patch(delay=1.0)
     environment["PYTHONPATH"] = os.pathsep.join([str(starts.site), os.environ.get("PYTHONPATH", "")])
-    environment["LIGHT_AGENTS"] = "1"  # Ray starts often
     draw, written, recoveries = random.Random(seed), {}, []
     for kill in range(KILLS):
         began, run = time.monotonic(), distsub_run(small_sweep, out, environment)
@@ -202,6 +201,7 @@ def test_a_trial_that_the_memory_monitor_kills(
     run.until(flag.exists, "allocation")
     say("process killed for memory", run.until(lambda: len(starts.read()) > 1, "another start"))
     run.finish(truth)
+    assert run.log().count("ray      connecting") >= 2
 
 
 @pytest.mark.parametrize("name", ["gcs_server", "raylet"])

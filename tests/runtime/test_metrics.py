@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from distsub.runtime import metrics
 
@@ -73,32 +72,29 @@ def test_a_trial_is_counted_by_what_its_row_says(monkeypatch, result, counted):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_prometheus_and_status_see_a_sweep_while_it_runs(
-    environment, starts, small_sweep, tmp_path, distsub_run, monkeypatch, truth
+    environment, starts, small_sweep, tmp_path, distsub_run, monkeypatch, truth, head_of_one
 ):
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(starts.site), os.environ.get("PYTHONPATH", "")]))
-    starts.patch(delay=8.0)  # figures reach the endpoint some seconds after they are set
-    ray_cluster = Cluster(True, head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000})
-    try:
-        node = ray_cluster.head_node
-        url = f"http://{node.node_ip_address}:{node.metrics_export_port}/metrics"
-        run = distsub_run(small_sweep, tmp_path / "seen", environment | {"RAY_ADDRESS": ray_cluster.address})
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
+    environment["RAY_metrics_report_interval_ms"] = "1000"
+    starts.patch(delay=4.0)  # figures reach the endpoint some seconds after they are set
+    ray_cluster = head_of_one()
+    node = ray_cluster.head_node
+    url = f"http://{node.node_ip_address}:{node.metrics_export_port}/metrics"
+    run = distsub_run(small_sweep, tmp_path / "seen", environment | {"RAY_ADDRESS": ray_cluster.address})
 
-        def seen():
-            try:
-                text = urllib.request.urlopen(url, timeout=5).read().decode()
-            except OSError:
-                return set()
-            return {match for match in metrics.exported() if re.search(rf"^{match}{{", text, re.MULTILINE)}
+    def seen():
+        try:
+            text = urllib.request.urlopen(url, timeout=5).read().decode()
+        except OSError:
+            return set()
+        return {match for match in metrics.exported() if re.search(rf"^{match}{{", text, re.MULTILINE)}
 
-        run.until(lambda: seen() == metrics.exported(), "every figure")
-        text = urllib.request.urlopen(url, timeout=5).read().decode()
-        assert re.search(r"^ray_distsub_searches_open{.*} 2\.0$", text, re.MULTILINE)
-        assert re.search(r'^ray_distsub_trials_total{.*status="finished".*} [1-9]', text, re.MULTILINE)
-        asked = [sys.executable, "-m", "distsub.cli", "status", str(run.out), "--format", "json"]
-        told = json.loads(subprocess.run(asked, env=environment, capture_output=True, text=True, check=True).stdout)
-        assert run.poll() is None and len(told) == 2 and {row["outcome"] for row in told} == {"open"}
-        run.finish(truth)
-    finally:
-        ray_cluster.shutdown()
+    run.until(lambda: seen() == metrics.exported(), "every figure")
+    text = urllib.request.urlopen(url, timeout=5).read().decode()
+    assert re.search(r"^ray_distsub_searches_open{.*} 2\.0$", text, re.MULTILINE)
+    assert re.search(r'^ray_distsub_trials_total{.*status="finished".*} [1-9]', text, re.MULTILINE)
+    asked = [sys.executable, "-m", "distsub.cli", "status", str(run.out), "--format", "json"]
+    told = json.loads(subprocess.run(asked, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert run.poll() is None and len(told) == 2 and {row["outcome"] for row in told} == {"open"}
+    run.finish(truth)
