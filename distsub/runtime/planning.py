@@ -89,6 +89,7 @@ def plan(
         return seconds_per_trial(lambda _: found.step_s, found.startup_s, eval_s)(trial) or 0.0
 
     shared = all_references(board.searches) + eta_tries(board.searches)
+    shared += [(trial, 1) for trial in sweep.controls()]
     rows, result_bytes = [], sum(number * row_bytes(trial.task.name) for trial, number in shared)
     for search in board.searches:
         method = search.method
@@ -120,7 +121,8 @@ def plan(
                 "actor_peak_bytes": found and found.peak_bytes,
             }
         )
-    made = make_plan(board.searches, make_policy(sweep.policy), slots, seconds if probe else None, price_per_hour)
+    policy, controls = make_policy(sweep.policy), sweep.controls()
+    made = make_plan(board.searches, policy, slots, seconds if probe else None, price_per_hour, controls)
     totals = [
         _total("at most", made.most, slots, len(made.first_batch)) | {"result_bytes": round(result_bytes)},
         _total("expected", made.expected, slots, len(made.first_batch))
@@ -222,16 +224,17 @@ def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, Model, Method], Probe]:
     torch.set_num_threads(max(1, int(sweep.resources.cpus_per_trial)))
     device = "cuda" if sweep.resources.gpus_per_trial else "cpu"
     found: dict[tuple[str, Model, Method], Probe] = {}
-    for search in board.searches:
-        for trial in (*search.baseline[:1], search.trials_at(search.dims[len(search.dims) // 2])[0]):
-            if _kind(trial) in found:
-                continue
-            meter, steps, times = memory.Meter(device), train.train(without_checkpoints(trial), device), []
+    middles = [search.trials_at(search.dims[len(search.dims) // 2])[0] for search in board.searches]
+    references = [trial for search in board.searches for trial in search.baseline[:1]]
+    for trial in (*references, *middles, *sweep.controls()):
+        if _kind(trial) in found:
+            continue
+        meter, steps, times = memory.Meter(device), train.train(without_checkpoints(trial), device), []
+        last = time.perf_counter()
+        for _ in range(min(PROBE_STEPS, trial.budget.steps - 1) or 1):
+            next(steps)
+            times.append(time.perf_counter() - last)
             last = time.perf_counter()
-            for _ in range(min(PROBE_STEPS, trial.budget.steps - 1) or 1):
-                next(steps)
-                times.append(time.perf_counter() - last)
-                last = time.perf_counter()
-            found[_kind(trial)] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
-            steps.close()
+        found[_kind(trial)] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
+        steps.close()
     return found

@@ -72,6 +72,7 @@ def make_plan(
     slots: int = 1,
     seconds: Seconds | None = None,
     price_per_hour: float | None = None,
+    controls: Sequence[Trial] = (),
 ) -> Plan:
     """Add up what a sweep will take.
 
@@ -81,12 +82,13 @@ def make_plan(
         slots: Trials at once.
         seconds: What a trial takes, as seconds_per_step x steps from a probe; None leaves hours out.
         price_per_hour: Of one slot.
+        controls: Trials beside the searches.
     """
     alike: dict[Hashable, list[Search]] = {}
     for search in searches:
         alike.setdefault(same_but_seeds(search), []).append(search)
     baseline = sorted(all_references(searches), key=lambda each: each[0].id)
-    most = [(trial, float(number)) for trial, number in baseline]
+    most = [(trial, float(number)) for trial, number in (*baseline, *((trial, 1) for trial in controls))]
     expected = list(most)
     most += eta_tries(searches)
     chain_most = chain_expected = 0.0

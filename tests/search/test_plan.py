@@ -2,6 +2,7 @@
 
 import pytest
 
+from distsub.records import Freeze
 from distsub.search import Bisection, Board, Grid, Rule
 from distsub.search.plan import make_plan, seconds_per_trial
 
@@ -22,6 +23,15 @@ def test_most_is_the_boards_bound_and_expected_is_less(searches, policy):
     assert plan.most.steps == 10 * plan.most.trials
     assert plan.expected.trials <= plan.most.trials
     assert plan.most.hours is plan.most.price is plan.expected.wall_hours is None
+
+
+@pytest.mark.parametrize("policy", [Grid(), Bisection()])
+def test_controls_beside_the_searches_count(searches, policy):
+    controls = [search.try_at(1.0).vary(method=Freeze(), d=0, eta=None) for search in searches]
+    plan, without = make_plan(searches, policy, controls=controls), make_plan(searches, policy)
+    assert plan.most.trials == Board(searches, policy, controls=controls).max_trials() == without.most.trials + 3
+    assert plan.expected.trials == without.expected.trials + 3
+    assert plan.most.steps == without.most.steps + 30
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.4, 0.9, 1.0])
