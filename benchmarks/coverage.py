@@ -1,6 +1,6 @@
 """Does the interval hold its promise, in worlds that are not the estimator's own too? Writes coverage.json.
 
-    python benchmarks/coverage.py                       # 300 sweeps in every world, about an hour on one core
+    python benchmarks/coverage.py                       # 300 sweeps in every world, 20 minutes of one core
     python benchmarks/coverage.py --sweeps 30 --out -   # a look
     python benchmarks/coverage.py --world kink --world stairs   # these only; the other rows of the file stay
     python benchmarks/coverage.py --table               # the file as docs/intervals.md shows it
