@@ -14,6 +14,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread o
 os.environ["DISTSUB_CACHE"] = tempfile.mkdtemp(prefix="distsub-test-cache-")
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("a shared machine", deadline=None)  # how long an example takes is no property of the code
+settings.load_profile("a shared machine")
 
 WORDS = [f"w{i}" for i in range(40)] + ["good", "bad"]
 
