@@ -194,6 +194,10 @@ class Sweep:
 
     def searches(self) -> tuple[Search, ...]:
         """List the searches: every task x model x subspace x seeds, in that order, each once."""
+        return self._searches
+
+    @cached_property
+    def _searches(self) -> tuple[Search, ...]:
         found = (
             Search(
                 setup=Setup(model, task, on(method, task), self.learning_rate, self.budget, seeds),

@@ -112,23 +112,14 @@ def odd_rows(table: pa.Table) -> dict[int, str]:
     """Say which rows of a part are none, by position, and why; as far as the columns that were read can tell."""
     found: dict[int, str] = {}
     names = set(table.schema.names)
-    setups = _setups(table["setup"]) if "setup" in names else {}
-    for index, text in enumerate(
-        table["setup"].to_pylist() if any(isinstance(each, str) for each in setups.values()) else ()
-    ):
-        if isinstance(reason := setups[text], str):
-            found[index] = reason
-    if set(IDENTITY) <= names:
-        for index, (trial_id, setup_id, text, d, eta) in enumerate(
-            zip(*(table[name].to_pylist() for name in IDENTITY), strict=True)
-        ):
-            try:
-                check_d_and_eta(d, eta)
-            except ValueError as error:
-                found.setdefault(index, str(error))
-            known = setups[text]
-            if not isinstance(known, str) and (known.id, named := id_of(setup_id, d, eta)) != (setup_id, trial_id):
-                found.setdefault(index, f"its trial is {named}")
+    if "setup" in names:
+        setups, of_row = _setups(table["setup"])
+        found = {row: reason for row, i in enumerate(of_row) if isinstance(reason := setups[i], str)}
+        if set(IDENTITY) <= names:
+            ids = (table[name].to_pylist() for name in ("trial_id", "setup_id", "d", "eta"))
+            for row, (i, *identity) in enumerate(zip(of_row, *ids, strict=True)):
+                if row not in found and (reason := _odd_identity(setups[i], *identity)):
+                    found[row] = reason
     if {"status", "score"} <= set(table.schema.names):
         scored = pc.call_function("equal", [table["status"], pa.scalar("finished")])
         finite = pc.fill_null(pc.call_function("is_finite", [table["score"]]), False)
@@ -137,17 +128,27 @@ def odd_rows(table: pa.Table) -> dict[int, str]:
     return found
 
 
-def _setups(column: pa.ChunkedArray) -> dict[str, Setup | str]:
-    """Rebuild the setups of a column, each once, or say why one is none."""
-    found: dict[str, Setup | str] = {}
-    for chunk in column.chunks:
-        for text in chunk.dictionary.to_pylist():
-            if text not in found:
-                try:
-                    found[text] = setup_from_json(text)
-                except ValueError as error:
-                    found[text] = first_line(error)
-    return found
+def _setups(column: pa.ChunkedArray) -> tuple[list[Setup | str], list[int]]:
+    """Rebuild the setups of a column, each once, or say why one is none; and give the position of each row's."""
+    setups = column.unify_dictionaries().combine_chunks()
+    return list(map(_setup_or_reason, setups.dictionary.to_pylist())), setups.indices.to_pylist()
+
+
+def _setup_or_reason(text: str) -> Setup | str:
+    try:
+        return setup_from_json(text)
+    except ValueError as error:
+        return first_line(error)
+
+
+def _odd_identity(setup: Any, trial_id: str, setup_id: str, d: int | None, eta: float | None) -> str | None:
+    """Say why a row is not of the trial that it names."""
+    try:
+        check_d_and_eta(d, eta)
+    except ValueError as error:
+        return str(error)
+    named = id_of(setup_id, d, eta)
+    return None if (setup.id, named) == (setup_id, trial_id) else f"its trial is {named}"
 
 
 def _true(mask: Any) -> list[int]:

@@ -7,6 +7,7 @@ that with d and eta: a trial read back is the trial that was run. Units stand in
 
 import dataclasses
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -214,8 +215,9 @@ _DEFAULTS = {
 _PLAIN = tuple(name for name in RECORD if name not in (*IDENTITY, "curve", *ANSWERS))
 
 
+@lru_cache(maxsize=10_000)
 def setup_from_json(text: str) -> Setup:
-    """Rebuild a setup from its canonical JSON.
+    """Rebuild a setup from its canonical JSON, once for all rows and readings that have it.
 
     One that is told by its content has no addresses there: `Places.locate` gives them back.
 
