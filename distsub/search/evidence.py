@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from distsub.records import Observation, Status, Trial
 from distsub.search.answers import variance
-from distsub.search.baseline import UNKNOWN_EXAMPLES, Trained, judge
+from distsub.search.baseline import UNKNOWN_EXAMPLES, Trained, judge, mean_known
 from distsub.search.outcome import Bracket, Finding, Outcome, Thresholds
 from distsub.search.ranges import Course, Score, course
 from distsub.search.rule import floor_of
@@ -129,13 +129,8 @@ def _chances(
 ) -> tuple[float | None, float | None]:
     """Return the mean score of the majority class and that of theta_0, None where no row tells."""
     rows = list(references)
-    majority = [result.chance for result in (*(each for _, each in rows), *others) if result.chance is not None]
-    theta_0 = [result.score for trial, result in rows if trial.is_theta_0 and result.score is not None]
-    return _mean(majority), _mean(theta_0)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+    majority = (result.chance for result in (*(each for _, each in rows), *others))
+    return mean_known(majority), mean_known(result.score for trial, result in rows if trial.is_theta_0)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """From searches and observations to the rows of one estimate: one model, task and method, each training once."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 from distsub.errors import ConfigError
 from distsub.records import Condition, Observation
 from distsub.search.answers import influences
-from distsub.search.baseline import UNKNOWN_EXAMPLES
+from distsub.search.baseline import UNKNOWN_EXAMPLES, mean_known
 from distsub.search.evidence import Result
 from distsub.search.ranges import KEPT
 from distsub.search.recall import tuned
@@ -57,14 +56,9 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
     metric, rule = searches[0].task.metric, searches[0].rule
     rows = [_row(result, observation, metric) for result, observation in found if not observation.trial.is_theta_0]
     untouched = [result.score for result, observation in found if observation.trial.is_theta_0]
-    chances = _mean([result.chance for result, _ in found])
+    chances = mean_known([result.chance for result, _ in found])
     said = _unknown_examples(found) + (_tries(asked, len(rates)) if rule.value is None else ())
-    return prepare(rows, chances, metric, rule, _mean(untouched)).with_warnings(said)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+    return prepare(rows, chances, metric, rule, mean_known(untouched)).with_warnings(said)
 
 
 def _row(result: Result, observation: Observation, metric: str) -> Row:

@@ -215,6 +215,12 @@ def prepare(
     floor = floor_of(majority, chance)
     full = [row for row in ordered if row.d is None]
     verdict = judge([Trained(row.arm, row.score, row.num_examples) for row in full], floor, metric)
+    if verdict.in_doubt:
+        best = max(row.score for row in full if row.score is not None)
+        said += (
+            f"{verdict.in_doubt} of {len(full)} full fine-tunings score near chance, the best {best:.3f}: if most"
+            " failed to train, the threshold is too low; train more seeds, or look at the learning rates",
+        )
     baseline = tuple(row for row, is_kept in zip(full, verdict.kept, strict=True) if is_kept)
     subspace = [row for row in ordered if row.d is not None]
     etas = _candidates(subspace)

@@ -100,3 +100,27 @@ def test_what_is_set_aside_by_hand_in_any_order(first, second, examples, kept, r
         left = [each.rate for each, is_kept in zip(order, found.kept, strict=True) if is_kept]
         assert ((left.count(1.0), left.count(2.0)), found.rates) == (kept, rates)
         assert not any(is_kept and lost for is_kept, lost in zip(found.kept, found.failed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("scores", "examples", "in_doubt"),
+    [
+        ((0.5, 0.51, 0.52, 0.5, 0.53, 0.51, 0.5, 0.84, 0.85), 400, 7),
+        ((0.5, 0.51, 0.52, 0.5, 0.85, 0.51, 0.5, 0.84, 0.85), 400, 0),  # a third trained: the others are left out
+        ((0.5, 0.51, 0.52, 0.5, 0.53, 0.51, 0.5, 0.6, 0.61), 40, 0),  # of 40 examples that is an accident
+        ((0.8, 0.81, 0.82, 0.8, 0.83, 0.81, 0.8, 0.84, 0.95), 400, 0),
+        ((0.5, 0.5), 400, 0),
+        ((None, None, None), 400, 0),
+    ],
+)
+def test_where_most_may_have_failed_it_is_said(bench, scores, examples, in_doubt):
+    """Of a few good scores it cannot be told whether they are what trains or what was lucky."""
+    assert judge([Trained(1.0, score, examples) for score in scores], 0.5, "accuracy").in_doubt == in_doubt
+    baseline = bench.baselines((1e-5,), seeds=len(scores))
+    status = ["diverged" if score is None else "finished" for score in scores]
+    rows = [
+        replace(bench.see(trial, score, how), num_examples=examples)
+        for trial, score, how in zip(baseline, scores, status, strict=True)
+    ]
+    said = [each for each in gather([bench.search(baseline=baseline)], rows).warnings if "near chance" in each]
+    assert [each[:1] for each in said] == ([str(in_doubt)] if in_doubt else [])
