@@ -60,6 +60,8 @@ def _board(sweep: Sweep, rows: Iterable[Observation], shard: Shard) -> Board:
     """Tell a board what the table knows; an error has cost something and decides nothing, for it is tried again."""
     index, count = shard
     searches = sweep.searches()[index::count]
+    if not searches and not sweep.searches():
+        raise ConfigError('methods has controls only, and no d to search for: add a subspace, such as "did"')
     if not searches:
         raise ConfigError(
             f"--shard {index}/{count}: the sweep has {len(sweep.searches())} searches, so that none is left for this "
