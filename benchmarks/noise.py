@@ -42,9 +42,7 @@ def measure(directories: list[str]) -> dict:
     for (task, model, method), (these, rows) in sorted(groups.items(), key=str):
         own = [row for row in rows if (row.trial.task, row.trial.model) == (task, model)]
         own = [row for row in own if row.trial.is_baseline or row.trial.method == method]
-        tasks[f"{task.name}/{model.name.removeprefix('package:').rstrip('/').rsplit('/', 1)[-1]}/{label(method)}"] = (
-            fitted(these, own)
-        )
+        tasks[f"{task.name}/{model.short_name}/{label(method)}"] = fitted(these, own)
     return tasks
 
 

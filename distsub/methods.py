@@ -29,6 +29,7 @@ from distsub.records import (
     Learned,
     Method,
     Random,
+    Role,
     Source,
     Span,
     Subspace,
@@ -42,8 +43,6 @@ NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 
 LEARNED = ("intrinsic", "inductive", "unified", "zero_shot", "last", "other_seed")
 """Subspaces made of trajectories."""
-
-Place = Literal["in_subspace", "trained", "frozen"]
 
 Name = Literal[
     "did", "said", "freeze", "random", "random_matched",
@@ -114,11 +113,11 @@ class MethodTable(Table):
     projection: Literal["fastfood", "fastfood_per_tensor", "partition", "sparse", "dense"] | None = None
     normalization: Literal["global", "per_tensor"] | None = None
     groups: Literal["layer", "tensor"] | None = None
-    head: Place | None = None
+    head: Role | None = None
     block_length: PositiveInt | None = None
     training: Literal["default", "zhang2023"] | None = None
     scope: Literal["model", "layer"] | None = None
-    embeddings: Place | None = None
+    embeddings: Role | None = None
     ensemble: PositiveInt | None = None
     start: Literal["zero", "random"] | None = None
     step: PositiveFloat | None = None

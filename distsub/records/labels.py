@@ -23,7 +23,7 @@ def method_labels(methods: Iterable[Method]) -> dict[Method, str]:
 
 def model_labels(models: Iterable[Model]) -> dict[Model, str]:
     """Name models by the end of their address, or all of it; those at one address by revision and head."""
-    short = {model: model.name.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1] for model in models}
+    short = {model: model.short_name for model in models}
     addresses: dict[str, set[str]] = {}
     for model, name in short.items():
         addresses.setdefault(name, set()).add(model.name)

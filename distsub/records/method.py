@@ -8,7 +8,7 @@ from distsub.records.task import Budget, Task
 DEFAULT_FAMILY = "partition"
 """The cheapest family of P, and exactly isometric; the families give the same d90 within its interval (docs/d90.md)."""
 
-Policy = Literal["in_subspace", "trained", "frozen"]
+Role = Literal["in_subspace", "trained", "frozen"]
 """What becomes of parameters outside the blocks: they move in the subspace, are trained beside it, or stay."""
 
 Beside = Literal["trained", "frozen"]
@@ -151,8 +151,8 @@ class Subspace:
 
     projection: Random | Learned = Random()
     scales: Literal["layer", "tensor"] | None = None
-    head: Policy = "in_subspace"
-    embeddings: Policy = "in_subspace"
+    head: Role = "in_subspace"
+    embeddings: Role = "in_subspace"
     scope: Literal["model", "layer"] = "model"
     ensemble: int = 1
     start: Literal["zero", "random"] = "zero"

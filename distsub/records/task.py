@@ -27,6 +27,11 @@ class Model(Record):
     head_from: HeadFrom = "seed"
     content: str | None = None
 
+    @property
+    def short_name(self) -> str:
+        """The end of the address."""
+        return self.name.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1]
+
 
 @dataclass(frozen=True, eq=False)
 class Task(Record):
@@ -116,3 +121,9 @@ class Seeds:
     projection: int = 0
     head: int = 0
     data: int = 0
+
+    @property
+    def text(self) -> str:
+        """One number where all three are the same, else all, as in 1.2.3."""
+        every = (self.projection, self.head, self.data)
+        return str(every[0]) if len(set(every)) == 1 else ".".join(map(str, every))

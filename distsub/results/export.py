@@ -58,10 +58,9 @@ def to_optuna(observations: Iterable[Observation], path: str | os.PathLike[str])
 
 
 def _name(trial: Trial) -> str:
-    model = trial.model.name.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1]
     method = trial.method
     family = [method.family] if isinstance(method, Subspace) else []
-    return f"{trial.task.name} / {model} / {' '.join([label(method), *family])}"
+    return f"{trial.task.name} / {trial.model.short_name} / {' '.join([label(method), *family])}"
 
 
 def _params(trial: Trial) -> dict[str, float]:

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from rich.cells import cell_len
 
-from distsub.records import Full, Seeds, Trial, label, method_labels, model_labels
+from distsub.records import Full, Trial, label, method_labels, model_labels
 from distsub.records.labels import apart
 from distsub.results.terminal import printable
 from distsub.search import Search
@@ -92,21 +92,16 @@ class Labels:
         method = self._methods.get(trial.method) or printable(label(trial.method))
         if trial.eta is None:
             return f"{method} s{trial.seeds.data}"
-        return f"{method} d={trial.d} eta={trial.eta:g} s{_seed(trial.seeds)}"
+        return f"{method} d={trial.d} eta={trial.eta:g} s{trial.seeds.text}"
 
     def _of(self, search: Search) -> dict[str, str]:
         names = (
             self._tasks[search.task],
             self._models[search.model],
             self._methods[search.method],
-            _seed(search.seeds),
+            search.seeds.text,
         )
         return dict(zip(PARTS, names, strict=True))
-
-
-def _seed(seeds: Seeds) -> str:
-    every = (seeds.projection, seeds.head, seeds.data)
-    return str(every[0]) if len(set(every)) == 1 else ".".join(map(str, every))
 
 
 def _clean(names: Mapping[Named, str]) -> dict[Named, str]:

@@ -13,8 +13,7 @@ from distsub.results import Store
 from distsub.results.compact import write_parts
 from distsub.results.rows import FINAL, RANK
 from distsub.results.schema import SetupReader
-from distsub.search import Search
-from distsub.search.spec import key
+from distsub.search.spec import by_key, key
 from distsub.sweep import Sweep
 
 _CONNECTIONS = 16
@@ -70,13 +69,11 @@ def take(sweep: Sweep, store: Store, others: Sequence[Store], adapters: bool = T
 def _asked(sweep: Sweep) -> Callable[[Trial], bool]:
     """Give what tells whether a sweep may ask for a trial, in the time of a look into a dictionary for most."""
     controls = {trial.id for trial in sweep.controls()}
-    searches: dict[str, list[Search]] = {}
-    for search in sweep.searches():
-        for each in search.keys:
-            searches.setdefault(each, []).append(search)
+    searches = sweep.searches()
+    interested = by_key(searches)
 
     def asked(trial: Trial) -> bool:
-        return trial.id in controls or any(search.owns(trial) for search in searches.get(key(trial.setup), ()))
+        return trial.id in controls or any(searches[i].owns(trial) for i in interested.get(key(trial.setup), ()))
 
     return asked
 

@@ -13,7 +13,7 @@ from distsub.records import Observation, Trial
 from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding, Outcome
 from distsub.search.policies import Policy
-from distsub.search.spec import Search, all_references, eta_tries, key
+from distsub.search.spec import Search, all_references, by_key, eta_tries, key
 from distsub.search.spending import Limit, Spending
 
 EARLIER = 8
@@ -74,10 +74,7 @@ class Board:
                 raise ConfigError(f"search {search.name} ({search.id}) is given twice: give each search once")
             seen.add(search)
         self._states: list[Evidence] = [policy.init(search) for search in self.searches]
-        self._interested: dict[str, list[int]] = {}
-        for index, search in enumerate(self.searches):
-            for each in search.keys:
-                self._interested.setdefault(each, []).append(index)
+        self._interested = by_key(self.searches)
         self._later: list[list[int]] = [[] for _ in self.searches]
         self._waits: list[int] = [0] * len(self.searches)  # earlier seeds that are still open
         self._over = [False] * len(self.searches)

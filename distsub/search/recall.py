@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from distsub.records import Full, Observation, Setup, Status, Theta0
 from distsub.search.evidence import Evidence, Result
-from distsub.search.spec import Search, key
+from distsub.search.spec import Search, by_key, key
 
 
 class Brief(NamedTuple):
@@ -57,10 +57,7 @@ def brief(observation: Observation) -> Series:
 def shares(searches: Sequence[Search], series: Iterable[Series]) -> list[list[Brief]]:
     """Give each search the rows that it owns: its own trials' and the baseline's, in the order of the searches."""
     found: list[list[Brief]] = [[] for _ in searches]
-    interested: dict[str, list[int]] = {}
-    for index, search in enumerate(searches):
-        for each in search.keys:
-            interested.setdefault(each, []).append(index)
+    interested = by_key(searches)
     for setup, rows in series:
         briefs = list(starmap(Brief, rows))
         for index in interested.get(key(setup), ()):

@@ -1,7 +1,7 @@
 """The record of one search: the first passing d of one model on one task by one method under one triple of seeds."""
 
 import json
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -15,6 +15,15 @@ from distsub.search.rule import D90_RULE, Rule, check_score
 def key(setup: Setup) -> str:
     """Return what tells who may ask for a trial: its setup's id, of full fine-tuning whatever the learning rate."""
     return setup.id_at_any_rate if setup.method == Full() else setup.id
+
+
+def by_key(searches: "Sequence[Search]") -> dict[str, list[int]]:
+    """Return the positions of the searches that may ask for a trial, by its key."""
+    found: dict[str, list[int]] = {}
+    for index, search in enumerate(searches):
+        for each in search.keys:
+            found.setdefault(each, []).append(index)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +103,7 @@ class Search(InSetup):
     @property
     def name(self) -> str:
         """A key for people, such as mrpc/all-MiniLM-L6-v2/said/s0; searches that differ in more share it."""
-        model = self.model.name.removeprefix("package:").rstrip("/").rsplit("/", 1)[-1]
-        seeds = dict.fromkeys((self.seeds.projection, self.seeds.head, self.seeds.data))
-        if len(seeds) > 1:
-            seed = f"s{self.seeds.projection}.{self.seeds.head}.{self.seeds.data}"
-        else:
-            seed = f"s{self.seeds.projection}"
-        return f"{self.task.name}/{model}/{label(self.method)}/{seed}"
+        return f"{self.task.name}/{self.model.short_name}/{label(self.method)}/s{self.seeds.text}"
 
     @property
     def method(self) -> Subspace:
