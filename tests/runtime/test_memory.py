@@ -65,8 +65,12 @@ def test_nothing_of_a_training_is_left_whatever_way_it_ends(sweep, store, models
 
 
 def test_the_imports_are_looked_through_once(sweep, store):
-    finish(perform(sweep.searches()[0].baseline[0], Place(store.uri)))
-    assert gc.get_freeze_count() > 100_000 > len(gc.get_objects())
+    search = sweep.searches()[0]
+    finish(perform(search.baseline[0], Place(store.uri)))
+    set_aside = gc.get_freeze_count()
+    assert set_aside > 100_000
+    finish(perform(search.trials_at(8)[0], Place(store.uri)))
+    assert gc.get_freeze_count() == set_aside
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,7 @@ def test_what_a_share_is_too_small_for_is_tried_once_more_alone(on_a_gpu):
     assert done.returncode == 0, done.stdout + done.stderr
     full = [(trial, gpus) for method, _, gpus, trial in starts if method == "full"]
     assert sorted(full) == sorted((trial, gpus) for trial in {trial for trial, _ in full} for gpus in ("0.5", "1"))
-    assert {gpus for method, _, gpus, _ in starts if method == "did"} == {"0.5"}
+    assert {gpus for method, _, gpus, _ in starts if method == "subspace"} == {"0.5"}
     assert "out of " in done.stdout and "tried once more, alone on a GPU" in done.stdout
     assert [finding.outcome.name for finding in board.findings()] == ["found"]
 
@@ -240,6 +244,6 @@ def test_full_fine_tuning_gets_what_is_written_for_it(on_a_gpu):
         "gpus < 1 and trial.method.kind == 'full'", "gpus_per_trial = 0.5\n[resources.baseline]\ngpus_per_trial = 1"
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {(method, gpus) for method, _, gpus, _ in starts} == {("full", "1"), ("did", "0.5")}
+    assert {(method, gpus) for method, _, gpus, _ in starts} == {("full", "1"), ("subspace", "0.5")}
     assert len({trial for *_, trial in starts}) == len(starts) and "out of " not in done.stdout
     assert [finding.outcome.name for finding in board.findings()] == ["found"]
