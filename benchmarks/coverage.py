@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from distsub.estimate.d90 import fit
 from distsub.records import Budget, Full, Model, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.search import Board, Rule, Search, log_grid, make_policy
-from distsub.search.estimate import fit
 from distsub.search.rule import D90_RULE
 from distsub.search.synthetic import Curve
 

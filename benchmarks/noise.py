@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from distsub.estimate.curves import BASELINE, FLOOR, MIDDLE, PENALTY, RESIDUAL, SHIFT, SLOPE, TILT, TOP, Noise
+from distsub.estimate.d90 import fit
+from distsub.estimate.shared import influences
 from distsub.records import Observation, label
 from distsub.search import Search
-from distsub.search.answers import influences
-from distsub.search.curves import BASELINE, FLOOR, MIDDLE, PENALTY, RESIDUAL, SHIFT, SLOPE, TILT, TOP, Noise
-from distsub.search.estimate import fit
 from distsub.search.synthetic import Curve
 
 OUT = Path(__file__).with_name("noise.json")

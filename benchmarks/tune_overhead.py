@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from distsub.config.sweep import Resources
 from distsub.records import Budget, Full, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.results import Store
 from distsub.results.schema import setup_from_json
@@ -30,7 +31,6 @@ from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place
 from distsub.search import Board, Search, log_grid, make_policy
-from distsub.sweep import Resources
 
 BUDGET = Budget(steps=10, eval_every=5)
 ETAS = (0.3, 1.0)

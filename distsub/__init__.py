@@ -7,11 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distsub.api import Results, measure, open
     from distsub.config import load_sweep
     from distsub.errors import DistsubError
+    from distsub.estimate.arrays import d90
+    from distsub.estimate.interval import Estimate
     from distsub.finetune.adapters import load_adapter
     from distsub.finetune.train import train
-    from distsub.measuring import Results, measure, open
     from distsub.records import (
         Budget,
         Freeze,
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
         Trial,
     )
     from distsub.results import Store
-    from distsub.search.arrays import d90
-    from distsub.search.interval import Estimate
     from distsub.subspace.model import SubspaceModel
 
 __version__ = "0.1.0"
@@ -36,14 +36,14 @@ __version__ = "0.1.0"
 _HOME = {
     "Budget": "distsub.records",
     "DistsubError": "distsub.errors",
-    "Estimate": "distsub.search.interval",
+    "Estimate": "distsub.estimate.interval",
     "Freeze": "distsub.records",
     "Full": "distsub.records",
     "Learned": "distsub.records",
     "Model": "distsub.records",
     "Observation": "distsub.records",
     "Random": "distsub.records",
-    "Results": "distsub.measuring",
+    "Results": "distsub.api",
     "Seeds": "distsub.records",
     "Setup": "distsub.records",
     "Store": "distsub.results",
@@ -51,11 +51,11 @@ _HOME = {
     "SubspaceModel": "distsub.subspace.model",
     "Task": "distsub.records",
     "Trial": "distsub.records",
-    "d90": "distsub.search.arrays",
+    "d90": "distsub.estimate.arrays",
     "load_adapter": "distsub.finetune.adapters",
     "load_sweep": "distsub.config",
-    "measure": "distsub.measuring",
-    "open": "distsub.measuring",
+    "measure": "distsub.api",
+    "open": "distsub.api",
     "train": "distsub.finetune.train",
 }
 

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,47 +15,32 @@ from distsub.results import Store
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "distsub"
 
-BELOW_COMMANDS = {
-    *("errors", "records", "subspace", "finetune", "search", "results", "config", "sweep", "runtime", "analysis"),
-    *("options", "streams"),
-}
-
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
-    "options": {"streams"},
-    "streams": set(),
-    "growth": set(),
-    "complaints": {"errors"},
     "records": {"errors"},
-    "places": {"records"},
+    "metrics": {"errors", "records"},
     "subspace": {"errors", "records"},
-    "finetune": {"errors", "files", "places", "records", "subspace"},
-    "search": {"errors", "records"},
-    "results": {"errors", "files", "growth", "places", "streams", "records"},
-    "methods": {"errors", "complaints", "records", "search"},
-    "task_table": {"errors", "files", "methods", "records", "finetune"},
-    "sweep": {"errors", "places", "records", "search"},
-    "config": {"errors", "complaints", "methods", "task_table", "records", "search", "sweep", "finetune"},
+    "finetune": {"errors", "files", "metrics", "records", "subspace"},
+    "search": {"errors", "metrics", "records"},
+    "estimate": {"errors", "metrics", "records", "search"},
+    "results": {"errors", "files", "records"},
+    "config": {"errors", "files", "records", "search", "finetune"},
+    "report": {"errors", "files", "records", "search", "estimate", "results"},
+    "learned": {"errors", "files", "records", "subspace", "finetune", "results", "report"},
     "runtime": {
-        "errors",
-        "files",
-        "places",
-        "streams",
-        "records",
-        "subspace",
-        "finetune",
-        "search",
-        "results",
-        "sweep",
+        *("errors", "files", "metrics", "records", "subspace", "finetune", "search", "estimate", "results"),
+        *("config", "report"),
     },
-    "analysis": {"errors", "files", "records", "subspace", "finetune", "search", "results"},
-    "measuring": BELOW_COMMANDS,
-    "shell": BELOW_COMMANDS | {"measuring"},
-    "learned_commands": BELOW_COMMANDS | {"measuring", "shell"},
-    "cli": BELOW_COMMANDS | {"measuring", "shell", "learned_commands"},
 }
-PURE = {"search": {"torch", "ray", "time", "random"}, "results": {"torch", "ray"}}
+MAY_IMPORT["api"] = MAY_IMPORT["runtime"] | {"runtime"}
+MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "learned"}
+PURE = {
+    "search": {"torch", "ray", "time", "random"},
+    "estimate": {"torch", "ray", "time", "random"},
+    "results": {"torch", "ray"},
+    "report": {"torch", "ray"},
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -65,6 +51,11 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def test_the_rooms_form_no_circle():
+    graph = {room: set(below) for room, below in MAY_IMPORT.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(MAY_IMPORT)
 
 
 def room_of(path: Path) -> str:

@@ -19,8 +19,8 @@ from distsub.errors import DataError, OutputError, UnavailableError
 from distsub.files import Files, first_line, parse_json
 from distsub.finetune import cache, data, packages, pretrained, reading
 from distsub.finetune.pretrained import Prepared
-from distsub.places import ModelPlace, Places
 from distsub.records import Budget, Task, Trial
+from distsub.records.places import ModelPlace, Places
 
 FOLDER, MARK = "inputs", "inputs.json"
 """The mark is written last: a folder without it is not whole."""

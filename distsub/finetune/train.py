@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from distsub import metrics
 from distsub.errors import DataError, DistsubError
-from distsub.finetune import ablate, batches, data, memory, metrics, pretrained
+from distsub.finetune import ablate, batches, data, memory, pretrained
 from distsub.finetune.checkpoint import Checkpoint, restore, resume_schedule, tensors_of
 from distsub.finetune.precision import Autocast, autocast_for
 from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size

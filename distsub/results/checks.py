@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, get_type_hints
 
-from distsub.places import addressed
 from distsub.records import IDENTITY_VERSION, Observation, Setup
+from distsub.records.places import addressed
 
 _SCORED = ("finished",)
 _LARGEST = 2**63 - 1

@@ -12,8 +12,8 @@ from typing import Any
 
 from distsub.errors import OutputError
 from distsub.files import Files, parse_json
-from distsub.growth import changes
-from distsub.places import Places
+from distsub.records.places import Places
+from distsub.results.growth import changes
 from distsub.results.schema import SCHEMA_VERSION
 
 SWEEP, IDENTITY = "sweep.toml", "sweep.json"

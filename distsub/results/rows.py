@@ -15,8 +15,8 @@ from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
 from distsub.files import first_line
-from distsub.places import Places
 from distsub.records import Setup, id_of
+from distsub.records.places import Places
 from distsub.results.checks import check_d_and_eta
 from distsub.results.schema import IDENTITY, OBSERVATIONS, SCHEMA_VERSION, setup_from_json
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub.places import Places
 from distsub.records import Full, Method, Observation, Random, Setup, Subspace, Task, Trial, label
+from distsub.records.places import Places
 from distsub.results.checks import check_d_and_eta, check_observation, setup_record
 
 SCHEMA_VERSION = 2

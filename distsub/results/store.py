@@ -22,21 +22,10 @@ import pyarrow as pa
 
 from distsub.errors import OutputError
 from distsub.files import Files, first_line
-from distsub.places import Places
 from distsub.records import Observation, Setup
+from distsub.records.places import Places
 from distsub.results import held
-from distsub.results.rows import (
-    FINAL,
-    NAME,
-    RANK,
-    distinct,
-    encode,
-    odd_rows,
-    parse_part,
-    parse_row,
-    schema_of,
-    series,
-)
+from distsub.results.rows import FINAL, NAME, RANK, distinct, encode, odd_rows, parse_part, parse_row, schema_of, series
 from distsub.results.schema import ANSWERS, IDENTITY, OBSERVATIONS, RECORD, SetupReader, from_row, to_table
 
 ROWS, PARTS = "observations", "parts"

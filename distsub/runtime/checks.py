@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, DimensionError
-from distsub.places import ModelPlace, Places
 from distsub.records import Freeze, Full, Learned, Method, Model, Random, Task, Theta0, Trial
+from distsub.records.places import ModelPlace, Places
 from distsub.search import Search
-from distsub.sweep import Sweep
 
 
 def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:

@@ -12,8 +12,8 @@ import ray
 from ray import tune
 from ray._private.state import state
 
+from distsub.config.sweep import Resources
 from distsub.errors import ConfigError
-from distsub.sweep import Resources
 
 
 class DriverOnly:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
+from distsub.config.sweep import Resources
 from distsub.errors import OutOfMemoryError, OutputError
 from distsub.finetune.train import Progress, failed
 from distsub.records import Observation, Trial
@@ -12,7 +13,6 @@ from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place, perform
 from distsub.search import Board
-from distsub.sweep import Resources
 
 
 def run(

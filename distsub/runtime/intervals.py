@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from distsub.errors import DistsubError
+from distsub.estimate.d90 import estimate
 from distsub.records import Observation
 from distsub.search import Search
-from distsub.search.estimate import estimate
 from distsub.search.spec import key as key_of
 
 SHARE = 20

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 
 from distsub.records import Full, Trial, label, method_labels, model_labels
 from distsub.records.labels import apart
-from distsub.results.terminal import printable
+from distsub.report.terminal import printable
 from distsub.search import Search
 
 Named = TypeVar("Named", bound=Hashable)

@@ -14,18 +14,18 @@ from typing import Any
 
 import pyarrow as pa
 
+from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, OutputError, UnavailableError
 from distsub.records import Observation, Trial
+from distsub.report.listing import size_text
 from distsub.results import Store
 from distsub.results.compact import merge
 from distsub.results.drivers import Heartbeat
-from distsub.results.listing import size_text
 from distsub.results.store import ROWS
 from distsub.runtime.drain import INTERRUPTED, TERMINATED, Drain
 from distsub.search import Board, Search, make_policy
 from distsub.search.batch import Batch
 from distsub.search.plan import make_plan
-from distsub.sweep import Sweep
 
 RESUMABLE = frozenset({"finished", "diverged"})
 """Rows that count on resuming; a trial that ended in an error is tried again."""

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distsub.records import Observation, Trial
-from distsub.results.terminal import Terminal, printable
+from distsub.report.terminal import Terminal, printable
 from distsub.runtime.labels import PARTS, shorten
 from distsub.runtime.progress import Reporter, bracket_text
 from distsub.search import Board, Finding, Outcome

@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from distsub.config.sweep import Sweep
 from distsub.finetune import data, memory, train
 from distsub.records import InSetup, Method, Model, Seeds, Trial, label
-from distsub.results.listing import size_text
+from distsub.report.listing import size_text
 from distsub.runtime.checks import check
 from distsub.runtime.launch import board_of, model_facts
 from distsub.runtime.recording import costs
@@ -20,7 +21,6 @@ from distsub.runtime.rehearsal import without_checkpoints
 from distsub.search import make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
 from distsub.search.spec import all_references, eta_tries
-from distsub.sweep import Sweep
 
 PROBE_STEPS = 6
 """Real steps timed per model, task and method; the first, which loads and warms up, is the start-up."""

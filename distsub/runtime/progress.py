@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 from distsub.errors import OutputError
 from distsub.records import Observation, Trial
-from distsub.results.listing import write_out
-from distsub.results.terminal import Terminal, printable
+from distsub.report.listing import write_out
+from distsub.report.streams import say
+from distsub.report.terminal import Terminal, printable
 from distsub.runtime.intervals import Intervals
 from distsub.runtime.labels import Labels
 from distsub.search import Board, Finding, Outcome, Search
-from distsub.streams import say
 
 EVERY_S = 8.0
 """Seconds between two lines that say how far the sweep is."""

@@ -18,16 +18,16 @@ from typing import IO, Any
 import pyarrow as pa
 import torch
 
+from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, OutputError, TrajectoryError
 from distsub.files import Files, first_line
 from distsub.finetune import data, pretrained, trajectory
 from distsub.finetune.train import Progress, finish
 from distsub.records import Observation, Recording, Trial
 from distsub.results import Store
-from distsub.results.claims import Claim
 from distsub.runtime.checkpoints import EVERY_S, Kept, kept_by
+from distsub.runtime.claims import Claim
 from distsub.subspace.trajectory import Snapshots
-from distsub.sweep import Sweep
 
 WAIT_S = 1.0
 """Seconds between looks at a trajectory that somebody else is recording."""

@@ -6,6 +6,7 @@ from itertools import starmap
 
 import pyarrow as pa
 
+from distsub.config.sweep import Sweep
 from distsub.errors import OutputError
 from distsub.files import first_line
 from distsub.records import Trial
@@ -14,7 +15,6 @@ from distsub.results.compact import write_parts
 from distsub.results.rows import FINAL, RANK
 from distsub.results.schema import SetupReader
 from distsub.search.spec import by_key, key
-from distsub.sweep import Sweep
 
 _CONNECTIONS = 16
 

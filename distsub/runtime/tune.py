@@ -22,6 +22,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from distsub.config.sweep import Resources
 from distsub.errors import DataError, DistsubError, OutOfMemoryError, OutputError, UnavailableError
 from distsub.finetune.train import failed
 from distsub.records import Observation, Trial
@@ -34,7 +35,6 @@ from distsub.runtime.metrics import Gauges
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import TOLD, Place, perform
 from distsub.search import Board
-from distsub.sweep import Resources
 
 STEP_S = 2.0
 """Seconds of training per Tune step: how long a cancelled trial may still run."""

@@ -15,8 +15,8 @@ import torch
 from distsub.errors import OutOfMemoryError, OutputError
 from distsub.files import first_line, parse_json
 from distsub.finetune import ablate, inputs, memory, train
-from distsub.places import Places
 from distsub.records import Observation, Recording, Trial
+from distsub.records.places import Places
 from distsub.results import Store
 from distsub.results.store import ROWS
 from distsub.runtime.checkpoints import EVERY_S, Kept, kept_by

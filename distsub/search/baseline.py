@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distsub.search.answers import variance
+from distsub.metrics import variance
 
 FAILED = 0.25
 """Share of the way from chance up to a good baseline in which a full fine-tuning has failed to train."""

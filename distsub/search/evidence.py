@@ -11,8 +11,8 @@ from functools import cached_property
 from itertools import chain, islice
 from typing import TypeVar
 
+from distsub.metrics import variance
 from distsub.records import Observation, Status, Trial
-from distsub.search.answers import variance
 from distsub.search.baseline import UNKNOWN_EXAMPLES, Trained, judge, mean_known
 from distsub.search.outcome import Bracket, Finding, Outcome, Thresholds
 from distsub.search.ranges import Course, Score, course

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from distsub.config import parse_sweep
+from distsub.config.sweep import Resources
 from distsub.finetune import propose
 from distsub.runtime import cluster
-from distsub.sweep import Resources
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.toml"))

@@ -18,8 +18,8 @@ from distsub.errors import ConfigError, UnavailableError
 from distsub.files import Files, refuse_credentials
 from distsub.finetune import data, inputs, pretrained, train
 from distsub.finetune.tasks import resolve
-from distsub.places import ModelPlace, Places
 from distsub.records import Budget, Model, Random, Seeds, Setup, Subspace, Trial
+from distsub.records.places import ModelPlace, Places
 
 TEXTS = ["plain", 'said "he"\nand went', "tab\there", "ünïcode 漢字 🙂", " padded ", "NA", "a,b;c", "x" * 5000]
 TABLES = {

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from distsub.results import Files
+from distsub.files import Files
 from distsub.results.drivers import FOLDER, STALE_S, Heartbeat, drivers
 
 HOLD = """

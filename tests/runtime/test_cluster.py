@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from distsub.config.sweep import Resources
 from distsub.runtime import cluster
-from distsub.sweep import Resources
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from distsub.search.spending import Limit
 IMPORTED = [
     "distsub.runtime.inline",
     "distsub.runtime.checks",
-    "distsub.search.estimate",
+    "distsub.estimate.d90",
     "distsub.search.synthetic",
     "pandas",
     "sklearn.metrics",

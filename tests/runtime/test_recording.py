@@ -4,16 +4,16 @@ import dataclasses
 
 import pytest
 
+from distsub.api import summary_of
+from distsub.cli.shell import strangers
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
 from distsub.finetune import adapters, trajectory
 from distsub.finetune.train import finish
-from distsub.measuring import summary_of
 from distsub.records import label
 from distsub.results import Store
 from distsub.runtime import checks, launch, planning, recording
 from distsub.runtime.worker import Place, perform
-from distsub.shell import strangers
 
 METHODS = """methods = [
   "random_matched",

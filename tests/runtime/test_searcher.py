@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ray import cloudpickle
 
 from distsub.config import parse_sweep
+from distsub.config.sweep import Resources
 from distsub.files import Files
 from distsub.records import Observation, Trial
 from distsub.results import Store
@@ -20,7 +21,6 @@ from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import Place
 from distsub.search import Board, make_policy
-from distsub.sweep import Resources
 
 SWEEP = """
 name = "none"

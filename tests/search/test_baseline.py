@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distsub.estimate.gather import gather
+from distsub.estimate.rows import RANGES
 from distsub.search import Evidence, brief, evidence, shares
 from distsub.search.baseline import Trained, judge
-from distsub.search.gather import gather
-from distsub.search.rows import RANGES
 
 ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("coverage_worlds", ROOT / "benchmarks" / "coverage.py")

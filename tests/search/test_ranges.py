@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsub.errors import ConfigError
+from distsub.estimate.gather import gather
 from distsub.records import Seeds, theta_0_of
 from distsub.search import KEPT, Bisection, Board, Evidence, Grid, Range, brief, evidence, shares
-from distsub.search.gather import gather
 from distsub.search.plan import make_plan
 from distsub.search.ranges import MOST_TRIES, course, propose
 from distsub.search.recall import tuned

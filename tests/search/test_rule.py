@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from distsub.errors import ConfigError
+from distsub.estimate.d90 import estimate, fit
+from distsub.estimate.gather import gather
 from distsub.records import Budget, Full, Model, Random, Seeds, Setup, Subspace, Task, Trial, theta_0_of
 from distsub.search import Board, Evidence, Outcome, Range, Rule, Search, brief, evidence, make_policy, shares
-from distsub.search.estimate import estimate, fit
-from distsub.search.gather import gather
 from distsub.search.plan import make_plan
 from distsub.search.rule import RANGES
 from distsub.search.synthetic import Curve

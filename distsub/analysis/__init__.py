@@ -1,1 +1,0 @@
-"""What the rows mean: tables computed from them, nothing measured here."""

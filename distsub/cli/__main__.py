@@ -1,0 +1,5 @@
+"""`python -m distsub.cli`."""
+
+from distsub.cli import main
+
+main()

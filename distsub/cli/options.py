@@ -1,0 +1,48 @@
+"""The options and arguments that commands share."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distsub.report.streams import give_up_output
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import distsub
+
+        try:
+            print(f"distsub {distsub.__version__}", flush=True)
+        except BrokenPipeError:  # who asked has left
+            give_up_output()
+        raise typer.Exit
+
+
+class Format(StrEnum):
+    """How a listing is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+class Backend(StrEnum):
+    """Where trials run."""
+
+    tune = "tune"
+    inline = "inline"
+
+
+class Scope(StrEnum):
+    """Whose sigma makes an outlier."""
+
+    layer = "layer"
+    tensor = "tensor"
+
+
+SweepFile = Annotated[Path, typer.Argument(readable=False, help="Sweep file (TOML); docs/sweep-file.md describes it.")]
+Out = Annotated[str, typer.Argument(help="Results directory: a path, or s3://, gs://, hdfs://.")]
+As = Annotated[Format, typer.Option("--format", help="How to print the listing.")]
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and end.")]

@@ -1,0 +1,64 @@
+"""What `distsub query` reads: the views by name, their columns, and questions to begin with."""
+
+import shlex
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from distsub.learned.store import TABLES, read_analysis
+from distsub.report.listing import render_facts
+from distsub.report.summary import Summary
+from distsub.results import D90, OBSERVATIONS, SEARCHES, Store, View, published_tables, query
+
+QUESTIONS = (
+    ("How large is d90?", "select task, model, label, d90_text from d90"),
+    (
+        "How does the score grow with d?",
+        """select task, method, d, max(score) as best, count(*) as trials
+    from observations where d > 0 group by all order by all""",
+    ),
+    (
+        "What did it cost?",
+        """select method, status, count(*) as trials, sum(wall_s) / 60 as minutes
+    from observations group by all order by all""",
+    ),
+)
+"""What a question is, and its SQL, which contains nothing that a shell reads inside double quotes."""
+
+
+def views_of(store: Store, summary: Callable[[], Summary]) -> dict[str, View | pa.Table]:
+    """Name all that a query may read; nothing is computed before one does."""
+    found: dict[str, View | pa.Table] = {
+        "observations": View(OBSERVATIONS, store.table),
+        "searches": View(SEARCHES, lambda _: summary().searches),
+        "d90": View(D90, lambda _: summary().d90),
+    }
+    for name, schema in TABLES.items():
+        found[name] = View(schema, lambda _, name=name: read_analysis(store.files, name))
+    return found | published_tables()
+
+
+def columns_of(views: dict[str, View | pa.Table]) -> pa.Table:
+    """List the columns of all views with the types that DuckDB gives them, in the order of the views."""
+    empty = {name: each.schema.empty_table() for name, each in views.items()}
+    sql = (
+        "select table_name as view, column_name as column, data_type as type from information_schema.columns "
+        "order by ordinal_position"
+    )
+    rows = query(empty, sql).to_pylist()
+    place = {name: number for number, name in enumerate(views)}
+    return pa.Table.from_pylist(sorted(rows, key=lambda row: place[row["view"]]))
+
+
+def overview(views: dict[str, View | pa.Table]) -> str:
+    """Write each view with its columns and their types, for people."""
+    facts: dict[str, str] = {}
+    for row in columns_of(views).to_pylist():
+        before = f"{facts[row['view']]}, " if row["view"] in facts else ""
+        facts[row["view"]] = f"{before}{row['column']} {row['type']}"
+    return render_facts(facts)
+
+
+def questions(address: str) -> list[str]:
+    """Write each question, and below it the command that answers it, ready for a shell."""
+    return [f'{what}\n  distsub query {shlex.quote(address)} \\\n    "{sql}"' for what, sql in QUESTIONS]

@@ -1,0 +1,262 @@
+"""The tables of a sweep file that say how the update is parametrised: [[methods]] and [trajectory].
+
+Besides the random subspaces of the whole model ("did", "said") there are the ways of training that Zhang et al. 2023
+compare and the controls that their comparison lacks; docs/trajectories.md says what each name means.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+
+from distsub.config.messages import complaint
+from distsub.errors import ConfigError, nearest
+from distsub.records import (
+    DEFAULT_FAMILY,
+    ZHANG2023,
+    Budget,
+    Freeze,
+    Learned,
+    Method,
+    Random,
+    Role,
+    Source,
+    Span,
+    Subspace,
+    Task,
+)
+from distsub.search import Range
+
+# Whole numbers end up in 64-bit columns.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+
+LEARNED = ("intrinsic", "inductive", "unified", "zero_shot", "last", "other_seed")
+"""Subspaces made of trajectories."""
+
+Name = Literal[
+    "did", "said", "freeze", "random", "random_matched",
+    "intrinsic", "inductive", "unified", "zero_shot", "last", "other_seed",
+]  # fmt: skip
+
+
+class Table(BaseModel):
+    """A table of the file: unknown keys, other types and infinities are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method takes from the rest of the file.
+
+    Attributes:
+        largest: The largest d of the method's grid.
+        tasks: The sweep's tasks by name.
+        span: The trial's own trajectory as [trajectory] describes it.
+    """
+
+    largest: int
+    tasks: Mapping[str, Task]
+    span: Span
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _steps_or_epoch(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
+    if value != "epoch" and not whole:
+        raise ValueError(f'give "epoch" or a number of steps from 1 on, not {value!r}')
+    return value
+
+
+class RangeTable(Table):
+    """In the place of a list of etas or learning rates: a range in which some are tried."""
+
+    low: PositiveFloat
+    high: PositiveFloat
+    tries: PositiveInt
+
+
+def _list_or_range(value: Any, as_list: Callable[[Any], list[float]]) -> list[float] | Range:
+    if not isinstance(value, dict):
+        return as_list(value)
+    try:
+        return Range(**RangeTable.model_validate(value).model_dump())
+    except ValidationError as error:
+        raise ValueError("; ".join(complaint(each, RangeTable) for each in error.errors())) from None
+
+
+StepSizes = Annotated[
+    Annotated[list[PositiveFloat], Field(min_length=1)],
+    WrapValidator(_list_or_range),
+]
+"""A list of step sizes, or a `Range`."""
+
+
+class MethodTable(Table):
+    """One entry of [[methods]]."""
+
+    name: Name
+    projection: Literal["fastfood", "fastfood_per_tensor", "partition", "sparse", "dense"] | None = None
+    normalization: Literal["global", "per_tensor"] | None = None
+    groups: Literal["layer", "tensor"] | None = None
+    head: Role | None = None
+    block_length: PositiveInt | None = None
+    training: Literal["default", "zhang2023"] | None = None
+    scope: Literal["model", "layer"] | None = None
+    embeddings: Role | None = None
+    ensemble: PositiveInt | None = None
+    start: Literal["zero", "random"] | None = None
+    step: PositiveFloat | None = None
+    mode: Literal["difference", "centered", "raw"] | None = None
+    sources: Annotated[list[str], BeforeValidator(_as_list)] | None = None
+    first: PositiveInt | None = None
+    shift: PositiveInt | None = None
+    dims: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
+    etas: StepSizes | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MethodTable":
+        if self.groups and self.name != "said":
+            raise ValueError(f'groups is for method "said", not "{self.name}"')
+        if self.block_length and not (self.projection or DEFAULT_FAMILY).startswith("fastfood"):
+            raise ValueError(
+                f'block_length is for the fastfood projections, not "{self.projection or DEFAULT_FAMILY}"; '
+                'give projection = "fastfood"'
+            )
+        if self.block_length and (self.block_length < 4 or self.block_length & (self.block_length - 1)):
+            raise ValueError(f"block_length = {self.block_length} is not a power of two of at least 4")
+        whole = self.name in ("did", "said")
+        for key in ("training", "scope", "embeddings", "ensemble", "start", "step"):
+            if whole and getattr(self, key) is not None:
+                raise ValueError(f'{key} is for the ways of training in layers, such as "random", not "{self.name}"')
+        for key in ("mode", "sources", "first", "shift"):
+            if self.name not in LEARNED and getattr(self, key) is not None:
+                raise ValueError(f'{key} is for learned subspaces ({", ".join(LEARNED)}), not "{self.name}"')
+        for key in ("projection", "normalization", "block_length"):
+            if self.name in (*LEARNED, "freeze") and getattr(self, key) is not None:
+                raise ValueError(f'{key} is for random subspaces, not "{self.name}"')
+        for key in ("dims", "etas", "scope", "ensemble", "start", "step"):
+            if self.name == "freeze" and getattr(self, key) is not None:
+                raise ValueError(f'{key} is for subspaces; "freeze" has no coordinates')
+        if self.name == "freeze" and "in_subspace" in (self.head, self.embeddings):
+            raise ValueError('"freeze" has no subspace: give head and embeddings each "trained" or "frozen"')
+        if self.name == "freeze" and self.head == "frozen" and self.embeddings in (None, "frozen"):
+            raise ValueError('"freeze" with frozen head and embeddings trains nothing')
+        if self.name == "inductive" and not self.sources:
+            raise ValueError('method "inductive" needs sources: the task whose subspace it trains in')
+        if self.sources and self.name in ("intrinsic", "last", "other_seed"):
+            raise ValueError(f'sources is for "inductive", "unified" and "zero_shot"; "{self.name}" is of its own task')
+        if self.shift and self.name != "other_seed":
+            raise ValueError(f'shift is for method "other_seed", not "{self.name}"')
+        return self
+
+    def grid(self) -> tuple[tuple[int, ...] | None, tuple[float, ...] | Range | None]:
+        """Give the method's own dims and etas, None where those of the sweep count."""
+        etas = self.etas or ([1.0] if self.training == "zhang2023" and self.step is None else None)
+        if not isinstance(etas, Range):
+            etas = tuple(sorted(set(etas))) if etas else None
+        dims = self.dims or ([1] if self.name == "last" else None)  # one direction is all there is
+        return tuple(sorted(set(dims))) if dims else None, etas
+
+    def record(self, context: Context) -> Method:
+        """Make the record, with what the file leaves out.
+
+        Raises:
+            ConfigError: A source is unknown, or the block length too small.
+        """
+        if self.block_length and self.block_length < context.largest:
+            raise ConfigError(
+                f"[[methods]] block_length = {self.block_length} is below the largest of dims, {context.largest}"
+            )
+        if self.name in ("did", "said"):
+            scales = (self.groups or "layer") if self.name == "said" else None
+            return Subspace(self._random(context), scales=scales, head=self.head or "in_subspace")
+        whole = self.scope == "model"
+        usual: dict[str, Any] = (
+            {"head": "in_subspace", "embeddings": "in_subspace"}
+            if whole
+            else {"head": "trained", "embeddings": "frozen"}
+        )
+        usual |= ZHANG2023 if self.training == "zhang2023" else {}
+        if self.name == "freeze":
+            usual = {key: usual[key] for key in ("head", "embeddings")}
+        usual |= {key: value for key in ZHANG2023 if (value := getattr(self, key)) is not None}
+        if self.name == "freeze":
+            return Freeze(**usual)
+        if self.name in LEARNED:
+            projection = Learned(self._span(context))
+        else:
+            projection = self._random(context)
+            if self.name == "random_matched":
+                projection = replace(projection, match=replace(context.span, last=True))
+        return Subspace(projection, scope=self.scope or "layer", **usual)
+
+    def _random(self, context: Context) -> Random:
+        family = self.projection or DEFAULT_FAMILY
+        length = self.block_length or max(4, 1 << (context.largest - 1).bit_length())
+        return Random(
+            family=family,
+            normalization=self.normalization or ("per_tensor" if family.endswith("per_tensor") else "global"),
+            block_length=length if family.startswith("fastfood") else None,
+        )
+
+    def _span(self, context: Context) -> Span:
+        several = self.name in ("unified", "zero_shot")
+        names = self.sources or (list(context.tasks) if several else [])
+        if unknown := [name for name in names if name not in context.tasks]:
+            raise ConfigError(
+                f'[[methods]] sources: "{unknown[0]}" is not among the tasks; {nearest(unknown[0], context.tasks)}'
+            )
+        if several and len(names) < 2:
+            raise ConfigError(f'[[methods]] "{self.name}" needs two tasks or more, in sources or in tasks')
+        sources = tuple(Source(context.tasks[name]) for name in names)
+        if not sources:
+            sources = (Source(shift=(self.shift or 1) if self.name == "other_seed" else 0),)
+        return replace(
+            context.span,
+            sources=sources,
+            first=self.first,
+            last=several or self.name == "last",
+            mode=self.mode or "difference",
+            leave_out=self.name == "zero_shot",
+        )
+
+
+class TrajectoryTable(Table):
+    """[trajectory]: the full fine-tunings that learned subspaces are made of."""
+
+    learning_rate: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    every: Annotated[Literal["epoch"] | PositiveInt, BeforeValidator(_steps_or_epoch)] = "epoch"
+    checkpoints: PositiveInt | None = None
+    dtype: Literal["bfloat16", "float32"] = Span.dtype
+
+    def record(self, budget: Budget, learning_rate: float) -> Span:
+        """Describe a trial's own trajectory.
+
+        Args:
+            budget: Of the sweep, with which fine-tunings are trained, but for the steps.
+            learning_rate: What counts where the table says none.
+        """
+        return Span(
+            sources=(Source(),),
+            learning_rate=self.learning_rate or learning_rate,
+            budget=replace(budget, steps=self.steps or budget.steps),
+            every=None if self.every == "epoch" else self.every,
+            checkpoints=self.checkpoints,
+            dtype=self.dtype,
+        )

@@ -1,0 +1,84 @@
+"""What a reader must know of the rows of an estimate, a sentence each."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from distsub.estimate.rows import Row, Rows, best_of_seeds, mean, sampling_variance
+
+
+def remarks(rows: Rows) -> tuple[str, ...]:
+    """Tell what is missing or was set aside, and where the baseline is not good enough."""
+    said: list[str] = []
+    if rows.num_seeds == 1:
+        said.append(
+            f"one seed: how much {rows.rule.name(rows.metric)} varies over seeds is not measured, the interval takes"
+            " the spread seen on other tasks; run at least 3"
+        )
+    failed, tried = rows.failed_full
+    if failed:
+        said.append(f"{failed} of {tried} full fine-tunings failed to train and are left out")
+    if rows.dropped_rates:
+        names = ", ".join(f"{rate:g}" for rate in rows.dropped_rates)
+        said.append(f"most full fine-tunings at learning rate {names} failed to train: all of them are left out")
+    if rows.baseline:
+        said += _of_baseline(rows)
+    if rows.dropped:
+        names = ", ".join(f"{eta:g}" for eta in rows.dropped)
+        if rows.etas:
+            said.append(f"eta {names} diverged more often than not and is no candidate")
+        else:
+            said.append(f"every subspace training diverged (eta {names}): lower the etas")
+    return (*said, *rows.warnings)
+
+
+def _of_baseline(rows: Rows) -> list[str]:
+    said = []
+    if len(best_of_seeds(rows.baseline)) == 1:
+        said.append("one baseline seed: the spread of full fine-tuning is assumed, not measured; run at least 3")
+    full, chance = rows.full, rows.floor
+    error = math.sqrt(mean([sampling_variance(row, rows.metric) for row in rows.baseline]))
+    if full <= chance:
+        said.append(f"the baseline {full:.3f} is not above chance {chance:.3f}: there is nothing to reach")
+    elif full - chance < 2 * error:
+        said.append(
+            f"the baseline {full:.3f} is above chance {chance:.3f} by less than two standard errors ({error:.3f}):"
+            " evaluate more examples or train longer"
+        )
+    return said
+
+
+def falls(rows: Rows, failed: Sequence[bool]) -> tuple[str, ...]:
+    """Tell where scores fall with d by more than noise explains: best of the etas, seed by seed.
+
+    Args:
+        rows: From `prepare`.
+        failed: Which of the subspace trainings failed to train; a d at which several did and none trained is no
+            accident and counts.
+    """
+    worst, where = 0.0, None
+    tried = Counter(row.d for row in rows.subspace)
+    lost = Counter(row.d for row, has_failed in zip(rows.subspace, failed, strict=True) if has_failed)
+    trained = [
+        row
+        for row, has_failed in zip(rows.subspace, failed, strict=True)
+        if not has_failed or 1 < lost[row.d] == tried[row.d]
+    ]
+    for seeds in dict.fromkeys(row.seeds for row in trained):
+        best: dict[float, Row] = {}
+        for row in trained:
+            if row.seeds == seeds:
+                best[row.d or 0] = max(best.get(row.d or 0, row), row, key=lambda r: r.score or 0.0)
+        top: Row | None = None
+        for d in sorted(best):
+            row = best[d]
+            if top is not None:
+                # Cautious: training noise taken as large as that of the evaluation set, and no pairing.
+                spread = math.sqrt(2 * (sampling_variance(top, rows.metric) + sampling_variance(row, rows.metric)))
+                z = ((top.score or 0.0) - (row.score or 0.0)) / spread
+                worst, where = max((worst, where), (z, (top.d, d)), key=lambda pair: pair[0])
+            if top is None or (row.score or 0.0) > (top.score or 0.0):
+                top = row
+    if where is None or worst < 3.5:
+        return ()
+    return (f"not monotone: the score falls from d = {where[0]:g} to d = {where[1]:g} by more than noise explains",)

@@ -1,0 +1,364 @@
+"""From a results directory to its analyses: read updates and rows, compute, write the tables."""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute
+
+from distsub.errors import AdapterError, ConfigError, DataError, OutputError, TrajectoryError, nearest
+from distsub.files import first_line
+from distsub.finetune import ablate, inputs, pretrained, trajectory
+from distsub.learned import figures
+from distsub.learned import masks as masking
+from distsub.learned.ablation import OUTLIERS as OUTLIER_MASK
+from distsub.learned.ablation import ablations_table
+from distsub.learned.modes import modes_table
+from distsub.learned.outliers import NORMS, K, component_of, find, profile
+from distsub.learned.recurrence import recurrence_table
+from distsub.learned.store import MASKS, OUTLIER_SUMMARIES, OUTLIERS, PROFILES, TABLES, read_analysis, write_part
+from distsub.learned.transfer import geometry_tables, layer_geometry, transfer_table
+from distsub.learned.updates import Say, Update, blocks, learned_updates, recorded, root_of
+from distsub.records import Ablation, Edit, Full, Observation, Recording, Trial
+from distsub.results import Store
+from distsub.subspace import layout
+
+MODE_COLUMNS = (
+    "task", "method", "d", "metric", "chance", "seeds", "score", "score_low", "score_high", "full", "difference",
+    "difference_low", "difference_high", "recovered", "reason",
+)  # fmt: skip
+"""What `distsub transfer` shows of a way of training."""
+
+ABLATION_COLUMNS = (
+    "task", "method", "edit", "mask", "versus", "seeds", "metric", "score", "chance", "difference", "difference_low",
+    "difference_high", "examples_low", "examples_high",
+)  # fmt: skip
+"""What `distsub outliers` shows of an ablation."""
+
+SEEDS = 2
+"""Trajectories per task between which angles are measured: the pairs grow with the square of their number."""
+
+
+def find_outliers(
+    store: Store,
+    observations: Sequence[Observation],
+    *,
+    k: float = K,
+    every_d: bool = False,
+    say: Say = print,
+    asked: Iterable[Recording] = (),
+) -> list[Update]:
+    """Find the outliers of every learned update in a results directory, and write their tables.
+
+    An update that was looked through before with the same k is not read again.
+
+    Args:
+        store: The results.
+        observations: Its rows.
+        k: How many sigma.
+        every_d: Look at every d, not at the largest alone.
+        say: Told of every update.
+        asked: Trajectories that may be there beside those that rows name.
+
+    Returns:
+        The updates, without those that cannot be read or are not finite, of which it is told.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    updates = learned_updates(store, observations, every_d, say, asked)
+    if not updates:
+        raise ConfigError(
+            f"{store.uri} holds no learned update: neither adapters/ of its trials nor trajectories/; run the sweep "
+            "without --no-adapters first"
+        )
+    summaries = read_analysis(store.files, "outlier_summaries").select(["update", "k"])
+    known = dict(zip(*(column.to_pylist() for column in summaries.columns), strict=True))
+    usable: list[Update] = []
+    for update in updates:
+        about = update.about
+        name = f"{about['task']} {about['method']} d={about['d']} s{about['data_seed']}"
+        if known.get(update.id) == k:
+            say(f"known    {name}")
+            usable.append(update)
+            continue
+        try:
+            parts = _look_through(update, k)
+        except (TrajectoryError, AdapterError, DataError) as error:
+            say(f"skipped  {name}: {error}")
+            continue
+        for table, pieces in parts.items():
+            write_part(store.files, table, update.id, pa.concat_tables(pieces))
+        say(f"outliers {name}: {sum(piece.num_rows for piece in parts['outliers'])}")
+        usable.append(update)
+    return usable
+
+
+def _look_through(update: Update, k: float) -> dict[str, list[pa.Table]]:
+    """Find an update's outliers layer by layer; the summaries, which say that it is known, come last."""
+    about = update.about
+    parts: dict[str, list[pa.Table]] = {"outliers": [], "profiles": [], "outlier_summaries": []}
+    for layer in update.layers():
+        if not all(np.isfinite(values).all() for values in layer.update.values()):
+            raise DataError(f"{layer.name} moved by numbers that are not finite")
+        found, described = find(layer.name, layer.update, layer.theta_0, k)
+        parts["outliers"].append(_with(found, about, OUTLIERS))
+        parts["profiles"].append(_with(profile(layer.name, layer.update), about, PROFILES))
+        parts["outlier_summaries"].append(_with(described, about | {"k": k}, OUTLIER_SUMMARIES))
+    return parts
+
+
+def find_recurrence(
+    store: Store, updates: Sequence[Update], *, scope: str = "layer", permutations: int = 999
+) -> pa.Table:
+    """Test whether outliers of some updates come back to the same indices, and write the table.
+
+    Args:
+        store: Results in which `find_outliers` has found the outliers.
+        updates: Its updates; what was found before, perhaps with another k, is not mixed in.
+        scope: Whose sigma counts, "layer" or "tensor".
+        permutations: Of every test.
+    """
+    outliers, summaries = (_of(updates, read_analysis(store.files, name)) for name in ("outliers", "outlier_summaries"))
+    table = recurrence_table(outliers, summaries, scope=scope, permutations=permutations)
+    write_part(store.files, "recurrence", f"recurrence-{scope}", table)
+    return table
+
+
+def outlier_listing(store: Store, updates: Sequence[Update]) -> pa.Table:
+    """List, for every update and layer, whether there are more outliers than a Gaussian has, and larger ones."""
+    summaries = _of(updates, read_analysis(store.files, "outlier_summaries"))
+    columns = ("task", "method", "d", "data_seed", "layer", "outliers", "expected_outliers", "excess_kurtosis")
+    whole = summaries.filter(summaries["tensor"].is_null())
+    return whole.select([*columns, "max_sigmas", "expected_max_sigmas", "max_p"])
+
+
+def edits_of(names: Sequence[str]) -> tuple[Edit, ...]:
+    """Check names of edits.
+
+    Raises:
+        ConfigError: One is unknown.
+    """
+    known: tuple[Edit, ...] = get_args(Edit)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f'--disable "{name}" is unknown; {nearest(name, known)}')
+    return tuple(edit for edit in known if edit in names)
+
+
+def make_masks(
+    store: Store, updates: Sequence[Update], *, of: Sequence[str], scope: str = "layer", k: float = K
+) -> pa.Table:
+    """Make the masks of some updates' outliers and their controls, and write them.
+
+    Args:
+        store: Results in which `find_outliers` has found the outliers.
+        updates: Its updates.
+        of: Ways of training whose updates' outliers are disabled, such as "intrinsic"; "full" is theta_T - theta_0.
+        scope: Whose sigma counts, "layer" or "tensor".
+        k: How many sigma.
+
+    Returns:
+        Rows of MASKS; none for an update without outliers.
+
+    Raises:
+        ConfigError: No update was trained in one of these ways beside a full fine-tuning of the same seeds.
+        OutputError: A mask cannot be written.
+    """
+    chosen = [each for each in updates if each.full is not None and each.about["method"] in of]
+    if missing := sorted(set(of) - {each.about["method"] for each in chosen}):
+        known = sorted({str(each.about["method"]) for each in updates if each.full is not None})
+        raise ConfigError(
+            f"{store.uri} holds no update of {', '.join(missing)} made of one recorded fine-tuning; "
+            f"there are: {', '.join(known) or 'none'}"
+        )
+    root, tables = root_of(store), []
+    for update in chosen:
+        outliers = _read_part(root, "outliers", update.id)
+        theta_0 = {layer.name: layer.theta_0 for layer in update.layers()}
+        if not (mask := masking.outlier_positions(outliers, scope, k)):
+            continue  # nothing to disable; the summaries say so
+        kinds = {OUTLIER_MASK: mask}
+        for number, (kind, match) in enumerate(masking.CONTROLS.items()):
+            kinds[kind] = match(mask, theta_0, np.random.default_rng([update.trial.seeds.data, number]))
+        rows = [_write_mask(store, update, kind, at, mask, theta_0) for kind, at in kinds.items()]
+        rows = [row | {"scope": scope, "k": k} for row in rows]
+        tables.append(pa.Table.from_pylist(rows, schema=MASKS))
+        write_part(store.files, "masks", f"{update.id}-{scope}", tables[-1])
+    return pa.concat_tables([MASKS.empty_table(), *tables])
+
+
+def _write_mask(
+    store: Store,
+    update: Update,
+    kind: str,
+    positions: masking.Positions,
+    mask: masking.Positions,
+    theta_0: masking.Layers,
+) -> dict[str, Any]:
+    """Write one mask under its name, and describe it."""
+    name = ablate.mask_id(positions)
+    try:
+        store.files.make("masks")
+        store.files.put(f"masks/{name}.safetensors", ablate.to_bytes(positions), replace=False)
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"cannot write mask {name} to {store.uri} ({first_line(error)})") from error
+    flat = {tensor: values.ravel() for tensors in theta_0.values() for tensor, values in tensors.items()}
+    magnitudes = [np.abs(flat[tensor][at]) for tensor, at in positions.items()]
+    count = sum(at.size for at in positions.values())
+    about = update.about
+    return {
+        "mask": name,
+        "kind": kind,
+        "update": update.id,
+        **{key: about[key] for key in ("method", "task", "model", "d", "head_seed", "data_seed")},
+        "positions": count,
+        "unmatched": sum(at.size for at in mask.values()) - count,
+        "norm_positions": sum(at.size for tensor, at in positions.items() if component_of(tensor) == NORMS),
+        "weight_magnitude": float(np.concatenate(magnitudes).mean()) if count else None,
+    }
+
+
+def ablation_trials(updates: Sequence[Update], masks: pa.Table, edits: Sequence[Edit]) -> list[Trial]:
+    """List the fine-tunings with weights disabled, and those without that they are compared with.
+
+    Args:
+        updates: The updates that the masks are of.
+        masks: Rows of MASKS.
+        edits: Any of "zero", "hold" and "reset".
+    """
+    full = {update.id: update.full for update in updates}
+    trials: dict[Trial, None] = {}
+    for row in masks.to_pylist():
+        whole = full[row["update"]]
+        assert whole is not None, "masks are made of updates that name a full fine-tuning"
+        trials[whole] = None
+        for edit in edits:
+            trials[whole.vary(method=Full(Ablation(edit, row["mask"])))] = None
+    return list(trials)
+
+
+def compare_ablations(store: Store, observations: Sequence[Observation]) -> pa.Table:
+    """Compare the ablated fine-tunings that have run, and write the table."""
+    table = ablations_table(observations, read_analysis(store.files, "masks"))
+    write_part(store.files, "ablations", "ablations", table)
+    return table
+
+
+def compare_modes(store: Store, observations: Sequence[Observation]) -> tuple[pa.Table, pa.Table]:
+    """Compare the ways of training and arrange them by source and target, and write both tables."""
+    modes = modes_table(observations)
+    transfer = transfer_table(modes)
+    write_part(store.files, "modes", "modes", modes)
+    write_part(store.files, "transfer", "transfer", transfer)
+    return modes, transfer
+
+
+def measure_geometry(
+    store: Store,
+    observations: Sequence[Observation],
+    *,
+    d: int | None = None,
+    mode: str = "difference",
+    seeds: int = SEEDS,
+    say: Say = print,
+    asked: Iterable[Recording] = (),
+) -> tuple[pa.Table, pa.Table]:
+    """Measure the spectra of the recorded trajectories and the angles between them, and write both tables.
+
+    Args:
+        store: The results.
+        observations: Its rows, which name the trajectories.
+        d: Compare the leading d directions; None takes all.
+        mode: "difference" or "centered".
+        seeds: Trajectories per model and task, those of the first seeds.
+        say: Told of every layer.
+        asked: Trajectories that may be there beside those that rows name.
+
+    Returns:
+        Rows of SPECTRA and of ANGLES; none where no trajectory was recorded.
+    """
+    root, by_model = root_of(store), {}
+    for path, recording in recorded(root, observations, asked, say):
+        trial = recording.trial
+        tasks = by_model.setdefault(trial.model, {})
+        tasks.setdefault(trial.task.name, []).append((trial.seeds.head, trial.seeds.data, path.name, trial))
+    spectra, angles, about = [], [], {}
+    for tasks in by_model.values():
+        chosen = {item[2]: item[3] for task in sorted(tasks) for item in sorted(tasks[task], key=_by_seed)[:seeds]}
+        for name, trial in chosen.items():
+            seeds_of = {"head_seed": trial.seeds.head, "data_seed": trial.seeds.data}
+            about[name] = {"task": trial.task.name, "model": trial.model.name} | seeds_of
+        read = {name: trajectory.load(root / trajectory.FOLDER / name) for name in chosen}
+        checkpoints = {name: each.updates for name, each in read.items()}
+        labels = next(iter(read.values())).meta["num_labels"]
+        some = next(iter(chosen.values()))
+        base = pretrained.build(
+            inputs.model(some.model.name, some.model.revision, some.model.content, store.files), labels, 0
+        )
+        for layer, entries in blocks(layout.entries(base)):
+            found = layer_geometry(checkpoints, layer, [entry.name for entry in entries], d, mode)
+            spectra += found[0]
+            angles += found[1]
+            say(f"angles   {layer}: {len(found[1])} pairs")
+    tables = geometry_tables(spectra, angles, about)
+    for name, table in zip(("spectra", "angles"), tables, strict=True):
+        write_part(store.files, name, f"{name}-{mode}", table)
+    return tables
+
+
+def draw(store: Store, names: Sequence[str]) -> list[str]:
+    """Draw figures from the tables of a results directory.
+
+    Args:
+        store: The results.
+        names: Of "spikes", "components", "ablation", "modes", "transfer", "angles", "dims", "spectra".
+
+    Returns:
+        The pictures' paths; none for a table without rows, no "dims" where no way of training has several d.
+    """
+    sources = {"spikes": "profiles", "components": "outlier_summaries", "ablation": "ablations", "dims": "modes"}
+    drawn = []
+    for name in names:
+        table = read_analysis(store.files, sources.get(name, name))
+        if not table.num_rows or (name == "dims" and not figures.curves(table.to_pylist())):
+            continue
+        sink = io.BytesIO()
+        getattr(figures, f"{name}_figure")(table, sink)
+        store.files.make("figures")
+        store.files.put(f"figures/{name}.png", sink.getvalue())
+        drawn.append(f"{store.uri.rstrip('/')}/figures/{name}.png")
+    return drawn
+
+
+def _of(updates: Sequence[Update], table: pa.Table) -> pa.Table:
+    """Keep the rows of some updates."""
+    known = pa.array([update.id for update in updates], pa.string())
+    mask = compute.call_function("is_in", [table["update"].cast(pa.string())], compute.SetLookupOptions(known))
+    return table.filter(mask)
+
+
+def _by_seed(item: tuple[Any, ...]) -> tuple[Any, ...]:
+    return item[:3]
+
+
+def _read_part(root: Path, name: str, part: str) -> pa.Table:
+    from pyarrow import parquet as pq
+
+    return pq.read_table(root / name / f"{part}.parquet").cast(TABLES[name])
+
+
+def _with(table: pa.Table, about: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    """Add what all rows share, and what is not known as nulls, in the order and types of a schema."""
+    columns = []
+    for field in schema:
+        if field.name in table.column_names:
+            columns.append(table[field.name].cast(field.type))
+        else:
+            value = about.get(field.name)
+            plain = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+            columns.append(pa.array([value] * table.num_rows, plain).cast(field.type))
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,152 @@
+"""Ways of training side by side: full, freeze, random, intrinsic and the rest, over seeds, as in the paper's tables."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distsub.learned.ablation import score_of, t_interval
+from distsub.learned.store import MODES
+from distsub.records import Full, Learned, Method, Observation, Subspace, label
+
+Key = tuple[Any, ...]
+
+
+def modes_table(observations: Sequence[Observation]) -> pa.Table:
+    """Compute one row per model, task, budget, way of training and d.
+
+    Where several step sizes were tried, the one with the best mean over the seeds counts, for all of them: picking for
+    each seed its own would be a maximum over noise. A seed whose training diverged has the chance score; one whose
+    training ended in an error has none. Ablated trainings and theta_0 are not compared here.
+
+    Args:
+        observations: Rows of trials.
+
+    Returns:
+        Rows of MODES, in the order of model, task, way and d; the scores of each in the order of the seeds.
+    """
+    tried: dict[Key, dict[float, dict[Key, Observation]]] = defaultdict(lambda: defaultdict(dict))
+    for seen in observations:
+        if seen.trial.ablation is None and not seen.trial.is_theta_0 and not math.isnan(_score(seen)):
+            tried[_way(seen)][_rate(seen)][_seeds(seen)] = seen
+    chosen = {way: max(by_rate.items(), key=lambda item: _strength(item[1])) for way, by_rate in tried.items()}
+    full = {way[:3]: trials for way, (_, trials) in chosen.items() if isinstance(way[3], Full)}
+    random: dict[Key, dict[Key, Observation]] = {}
+    for way in sorted((way for way in chosen if _is_random(way[3])), key=lambda way: way[3].family):
+        random.setdefault((way[:3], way[4], _alike(way[3])), chosen[way][1])
+    rows = []
+    for way, (rate, trials) in chosen.items():
+        row = _row(way, [trials[seeds] for seeds in sorted(trials)]) | {"rate": rate, "rates": len(tried[way])}
+        row |= _against(trials, full.get(way[:3], {}))
+        rows.append(row | _recovered(row, random.get((way[:3], way[4], _alike(way[3])))))
+    rows.sort(key=lambda row: (row["model"], row["task"], row["method"], row["projection"] or "", row["d"] or 0))
+    return pa.Table.from_pylist(rows, schema=MODES)
+
+
+def _row(way: Key, seen: Sequence[Observation]) -> dict[str, Any]:
+    _, task, budget, method, d = way
+    scores = np.array([_score(each) for each in seen], dtype=float)
+    low, high, _ = t_interval(scores)
+    return {
+        "model": seen[0].trial.model.name,
+        "task": task.name,
+        "method": label(method),
+        **dict(zip(("source", "training"), _source(method, task.name), strict=True)),
+        "projection": method.family if isinstance(method, Subspace) else None,
+        "d": d,
+        "steps": budget.steps,
+        "metric": task.metric,
+        "chance": seen[0].chance,
+        "seeds": len(seen),
+        "score": float(scores.mean()),
+        "score_low": low,
+        "score_high": high,
+        "scores": scores.tolist(),
+    }
+
+
+def _against(trials: dict[Key, Observation], full: dict[Key, Observation]) -> dict[str, Any]:
+    """Compare with full fine-tuning under the same head and data seed."""
+    if not full:
+        return {}
+    mean = float(np.mean([_score(seen) for seen in full.values()]))
+    by_seeds = {seeds[1:]: _score(seen) for seeds, seen in full.items()}
+    pairs = [(_score(seen), by_seeds[seeds[1:]]) for seeds, seen in trials.items() if seeds[1:] in by_seeds]
+    if not pairs:
+        return {"full": mean}
+    differences = np.array([ours - theirs for ours, theirs in pairs], dtype=float)
+    low, high, p = t_interval(differences)
+    found = {"difference": float(differences.mean()), "difference_low": low, "difference_high": high, "t_p": p}
+    return {"full": mean} | found
+
+
+def _recovered(row: dict[str, Any], random: dict[Key, Observation] | None) -> dict[str, Any]:
+    """Give the share of the way from a random subspace to full fine-tuning, or the reason why there is none."""
+    if row["d"] is None:
+        return {}
+    below = float(np.mean([_score(seen) for seen in random.values()])) if random else None
+    above, chance, recovered, reason = row.get("full"), row["chance"], None, None
+    if above is None:
+        reason = "no full fine-tuning"
+    elif chance is not None and above <= chance:
+        reason = "full is not above chance"
+    elif below is None:
+        reason = "no random subspace of this d"
+    elif above <= below:
+        reason = "full is not above random"
+    else:
+        recovered = (row["score"] - below) / (above - below)
+    return {"random": below, "recovered": recovered, "reason": reason}
+
+
+def _is_random(method: Method) -> bool:
+    return isinstance(method, Subspace) and method.scope == "layer" and method.span is None
+
+
+def _alike(method: Method) -> Key:
+    """Give what two ways of training in layers share when they differ in the subspace alone."""
+    return tuple(getattr(method, name, None) for name in ("scope", "head", "embeddings", "ensemble", "start", "step"))
+
+
+def _source(method: Method, task: str) -> tuple[str | None, str | None]:
+    """Name the task whose trajectory a subspace is made of, and how it was trained; controls have no source."""
+    if not isinstance(method, Subspace) or not isinstance(method.projection, Learned):
+        return None, None
+    span = method.projection.span
+    if len(span.sources) != 1:
+        return None, None
+    [source] = span.sources
+    if source.task is None and (source.shift or span.first or span.last):
+        return None, None
+    name = "intrinsic" if source.task is None else f"inductive:{source.task.name}"
+    training = label(method).removeprefix(name).strip() or "default"
+    return (task if source.task is None else source.task.name), training
+
+
+def _way(seen: Observation) -> Key:
+    trial = seen.trial
+    d = trial.d if isinstance(trial.method, Subspace) else None
+    return trial.model, trial.task, trial.budget, trial.method, d
+
+
+def _rate(seen: Observation) -> float:
+    return seen.trial.learning_rate if seen.trial.eta is None else seen.trial.eta
+
+
+def _seeds(seen: Observation) -> Key:
+    seeds = seen.trial.seeds
+    return seeds.projection, seeds.head, seeds.data
+
+
+def _score(seen: Observation) -> float:
+    """Return the score, chance for a training that diverged; NaN where neither is known."""
+    score = score_of(seen)
+    return float("nan") if score is None else score
+
+
+def _strength(trials: dict[Key, Observation]) -> tuple[int, float]:
+    """Prefer what has run under the most seeds, then the best mean."""
+    return len(trials), float(np.mean([_score(seen) for seen in trials.values()]))

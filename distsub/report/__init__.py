@@ -1,0 +1,1 @@
+"""What is shown: summary tables, listings, curves and the page."""

@@ -1,0 +1,380 @@
+"""The curve that a d90 is read from: score against log d, every trial a dot, with its thresholds."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from distsub.records import Observation
+from distsub.report.drawing import drawable, literal
+from distsub.results.schema import METHOD_COLUMNS, method_columns
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Panel = dict[str, Any]
+"""What shares one set of axes, a condition: its id, task, model, label, and the values of METHOD_COLUMNS."""
+
+_PANEL_INCHES = (5.6, 4.1)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_INK, _BAND, _FIT = "#1b1b1b", "#8c96a3", "#0072b2"
+_WITH_INTERVAL = {"found", "below_range", "above_range"}
+_REASONS = {
+    "baseline_at_chance": "no d90: full fine-tuning is not above chance,\nso there is nothing to reach",
+    "baseline_missing": "no d90: full fine-tuning has no score,\nso there is no threshold",
+    "not_monotone": "no single d90: a larger d fell short by more than noise",
+    "trial_failed": "no d90: a trial that decides it ended in an error",
+}
+"""Words for a panel, by the outcome of its searches."""
+_LINES = {
+    "baseline_score": ("full fine-tuning", {"color": "#009e73", "linestyle": "-", "linewidth": 1.0}),
+    "threshold": ("threshold", {"color": _INK, "linestyle": "-", "linewidth": 1.4}),
+    "threshold_chance_corrected": ("chance-corrected", {"color": _INK, "linestyle": "--", "linewidth": 1.2}),
+    "chance": ("chance", {"color": "#777777", "linestyle": ":", "linewidth": 1.2}),
+}
+
+
+@literal
+def curve_figure(
+    observations: Sequence[Observation],
+    searches: pa.Table,
+    path: str | IO[bytes],
+    *,
+    d90: pa.Table | None = None,
+) -> None:
+    """Draw score against log d, one panel per task, model and method, and write it as PNG.
+
+    Dots are trials, coloured by eta (by learning rate where no trial has an eta), shaped by seeds; crosses on the
+    floor diverged. Solid line: threshold; dashed: chance-corrected; dark vertical lines and grey bands: first
+    passing d and bracket of each search. Blue: expected score with its 95% band, and along the bottom the 95% interval
+    of d90, with an arrowhead where it runs beyond the d that could be tried. A panel without a d90 says why.
+
+    Args:
+        observations: Trials; full fine-tuning and trials without a result are not drawn.
+        searches: Rows in the schema SEARCHES, for thresholds and first passing d.
+        path: Where the PNG goes.
+        d90: Rows in the schema D90, for the fitted curve and the interval of d90.
+    """
+    draw_curves(observations, searches, d90=d90).savefig(path, format="png")
+
+
+@literal
+def draw_curves(observations: Sequence[Observation], searches: pa.Table, *, d90: pa.Table | None = None) -> "Figure":
+    """Draw what `curve_figure` writes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [seen for seen in observations if seen.trial.d and seen.status != "error"]
+    rows = searches.to_pylist()
+    panels = _panels(shown, rows)
+    columns = min(2, max(1, len(panels)))
+    lines = max(1, -(-len(panels) // columns))
+    width, height = _PANEL_INCHES
+    figure = Figure(figsize=(width * columns, height * lines + 0.9), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    colours, shapes = _colours(shown), _shapes(shown)
+    drawn: dict[tuple[str, str], list[tuple[Any, list[float], dict[str, float]]]] = {}
+    for axes, panel in zip(grid, panels, strict=False):
+        condition = panel["condition_id"]
+        mine = [seen for seen in shown if seen.trial.condition.id == condition]
+        found = [row for row in rows if row["condition_id"] == condition]
+        scores, levels = _panel(axes, panel, mine, found, (colours, shapes))
+        estimates = [row for row in (d90.to_pylist() if d90 is not None else []) if row["condition_id"] == condition]
+        for row in estimates:
+            _estimate(axes, row, [seen.trial.d for seen in mine if seen.trial.d])
+        _reason(axes, mine, found, estimates)
+        drawn.setdefault((panel["task"], panel["model"]), []).append((axes, scores, levels))
+    for together in drawn.values():
+        _share_scale(together, next((row["threshold_rule"] for row in rows if row["threshold_rule"]), ""))
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    _legend(figure, shown, colours, shapes)
+    return figure
+
+
+def _panels(shown: Sequence[Observation], rows: Sequence[dict[str, Any]]) -> list[Panel]:
+    """List the conditions of searches, and of trials that no search asks for."""
+    keys = ("condition_id", "task", "model", "label", *METHOD_COLUMNS)
+    found = {row["condition_id"]: {key: row[key] for key in keys} for row in rows}
+    for seen in shown:
+        trial = seen.trial
+        columns = method_columns(trial.method)
+        about = {"condition_id": trial.condition.id, "task": trial.task.name, "model": trial.model.name}
+        found.setdefault(trial.condition.id, {**columns, **about, "label": columns["method"]})
+    return sorted(found.values(), key=lambda panel: [panel[key] or "" for key in keys[1:]])
+
+
+def _panel(
+    axes: Any, panel: Panel, shown: Sequence[Observation], rows: list[dict[str, Any]], look: Any
+) -> tuple[list[float], dict[str, float]]:
+    """Draw one panel, first passing d behind, then thresholds, then trials; give the scores and levels drawn."""
+    colours, shapes = look
+    axes.set_xscale("log")
+    for row in rows:
+        if row["bracket_low"] and row["bracket_high"]:
+            axes.axvspan(row["bracket_low"], row["bracket_high"], color=_BAND, alpha=0.25, linewidth=0, zorder=0)
+        if row["first_passing_d"] is not None:
+            axes.axvline(row["first_passing_d"], color="#44505c", linewidth=1.1, zorder=1)
+    levels = _levels(axes, rows)
+    scores = _trials(axes, shown, colours, shapes)
+    _floor(axes, shown, colours)
+    _words_around(axes, panel, rows, shown[0].trial.task.metric if shown else "score")
+    return scores, levels
+
+
+def _estimate(axes: Any, row: dict[str, Any], dims: Sequence[int]) -> None:
+    """Draw the fitted curve with its band, over the d that were tried, and the interval along the bottom."""
+    points = [point for point in row["fit"] or [] if dims and min(dims) / 1.3 <= point["d"] <= max(dims) * 1.3]
+    if points:
+        d = [point["d"] for point in points]
+        axes.fill_between(
+            d, [p["low"] for p in points], [p["high"] for p in points], color=_FIT, alpha=0.13, linewidth=0, zorder=1
+        )
+        axes.plot(d, [point["middle"] for point in points], color=_FIT, linewidth=1.3, zorder=2)
+    if row["d90_outcome"] not in _WITH_INTERVAL:
+        return
+    if dims:
+        _interval(axes, row["d90"], row["d90_low"], row["d90_high"])
+    text = axes.text(
+        0.5, -0.2, row["d90_text"], transform=axes.transAxes, fontsize=8.5, color=_FIT, ha="center", va="top"
+    )
+    text.set_gid("estimate")
+
+
+def _interval(axes: Any, middle: float | None, low: float | None, high: float | None) -> None:
+    """Draw an interval along the bottom; an end that is open runs off the axis, with an arrowhead there."""
+    left, right = axes.get_xlim()
+    ends = [end for end in (low, middle, high) if end is not None]
+    left, right = min([left, *(end / 1.1 for end in ends)]), max([right, *(end * 1.1 for end in ends)])
+    axes.set_xlim(left, right)
+    look = {"transform": axes.get_xaxis_transform(), "color": _FIT, "zorder": 4, "clip_on": False}
+    span = [left if low is None else low, right if high is None else high]
+    axes.plot(span, [0.02, 0.02], linewidth=3, solid_capstyle="butt", gid="interval", **look)
+    for end, at, marker in ((low, left, "<"), (high, right, ">")):
+        if end is None:
+            axes.plot([at], [0.02], marker=marker, markersize=9, gid="open end", **look)
+    if middle is not None:
+        axes.plot([middle], [0.02], marker="D", markersize=5, gid="estimate", **look)
+
+
+def _reason(
+    axes: Any, shown: Sequence[Observation], rows: list[dict[str, Any]], estimates: list[dict[str, Any]]
+) -> None:
+    """Say in a panel without a d90 why it has none, in words where the curve would be."""
+    outcomes = {row["outcome"] for row in rows} | {row["d90_outcome"] for row in estimates}
+    told = next((words for outcome, words in _REASONS.items() if outcome in outcomes), None)
+    if told is None and not shown:
+        told = "no subspace trial has a result yet"
+    if told is None or outcomes & _WITH_INTERVAL:
+        return
+    if not shown:
+        axes.set_xticks([])
+        axes.set_xticks([], minor=True)
+    axes.text(
+        0.5, 0.5, told, transform=axes.transAxes, ha="center", va="center", fontsize=10, color=_INK, zorder=6,
+        gid="reason", bbox={"facecolor": "white", "edgecolor": _BAND, "alpha": 0.9, "boxstyle": "round,pad=0.5"},
+    )  # fmt: skip
+
+
+def _share_scale(together: Sequence[tuple[Any, list[float], dict[str, float]]], rule: str) -> None:
+    """Give the panels of one task and model the same score axis, then name the lines, which depends on it."""
+    values = [value for _, scores, levels in together for value in (*scores, *levels.values())]
+    for axes, _, levels in together:
+        if values:
+            margin = 0.06 * max(max(values) - min(values), 0.05)
+            axes.set_ylim(min(values) - 1.6 * margin, max(values) + margin)
+        _level_labels(axes, levels, rule)
+
+
+def _words_around(axes: Any, panel: Panel, rows: list[dict[str, Any]], metric: str) -> None:
+    """Write title, method, finding and axis labels."""
+    scales, normalization = panel["scales"], panel["normalization"]
+    parts = [panel["projection"], normalization and f"{normalization} norm", scales and f"one scale per {scales}"]
+    names = ", ".join(part for part in [*parts, f"head {(panel['head'] or '').replace('_', ' ')}"] if part)
+    short = panel["model"].removeprefix("package:").rstrip("/")
+    short = short if len(short) <= 40 else "…" + short[-39:]
+    title = f"{panel['task']} · {short} · {panel['label']}"
+    axes.set_title(drawable(title), loc="left", fontsize=10, pad=34)
+    axes.text(0, 1.075, drawable(names), transform=axes.transAxes, fontsize=8, color="#555555", va="bottom")
+    axes.text(0, 1.015, _finding(rows), transform=axes.transAxes, fontsize=8.5, color=_INK, va="bottom")
+    axes.set_xlabel("subspace dimension d", fontsize=9)
+    axes.set_ylabel(drawable(metric), fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    _ticks(axes)
+
+
+def _trials(axes: Any, shown: Sequence[Observation], colours: dict[float, Any], shapes: dict[Any, str]) -> list[float]:
+    """Draw every score as a dot, with a thin line through the best of each d per seed; give the scores."""
+    best: dict[Any, dict[int, float]] = {}
+    scores: list[float] = []
+    spread = {seeds: 1 + 0.024 * (index - (len(shapes) - 1) / 2) for index, seeds in enumerate(shapes)}
+    for seen in shown:
+        score, d = seen.score, seen.trial.d
+        if score is None or d is None or not math.isfinite(score) or seen.status == "diverged":
+            continue
+        colour, seeds = colours[_rate(seen)], seen.trial.seeds
+        axes.scatter(
+            d * spread[seeds],
+            score,
+            s=30,
+            marker=shapes[seeds],
+            facecolors=[colour],
+            edgecolors="white",
+            linewidths=0.5,
+            zorder=4,
+        )
+        scores.append(score)
+        by_d = best.setdefault(seeds, {})
+        by_d[d] = max(score, by_d.get(d, score))
+    for seeds, by_d in best.items():
+        ds = sorted(by_d)
+        axes.plot([d * spread[seeds] for d in ds], [by_d[d] for d in ds], color="#b9b9b9", linewidth=0.8, zorder=2)
+    return scores
+
+
+def _floor(axes: Any, shown: Sequence[Observation], colours: dict[float, Any]) -> None:
+    """Mark diverged trials, which have no score, on the bottom edge."""
+    for seen in shown:
+        if seen.status == "diverged" and seen.trial.d is not None:
+            axes.plot(
+                seen.trial.d,
+                0.025,
+                marker="x",
+                color=colours[_rate(seen)],
+                markersize=6,
+                transform=axes.get_xaxis_transform(),
+                linestyle="none",
+            )
+
+
+def _levels(axes: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Draw the horizontal lines; searches of one panel share a baseline, so the first known value stands."""
+    levels = {}
+    for name, (_, look) in _LINES.items():
+        value = next((row[name] for row in rows if row[name] is not None), None)
+        if value is not None:
+            levels[name] = value
+            axes.axhline(value, zorder=1.5, **look)
+    return levels
+
+
+def _level_labels(axes: Any, levels: dict[str, float], rule: str) -> None:
+    """Name the horizontal lines right of the axes, pushed apart where they would overlap."""
+    low, high = axes.get_ylim()
+    gap = 0.058 * (high - low)
+    names = sorted(levels, key=lambda name: levels[name])
+    for name, y in zip(names, spread_apart([levels[name] for name in names], gap, low, high), strict=True):
+        text = {"baseline_score": "full"}.get(name, _LINES[name][0])
+        if name == "threshold" and rule.endswith(" x full"):
+            text = rule.replace(" x ", " \N{MULTIPLICATION SIGN} ")
+        axes.annotate(
+            f"{text} {levels[name]:.3f}",
+            xy=(1, levels[name]),
+            xytext=(1.035, y),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords=axes.get_yaxis_transform(),
+            fontsize=8,
+            va="center",
+            color=_LINES[name][1]["color"],
+            arrowprops={"arrowstyle": "-", "color": "#b0b0b0", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+            annotation_clip=False,
+        )
+
+
+def spread_apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move ascending positions by as little as is simple so that neighbours are at least a gap apart."""
+    placed: list[float] = []
+    for value in values:
+        placed.append(max(value, placed[-1] + gap) if placed else max(value, low))
+    ceiling = high
+    for index in range(len(placed) - 1, -1, -1):
+        placed[index] = min(placed[index], ceiling)
+        ceiling = placed[index] - gap
+    return placed
+
+
+def _finding(rows: list[dict[str, Any]]) -> str:
+    """Say in one line what the searches of a panel found."""
+    if not rows:
+        return "no search yet"
+    found = sorted(row["first_passing_d"] for row in rows if row["first_passing_d"] is not None)
+    if len(rows) > 4:
+        span = f" ({found[0]:,} to {found[-1]:,})" if found else ""
+        return f"first passing d found for {len(found)} of {len(rows)} seeds{span}"
+    each = (f"{d:,}" if (d := row["first_passing_d"]) is not None else _words(row["outcome"]) for row in rows)
+    return f"first passing d {', '.join(each)}"
+
+
+def _words(outcome: str | None) -> str:
+    return (outcome or "unknown").replace("_", " ")
+
+
+def _rate(seen: Observation) -> float:
+    return seen.trial.learning_rate if seen.trial.eta is None else seen.trial.eta
+
+
+def _colours(shown: Iterable[Observation]) -> dict[float, Any]:
+    """Give each rate a colour in order, dark to light, distinct also without colour vision."""
+    from matplotlib import colormaps
+
+    rates = sorted({_rate(seen) for seen in shown})
+    last = max(1, len(rates) - 1)
+    return {rate: colormaps["plasma"](0.02 + 0.83 * index / last) for index, rate in enumerate(rates)}
+
+
+def _shapes(shown: Iterable[Observation]) -> dict[Any, str]:
+    seeds = sorted({seen.trial.seeds for seen in shown}, key=lambda s: (s.projection, s.head, s.data))
+    return {each: _MARKERS[index % len(_MARKERS)] for index, each in enumerate(seeds)}
+
+
+def _ticks(axes: Any) -> None:
+    """Label the log axis with plain numbers, more of them when it spans little."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    subs = (1, 2, 5) if high < 100 * low else (1, 3) if high < 3000 * low else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(x: float) -> str:
+    """Write a tick so that neighbours a decade apart never touch."""
+    if x < 1e5:
+        return f"{x:,.0f}"
+    return f"{x / 1e3:g}k" if x < 1e6 else f"{x / 1e6:g}M"
+
+
+def _legend(figure: Any, shown: Sequence[Observation], colours: dict[float, Any], shapes: dict[Any, str]) -> None:
+    """Explain colours, shapes and lines once, below all panels."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    def dot(label: str, **look: Any) -> Line2D:
+        return Line2D([], [], linestyle="none", markersize=6, label=label, **look)
+
+    name = "η" if any(seen.trial.eta is not None for seen in shown) else "learning rate"
+    entries: list[Any] = [dot(f"{name} = {rate:g}", marker="o", color=colour) for rate, colour in colours.items()]
+    if len(shapes) > 1:
+        entries += [
+            dot(f"seeds {seeds.projection}/{seeds.head}/{seeds.data}", marker=shape, color="#777777")
+            for seeds, shape in shapes.items()
+        ]
+    if any(seen.status == "diverged" for seen in shown):
+        entries.append(dot("diverged", marker="x", color="#777777"))
+    entries.append(Line2D([], [], color="#b9b9b9", linewidth=0.8, label=f"best {name} at d"))
+    entries.append(Line2D([], [], color="#44505c", linewidth=1.1, label="first passing d of a search"))
+    entries.append(Patch(facecolor=_BAND, alpha=0.25, label="bracket (fails, passes]"))
+    figure.legend(
+        handles=entries,
+        loc="outside lower left",
+        ncols=6 if figure.get_figwidth() > 8 else 3,
+        fontsize=8,
+        frameon=False,
+    )

@@ -1,0 +1,193 @@
+"""How a results directory stands: what runs it, what each search has found, and the smallest adapter that passes."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from distsub.report.listing import size_text
+from distsub.report.summary import Summary
+from distsub.report.terminal import Terminal, fold, printable
+from distsub.results import Store
+from distsub.results.drivers import Driver, drivers
+from distsub.search import Search
+
+SHOWN = 4
+"""Trainings that are named of a driver, and kinds of rows of no search."""
+
+
+def standing(store: Store, summary: Summary, title: str) -> list[str]:
+    """Say in a few lines whether a sweep is done, runs, or waits for the same command to go on.
+
+    Args:
+        store: The results.
+        summary: What they say.
+        title: Of the sweep.
+    """
+    outcomes = summary.searches["outcome"].to_pylist()
+    still = outcomes.count("open")
+    known = drivers(store.files)
+    alive = [each for each in known if each.alive]
+    if alive:
+        lines = [f"{title}: running, {still} of {len(outcomes)} searches open"]
+    elif not still:
+        lines = [f"{title}: done, {len(outcomes)} of {len(outcomes)} searches ended"]
+    else:
+        lines = [f"{title}: not running, {still} of {len(outcomes)} searches open; the same command resumes"]
+    lines += [_driver(each) for each in (alive or known)]
+    written, merged = store.files.newest("observations"), store.files.newest("parts")
+    halves = 0 if alive else len([each for each in store.files.names("checkpoints") if not each.startswith(".")])
+    said = [f"last row {_ago(written)}" if written else f"rows merged {_ago(merged)}" if merged else "no row yet"]
+    if halves:
+        said.append(f"trainings that go on from a checkpoint: {halves}")
+    return list(map(_folded, [*lines, "; ".join(said)]))
+
+
+def _driver(driver: Driver) -> str:
+    where = f"process {driver.pid} on {driver.host}"
+    if not driver.alive:
+        return f"killed: {where}, last seen {_ago(driver.beat)}"
+    named = ", ".join(driver.training[:SHOWN])
+    more = f" and {len(driver.training) - SHOWN} more" if len(driver.training) > SHOWN else ""
+    flying = f", {len(driver.training)} in flight: {named}{more}" if named else ", none in flight"
+    return f"{where}, begun {_ago(driver.since)}{flying}"
+
+
+def _ago(then: float) -> str:
+    """Say how long ago something was, in one unit."""
+    seconds = max(0.0, time.time() - then)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def status_rows(searches: pa.Table, store: Store) -> pa.Table:
+    """Give all that is known of each search, for a program to read, and of the sweep what `standing` says.
+
+    Args:
+        searches: Rows of SEARCHES.
+        store: The results.
+
+    Returns:
+        The rows, with "driver" ("running" or "none"), "in_flight" (trainings that run now) and "last_row_s" (the age of
+        the newest row in seconds; null without one), alike in every row.
+    """
+    alive = [each for each in drivers(store.files) if each.alive]
+    newest = store.files.newest("observations") or store.files.newest("parts")
+    known = {
+        "driver": pa.scalar("running" if alive else "none"),
+        "in_flight": pa.scalar(sum(len(each.training) for each in alive), pa.int64()),
+        "last_row_s": pa.scalar(max(0.0, time.time() - newest) if newest else None, pa.float64()),
+    }
+    for name, value in known.items():
+        searches = searches.append_column(name, pa.repeat(value, searches.num_rows))
+    return searches
+
+
+def status_table(searches: pa.Table) -> pa.Table:
+    """Give what a person wants to know of each search."""
+    rows = []
+    for row in searches.to_pylist():
+        seeds = [str(row[f"{kind}_seed"]) for kind in ("projection", "head", "data")]
+        rows.append(
+            {
+                "task": row["task"],
+                "model": row["model"],
+                "method": row["label"],
+                "seed": seeds[0] if len(set(seeds)) == 1 else "/".join(seeds),
+                "first_passing_d": _found(row["outcome"], row["first_passing_d"]),
+                "bracket": f"({_or_dash(row['bracket_low'])}, {_or_dash(row['bracket_high'])}]",
+                "best": row["best_score"],
+                "threshold": row["threshold"],
+                "full": row["baseline_score"],
+                "trials": row["trials"],
+                "minutes": row["wall_s"] / 60,
+            }
+        )
+    return pa.Table.from_pylist(rows)
+
+
+def _found(outcome: str, d: int | None) -> str:
+    return outcome.replace("_", " ") if d is None else str(d)
+
+
+def _or_dash(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def smallest_lines(smallest: pa.Table) -> list[str]:
+    """Name the smallest adapter that passes, for each task and model: d, score, size and where it lies.
+
+    Args:
+        smallest: Rows of ADAPTERS.
+    """
+    lines, rows = [], smallest.to_pylist()
+    for row in rows:
+        lines += [
+            _folded(
+                f"smallest adapter that passes: {_subject(row, rows)}: d = {row['d']}, "
+                f"score {row['score']:.4f} where {row['threshold']:.4f} passes, {size_text(row['bytes'])}"
+            ),
+            f"  {printable(row['path'])}",
+        ]
+    return lines
+
+
+def strangers(summary: Summary, searches: Sequence[Search], beside: Collection[str]) -> list[str]:
+    """Say in a line how many rows are of no search, and of what; nothing where there are none.
+
+    Args:
+        summary: The results.
+        searches: The sweep's.
+        beside: Ids of the trials that it asks for beside them: full fine-tunings that are recorded, and controls.
+    """
+    tasks, bases = {each.task.name: each.task.content for each in searches}, {each.model for each in searches}
+    counts: Counter[str] = Counter()
+    for setup, number in summary.strangers(beside):
+        content, ours = setup.task.content, tasks.get(setup.task.name)
+        if setup.task.name in tasks and content != ours:
+            counts[
+                f"of task {setup.task.name} with other rows ({_short(content)}, the sweep's are {_short(ours)})"
+            ] += number
+        elif setup.model not in bases:
+            counts[
+                f"of another model ({_short(setup.model.content) if setup.model.content else setup.model.name})"
+            ] += number
+        else:
+            counts["of trainings that it does not ask for"] += number
+    if not counts:
+        return []
+    what = "; ".join(f"{number} {each}" for each, number in counts.most_common(SHOWN))
+    more = f"; {len(counts) - SHOWN} kinds more" if len(counts) > SHOWN else ""
+    return [_folded(f"note: rows of no search of this sweep, which no d90 is made of: {what}{more}")]
+
+
+def _short(content: str | None) -> str:
+    return (content or "not known")[:12]
+
+
+def notes(d90: pa.Table) -> list[str]:
+    """Write what a reader must know of each estimate.
+
+    Args:
+        d90: Rows of D90.
+    """
+    found, rows = [], d90.select(["task", "model", "label", "warnings"]).to_pylist()
+    for row in rows:
+        found += [_folded(f"note: {_subject(row, rows)}: {note}") for note in row["warnings"]]
+    return found
+
+
+def _subject(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """Name what a row is about: task and method, and the model where rows have several."""
+    many = len({each["model"] for each in rows}) > 1
+    return " ".join([row["task"], *([row["model"]] if many else []), row["label"]])
+
+
+def _folded(text: str) -> str:
+    terminal = Terminal.of(sys.stdout)
+    return fold(printable(text, terminal), terminal)

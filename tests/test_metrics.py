@@ -1,0 +1,89 @@
+import math
+import warnings
+
+import pytest
+
+from distsub.errors import DataError
+from distsub.finetune.tasks import TASKS, resolve
+from distsub.metrics import chance, evaluate
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_two_labels():
+    scores = evaluate(TASKS["mrpc"], [1, 1, 0, 0, 1], [1, 0, 0, 1, 1])
+    assert scores["accuracy"] == pytest.approx(3 / 5)
+    assert scores["f1"] == pytest.approx(2 / 3)  # precision 2/3, recall 2/3
+    assert scores["matthews"] == pytest.approx((2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2))
+
+
+def test_three_labels_have_no_f1():
+    assert evaluate(TASKS["mnli"], [0, 1, 2], [0, 1, 1]).keys() == {"accuracy", "macro_f1", "matthews"}
+
+
+def test_correlations():
+    scores = evaluate(TASKS["stsb"], [1, 2, 3, 10], [0.1, 0.2, 0.3, 0.4])
+    assert scores["spearman"] == pytest.approx(1.0)
+    assert scores["pearson"] == pytest.approx(1.4 / math.sqrt(50 * 0.05))
+
+
+def test_a_constant_prediction_scores_zero_without_a_warning():
+    assert evaluate(TASKS["stsb"], [2, 2, 2], [1, 2, 3]) == {"pearson": 0.0, "spearman": 0.0}
+    assert evaluate(TASKS["stsb"], [1, 1, 1 + 1e-15], [1, 2, 3])["pearson"] is not None
+    assert evaluate(TASKS["cola"], [1, 1, 1], [1, 0, 1])["matthews"] == 0.0
+    assert evaluate(TASKS["mrpc"], [0, 0], [0, 0]) == {
+        "accuracy": 1.0,
+        "macro_f1": 1.0,
+        "matthews": 0.0,
+        "f1": 0.0,
+    }
+
+
+def test_a_prediction_that_is_not_finite_scores_nan():
+    assert math.isnan(evaluate(TASKS["stsb"], [1, math.inf, 3], [1, 2, 3])["pearson"])
+
+
+def test_the_score_is_among_the_metrics():
+    for task in TASKS.values():
+        assert task.metric in evaluate(task, [0, 1, 1], [0, 1, 0])
+
+
+def test_chance():
+    assert chance(TASKS["mrpc"], [1, 1, 0]) == pytest.approx(2 / 3)
+    assert chance(TASKS["mnli"], [0, 1, 2, 2]) == 0.5
+    assert chance(TASKS["cola"], [1, 1, 0]) == 0.0
+    assert chance(TASKS["stsb"], [1.0, 2.0]) == 0.0
+
+
+def test_macro_f1_weighs_every_class_the_same():
+    task = resolve("mine", path="/x", text=("text",), metric="macro_f1")
+    truth, guess = [0, 0, 0, 0, 1, 2], [0, 0, 0, 1, 1, 0]
+    # F1 of the classes: 2*3/(4+4), 2*1/(1+2), 0
+    assert evaluate(task, guess, truth)["macro_f1"] == pytest.approx((6 / 8 + 2 / 3 + 0) / 3)
+    best = max(evaluate(task, [answer] * 6, truth)["macro_f1"] for answer in (0, 1, 2))
+    assert chance(task, truth) == pytest.approx(best) == pytest.approx(2 * 4 / (6 + 4) / 3)
+
+
+def test_nothing_to_score():
+    with pytest.raises(DataError, match="0 predictions against 0"):
+        evaluate(TASKS["mrpc"], [], [])
+    with pytest.raises(DataError, match="2 predictions against 1"):
+        evaluate(TASKS["mrpc"], [1, 0], [1])
+    with pytest.raises(DataError, match="no targets"):
+        chance(TASKS["mrpc"], [])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_one_class_that_is_not_finite_makes_the_score_nan(name):
+    assert math.isnan(evaluate(TASKS[name], [0, math.nan, 1], [0, 1, 1])[TASKS[name].metric])
+
+
+def test_every_metric_of_a_task_is_nan_where_one_prediction_is():
+    for name in ("mrpc", "mnli"):
+        good, bad = evaluate(TASKS[name], [0, 1], [0, 1]), evaluate(TASKS[name], [0, math.inf], [0, 1])
+        assert good.keys() <= bad.keys() and all(math.isnan(value) for value in bad.values())
