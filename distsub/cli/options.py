@@ -15,7 +15,7 @@ def _version(wanted: bool) -> None:
 
         try:
             print(f"distsub {distsub.__version__}", flush=True)
-        except BrokenPipeError:  # who asked has left
+        except BrokenPipeError:  # the reader has left
             give_up_output()
         raise typer.Exit
 
@@ -36,13 +36,17 @@ class Backend(StrEnum):
 
 
 class Scope(StrEnum):
-    """Whose sigma makes an outlier."""
+    """The entries over which sigma is computed."""
 
     layer = "layer"
     tensor = "tensor"
 
 
-SweepFile = Annotated[Path, typer.Argument(readable=False, help="Sweep file (TOML); docs/sweep-file.md describes it.")]
+SweepFile = Annotated[Path, typer.Argument(readable=False, help="Sweep file (TOML), see docs/sweep-file.md.")]
 Out = Annotated[str, typer.Argument(help="Results directory: a path, or s3://, gs://, hdfs://.")]
-As = Annotated[Format, typer.Option("--format", help="How to print the listing.")]
-Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and end.")]
+NewOut = Annotated[str, typer.Option("--out", help="Results directory: a path, or s3://, gs://, hdfs://.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Print lines instead of the live table.")]
+As = Annotated[Format, typer.Option("--format", help="Output format.")]
+Version = Annotated[
+    bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+]

@@ -1,4 +1,4 @@
-"""What the commands share: opening results, and writing for people or for programs."""
+"""What commands share: opening results, and printing for people or for programs."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Stopped(SystemExit):
-    """The end of a run that was interrupted and has said so."""
+    """The end of an interrupted run that has printed its last line."""
 
 
 def open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
@@ -33,7 +33,7 @@ def open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
         raise ConfigError("--out is empty; give a results directory, such as --out results/mine")
     out = output_address(out)
 
-    sweep = checks.check(sweep, say)  # before the directory is made: a sweep that cannot run leaves nothing behind
+    sweep = checks.check(sweep, say)  # before the directory exists: a sweep that cannot run leaves nothing behind
     store = store_of(sweep, out, sweep_file.resolve().parent)
     if store.remark:
         say(f"note: {store.remark}")
@@ -47,29 +47,29 @@ def open_results(out: str) -> "Store":
     return Store.open(out)
 
 
-def summed_up(store: "Store") -> "tuple[Summary, Sweep]":
-    """Sum up a results directory, and give the sweep that it is of."""
+def summarize(store: "Store") -> "tuple[Summary, Sweep]":
+    """Summarize a results directory, and return its sweep too."""
     sweep = sweep_of(store)
     return summary_of(sweep, store), sweep
 
 
-def strangers(summary: "Summary", sweep: "Sweep") -> list[str]:
-    """Say how many rows are of no search of a sweep."""
+def unrelated_rows(summary: "Summary", sweep: "Sweep") -> list[str]:
+    """Count the rows that no search of the sweep asks for, in a line if there are any."""
     from distsub.report import standing
 
-    beside = [*(each.trial for each in sweep.recordings()), *sweep.controls()]
-    return standing.strangers(summary, sweep.searches(), {trial.id for trial in beside})
+    controls = [*(each.trial for each in sweep.recordings()), *sweep.controls()]
+    return standing.unrelated_rows(summary, sweep.searches(), {trial.id for trial in controls})
 
 
-def told(store: "Store", table: "pa.Table") -> "pa.Table":
-    """Pass a table on, having said what the store skipped to make it."""
+def with_notices(store: "Store", table: "pa.Table") -> "pa.Table":
+    """Print what the store skipped to make a table, and return the table."""
     for line in store.notices():
         say(f"distsub: {line}")
     return table
 
 
-def answers(d90: "pa.Table", columns: Sequence[str] = ()) -> None:
-    """List each d90, with the way of training where one has a name, and say what its reader must know."""
+def show_d90(d90: "pa.Table", columns: Sequence[str] = ()) -> None:
+    """Print every d90 with its interval, and the warnings that belong to it."""
     from distsub.report.standing import notes
     from distsub.report.summary import D90_COLUMNS
 
@@ -78,20 +78,20 @@ def answers(d90: "pa.Table", columns: Sequence[str] = ()) -> None:
 
 
 def say(line: str) -> None:
-    """Write a line for people to standard error."""
+    """Print a line for people to standard error."""
     from distsub.report.terminal import Terminal, printable
 
     streams.say(printable(line, Terminal.of(sys.stderr)))
 
 
-def pictures(paths: list[str]) -> None:
-    """Name figures that were drawn."""
+def list_figures(paths: list[str]) -> None:
+    """Print where figures were written."""
     for path in paths:
         say(f"figure: {path}")
 
 
 def write(*lines: str) -> None:
-    """Write lines to standard output."""
+    """Print lines to standard output."""
     from distsub.report.listing import write_out
 
     if lines:
@@ -99,7 +99,7 @@ def write(*lines: str) -> None:
 
 
 def show(table: "pa.Table", format: Format) -> None:
-    """Write a table to standard output."""
+    """Print a table to standard output."""
     from distsub.report.listing import render, write_out
 
     write_out(render(table, format.value))

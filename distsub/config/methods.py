@@ -1,7 +1,7 @@
 """The tables of a sweep file that say how the update is parametrised: [[methods]] and [trajectory].
 
 Besides the random subspaces of the whole model ("did", "said") there are the ways of training that Zhang et al. 2023
-compare and the controls that their comparison lacks; docs/trajectories.md says what each name means.
+compare and the controls that their comparison lacks; docs/learned-subspaces.md says what each name means.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""d90 from anybody's numbers: arrays in, an estimate out. See docs/estimator.md."""
+"""d90 from anybody's numbers: arrays in, an estimate out. See docs/intervals.md."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence

@@ -36,7 +36,7 @@ ABLATION_COLUMNS = (
     "task", "method", "edit", "mask", "versus", "seeds", "metric", "score", "chance", "difference", "difference_low",
     "difference_high", "examples_low", "examples_high",
 )  # fmt: skip
-"""What `distsub outliers` shows of an ablation."""
+"""What `distsub ablate` shows of an ablation."""
 
 SEEDS = 2
 """Trajectories per task between which angles are measured: the pairs grow with the square of their number."""
@@ -145,7 +145,7 @@ def edits_of(names: Sequence[str]) -> tuple[Edit, ...]:
     known: tuple[Edit, ...] = get_args(Edit)
     for name in names:
         if name not in known:
-            raise ConfigError(f'--disable "{name}" is unknown; {nearest(name, known)}')
+            raise ConfigError(f'--edit "{name}" is unknown; {nearest(name, known)}')
     return tuple(edit for edit in known if edit in names)
 
 

@@ -27,6 +27,8 @@ _REASONS = {
     "trial_failed": "no d90: a trial that decides it ended in an error",
 }
 """Words for a panel, by the outcome of its searches."""
+_ALWAYS = ("baseline_score", "threshold")
+"""The lines that every panel has."""
 _LINES = {
     "baseline_score": ("full fine-tuning", {"color": "#009e73", "linestyle": "-", "linewidth": 1.0}),
     "threshold": ("threshold", {"color": _INK, "linestyle": "-", "linewidth": 1.4}),
@@ -46,9 +48,9 @@ def curve_figure(
     """Draw score against log d, one panel per task, model and method, and write it as PNG.
 
     Dots are trials, coloured by eta (by learning rate where no trial has an eta), shaped by seeds; crosses on the
-    floor diverged. Solid line: threshold; dashed: chance-corrected; dark vertical lines and grey bands: first
-    passing d and bracket of each search. Blue: expected score with its 95% band, and along the bottom the 95% interval
-    of d90, with an arrowhead where it runs beyond the d that could be tried. A panel without a d90 says why.
+    floor diverged. Blue: expected score with its 95% band, and along the bottom the 95% interval of d90, with an
+    arrowhead where it runs beyond the d that could be tried. Horizontal lines: full fine-tuning and the threshold;
+    chance and the chance-corrected threshold where scores come near them. A panel without a d90 says why.
 
     Args:
         observations: Trials; full fine-tuning and trials without a result are not drawn.
@@ -76,21 +78,24 @@ def draw_curves(observations: Sequence[Observation], searches: pa.Table, *, d90:
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     colours, shapes = _colours(shown), _shapes(shown)
     drawn: dict[tuple[str, str], list[tuple[Any, list[float], dict[str, float]]]] = {}
+    fitted = False
     for axes, panel in zip(grid, panels, strict=False):
         condition = panel["condition_id"]
         mine = [seen for seen in shown if seen.trial.condition.id == condition]
         found = [row for row in rows if row["condition_id"] == condition]
-        scores, levels = _panel(axes, panel, mine, found, (colours, shapes))
+        scores = _panel(axes, panel, mine, found, (colours, shapes))
+        levels = _levels(found, scores)
         estimates = [row for row in (d90.to_pylist() if d90 is not None else []) if row["condition_id"] == condition]
         for row in estimates:
-            _estimate(axes, row, [seen.trial.d for seen in mine if seen.trial.d])
+            band = _estimate(axes, row, [seen.trial.d for seen in mine if seen.trial.d])
+            fitted, scores = fitted or bool(band), scores + band
         _reason(axes, mine, found, estimates)
         drawn.setdefault((panel["task"], panel["model"]), []).append((axes, scores, levels))
     for together in drawn.values():
         _share_scale(together, next((row["threshold_rule"] for row in rows if row["threshold_rule"]), ""))
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    _legend(figure, shown, colours, shapes)
+    _legend(figure, shown, colours, shapes, fitted)
     return figure
 
 
@@ -106,26 +111,18 @@ def _panels(shown: Sequence[Observation], rows: Sequence[dict[str, Any]]) -> lis
     return sorted(found.values(), key=lambda panel: [panel[key] or "" for key in keys[1:]])
 
 
-def _panel(
-    axes: Any, panel: Panel, shown: Sequence[Observation], rows: list[dict[str, Any]], look: Any
-) -> tuple[list[float], dict[str, float]]:
-    """Draw one panel, first passing d behind, then thresholds, then trials; give the scores and levels drawn."""
+def _panel(axes: Any, panel: Panel, shown: Sequence[Observation], rows: list[dict[str, Any]], look: Any) -> list[float]:
+    """Draw the trials of one panel and the words around it; give the scores."""
     colours, shapes = look
     axes.set_xscale("log")
-    for row in rows:
-        if row["bracket_low"] and row["bracket_high"]:
-            axes.axvspan(row["bracket_low"], row["bracket_high"], color=_BAND, alpha=0.25, linewidth=0, zorder=0)
-        if row["first_passing_d"] is not None:
-            axes.axvline(row["first_passing_d"], color="#44505c", linewidth=1.1, zorder=1)
-    levels = _levels(axes, rows)
     scores = _trials(axes, shown, colours, shapes)
     _floor(axes, shown, colours)
     _words_around(axes, panel, rows, shown[0].trial.task.metric if shown else "score")
-    return scores, levels
+    return scores
 
 
-def _estimate(axes: Any, row: dict[str, Any], dims: Sequence[int]) -> None:
-    """Draw the fitted curve with its band, over the d that were tried, and the interval along the bottom."""
+def _estimate(axes: Any, row: dict[str, Any], dims: Sequence[int]) -> list[float]:
+    """Draw the fitted curve with its band, over the d that were tried, and the interval; give the band's ends."""
     points = [point for point in row["fit"] or [] if dims and min(dims) / 1.3 <= point["d"] <= max(dims) * 1.3]
     if points:
         d = [point["d"] for point in points]
@@ -133,14 +130,16 @@ def _estimate(axes: Any, row: dict[str, Any], dims: Sequence[int]) -> None:
             d, [p["low"] for p in points], [p["high"] for p in points], color=_FIT, alpha=0.13, linewidth=0, zorder=1
         )
         axes.plot(d, [point["middle"] for point in points], color=_FIT, linewidth=1.3, zorder=2)
+    band = [point[end] for point in points for end in ("low", "high")]
     if row["d90_outcome"] not in _WITH_INTERVAL:
-        return
+        return band
     if dims:
         _interval(axes, row["d90"], row["d90_low"], row["d90_high"])
     text = axes.text(
         0.5, -0.2, row["d90_text"], transform=axes.transAxes, fontsize=8.5, color=_FIT, ha="center", va="top"
     )
     text.set_gid("estimate")
+    return band
 
 
 def _interval(axes: Any, middle: float | None, low: float | None, high: float | None) -> None:
@@ -185,6 +184,8 @@ def _share_scale(together: Sequence[tuple[Any, list[float], dict[str, float]]], 
         if values:
             margin = 0.06 * max(max(values) - min(values), 0.05)
             axes.set_ylim(min(values) - 1.6 * margin, max(values) + margin)
+        for name, value in levels.items():
+            axes.axhline(value, zorder=1.5, **_LINES[name][1])
         _level_labels(axes, levels, rule)
 
 
@@ -210,8 +211,7 @@ def _words_around(axes: Any, panel: Panel, rows: list[dict[str, Any]], metric: s
 
 
 def _trials(axes: Any, shown: Sequence[Observation], colours: dict[float, Any], shapes: dict[Any, str]) -> list[float]:
-    """Draw every score as a dot, with a thin line through the best of each d per seed; give the scores."""
-    best: dict[Any, dict[int, float]] = {}
+    """Draw every score as a dot; give the scores."""
     scores: list[float] = []
     spread = {seeds: 1 + 0.024 * (index - (len(shapes) - 1) / 2) for index, seeds in enumerate(shapes)}
     for seen in shown:
@@ -230,11 +230,6 @@ def _trials(axes: Any, shown: Sequence[Observation], colours: dict[float, Any], 
             zorder=4,
         )
         scores.append(score)
-        by_d = best.setdefault(seeds, {})
-        by_d[d] = max(score, by_d.get(d, score))
-    for seeds, by_d in best.items():
-        ds = sorted(by_d)
-        axes.plot([d * spread[seeds] for d in ds], [by_d[d] for d in ds], color="#b9b9b9", linewidth=0.8, zorder=2)
     return scores
 
 
@@ -253,15 +248,14 @@ def _floor(axes: Any, shown: Sequence[Observation], colours: dict[float, Any]) -
             )
 
 
-def _levels(axes: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Draw the horizontal lines; searches of one panel share a baseline, so the first known value stands."""
-    levels = {}
-    for name, (_, look) in _LINES.items():
-        value = next((row[name] for row in rows if row[name] is not None), None)
-        if value is not None:
-            levels[name] = value
-            axes.axhline(value, zorder=1.5, **look)
-    return levels
+def _levels(rows: list[dict[str, Any]], scores: Sequence[float]) -> dict[str, float]:
+    """Give the lines of a panel; its searches share a baseline, so the first known value stands.
+
+    Full fine-tuning and the threshold always have one, chance and the chance-corrected threshold where scores reach it.
+    """
+    values = {name: next((row[name] for row in rows if row[name] is not None), None) for name in _LINES}
+    low, high = (min(scores), max(scores)) if scores else (-math.inf, math.inf)
+    return {name: at for name, at in values.items() if at is not None and (name in _ALWAYS or low <= at <= high)}
 
 
 def _level_labels(axes: Any, levels: dict[str, float], rule: str) -> None:
@@ -270,9 +264,9 @@ def _level_labels(axes: Any, levels: dict[str, float], rule: str) -> None:
     gap = 0.058 * (high - low)
     names = sorted(levels, key=lambda name: levels[name])
     for name, y in zip(names, spread_apart([levels[name] for name in names], gap, low, high), strict=True):
-        text = {"baseline_score": "full"}.get(name, _LINES[name][0])
+        text = _LINES[name][0]
         if name == "threshold" and rule.endswith(" x full"):
-            text = rule.replace(" x ", " \N{MULTIPLICATION SIGN} ")
+            text = f"{float(rule.removesuffix(' x full')):.0%} of it"
         axes.annotate(
             f"{text} {levels[name]:.3f}",
             xy=(1, levels[name]),
@@ -351,10 +345,11 @@ def _short(x: float) -> str:
     return f"{x / 1e3:g}k" if x < 1e6 else f"{x / 1e6:g}M"
 
 
-def _legend(figure: Any, shown: Sequence[Observation], colours: dict[float, Any], shapes: dict[Any, str]) -> None:
+def _legend(
+    figure: Any, shown: Sequence[Observation], colours: dict[float, Any], shapes: dict[Any, str], fitted: bool
+) -> None:
     """Explain colours, shapes and lines once, below all panels."""
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
     def dot(label: str, **look: Any) -> Line2D:
         return Line2D([], [], linestyle="none", markersize=6, label=label, **look)
@@ -362,15 +357,12 @@ def _legend(figure: Any, shown: Sequence[Observation], colours: dict[float, Any]
     name = "η" if any(seen.trial.eta is not None for seen in shown) else "learning rate"
     entries: list[Any] = [dot(f"{name} = {rate:g}", marker="o", color=colour) for rate, colour in colours.items()]
     if len(shapes) > 1:
-        entries += [
-            dot(f"seeds {seeds.projection}/{seeds.head}/{seeds.data}", marker=shape, color="#777777")
-            for seeds, shape in shapes.items()
-        ]
+        entries += [dot(f"seed {seeds.text}", marker=shape, color="#777777") for seeds, shape in shapes.items()]
     if any(seen.status == "diverged" for seen in shown):
         entries.append(dot("diverged", marker="x", color="#777777"))
-    entries.append(Line2D([], [], color="#b9b9b9", linewidth=0.8, label=f"best {name} at d"))
-    entries.append(Line2D([], [], color="#44505c", linewidth=1.1, label="first passing d of a search"))
-    entries.append(Patch(facecolor=_BAND, alpha=0.25, label="bracket (fails, passes]"))
+    if fitted:
+        entries.append(Line2D([], [], color=_FIT, linewidth=1.3, label="expected score, 95% band"))
+        entries.append(Line2D([], [], color=_FIT, linewidth=3, marker="D", markersize=5, label="d90, 95% interval"))
     figure.legend(
         handles=entries,
         loc="outside lower left",

@@ -137,7 +137,7 @@ def smallest_lines(smallest: pa.Table) -> list[str]:
     return lines
 
 
-def strangers(summary: Summary, searches: Sequence[Search], beside: Collection[str]) -> list[str]:
+def unrelated_rows(summary: Summary, searches: Sequence[Search], beside: Collection[str]) -> list[str]:
     """Say in a line how many rows are of no search, and of what; nothing where there are none.
 
     Args:
@@ -147,7 +147,7 @@ def strangers(summary: Summary, searches: Sequence[Search], beside: Collection[s
     """
     tasks, bases = {each.task.name: each.task.content for each in searches}, {each.model for each in searches}
     counts: Counter[str] = Counter()
-    for setup, number in summary.strangers(beside):
+    for setup, number in summary.unrelated(beside):
         content, ours = setup.task.content, tasks.get(setup.task.name)
         if setup.task.name in tasks and content != ours:
             counts[

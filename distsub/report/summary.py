@@ -69,7 +69,7 @@ class Summary:
     def _series(self) -> list[tuple[Setup, list[tuple[Any, ...]]]]:
         return self._store.series(COLUMNS)
 
-    def strangers(self, beside: Collection[str] = ()) -> list[tuple[Setup, int]]:
+    def unrelated(self, beside: Collection[str] = ()) -> list[tuple[Setup, int]]:
         """Count the rows that no search asks for, which no d90 is made of, by setup.
 
         Args:

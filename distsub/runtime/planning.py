@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from distsub.config.sweep import Sweep
 from distsub.finetune import data, memory, train
-from distsub.records import InSetup, Method, Model, Seeds, Trial, label
+from distsub.records import InSetup, Method, Model, Trial, label
 from distsub.report.listing import size_text
 from distsub.runtime.checks import check
 from distsub.runtime.launch import board_of, model_facts
@@ -105,7 +105,7 @@ def plan(
                 "task": search.task.name,
                 "model": search.model.name,
                 "method": label(method),
-                "seed": _seed(search.seeds),
+                "seed": search.seeds.text,
                 "projection": method.family,
                 "head": method.head,
                 "D": about["num_params"],
@@ -192,11 +192,6 @@ def _total(name: str, cost: Cost, slots: int, first: int) -> dict[str, Any]:
         "wall_hours": rounded(cost.wall_hours),
         "price": rounded(cost.price),
     }
-
-
-def _seed(seeds: Seeds) -> str:
-    numbers = [str(seed) for seed in (seeds.projection, seeds.head, seeds.data)]
-    return numbers[0] if len(set(numbers)) == 1 else "/".join(numbers)
 
 
 def _slots(sweep: Sweep, demand: int) -> int:

@@ -18,7 +18,7 @@ from distsub.results import Store
 
 COMMANDS = (
     *("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor"),
-    *("trajectory", "outliers", "transfer", "export"),
+    *("trajectory", "transfer", "outliers", "ablate", "replay", "export"),
 )
 
 
@@ -63,7 +63,19 @@ def test_every_command_is_documented():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, capsys):
     code, out, _ = call(capsys, name, "--help")
-    assert code == 0 and "Usage" in out
+    assert code == 0 and "Usage" in out and "Example" in out + ("Example" if name == "doctor" else "")
+
+
+def test_commands_stand_in_groups():
+    panels = {command.rich_help_panel for command in cli.app.registered_commands}
+    assert panels == {"Measure", "Learned subspaces", "Maintenance"}
+
+
+@pytest.mark.parametrize("command", ["--help", "run --help"])
+def test_help_that_is_not_read_to_its_end_is_no_error(command):
+    script = f"{sys.executable} -m distsub.cli {command} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_status_in_every_format(finished, capsys):
@@ -351,14 +363,15 @@ def test_learned_updates_from_the_sweep_to_the_figures(tiny_model, tiny_data, tm
     sweep, out, here = tmp_path / "learned.toml", tmp_path / "out", ("--backend", "inline", "--plain")
     sweep.write_text(LEARNED.format(model=tiny_model, data=tiny_data))
     assert call(capsys, "run", sweep, "--out", out, *here)[0] == 0
-    code, listed, said = call(capsys, "outliers", out, "--k", 2, "--disable", "reset", "--permutations", 19, *here)
-    assert code == 0 and "excess_kurtosis" in listed and "matched" not in said and "figures/components.png" in said
-    assert "reset" in listed and (out / "figures" / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    code, listed, printed = call(capsys, "outliers", out, "--k", 2, "--permutations", 19)
+    assert code == 0 and "excess_kurtosis" in listed and "figures/components.png" in printed
+    code, listed, _ = call(capsys, "ablate", out, "--k", 2, "--edit", "reset", *here)
+    assert code == 0 and "reset" in listed and (out / "figures" / "ablation.png").read_bytes().startswith(b"\x89PNG")
     code, listed, _ = call(capsys, "transfer", out, "--format", "json")
     assert code == 0 and [row["source"] for row in json.loads(listed)] == ["tiny"]
     sql = "select count(*) n, bool_and(seeds = 1) one from ablations where versus = 'none'"
     assert json.loads(call(capsys, "query", out, sql, "--format", "json")[1]) == [{"n": 4, "one": True}]
-    assert 'unknown; did you mean "zero"' in refused(capsys, "outliers", out, "--disable", "zeros")
+    assert 'unknown; did you mean "zero"' in refused(capsys, "ablate", out, "--edit", "zeros")
 
 
 @pytest.mark.slow
@@ -370,20 +383,20 @@ def test_disabled_weights_give_the_same_table_through_tune_as_inline(tiny_model,
     code, *_ = call(capsys, "run", sweep, "--out", tmp_path / "inline", "--backend", "inline", "--plain")
     assert code == 0
     shutil.copytree(tmp_path / "inline", tmp_path / "tune")
-    more = ("--k", "2", "--disable", "zero", "--disable", "reset", "--permutations", "19", "--plain", "--backend")
-    assert call(capsys, "outliers", tmp_path / "inline", *more, "inline")[0] == 0
+    more = ("--k", "2", "--edit", "zero", "--edit", "reset", "--plain", "--backend")
+    assert call(capsys, "ablate", tmp_path / "inline", *more, "inline")[0] == 0
     folder = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # Ray's sockets need a short path
     try:
         given = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         given |= {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-        command = [sys.executable, "-m", "distsub.cli", "outliers", str(tmp_path / "tune"), *more, "tune"]
+        command = [sys.executable, "-m", "distsub.cli", "ablate", str(tmp_path / "tune"), *more, "tune"]
         done = subprocess.run(command, env=given, capture_output=True, text=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and done.stdout.count("finished tiny") == 2 * 4 * 2
     stores = [Store.open(str(tmp_path / name)) for name in ("inline", "tune")]
-    for name in ("masks", "ablations", "outliers", "recurrence"):
+    for name in ("masks", "ablations", "outliers"):
         inline, tune = (read_analysis(store.files, name).to_pylist() for store in stores)
         assert inline == tune and inline, name
     edits = {

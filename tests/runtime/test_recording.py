@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from distsub.api import summary_of
-from distsub.cli.shell import strangers
+from distsub.cli.shell import unrelated_rows
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
 from distsub.finetune import adapters, trajectory
@@ -49,7 +49,7 @@ def test_a_sweep_records_what_it_needs_once(sweep, store):
     assert rows["intrinsic zhang2023"].num_trained == 32 * rows["intrinsic zhang2023"].trial.d
     assert rows["intrinsic zhang2023"].step_size == 0.01
     assert rows["freeze"].num_trained == 0 and rows["freeze"].num_trained_head == 66
-    assert strangers(summary_of(sweep, store), sweep) == []  # a control is asked for, though by no search
+    assert unrelated_rows(summary_of(sweep, store), sweep) == []  # a control is asked for, though by no search
     table = store.table().to_pylist()
     assert {row["d"] for row in table if row["method"] == "freeze"} == {0}
     assert {tuple(row["trajectories"]) for row in table if row["method"] == "intrinsic"} == {(needed.id,)}
