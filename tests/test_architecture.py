@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "records": {"errors"},
     "metrics": {"errors", "records"},
-    "subspace": {"errors", "records"},
+    "subspace": {"errors", "files", "records"},
     "finetune": {"errors", "files", "metrics", "records", "subspace"},
     "search": {"errors", "metrics", "records"},
     "estimate": {"errors", "metrics", "records", "search"},

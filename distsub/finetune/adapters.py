@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -45,13 +44,13 @@ def load_adapter(
     """
     with local(directory) as path:
         config = adapter.load_config(path)
-        made_of, snapshots = config["settings"].get("snapshots"), None
+        made_of, span, snapshots = config.snapshots, config.subspace.span, None
         if isinstance(base, nn.Module):
             model, sha256 = base, None
         else:
             given = None if base is None else os.fspath(base)
             model, sha256 = _base(path, config, given, None if given else _results(directory, results))
-        if made_of is not None:
+        if made_of is not None and span is not None:
             if sha256 is None:
                 raise AdapterError(f"{path} lives in a learned subspace: give the address of its base, not the model")
             if results is None and "://" in os.fspath(directory):
@@ -59,9 +58,9 @@ def load_adapter(
                     f"{path} lives in a learned subspace: give results, a local copy of the results directory"
                 )
             root = Path(directory).resolve().parents[1] if results is None else Path(results)
-            paths = [root / trajectory.FOLDER / name for name in made_of["recordings"]]
-            snapshots = trajectory.collect(paths, sha256, made_of["mode"], made_of["first"], made_of["last"])
-        return adapter.from_pretrained(path, model, snapshots)
+            paths = [root / trajectory.FOLDER / name for name in made_of.recordings]
+            snapshots = trajectory.collect(paths, sha256, span)
+        return SubspaceModel.from_pretrained(path, model, snapshots)
 
 
 def _results(directory: str | os.PathLike[str], results: str | os.PathLike[str] | None) -> Files | None:
@@ -77,28 +76,27 @@ def _results(directory: str | os.PathLike[str], results: str | os.PathLike[str] 
     return None
 
 
-def _base(path: Path, config: dict[str, Any], given: str | None, files: Files | None) -> tuple[nn.Module, str]:
+def _base(path: Path, config: adapter.Config, given: str | None, files: Files | None) -> tuple[nn.Module, str]:
     """Build the base model that an adapter names, or the one given, and give the hash of its checkpoint."""
-    address = given or config["base_model"]
-    if address is None or config["num_labels"] is None:
+    address = given or config.base_model
+    if address is None or config.num_labels is None:
         raise AdapterError(f"{path} does not say its base model; give it as base: its address, or the model itself")
-    made_for = config.get("architecture", "ForSequenceClassification")
-    if not made_for.endswith("ForSequenceClassification"):
+    if not config.architecture.endswith("ForSequenceClassification"):
         raise AdapterError(
-            f"{path} was made for a {made_for}, which no sweep builds: build it with transformers and give it as base"
+            f"{path} was made for a {config.architecture}, which no sweep builds: build it with transformers and give "
+            "it as base"
         )
     try:
         if given:
             prepared = pretrained.prepare(given)
         else:
-            prepared = inputs.model(address, config["revision"], config.get("base_content"), files)
-        head_from = config.get("head_from") or "seed"
-        model = pretrained.build(prepared, config["num_labels"], config["head_seed"] or 0, head_from=head_from)
+            prepared = inputs.model(address, config.revision, config.base_content, files)
+        model = pretrained.build(prepared, config.num_labels, config.head_seed or 0, head_from=config.head_from)
     except UnavailableError as error:
         hint = "" if given else f"; where the base model of {path} lies elsewhere now, give its address as base"
         raise UnavailableError(f"{error}{hint}") from None
-    if config["base_dtype"] in ("bfloat16", "float16", "float64"):
-        model = model.to(getattr(torch, config["base_dtype"]))
+    if config.base_dtype in ("bfloat16", "float16", "float64"):
+        model = model.to(getattr(torch, config.base_dtype))
     return model, prepared.sha256
 
 

@@ -20,7 +20,7 @@ from distsub.finetune import ablate, batches, data, memory, pretrained
 from distsub.finetune.checkpoint import Checkpoint, restore, resume_schedule, tensors_of
 from distsub.finetune.precision import Autocast, autocast_for
 from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size
-from distsub.records import Freeze, Full, Learned, Observation, Random, Theta0, Trial
+from distsub.records import Freeze, Full, Learned, Observation, Theta0, Trial
 from distsub.subspace import adapter, layout
 from distsub.subspace.model import SubspaceModel
 from distsub.subspace.trajectory import Snapshots
@@ -247,31 +247,15 @@ def build_model(
         return base, {"num_trained_head": sum(p.numel() for p in beside.values()), "step_size": 0.0}
     assert trial.d is not None and trial.eta is not None, "a subspace trial has d and eta"
     projection = method.projection
-    random = projection if isinstance(projection, Random) else Random()
-    model = SubspaceModel(
-        base,
-        trial.d,
-        method="said" if method.scales else "did",
-        projection=method.family,
-        normalization=random.normalization,
-        groups=method.scales or "layer",
-        head=method.head,
-        projection_seed=trial.seeds.projection,
-        block_length=random.block_length,
-        scope=method.scope,
-        embeddings=method.embeddings,
-        ensemble=method.ensemble,
-        start=method.start,
-        snapshots=snapshots,
-        match_norms=random.match is not None,
-    )
-    size, d = model.num_params, model.projection.d
+    model = SubspaceModel(base, trial.d, method, trial.seeds.projection, snapshots=snapshots)
+    size, num_coordinates = model.num_params, model.num_coordinates
     if method.step is not None:
         step = trial.eta * method.step
     elif isinstance(projection, Learned):
-        step = learned_step_size(trial.eta, trial.learning_rate, size, d)
+        step = learned_step_size(trial.eta, trial.learning_rate, size, num_coordinates)
     else:
-        step = step_size(trial.eta, trial.learning_rate, size, d, random.normalization, len(model.entries))
+        norm = projection.normalization
+        step = step_size(trial.eta, trial.learning_rate, size, num_coordinates, norm, len(model.entries))
     return model, {
         "num_params": model.num_params,
         "num_trained": model.num_trained,

@@ -28,8 +28,8 @@ from distsub.files import parse_json
 from distsub.finetune import data, pretrained
 from distsub.finetune.checkpoint import Checkpoint
 from distsub.finetune.train import Progress, train
-from distsub.records import Observation, Recording, Trial, label
-from distsub.subspace.trajectory import Snapshots
+from distsub.records import Observation, Recording, Span, Trial, label
+from distsub.subspace.trajectory import MadeOf, Snapshots
 
 FORMAT, FORMAT_VERSION = "distsub-trajectory", 1
 """The version is raised when older programs would read other numbers from the same files."""
@@ -281,24 +281,21 @@ def snapshots(trial: Trial, root: str | os.PathLike[str]) -> Snapshots:
             )
     paths = [directory(root, recording) for recording in trial.recordings]
     weights = pretrained.prepare(trial.model.name, trial.model.revision).sha256
-    return collect(paths, weights, span.mode, span.first, span.last)
+    return collect(paths, weights, span)
 
 
-def collect(
-    paths: Sequence[Path], weights_sha256: str, mode: str, first: int | None = None, last: bool = False
-) -> Snapshots:
+def collect(paths: Sequence[Path], weights_sha256: str, span: Span) -> Snapshots:
     """Map the checkpoints of some trajectories as the rows of W.
 
     Args:
         paths: Directories, in the order of the rows.
         weights_sha256: Of the pretrained model that they must be of.
-        mode: "difference", "centered" or "raw".
-        first: Take only the first so many of each.
-        last: Take only the last of each (of the first, where both are given).
+        span: Which of their checkpoints are taken, and as what.
 
     Raises:
         TrajectoryError: One is missing, damaged, of another model, or shorter than asked for.
     """
+    first, last = span.first, span.last
     rows: list[Mapping[str, Tensor]] = []
     hashes: list[str] = []
     for path in paths:
@@ -310,8 +307,8 @@ def collect(
             )
         rows += found.updates[:first][-1:] if last else found.updates[:first]
         hashes += found.hashes[:first][-1:] if last else found.hashes[:first]
-    fingerprint = hashlib.sha256("\n".join([mode, *hashes]).encode()).hexdigest()
-    return Snapshots(tuple(rows), mode, fingerprint, tuple(path.name for path in paths), first, last)
+    fingerprint = hashlib.sha256("\n".join([span.mode, *hashes]).encode()).hexdigest()
+    return Snapshots(tuple(rows), MadeOf(tuple(path.name for path in paths), fingerprint))
 
 
 def check_weights(found: Trajectory, weights_sha256: str) -> None:

@@ -105,16 +105,3 @@ def _adapter() -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(Places)
-
-
-def addressed(record: Any) -> Any:
-    """Give the JSON of a setup, which names contents and no addresses, its contents as the addresses that it lacks."""
-    if isinstance(record, list):
-        return [addressed(each) for each in record]
-    if not isinstance(record, dict):
-        return record
-    lacking = {}
-    if record.get("content"):
-        address = f"sha256:{record['content']}"
-        lacking = {"name": address} if "head_from" in record else {"source": address, "text": []}
-    return lacking | {key: addressed(value) for key, value in record.items()}

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from distsub.records import IDENTITY_VERSION, Observation, Setup
-from distsub.records.places import addressed
+from distsub.records.reading import first_error, parse, shown
 
 _SCORED = ("finished",)
 _LARGEST = 2**63 - 1
@@ -23,18 +23,14 @@ def setup_record(text: str) -> Setup:
     Raises:
         ValueError: It is no setup; the message is one line.
     """
-    from pydantic import ValidationError
-
     try:
-        record = addressed(json.loads(text, parse_int=_whole))
-        version = record.pop("version")
-        if version != IDENTITY_VERSION:
-            raise ValueError(f"identity version {version}, this distsub makes version {IDENTITY_VERSION}")
-        setup = _setup().validate_json(json.dumps(record))
-    except ValidationError as error:
-        raise ValueError(_first(error)) from None
+        record = json.loads(text, parse_int=_whole)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    version = record.pop("version")
+    if version != IDENTITY_VERSION:
+        raise ValueError(f"identity version {version}, this distsub makes version {IDENTITY_VERSION}")
+    setup = parse(Setup, record)
     if not 0 < setup.learning_rate < math.inf:
         raise ValueError(f"learning_rate is {setup.learning_rate}, not a number above 0")
     return setup
@@ -47,9 +43,9 @@ def check_d_and_eta(d: Any, eta: Any) -> None:
         ValueError: One of them is none that a trial can have.
     """
     if not (d is None or (type(d) is int and 0 <= d <= _LARGEST)):
-        raise ValueError(f"d is {_shown(d)}, not a whole number from 0 on")
+        raise ValueError(f"d is {shown(d)}, not a whole number from 0 on")
     if not (eta is None or (type(eta) in (int, float) and 0 < eta < math.inf)):
-        raise ValueError(f"eta is {_shown(eta)}, not a number above 0")
+        raise ValueError(f"eta is {shown(eta)}, not a number above 0")
 
 
 def check_observation(values: Mapping[str, Any]) -> None:
@@ -63,17 +59,10 @@ def check_observation(values: Mapping[str, Any]) -> None:
     try:
         _observation().model_validate(values)
     except ValidationError as error:
-        raise ValueError(_first(error)) from None
+        raise ValueError(first_error(error)) from None
     score = values["score"]
     if values["status"] in _SCORED and (score is None or not math.isfinite(score)):
         raise ValueError(f"a {values['status']} trial with score {score}")
-
-
-@cache
-def _setup() -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Setup)
 
 
 @cache
@@ -89,19 +78,5 @@ def _observation() -> Any:
 
 def _whole(digits: str) -> int:
     if len(digits) > 20 or abs(int(digits)) > _LARGEST:
-        raise ValueError(f"{_shown(digits)} is more than a column of whole numbers holds")
+        raise ValueError(f"{shown(digits)} is more than a column of whole numbers holds")
     return int(digits)
-
-
-def _first(error: Any) -> str:
-    """Say the first thing that pydantic found: where, what was given, what is allowed."""
-    found = error.errors(include_url=False)[0]
-    where = ".".join(map(str, found["loc"]))
-    what = found["msg"].replace("Input should", "should").replace("Field required", "is missing")
-    given = "" if found["type"] in ("missing", "json_invalid") else f", got {_shown(found['input'])}"
-    return f"{where} {what}{given}".strip()
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

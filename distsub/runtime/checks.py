@@ -109,13 +109,9 @@ def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:
         if method.scope == "layer":
             layout.layers(entries)
         return
-    groups = layout.scale_groups(entries, method.scales)
-    kind = families.Kind(
-        projection.family, projection.normalization, block_length=projection.block_length, scope=method.scope
-    )
+    unmatched = replace(method, projection=replace(projection, match=None))  # there are no checkpoints yet
     for d in {dims[0], dims[-1]}:
-        scales = layout.check_dimension(d, entries, groups, "said" if method.scales else "did")
-        families.assemble(entries, d - scales, kind)
+        families.assemble(entries, d, unmatched)
 
 
 def _check_span(search: Search) -> None:

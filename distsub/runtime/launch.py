@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, OutputError, UnavailableError
-from distsub.records import Observation, Trial
+from distsub.records import Observation, Trial, canonical, label
 from distsub.report.listing import size_text
 from distsub.results import Store
 from distsub.results.compact import merge
@@ -232,8 +232,9 @@ def inspect(what: str) -> dict[str, Any]:
 
         with adapters.local(what) as path:
             config = adapter.load_config(path)
-        facts: dict[str, Any] = {**config["settings"], **config}
-        del facts["settings"]
+        record = canonical(config)
+        subspace = adapter.flat({"subspace": record.pop("subspace")})
+        facts: dict[str, Any] = {"method": label(config.subspace), **subspace, **record}
     else:
         facts = model_facts(what, None, 2)
         tensor = model_facts(what, None, 2, groups="tensor")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from distsub.errors import ConfigError, DimensionError
 
 HEADS = ("in_subspace", "trained", "frozen")
-GROUPS = ("layer", "tensor")
 
 
 @dataclass(frozen=True)
@@ -197,29 +196,27 @@ def layers(layout: list[Entry]) -> list[list[Entry]]:
     return found
 
 
-def scale_groups(layout: list[Entry], groups: str | None) -> list[tuple[int, int, int]]:
-    """Cut the D positions into SAID groups.
+def scale_groups(layout: list[Entry], scales: str | None) -> list[tuple[int, int, int]]:
+    """Cut the D positions into the groups that SAID's scales cover.
 
     Args:
         layout: The entries.
-        groups: "layer", "tensor", or None for no scales (one group).
+        scales: What one covers, "layer" or "tensor"; None for no scales (one group).
 
     Returns:
         (start, stop, group number) runs in order.
 
     Raises:
-        ConfigError: The groups are unknown, or too few layers were found.
+        ConfigError: Too few layers were found.
     """
-    if groups is None:
+    if scales is None:
         return [(0, layout[-1].stop, 0)]
-    if groups not in GROUPS:
-        raise ConfigError(f"groups = {groups!r} is unknown; use one of {', '.join(GROUPS)}")
-    if groups == "layer":
-        _check_layers("groups = 'layer'", [(entry.layer, entry.part, entry.stop - entry.start) for entry in layout])
+    if scales == "layer":
+        _check_layers("scales = 'layer'", [(entry.layer, entry.part, entry.stop - entry.start) for entry in layout])
     numbers: dict[str, int] = {}
     runs: list[tuple[int, int, int]] = []
     for entry in layout:
-        number = numbers.setdefault(entry.layer if groups == "layer" else entry.name, len(numbers))
+        number = numbers.setdefault(entry.layer if scales == "layer" else entry.name, len(numbers))
         if runs and runs[-1][2] == number:
             runs[-1] = (runs[-1][0], entry.stop, number)
         else:
@@ -244,7 +241,7 @@ def _check_layers(asked: str, places: list[tuple[str, str, int]]) -> None:
         raise ConfigError(
             f"{asked} needs a model with blocks that can be told apart; the {len(held)} found here hold "
             f"{inside / max(whole, 1):.0%} of the {whole} parameters outside embedding tables and head: span the whole "
-            "model, without scales (method 'did') or with groups = 'tensor'"
+            "model, without scales (method 'did') or with one for each tensor (groups = 'tensor' in a sweep file)"
         )
 
 
@@ -280,18 +277,19 @@ def _runs(used: list[Entry]) -> tuple[tuple[int, int], ...]:
     return tuple(runs)
 
 
-def check_dimension(d: int, entries: list[Entry], groups: list[tuple[int, int, int]], method: str) -> int:
-    """Check that d fits the model and the method, and give the number of scales.
+def check_dimension(d: int, layout: list[Entry], scales: str | None) -> int:
+    """Check that d fits the model and the scales, and give the number of scales.
 
     Raises:
-        DimensionError: d <= m, or d > D.
+        DimensionError: d does not exceed the number of scales, or the coordinates exceed D.
+        ConfigError: Too few layers were found.
     """
-    num_scales = len({group for _, _, group in groups}) if method == "said" else 0
-    num_params = entries[-1].stop
-    if d <= num_scales:
+    num_scales = len({group for _, _, group in scale_groups(layout, scales)}) if scales else 0
+    num_params = layout[-1].stop
+    if num_scales and d <= num_scales:
         raise DimensionError(
             f"d = {d} leaves no coordinate: SAID pays for its {num_scales} scales out of d; "
-            f"take d > {num_scales}, groups = 'layer', or method 'did'"
+            f"take d > {num_scales}, one scale a layer (groups = 'layer' in a sweep file), or no scales (method 'did')"
         )
     if d - num_scales > num_params:
         raise DimensionError(f"d = {d} exceeds the D = {num_params} parameters that the subspace spans; lower d")

@@ -15,19 +15,17 @@ from typing import Any, Never
 import torch
 from torch import Tensor, nn
 
-from distsub.errors import ConfigError
-from distsub.records import DEFAULT_FAMILY
-from distsub.subspace import bits, guard, selftest
+from distsub.errors import AdapterError, ConfigError, DistsubError
+from distsub.records import Subspace, canonical, label
+from distsub.records.reading import parse
+from distsub.subspace import adapter, bits, guard, restore, selftest
 from distsub.subspace import layout as layouts
 from distsub.subspace.doors import Door
-from distsub.subspace.families import Kind, assemble
-from distsub.subspace.fastfood import next_power_of_two
+from distsub.subspace.families import assemble
 from distsub.subspace.lending import Lending
 from distsub.subspace.trajectory import Snapshots
 from distsub.subspace.weights import Numbers, Weights
 from distsub.subspace.wrapper import Original, Wrapper
-
-METHODS = ("did", "said")
 
 
 class SubspaceModel(Wrapper):
@@ -41,91 +39,66 @@ class SubspaceModel(Wrapper):
     Args:
         model: Any transformers model; its parameters are frozen in place and never written.
         d: Numbers to train, scales included.
-        method: "did" or "said".
-        projection: Family of P: dense, sparse, fastfood, fastfood_per_tensor, partition or trajectory.
-        normalization: "global" or "per_tensor".
-        groups: What one scale covers, "layer" or "tensor"; read by SAID only.
-        head: "in_subspace", "trained" or "frozen".
+        spec: What the subspace is made of, and what becomes of the parameters outside it.
         projection_seed: Seed of P.
-        block_length: Fastfood block length; None takes the smallest that holds d.
-        scope: "model", or "layer": one theta of d numbers for each transformer block, and nothing else in the subspace.
-        embeddings: Policy of the base model's parameters outside its blocks; as `head`.
-        ensemble: Coordinate vectors whose mean is theta; `coordinates` is then [ensemble, d].
-        start: "zero", or "random" for coordinates from N(0, 1/d).
-        snapshots: Checkpoints that projection "trajectory", or `match_norms`, is made of.
-        match_norms: Give each tensor's rows of a random P the size of the last snapshot's update there.
+        snapshots: The checkpoints that a learned subspace is made of, or a random one scaled to.
         recompute: Share of the blocks, from the first on, whose activations are computed again in the backward pass
             instead of kept; the same gradient to the bit, for less memory and more time.
         check: Compare loss and gradient with the plain model's on one tiny batch, once for each kind of model in a
             process; see `selftest`.
 
+    Attributes:
+        d: As asked for.
+        spec: As asked for.
+        coordinates: theta_d, shape [num_coordinates]; [spec.ensemble, num_coordinates] where several are averaged.
+        scales: lambda, shape [number of scales].
+
     Raises:
         DimensionError: d does not exceed the number of scales, or exceeds D.
-        ConfigError: An option is unknown, or the model cannot be held (see `check`).
+        ConfigError: The record holds something else than its fields allow, or the model cannot be held (see `check`).
         TrajectoryError: The snapshots are of another layout.
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> base = BertForSequenceClassification(BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2))
+    >>> model = SubspaceModel(base, 100, Subspace(scales="layer"))
+    >>> model.num_trained, model.num_coordinates
+    (100, 96)
     """
 
     def __init__(
         self,
         model: nn.Module,
         d: int,
-        method: str = "did",
-        projection: str = DEFAULT_FAMILY,
-        normalization: str = "global",
-        groups: str = "layer",
-        head: str = "in_subspace",
+        spec: Subspace = Subspace(),  # noqa: B008 (it is frozen)
         projection_seed: int = 0,
-        block_length: int | None = None,
-        scope: str = "model",
-        embeddings: str = "in_subspace",
-        ensemble: int = 1,
-        start: str = "zero",
+        *,
         snapshots: Snapshots | None = None,
-        match_norms: bool = False,
         recompute: float = 1 / 6,
         check: bool = True,
     ) -> None:
         """Lay the model out, draw P and hook the units."""
         super().__init__()
-        if method not in METHODS:
-            raise ConfigError(f"method = {method!r} is unknown; use one of {', '.join(METHODS)}")
-        if scope == "layer" and method == "said":
-            raise ConfigError('scope = "layer" has a theta for each layer and no scales; take method "did"')
+        _check(spec)
         if any(isinstance(module.__dict__.get("forward"), Door) for module in model.modules()):
             raise ConfigError("this model is held in a subspace already and would move twice; build a fresh one")
+        self.d, self.spec, self.projection_seed = d, spec, projection_seed
         self.original = Original(model)
         model.requires_grad_(False)
-        self.entries = layouts.entries(model, head, embeddings)
-        self.groups = layouts.scale_groups(self.entries, groups if method == "said" else None)
-        num_scales = layouts.check_dimension(d, self.entries, self.groups, method)
-        block_length = block_length or next_power_of_two(max(d, 4))
-        kind = Kind(projection, normalization, projection_seed, block_length, scope, match_norms)
-        self.projection = assemble(self.entries, d - num_scales, kind, snapshots)
-        self.settings: dict[str, Any] = {
-            "d": d,
-            "method": method,
-            "projection": projection,
-            "normalization": normalization,
-            "groups": groups if method == "said" else None,
-            "head": head,
-            "projection_seed": projection_seed,
-            "block_length": block_length,
-        }
-        later = {"scope": scope, "embeddings": embeddings, "ensemble": ensemble, "match_norms": match_norms}
-        usual = {"scope": "model", "embeddings": "in_subspace", "ensemble": 1, "match_norms": False}
-        self.settings |= {key: value for key, value in later.items() if value != usual[key]}
-        if snapshots is not None:
-            self.settings["snapshots"] = snapshots.describe()
+        self.entries = layouts.entries(model, spec.head, spec.embeddings)
+        self.groups = layouts.scale_groups(self.entries, spec.scales)
+        self.projection = assemble(self.entries, d, spec, projection_seed, snapshots)
+        self.made_of = snapshots and snapshots.made_of
+        num_scales = len({group for *_, group in self.groups}) if spec.scales else 0
         some = next(model.parameters())
         dtype = _precision(some)
-        shape = (self.projection.d,) if ensemble == 1 else (ensemble, self.projection.d)
+        shape = (self.num_coordinates,) if spec.ensemble == 1 else (spec.ensemble, self.num_coordinates)
         coordinates = torch.zeros(shape, dtype=dtype)
-        if start == "random":
+        if spec.start == "random":
             coordinates = bits.normals(projection_seed, "start", 0, coordinates.numel()).view(shape) / d**0.5
         self.coordinates = nn.Parameter(coordinates.to(some.device, dtype))
         self.scales = nn.Parameter(torch.ones(num_scales, dtype=dtype, device=some.device))
         self.units = list(layouts.units(model, self.entries))
-        apart = layouts.outside(model, head, embeddings)
+        apart = layouts.outside(model, spec.head, spec.embeddings)
         self.head = layouts.free(model, {name for name, policy in apart.items() if policy == "trained"})
         self.model = model
         self.weights = Weights(self.projection, self.groups)
@@ -138,16 +111,15 @@ class SubspaceModel(Wrapper):
 
     def __repr__(self) -> str:
         """Say in one line what is held in what; `print(held.model)` shows the modules."""
-        settings = self.settings
         base = type(self.model).__name__ if "model" in self._modules else "unloaded"
         return (
-            f"SubspaceModel({base}, d={settings['d']}, D={self.num_params}, method={settings['method']!r}, "
-            f"projection={settings['projection']!r})"
+            f"SubspaceModel({base}, d={self.d}, D={self.num_params}, method={label(self.spec)!r}, "
+            f"projection={self.spec.family!r})"
         )
 
     @property
     def theta(self) -> Tensor:
-        """The coordinates that count, shape [projection.d]: the mean of the ensemble."""
+        """The coordinates that count, shape [num_coordinates]: the mean of the ensemble."""
         return self.coordinates if self.coordinates.dim() == 1 else self.coordinates.mean(0)
 
     @property
@@ -156,8 +128,13 @@ class SubspaceModel(Wrapper):
         return self.projection.num_params
 
     @property
+    def num_coordinates(self) -> int:
+        """Length of theta: d without the scales, times the layers where each has a theta of its own."""
+        return self.projection.d
+
+    @property
     def num_trained(self) -> int:
-        """Numbers trained in the subspace, scales included: d, times layers and ensemble where there are such."""
+        """Numbers trained in the subspace, scales included: d, unless there are several layers or an ensemble."""
         return self.coordinates.numel() + self.scales.numel()
 
     @property
@@ -210,22 +187,22 @@ class SubspaceModel(Wrapper):
             return super().state_dict(*args, **kwargs)
 
     def get_extra_state(self) -> Tensor:
-        """Say what the numbers belong to: settings, and a hash of entries of theta_0, as bytes of JSON."""
-        said = json.dumps({"settings": self.settings, "theta_0": guard.sample_hash(self)}, sort_keys=True)
-        return torch.frombuffer(bytearray(said.encode()), dtype=torch.uint8)
+        """Say what the numbers belong to: the subspace, and a hash of entries of theta_0, as bytes of JSON."""
+        text = json.dumps({"subspace": self.describe(), "theta_0": guard.sample_hash(self)}, sort_keys=True)
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Check that numbers which are about to be loaded belong here.
 
         Raises:
-            ConfigError: They were trained under other settings, or on another base model.
+            ConfigError: They were trained in another subspace, or on another base model.
         """
         given, own = (json.loads(bytes(each.cpu().tolist())) for each in (state, self.get_extra_state()))
-        mine, theirs = own["settings"], given["settings"]
+        theirs, mine = adapter.flat(given["subspace"]), adapter.flat(own["subspace"])
         differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
         if differ:
-            said = ", ".join(f"{key} = {theirs.get(key)!r}, here {mine.get(key)!r}" for key in differ)
-            raise ConfigError(f"this state was trained under other settings: {said}; wrap the base model with those")
+            each = ", ".join(f"{key} = {theirs.get(key)!r}, here {mine.get(key)!r}" for key in differ)
+            raise ConfigError(f"this state was trained in another subspace: {each}; wrap the base model with those")
         if given["theta_0"] != own["theta_0"]:
             raise ConfigError(
                 "this state was trained on another theta_0: wrap the base model of its training, with that head"
@@ -248,20 +225,66 @@ class SubspaceModel(Wrapper):
             "nn.DataParallel copies weights that a SubspaceModel makes as it runs: use DistributedDataParallel"
         )
 
-    def save_pretrained(self, directory: str | os.PathLike[str], **identity: Any) -> None:
-        """Save the trained numbers; see `adapter.save_pretrained` for what else may be said of them."""
-        from distsub.subspace import adapter
+    def describe(self) -> dict[str, Any]:
+        """Say, as plain values for JSON, what it takes to make this subspace of the base model again."""
+        subspace, made_of = canonical(self.spec), self.made_of and canonical(self.made_of)
+        return {"d": self.d, "projection_seed": self.projection_seed, "subspace": subspace, "snapshots": made_of}
 
-        adapter.save_pretrained(self, directory, **identity)
+    def save_pretrained(self, directory: str | os.PathLike[str], **about: Any) -> None:
+        """Save the trained numbers; see `adapter.save` for what else may be said of them."""
+        counts = {
+            "num_params": self.num_params,
+            "num_scales": self.scales.numel(),
+            "num_trained": self.num_trained,
+            "num_trained_head": self.num_trained_head,
+            "fingerprint": self.projection.fingerprint(),
+        }
+        adapter.save(directory, self.model, self.trained(), self.describe() | counts, **about)
 
     @classmethod
     def from_pretrained(
         cls, directory: str | os.PathLike[str], base: nn.Module, snapshots: Snapshots | None = None
     ) -> "SubspaceModel":
-        """Rebuild a saved model around its base; see `adapter.from_pretrained`."""
-        from distsub.subspace import adapter
+        """Load an adapter onto its base model, after checking that it is the right one.
 
-        return adapter.from_pretrained(directory, base, snapshots)
+        Args:
+            directory: What `save_pretrained` wrote.
+            base: A transformers model with the adapter's theta_0; its head too, where the adapter does not hold it.
+            snapshots: The checkpoints that a learned subspace is made of; see `finetune.trajectory`.
+
+        Returns:
+            The held model at the saved coordinates, in evaluation mode; on the machine that saved it, its logits are
+            the same to the last bit.
+
+        Raises:
+            AdapterError: A file is missing or corrupt, or the adapter was made for other weights, another head or
+                another projection, or from other checkpoints; the message says which.
+        """
+        saved = restore.load(directory)
+        config = saved.config
+        saved.check_base(base)
+        saved.check_snapshots(snapshots and snapshots.made_of)
+        try:
+            model = cls(base, config.d, config.subspace, config.projection_seed, snapshots=snapshots)
+        except DistsubError as error:
+            raise AdapterError(f"the subspace in {saved.path} does not fit this model: {error}") from error
+        saved.check_projection(model.projection, model.scales.numel())
+        saved.put(model.trained())
+        if config.id2label:
+            adapter.name_labels(base, list(config.id2label.values()))
+        return model.eval()
+
+
+def _check(spec: Subspace) -> None:
+    """Refuse a record that holds something else than its fields allow."""
+    if not isinstance(spec, Subspace):
+        raise ConfigError(f'spec = {spec!r} is no subspace; give one, as Subspace() or Subspace(scales="layer")')
+    try:
+        parse(Subspace, canonical(spec))
+    except ValueError as error:
+        raise ConfigError(f"Subspace: {error}") from None
+    if spec.ensemble < 1:
+        raise ConfigError(f"Subspace: ensemble should be 1 or more, got {spec.ensemble}")
 
 
 def _precision(base: Tensor) -> torch.dtype:

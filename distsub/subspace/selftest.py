@@ -66,15 +66,14 @@ def verify(held: "SubspaceModel") -> None:
 
 def _kind(held: "SubspaceModel") -> tuple[Any, ...] | None:
     """Say what a passed check speaks for; None for a model whose methods somebody has replaced."""
-    model, settings = held.model, held.settings
+    model = held.model
     if any(getattr(m.__dict__.get("forward"), "given", None) is not None for m in model.modules()):
         return None
-    structural = tuple(settings.get(key) for key in ("method", "projection", "groups", "head", "scope", "embeddings"))
     some = next(model.parameters())
     config: Any = getattr(model, "config", None)
-    said = config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else None
+    settings = config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else None
     attention = getattr(config, "_attn_implementation", None)
-    return (type(model), said, attention, model.training, some.dtype, some.device.type, *structural)
+    return (type(model), settings, attention, model.training, some.dtype, some.device.type, held.spec)
 
 
 def _inputs(model: nn.Module) -> dict[str, Tensor] | None:

@@ -14,7 +14,6 @@ R = [D; theta_0] (raw); then G = B (R R^T) B^T.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,36 +31,37 @@ Rows = Sequence[Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
+class MadeOf:
+    """Which checkpoints a subspace is made of: all of `Snapshots` but the numbers.
+
+    Attributes:
+        recordings: Ids of the trajectories that they come from, in order.
+        fingerprint: Identity of the content: a hash over the files' hashes and the mode.
+    """
+
+    recordings: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
 class Snapshots:
     """The checkpoints that a learned subspace is made of.
 
     Attributes:
         updates: theta_j - theta_0 of each, by parameter name; usually views of mapped files.
-        mode: What the rows of W are: "difference", "centered" or "raw".
-        fingerprint: Identity of the content: a hash over the files' hashes and the mode.
-        recordings: Ids of the trajectories that they come from, in order.
-        first: Only the first so many of each were taken.
-        last: Only the last of each was taken.
+        made_of: Which they are.
     """
 
     updates: tuple[Mapping[str, Tensor], ...]
-    mode: str = "difference"
-    fingerprint: str = ""
-    recordings: tuple[str, ...] = ()
-    first: int | None = None
-    last: bool = False
+    made_of: MadeOf = MadeOf()
 
-    def describe(self) -> dict[str, Any]:
-        """Say, for an adapter's configuration, which checkpoints these are; all but the numbers."""
-        kept = ("mode", "fingerprint", "first", "last")
-        return {"recordings": list(self.recordings)} | {key: getattr(self, key) for key in kept}
-
-    def rows(self, names: Sequence[str], theta_0: Sequence[Tensor]) -> list[list[Tensor]]:
+    def rows(self, names: Sequence[str], theta_0: Sequence[Tensor], mode: str = "difference") -> list[list[Tensor]]:
         """Lay out R over some parameters.
 
         Args:
             names: The parameters.
             theta_0: Their pretrained values.
+            mode: What the rows of W are: "difference", "centered" or "raw".
 
         Raises:
             TrajectoryError: A checkpoint lacks one of them, or has it in another shape.
@@ -77,7 +77,7 @@ class Snapshots:
                         f"checkpoint {have}; record one of the same architecture and number of labels"
                     )
             out.append([update[name].reshape(-1) for name in names])
-        return [*out, [tensor.reshape(-1) for tensor in theta_0]] if self.mode == "raw" else out
+        return [*out, [tensor.reshape(-1) for tensor in theta_0]] if mode == "raw" else out
 
 
 class Trajectory(Projection):

@@ -14,6 +14,7 @@ from distsub import cli
 from distsub.config import load_sweep
 from distsub.finetune import pretrained
 from distsub.learned.store import read_analysis
+from distsub.records import Subspace, canonical
 from distsub.results import Store
 
 COMMANDS = (
@@ -140,6 +141,8 @@ def test_inspect_a_model_and_an_adapter(finished, tiny_model, capsys):
     facts = json.loads(call(capsys, "inspect", adapter, "--format", "json")[1])
     assert isinstance(facts["d"], int) and len(facts["base_sha256"]) == 64 and facts["revision"] is None
     assert isinstance(facts["fingerprint"], list) and "torch" in facts["versions"]
+    fields = {f"subspace.{name}" for name in canonical(Subspace()) if name != "projection"}
+    assert fields | {"method", "projection_seed", "subspace.projection.family"} < facts.keys()
 
 
 def test_init_writes_a_sweep_that_loads_and_keeps_what_is_there(tmp_path, capsys):

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from distsub import load_adapter
 from distsub.errors import AdapterError, DistsubError, UnavailableError
 from distsub.finetune import adapters, pretrained
+from distsub.records import Subspace
 from distsub.subspace.adapter import CONFIG, WEIGHTS
 from distsub.subspace.model import SubspaceModel
 
@@ -41,9 +42,9 @@ def swept(base, tmp_path) -> tuple[Path, torch.Tensor]:
     return tmp_path / "adapter", logits(model)
 
 
-def by_hand(base: Path, kind=AutoModelForSequenceClassification, **settings) -> SubspaceModel:
+def by_hand(base: Path, kind=AutoModelForSequenceClassification, **fields) -> SubspaceModel:
     """What a user's own loop has: a head that transformers has drawn, from no seed."""
-    return move(SubspaceModel(kind.from_pretrained(base, num_labels=3), 60, **settings))
+    return move(SubspaceModel(kind.from_pretrained(base, num_labels=3), 60, Subspace(**fields)))
 
 
 class TestBase:
@@ -76,7 +77,7 @@ class TestBase:
 
 
 class TestOwnLoop:
-    @pytest.mark.parametrize("policies", [{}, {"head": "trained"}, {"head": "frozen"}, {"method": "said"}])
+    @pytest.mark.parametrize("policies", [{}, {"head": "trained"}, {"head": "frozen"}, {"scales": "layer"}])
     def test_all_it_needs_is_recorded(self, base, tmp_path, policies):
         model = by_hand(base, **policies)
         model.save_pretrained(tmp_path / "adapter")
@@ -88,7 +89,7 @@ class TestOwnLoop:
     def test_a_pooler_that_the_checkpoint_lacks(self, base, tmp_path, head):
         """transformers draws one with the head; it is read by whoever loads the adapter."""
         BertModel.from_pretrained(base, add_pooling_layer=False).save_pretrained(base)
-        model = by_hand(base, method="did", head=head)
+        model = by_hand(base, head=head)
         assert not model.model.bert.pooler.dense.bias.any()
         model.save_pretrained(tmp_path / "adapter")
         torch.manual_seed(1)  # another pooler would be drawn

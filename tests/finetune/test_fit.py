@@ -141,7 +141,7 @@ def test_a_head_of_the_checkpoint_is_kept_where_the_sweep_says_so(tmp_path):
 def test_an_adapter_on_a_checkpoints_head_is_loaded_on_it(tmp_path):
     folder = zoo.save_model(tmp_path / "m", "Bert", classifier=True)
     prepared, ids = pretrained.prepare(folder), torch.tensor([[1, 5, 6, 2]])
-    model = SubspaceModel(pretrained.build(prepared, 2, 0, head_from="checkpoint"), d=20, method="did").eval()
+    model = SubspaceModel(pretrained.build(prepared, 2, 0, head_from="checkpoint"), d=20).eval()
     with torch.no_grad():
         model.coordinates.normal_()
         expected = model(input_ids=ids).logits

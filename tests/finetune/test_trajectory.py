@@ -154,7 +154,7 @@ def test_the_rows_of_a_subspace(recording, recorded):
         (rows(sources=(Source(), Source(recording.trial.task)), last=True), [kept[-1]] * 2),
     ]:
         assert len(found) == len(wanted) and all(map(torch.equal, found, wanted))
-    prints = [trajectory.snapshots(subspace(recording, **k), recorded).fingerprint for k in ({}, {"mode": "raw"})]
+    prints = [trajectory.snapshots(subspace(recording, **k), recorded).made_of for k in ({}, {"mode": "raw"})]
     assert prints[0] != prints[1]
 
 

@@ -89,7 +89,7 @@ def test_updates_are_what_was_added_to_the_weights(study_of_two_seeds):
 def test_scales_are_part_of_the_update(tiny_model):
     from distsub import SubspaceModel
 
-    model = SubspaceModel(pretrained.build(pretrained.prepare(tiny_model), 2, 0), d=40, method="said")
+    model = SubspaceModel(pretrained.build(pretrained.prepare(tiny_model), 2, 0), d=40, spec=Subspace(scales="layer"))
     with torch.no_grad():
         model.coordinates.normal_(generator=torch.Generator().manual_seed(0))
         model.scales.copy_(torch.arange(1.0, 1 + len(model.scales)))

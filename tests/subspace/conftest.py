@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distsub.records import Random, Subspace
 from distsub.subspace.model import SubspaceModel
 
 EOS, PAD, VOCAB = 2, 0, 60
@@ -51,13 +52,13 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
 OTHERS = {"BertForMaskedLM": _BERT, "GPT2LMHeadModel": CLASSIFIERS["GPT2"]}
 ARCHITECTURES = [*CLASSIFIERS, *OTHERS]
 
-METHODS: dict[str, dict[str, Any]] = {
-    "did": {"method": "did", "projection": "fastfood"},
-    "said": {"method": "said", "projection": "fastfood"},
-    "said-tensor-partition": {"method": "said", "groups": "tensor", "projection": "partition"},
-    "said-per-tensor": {"method": "said", "projection": "fastfood_per_tensor", "normalization": "per_tensor"},
-    "did-sparse-trained": {"method": "did", "projection": "sparse", "head": "trained"},
-    "said-dense-frozen": {"method": "said", "projection": "dense", "head": "frozen"},
+SPECS = {
+    "did": Subspace(Random("fastfood")),
+    "said": Subspace(Random("fastfood"), scales="layer"),
+    "said-tensor-partition": Subspace(scales="tensor"),
+    "said-per-tensor": Subspace(Random("fastfood_per_tensor", "per_tensor"), scales="layer"),
+    "did-sparse-trained": Subspace(Random("sparse"), head="trained"),
+    "said-dense-frozen": Subspace(Random("dense"), scales="layer", head="frozen"),
 }
 
 
@@ -100,8 +101,8 @@ class Zoo:
         labels = torch.randint(0, 3, (rows,), generator=generator) if name in CLASSIFIERS else ids.clone()
         return Batch({"input_ids": ids, "attention_mask": mask}, labels)
 
-    def held(self, name: str = "Bert", d: int = 60, dtype: torch.dtype = torch.float64, **settings) -> SubspaceModel:
-        return SubspaceModel(self.build(name, dtype), d, **settings).eval()
+    def held(self, name: str = "Bert", d: int = 60, dtype: torch.dtype = torch.float64, **fields) -> SubspaceModel:
+        return SubspaceModel(self.build(name, dtype), d, Subspace(**fields)).eval()
 
     def move(self, model: SubspaceModel, size: float = 0.5) -> SubspaceModel:
         """Leave theta_0: every coordinate and scale takes another value."""
@@ -156,10 +157,10 @@ def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=METHODS)
-def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Options of a held model: every family, head policy and kind of group."""
-    return METHODS[request.param]
+@pytest.fixture(params=SPECS)
+def spec(request: pytest.FixtureRequest) -> Subspace:
+    """What a held model is held in: every family, head policy and kind of scale."""
+    return SPECS[request.param]
 
 
 @pytest.fixture(autouse=True)

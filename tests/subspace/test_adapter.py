@@ -10,12 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from distsub.errors import AdapterError, ConfigError, OutputError
-from distsub.records import Task
+from distsub.records import Full, Random, Subspace, canonical
 from distsub.subspace import adapter, layout
 from distsub.subspace.adapter import CONFIG, WEIGHTS
 from distsub.subspace.model import SubspaceModel
 
-SMALL = {"method": "said", "projection": "fastfood", "block_length": 256}
+SAID = Subspace(scales="layer")
+SMALL = Subspace(Random("fastfood", block_length=256), scales="layer")
 
 
 def train(model: SubspaceModel, data, steps: int = 3) -> SubspaceModel:
@@ -31,7 +32,7 @@ def train(model: SubspaceModel, data, steps: int = 3) -> SubspaceModel:
 @pytest.fixture
 def saved(zoo, tmp_path: Path) -> Path:
     """An adapter trained on the tiny BERT."""
-    model = SubspaceModel(zoo.build("Bert", torch.float32), 60, **SMALL)
+    model = SubspaceModel(zoo.build("Bert", torch.float32), 60, SMALL)
     train(model, zoo.batch("Bert"))
     model.save_pretrained(tmp_path, base_model="some/bert", num_labels=3, head_seed=7)
     return tmp_path
@@ -47,10 +48,10 @@ def load(zoo, directory: Path) -> SubspaceModel:
 
 
 class TestRoundTrip:
-    def test_logits_are_bit_identical_after_training(self, zoo, settings, tmp_path):
+    def test_logits_are_bit_identical_after_training(self, zoo, spec, tmp_path):
         """Saved before and after further steps, and the trained one compared: theta = 0 would prove nothing."""
         data = zoo.batch("Bert")
-        model = train(SubspaceModel(zoo.build("Bert", torch.float32), 60, **settings), data)
+        model = train(SubspaceModel(zoo.build("Bert", torch.float32), 60, spec), data)
         model.save_pretrained(tmp_path / "early", base_model=None)
         early = model(**data.inputs).logits
         train(model, data).save_pretrained(tmp_path / "late", base_model=None)
@@ -60,25 +61,24 @@ class TestRoundTrip:
             again = SubspaceModel.from_pretrained(tmp_path / name, zoo.build("Bert", torch.float32))
             assert not again.training
             assert torch.equal(again(**data.inputs).logits, expected)
-            assert again.settings == model.settings
+            assert again.spec == spec and again.describe() == model.describe()
 
     def test_every_architecture(self, zoo, architecture, tmp_path):
         data = zoo.batch(architecture)
-        model = zoo.move(SubspaceModel(zoo.build(architecture), 60, "said")).eval()
+        model = zoo.move(SubspaceModel(zoo.build(architecture), 60, SAID)).eval()
         model.save_pretrained(tmp_path, base_model=None)
         again = SubspaceModel.from_pretrained(tmp_path, zoo.build(architecture))
         assert torch.equal(again(**data.inputs).logits, model(**data.inputs).logits)
 
     def test_a_thousand_numbers_fit_in_five_kilobytes(self, zoo, tmp_path):
-        for method in ("did", "said"):
-            model = SubspaceModel(zoo.build("Bert", torch.float32), 1000, method, projection="fastfood")
+        for scales in (None, "layer"):
+            model = SubspaceModel(zoo.build("Bert", torch.float32), 1000, Subspace(Random("fastfood"), scales))
             model.save_pretrained(tmp_path, base_model=None)
             assert (tmp_path / WEIGHTS).stat().st_size < 5000
 
     def test_what_the_files_hold(self, zoo, tmp_path):
-        model = SubspaceModel(zoo.build("Bert", torch.float32), 60, "said", head="trained")
-        task = Task("mrpc", "nyu-mll/glue", ("sentence1", "sentence2"))
-        model.save_pretrained(tmp_path, base_model="some/bert", revision="abc", task=task)
+        model = SubspaceModel(zoo.build("Bert", torch.float32), 60, Subspace(scales="layer", head="trained"))
+        model.save_pretrained(tmp_path, base_model="some/bert", revision="abc", task="mrpc")
         tensors = load_file(tmp_path / WEIGHTS)
         assert {name: tuple(t.shape) for name, t in tensors.items()} == {
             "coordinates": (56,),
@@ -87,21 +87,18 @@ class TestRoundTrip:
             "head.classifier.bias": (3,),
         }
         config = adapter.load_config(tmp_path)
-        assert config["settings"] == model.settings
-        assert config["base_model"] == "some/bert"
-        assert config["revision"] == "abc"
-        assert config["num_labels"] == 3
-        assert config["task"]["name"] == "mrpc"
-        assert config["num_trained"] == 60
-        assert config["num_trained_head"] == 51
-        assert config["head_sha256"] is None
-        assert len(config["fingerprint"]) == 16
-        assert set(config["versions"]) == {"distsub", "torch", "transformers"}
+        assert (config.d, config.projection_seed, config.subspace) == (60, 0, model.spec)
+        assert (config.base_model, config.revision, config.num_labels, config.task) == ("some/bert", "abc", 3, "mrpc")
+        assert (config.num_trained, config.num_trained_head) == (60, 51)
+        assert config.head_sha256 is None
+        assert len(config.fingerprint) == 16
+        assert set(config.versions) == {"distsub", "torch", "transformers"}
+        assert json.loads((tmp_path / CONFIG).read_text())["subspace"] == canonical(model.spec)
         assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
 
     def test_a_trained_head_comes_with_the_adapter(self, zoo, tmp_path):
         data = zoo.batch("Bert")
-        model = train(SubspaceModel(zoo.build("Bert", torch.float32), 60, head="trained"), data)
+        model = train(SubspaceModel(zoo.build("Bert", torch.float32), 60, Subspace(head="trained")), data)
         model.save_pretrained(tmp_path, base_model=None)
         other = zoo.build("Bert", torch.float32)
         with torch.no_grad():
@@ -133,7 +130,7 @@ class TestOtherModels:
         base = zoo.build("Bert", torch.float32)
         with torch.no_grad():
             base.bert.encoder.layer[0].output.dense.bias[3] += 1e-6
-        expected = adapter.load_config(saved)["base_sha256"][:12]
+        expected = adapter.load_config(saved).base_sha256[:12]
         message = rf"other weights: sha256 {expected} \(some/bert\), this model has \w{{12}};"
         with pytest.raises(AdapterError, match=message):
             SubspaceModel.from_pretrained(saved, base)
@@ -198,7 +195,7 @@ class TestDamage:
         save_file(tensors, saved / WEIGHTS)
         edit(saved, weights_sha256=hashlib.sha256((saved / WEIGHTS).read_bytes()).hexdigest())
         messages = {"shorter": r"\[55\] for 'coordinates'.*\[56\]", "missing": "no such tensor for 'scales'"}
-        with pytest.raises(AdapterError, match=messages.get(change, "do not know: head.classifier.bias")):
+        with pytest.raises(AdapterError, match=messages.get(change, "does not know: head.classifier.bias")):
             load(zoo, saved)
 
     def test_json_that_is_none(self, zoo, saved):
@@ -219,27 +216,26 @@ class TestDamage:
         with pytest.raises(AdapterError, match=message):
             load(zoo, saved)
 
-    @pytest.mark.parametrize("found", [2, None, "1"])
-    def test_newer_format(self, zoo, saved, found):
+    @pytest.mark.parametrize("found", [1, 3, None, "2"])
+    def test_another_format(self, zoo, saved, found):
         edit(saved, format_version=found)
-        with pytest.raises(AdapterError, match=rf"format version {found}.* reads up to 1; upgrade distsub"):
+        with pytest.raises(AdapterError, match=rf"format version {found}, distsub .* reads version 2; use the distsub"):
             load(zoo, saved)
 
     def test_incomplete_json(self, zoo, saved):
         config = json.loads((saved / CONFIG).read_text())
-        del config["fingerprint"], config["settings"]
+        del config["fingerprint"]
         (saved / CONFIG).write_text(json.dumps(config))
-        with pytest.raises(AdapterError, match="lacks settings, fingerprint"):
+        with pytest.raises(AdapterError, match="is damaged: fingerprint is missing; save the adapter again"):
             load(zoo, saved)
 
     def test_another_projection(self, zoo, saved):
-        settings = adapter.load_config(saved)["settings"]
-        edit(saved, settings=settings | {"projection_seed": 1})
+        edit(saved, projection_seed=1)
         with pytest.raises(AdapterError, match=r"cannot be rebuilt: its fingerprint begins \[.*written by distsub"):
             load(zoo, saved)
 
     def test_a_fingerprint_may_differ_in_its_last_digits(self, zoo, saved):
-        marks = adapter.load_config(saved)["fingerprint"]
+        marks = adapter.load_config(saved).fingerprint
         edit(saved, fingerprint=[value * (1 + 5e-6) for value in marks])
         load(zoo, saved)
         edit(saved, fingerprint=[*marks[:-1], marks[-1] * 1.01 + 1e-3])
@@ -251,10 +247,23 @@ class TestDamage:
         with pytest.raises(AdapterError, match="num_scales = 5, here 4"):
             load(zoo, saved)
 
-    @pytest.mark.parametrize("change", [{"projection": "fastfod"}, {"rank": 3}, {"d": 10**9}, {"d": "60"}])
-    def test_settings_that_fit_nothing(self, zoo, saved, change):
-        edit(saved, settings=adapter.load_config(saved)["settings"] | change)
-        with pytest.raises(AdapterError, match="do not fit this model"):
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"subspace": canonical(Subspace(Random("fastfod")))}, "does not fit this model: .*'fastfod' is unknown"),
+            ({"d": 10**9}, "does not fit this model: d = 1000000000 exceeds"),
+            ({"d": "60"}, "is damaged: d should be a valid integer, got '60'"),
+            ({"subspace": canonical(Subspace()) | {"rank": 3}}, "is damaged: subspace.rank is no such field, got 3"),
+            (
+                {"subspace": canonical(Subspace()) | {"head": "loose"}},
+                "subspace.head should be 'in_subspace'",
+            ),
+            ({"subspace": canonical(Full())}, "is damaged: subspace.kind should be 'subspace', got 'full'"),
+        ],
+    )
+    def test_a_subspace_that_fits_nothing(self, zoo, saved, change, message):
+        edit(saved, **change)
+        with pytest.raises(AdapterError, match=message):
             load(zoo, saved)
 
     def test_weights_are_no_pickle(self, saved):

@@ -265,7 +265,7 @@ class TestErrors:
             build(family, (50,), 2, 0, normalization + "s")
 
     def test_unknown_family(self, family, normalization):
-        with pytest.raises(ConfigError, match=family):
+        with pytest.raises(ConfigError, match=family.upper()):
             build(family.upper(), (50,), 2, 0, normalization)
 
 

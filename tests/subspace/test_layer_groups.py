@@ -11,6 +11,7 @@ from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from distsub.errors import ConfigError
+from distsub.records import Subspace
 from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
 
@@ -137,13 +138,13 @@ def tiny(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["Jamba", "XLM"])
 @pytest.mark.parametrize(
-    "settings",
-    [{"method": "said"}, {"scope": "layer", "embeddings": "frozen", "head": "frozen"}],
+    "spec",
+    [Subspace(scales="layer"), Subspace(scope="layer", embeddings="frozen", head="frozen")],
     ids=["said", "layer"],
 )
-def test_unlike_and_split_layers_train_as_the_merged_model_does(zoo, name, settings):
-    held, plain = zoo.move(SubspaceModel(tiny(name), 20, **settings).eval()), zoo.exact_gradients(tiny(name))
-    assert held.scales.numel() == ({"Jamba": 6, "XLM": 5}[name] if settings.get("method") else 0)
+def test_unlike_and_split_layers_train_as_the_merged_model_does(zoo, name, spec):
+    held, plain = zoo.move(SubspaceModel(tiny(name), 20, spec).eval()), zoo.exact_gradients(tiny(name))
+    assert held.scales.numel() == ({"Jamba": 6, "XLM": 5}[name] if spec.scales else 0)
     plain.load_state_dict(held.merged_state())
     ids, labels = torch.randint(5, 60, (3, 8)), torch.tensor([0, 1, 2])
     ours, theirs = held(input_ids=ids, labels=labels).loss, plain(input_ids=ids, labels=labels).loss
@@ -167,8 +168,8 @@ def test_layers_that_hold_little_are_refused():
     model = nn.Module()
     model.big, model.few = Layer(50), nn.ModuleList([Layer(5), Layer(5)])
     entries = layout.entries(model)
-    message = r"the 2 found here hold 2% of the 2610 parameters .*groups = 'tensor'"
-    with pytest.raises(ConfigError, match=f"groups = 'layer' needs .*{message}"):
+    message = r"the 2 found here hold 2% of the 2610 parameters .*one for each tensor"
+    with pytest.raises(ConfigError, match=f"scales = 'layer' needs .*{message}"):
         layout.scale_groups(entries, "layer")
     with pytest.raises(ConfigError, match=f"embeddings = 'frozen' needs .*{message}"):
         layout.entries(model, embeddings="frozen")
@@ -177,5 +178,5 @@ def test_layers_that_hold_little_are_refused():
 
 
 def test_models_without_layers_are_refused():
-    with pytest.raises(ConfigError, match=r"groups = 'layer' needs .*the 0 found here"):
+    with pytest.raises(ConfigError, match=r"scales = 'layer' needs .*the 0 found here"):
         layout.scale_groups(layout.entries(Layer(4)), "layer")

@@ -2,15 +2,17 @@
 
 import pytest
 
+from distsub.records import Subspace
 from distsub.subspace.layout import HEADS
 from distsub.subspace.model import SubspaceModel
 
 
 class TestCounts:
     @pytest.mark.parametrize("head", HEADS)
-    @pytest.mark.parametrize("method", ["did", "said"])
-    def test_exactly_d_numbers_are_trained(self, zoo, head, method):
-        model = zoo.held(method=method, d=50, head=head)
+    @pytest.mark.parametrize("scales", [None, "layer", "tensor"])
+    def test_exactly_d_numbers_are_trained(self, zoo, head, scales):
+        model = zoo.held(scales=scales, d=50, head=head)
+        assert model.d == model.num_trained == model.num_coordinates + model.scales.numel()
         num_head = 16 * 3 + 3
         total = sum(p.numel() for p in zoo.build("Bert").parameters())
         assert model.num_trained == model.coordinates.numel() + model.scales.numel() == 50
@@ -29,7 +31,7 @@ class TestCounts:
 
     @pytest.mark.parametrize(("layers", "name"), [(2, "Bert"), (3, "Bert"), (5, "Roberta")])
     def test_layer_groups_are_embeddings_blocks_and_output(self, zoo, layers, name):
-        model = SubspaceModel(zoo.build(name, num_hidden_layers=layers), 50, "said")
+        model = SubspaceModel(zoo.build(name, num_hidden_layers=layers), 50, Subspace(scales="layer"))
         assert model.scales.numel() == layers + 2
         starts = [start for start, _, _ in model.groups]
         assert starts == sorted(starts)
@@ -41,10 +43,10 @@ class TestCounts:
     )
     def test_layer_groups_of_other_architectures(self, zoo, name, groups):
         # ALBERT's layers share one block; encoder-decoders have blocks on both sides; GPT-2's head is tied.
-        assert zoo.held(name, method="said").scales.numel() == groups
+        assert zoo.held(name, scales="layer").scales.numel() == groups
 
     def test_tensor_groups(self, zoo):
-        model = zoo.held(method="said", groups="tensor", d=100)
+        model = zoo.held(scales="tensor", d=100)
         assert model.scales.numel() == len(list(model.model.parameters())) == len(model.entries)
 
     def test_tied_weights_count_once(self, zoo):

@@ -1,31 +1,37 @@
 """Models held in subspaces of their layers, learned and random: gradients, counts, policies, ensembles, adapters."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
 
 from distsub.errors import AdapterError, ConfigError, DimensionError, TrajectoryError
+from distsub.records import Budget, Learned, Random, Source, Span, Subspace
 from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
-from distsub.subspace.trajectory import Snapshots
+from distsub.subspace.trajectory import MadeOf, Snapshots
 
 T = 4
-LAYER = {"projection": "trajectory", "scope": "layer", "head": "trained", "embeddings": "frozen"}
+SPAN = Span((Source(),), 0.001, Budget(steps=4), every=1)
+LAYER = {"scope": "layer", "head": "trained", "embeddings": "frozen"}
 
 
-def checkpoints(model, mode="difference", t=T, seed=0) -> Snapshots:
+def learned(mode="difference") -> Learned:
+    return Learned(replace(SPAN, mode=mode))
+
+
+def checkpoints(model, t=T, seed=0) -> Snapshots:
     generator = torch.Generator().manual_seed(seed)
     walk = [
         {name: torch.randn(p.shape, generator=generator, dtype=torch.float64) for name, p in model.named_parameters()}
         for _ in range(t)
     ]
-    return Snapshots(tuple(walk), mode, fingerprint=f"{mode}-{t}-{seed}")
+    return Snapshots(tuple(walk), MadeOf(("walk",), f"{t}-{seed}"))
 
 
-def held(zoo, name="Bert", d=3, mode="difference", **settings) -> SubspaceModel:
-    base = zoo.build(name)
-    return SubspaceModel(base, d, snapshots=checkpoints(base, mode), **{**LAYER, **settings}).eval()
+def held(zoo, name="Bert", d=3, **fields) -> SubspaceModel:
+    base, spec = zoo.build(name), Subspace(**{"projection": learned(), **LAYER, **fields})
+    return SubspaceModel(base, d, spec, snapshots=checkpoints(base)).eval()
 
 
 def layers(model) -> int:
@@ -33,21 +39,21 @@ def layers(model) -> int:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "fields",
     [
         {},
-        {"mode": "raw"},
-        {"mode": "centered"},
+        {"projection": learned("raw")},
+        {"projection": learned("centered")},
         {"embeddings": "trained"},
-        {"projection": "fastfood", "head": "frozen"},
-        {"projection": "dense", "match_norms": True},
+        {"projection": Random("fastfood"), "head": "frozen"},
+        {"projection": Random("dense", match=SPAN)},
         {"scope": "model", "head": "in_subspace", "embeddings": "in_subspace"},
-        {"scope": "model", "head": "trained", "embeddings": "in_subspace", "mode": "raw"},
+        {"scope": "model", "head": "trained", "embeddings": "in_subspace", "projection": learned("raw")},
     ],
-    ids=str,
+    ids=range(8),
 )
-def test_values_and_gradients_are_those_of_the_dense_weights(zoo, settings):
-    model = held(zoo, **settings)
+def test_values_and_gradients_are_those_of_the_dense_weights(zoo, fields):
+    model = held(zoo, **fields)
     zoo.move(model, 0.1)
     plain = zoo.exact_gradients(zoo.merged(model))
     batch = zoo.batch("Bert")
@@ -111,11 +117,10 @@ def test_matched_norms_are_those_of_the_last_update(zoo):
     snapshots = checkpoints(base)
     name = "bert.encoder.layer.1.output.dense.weight"
     last = {key: tensor * (10.0 if key == name else 1.0) for key, tensor in snapshots.updates[-1].items()}
-    snapshots = Snapshots((*snapshots.updates[:-1], last))
-    settings = {**LAYER, "projection": "fastfood", "match_norms": True, "snapshots": snapshots}
+    snapshots, spec = Snapshots((*snapshots.updates[:-1], last)), Subspace(Random("fastfood", match=SPAN), **LAYER)
     shares = []
     for seed in range(40):
-        model = SubspaceModel(zoo.build("Bert"), 3, projection_seed=seed, **settings)
+        model = SubspaceModel(zoo.build("Bert"), 3, spec, seed, snapshots=snapshots)
         part = model.projection.parts[1]
         column = part.apply(torch.eye(3, dtype=torch.float64)[0])
         entry = [e for e in model.entries if e.layer.endswith("1")]
@@ -129,41 +134,46 @@ def test_matched_norms_are_those_of_the_last_update(zoo):
 
 
 def test_layers_of_a_random_subspace_differ(zoo):
-    one, two = held(zoo, projection="fastfood").projection.parts
+    one, two = held(zoo, projection=Random("fastfood")).projection.parts
     assert one.fingerprint() != two.fingerprint()
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "message"),
+    ("fields", "error", "message"),
     [
         ({"head": "in_subspace"}, ConfigError, "classifier.weight lies in none"),
         ({"embeddings": "in_subspace"}, ConfigError, "word_embeddings.weight lies in none"),
-        ({"embeddings": "free"}, ConfigError, "embeddings = 'free' is unknown"),
-        ({"scope": "block"}, ConfigError, "scope = 'block' is unknown"),
+        ({"embeddings": "free"}, ConfigError, "embeddings should be 'in_subspace'.*, got 'free'"),
+        ({"scope": "block"}, ConfigError, "scope should be 'model' or 'layer', got 'block'"),
+        ({"start": "one"}, ConfigError, "start should be 'zero' or 'random', got 'one'"),
+        ({"ensemble": 0}, ConfigError, "ensemble should be 1 or more, got 0"),
+        ({"projection": learned("centred")}, ConfigError, r"projection.Learned.span.mode should be .*, got 'centred'"),
         ({"snapshots": None}, ConfigError, "give snapshots"),
-        ({"match_norms": True}, ConfigError, "match_norms is for random projections"),
-        ({"match_norms": True, "projection": "fastfood_per_tensor"}, ConfigError, "take fastfood"),
-        ({"normalization": "per_tensor"}, ConfigError, "orthonormal"),
-        ({"method": "said", "d": 20}, ConfigError, "no scales"),
+        ({"projection": Random("fastfood_per_tensor", match=SPAN)}, ConfigError, "take fastfood"),
+        ({"scales": "layer", "d": 20}, ConfigError, "no scales"),
         ({"d": 5}, DimensionError, "4 checkpoints; take d from 1 to 4"),
     ],
     ids=str,
 )
-def test_what_does_not_go_together(zoo, settings, error, message):
+def test_what_does_not_go_together(zoo, fields, error, message):
     base = zoo.build("Bert")
+    given = {"d": 3, "snapshots": checkpoints(base), "projection": learned(), **LAYER, **fields}
+    d, snapshots = given.pop("d"), given.pop("snapshots")
     with pytest.raises(error, match=message):
-        SubspaceModel(base, **{"d": 3, **LAYER, "snapshots": checkpoints(base), **settings})
+        SubspaceModel(base, d, Subspace(**given), snapshots=snapshots)
 
 
 def test_checkpoints_of_another_layout(zoo):
     base = zoo.build("Bert")
     with pytest.raises(TrajectoryError, match="another layout"):
-        SubspaceModel(base, 3, **LAYER, snapshots=checkpoints(zoo.build("Bert", num_hidden_layers=1)))
+        SubspaceModel(
+            base, 3, Subspace(learned(), **LAYER), snapshots=checkpoints(zoo.build("Bert", num_hidden_layers=1))
+        )
 
 
-@pytest.mark.parametrize("settings", [{}, {"embeddings": "trained"}, {"ensemble": 3, "start": "random"}], ids=str)
-def test_an_adapter_needs_its_trajectory(zoo, tmp_path, settings):
-    model = zoo.move(held(zoo, **settings), 0.1)
+@pytest.mark.parametrize("fields", [{}, {"embeddings": "trained"}, {"ensemble": 3, "start": "random"}], ids=str)
+def test_an_adapter_needs_its_trajectory(zoo, tmp_path, fields):
+    model = zoo.move(held(zoo, **fields), 0.1)
     with torch.no_grad():
         for parameter in model.head.values():
             parameter.add_(0.1)
@@ -175,14 +185,15 @@ def test_an_adapter_needs_its_trajectory(zoo, tmp_path, settings):
     with pytest.raises(AdapterError, match="lives in a learned subspace"):
         SubspaceModel.from_pretrained(tmp_path, zoo.build("Bert"))
     with pytest.raises(AdapterError, match="the checkpoints given are others"):
-        SubspaceModel.from_pretrained(tmp_path, zoo.build("Bert"), dataclasses.replace(snapshots, fingerprint="x"))
+        SubspaceModel.from_pretrained(tmp_path, zoo.build("Bert"), replace(snapshots, made_of=MadeOf(("walk",), "x")))
 
 
 def test_every_architecture_with_blocks_trains_in_its_layers(zoo, architecture):
     base = zoo.build(architecture)
     head = "frozen" if layout.head_names(base) else "in_subspace"
     snapshots = checkpoints(base)
-    model = SubspaceModel(base, 2, **{**LAYER, "head": head}, snapshots=snapshots).eval()
+    spec = Subspace(learned(), **{**LAYER, "head": head})
+    model = SubspaceModel(base, 2, spec, snapshots=snapshots).eval()
     zoo.move(model, 0.1)
     batch = zoo.batch(architecture)
     model(**batch.inputs, labels=batch.labels).loss.backward()

@@ -13,19 +13,21 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from distsub.errors import ConfigError
+from distsub.records import Random, Subspace
 from distsub.subspace import selftest
 from distsub.subspace.model import SubspaceModel
 
-APART = {"scope": "layer", "embeddings": "frozen", "head": "trained"}
+SAID = Subspace(scales="layer")
+APART = Subspace(scope="layer", embeddings="frozen", head="trained")
 NO_DROPOUT = {
     **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "dropout_rate": 0.0},
     **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }
 
 
-def held(zoo, name: str = "Bert", method: str = "said", **changes: Any) -> SubspaceModel:
+def held(zoo, name: str = "Bert", spec: Subspace = SAID, **changes: Any) -> SubspaceModel:
     """A held model away from theta_0."""
-    return zoo.move(SubspaceModel(zoo.build(name, **changes), 60, method).eval())
+    return zoo.move(SubspaceModel(zoo.build(name, **changes), 60, spec).eval())
 
 
 def agrees(zoo, model: SubspaceModel, name: str = "Bert", plain: nn.Module | None = None, scale: float = 1.0) -> None:
@@ -113,7 +115,7 @@ class TestDoors:
 
         base = Model().double()
         plain, x = copy.deepcopy(base), torch.randn(2, 3, 6, dtype=torch.float64)
-        model = zoo.move(SubspaceModel(base, 30, "did", "dense"), 2.0)
+        model = zoo.move(SubspaceModel(base, 30, Subspace(Random("dense"))), 2.0)
         plain.load_state_dict(model.merged_state())
         model(x).square().sum().backward()
         plain(x).square().sum().backward()
@@ -146,7 +148,7 @@ class TestCheckpointing:
         plain = copy.deepcopy(base).train()
         if before:
             base._set_gradient_checkpointing(True, _checkpoint(reentrant))
-        model = zoo.move(SubspaceModel(base, 60, "said", recompute=1 / 2)).train()
+        model = zoo.move(SubspaceModel(base, 60, SAID, recompute=1 / 2)).train()
         if not before:
             base._set_gradient_checkpointing(True, _checkpoint(reentrant))
         plain.load_state_dict(model.merged_state())
@@ -158,7 +160,7 @@ class TestCheckpointing:
     def test_a_reentrant_checkpoint_that_would_lose_the_blocks(self, zoo):
         base, data = zoo.build("GPT2"), zoo.batch("GPT2")
         base._set_gradient_checkpointing(True, _checkpoint(True))
-        model = zoo.move(SubspaceModel(base, 60, "did", **APART)).train()
+        model = zoo.move(SubspaceModel(base, 60, APART)).train()
         with warnings.catch_warnings(), pytest.raises(ConfigError, match=r'"use_reentrant": False'):
             warnings.simplefilter("ignore")  # torch warns of it
             model(**data.inputs, labels=data.labels)
@@ -283,10 +285,10 @@ class TestBetweenForwardAndBackward:
         model(**data.inputs, labels=data.labels).loss.backward()
         agrees(zoo, model)
 
-    @pytest.mark.parametrize("method", ["did", "said"])
-    def test_second_derivatives(self, zoo, method):
+    @pytest.mark.parametrize("scales", [None, "layer"])
+    def test_second_derivatives(self, zoo, scales):
         """A gradient penalty on the inputs, and the Hessian times a vector."""
-        model = held(zoo, method=method)
+        model = held(zoo, spec=Subspace(scales=scales))
         model.model.config._attn_implementation = "eager"
         embeds = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
 
@@ -302,7 +304,7 @@ class TestBetweenForwardAndBackward:
         coordinates, scales = zoo.dense_gradients(model, plain)
         assert zoo.relative(model.coordinates.grad, coordinates) < 1e-9
         assert zoo.relative(model.scales.grad, scales) < 1e-9
-        trained, vectors = [model.coordinates, model.scales][: 1 if method == "did" else 2], {}
+        trained, vectors = [model.coordinates, model.scales][: 2 if model.spec.scales else 1], {}
         for _ in range(2):
             loss = model(inputs_embeds=embeds).logits.square().sum()
             slopes = torch.autograd.grad(loss, trained, create_graph=True)
@@ -325,12 +327,12 @@ class TestBetweenForwardAndBackward:
 class TestMoves:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
     def test_cast_after_wrapping(self, zoo, dtype):
-        model, data = zoo.move(SubspaceModel(zoo.build("Bert", torch.float32), 60, "said")).eval(), zoo.batch("Bert")
+        model, data = zoo.move(SubspaceModel(zoo.build("Bert", torch.float32), 60, SAID)).eval(), zoo.batch("Bert")
         coordinates = model.coordinates.detach().clone()
         model.to(dtype)
         assert torch.equal(model.coordinates, coordinates.to(model.coordinates.dtype))
         assert model.coordinates.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        other = zoo.move(SubspaceModel(zoo.build("Bert", torch.float32).to(dtype), 60, "said")).eval()
+        other = zoo.move(SubspaceModel(zoo.build("Bert", torch.float32).to(dtype), 60, SAID)).eval()
         other.coordinates.data.copy_(coordinates)
         other.scales.data.copy_(model.scales)
         assert torch.equal(model(**data.inputs).logits, other(**data.inputs).logits)
@@ -354,7 +356,7 @@ class TestMoves:
 class TestAutocast:
     @pytest.mark.parametrize("name", ["Bert", "GPT2", "T5", "DebertaV2", "Llama"])
     def test_the_merged_model_under_autocast(self, zoo, name):
-        model = zoo.move(SubspaceModel(zoo.build(name, torch.float32), 60, "said"), 0.3).eval()
+        model = zoo.move(SubspaceModel(zoo.build(name, torch.float32), 60, SAID), 0.3).eval()
         data, plain = zoo.batch(name), zoo.merged(model, name)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found, expected = model(**data.inputs).logits, plain(**data.inputs).logits
@@ -369,7 +371,7 @@ class TestAutocast:
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 return self.out((-torch.exp(self.decay.float()) * x.unsqueeze(1)).sum(1))
 
-        model, x = zoo.move(SubspaceModel(Model(), 10, "did", "dense")), torch.randn(2, 8)
+        model, x = zoo.move(SubspaceModel(Model(), 10, Subspace(Random("dense")))), torch.randn(2, 8)
         plain = Model()
         plain.load_state_dict(model.merged_state())
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -430,13 +432,13 @@ class TestStates:
         model, data = held(zoo), zoo.batch("Bert")
         state = model.state_dict()
         assert state.keys() == {"coordinates", "scales", "_extra_state"}
-        fresh = SubspaceModel(zoo.build("Bert"), 60, "said").eval()
+        fresh = SubspaceModel(zoo.build("Bert"), 60, SAID).eval()
         fresh.load_state_dict(state)
         assert torch.equal(fresh(**data.inputs).logits, model(**data.inputs).logits)
         assert nn.Sequential(model).load_state_dict(nn.Sequential(model).state_dict()).missing_keys == []
 
     def test_a_trained_head_is_in_it(self, zoo):
-        model = SubspaceModel(zoo.build("Bert"), 60, head="trained")
+        model = SubspaceModel(zoo.build("Bert"), 60, Subspace(head="trained"))
         assert {"model.classifier.weight", "model.classifier.bias"} < model.state_dict().keys()
         model.load_state_dict(model.state_dict())
 
@@ -445,11 +447,11 @@ class TestStates:
         with torch.no_grad():
             base.classifier.weight.add_(0.1)
         with pytest.raises(ConfigError, match="another theta_0"):
-            SubspaceModel(base, 60, "said").load_state_dict(state)
+            SubspaceModel(base, 60, SAID).load_state_dict(state)
         with pytest.raises(ConfigError, match="projection_seed = 0, here 1"):
-            SubspaceModel(zoo.build("Bert"), 60, "said", projection_seed=1).load_state_dict(state)
+            SubspaceModel(zoo.build("Bert"), 60, SAID, 1).load_state_dict(state)
         with pytest.raises(RuntimeError, match="coordinates"):
-            SubspaceModel(zoo.build("Bert"), 60, "said").load_state_dict({})
+            SubspaceModel(zoo.build("Bert"), 60, SAID).load_state_dict({})
 
     def test_of_the_model_inside_it_is_merged(self, zoo, tmp_path):
         import transformers
@@ -522,7 +524,7 @@ class TestSelfTest:
         before = {name: tensor.clone() for name, tensor in base.named_buffers()}
         selftest._passed.clear()
         state = torch.get_rng_state()
-        model = SubspaceModel(base, 60, head="trained")
+        model = SubspaceModel(base, 60, Subspace(head="trained"))
         assert torch.equal(torch.get_rng_state(), state)
         assert all(torch.equal(tensor, before[name]) for name, tensor in base.named_buffers())
         assert all(p.grad is None for p in model.parameters())
@@ -542,5 +544,5 @@ class TestSelfTest:
             SubspaceModel(zoo.build("Bert"), d)
         assert len(runs) == 1
         SubspaceModel(zoo.build("Bert", num_hidden_layers=1), 20)
-        SubspaceModel(zoo.build("Bert"), 20, "said")
+        SubspaceModel(zoo.build("Bert"), 20, SAID)
         assert len(runs) == 3

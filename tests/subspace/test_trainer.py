@@ -13,6 +13,7 @@ pytest.importorskip("accelerate")
 import datasets
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
+from distsub.records import Subspace
 from distsub.subspace.model import SubspaceModel
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "trainer.py"
@@ -29,9 +30,10 @@ def rows(number: int, seed: int) -> datasets.Dataset:
     )
 
 
-def held(tiny_model: str, **settings) -> SubspaceModel:
+def held(tiny_model: str, seed: int = 0, **fields) -> SubspaceModel:
     torch.manual_seed(0)
-    return SubspaceModel(AutoModelForSequenceClassification.from_pretrained(tiny_model), 60, "said", **settings)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model)
+    return SubspaceModel(base, 60, Subspace(scales="layer", **fields), seed)
 
 
 def trainer(model, folder, **settings) -> Trainer:
@@ -104,7 +106,7 @@ def test_its_options(tiny_model, tmp_path, settings):
 def test_a_checkpoint_of_other_settings_is_refused(tiny_model, tmp_path):
     run = trainer(held(tiny_model), tmp_path)
     run.train()
-    other = trainer(held(tiny_model, projection_seed=1), tmp_path)
+    other = trainer(held(tiny_model, seed=1), tmp_path)
     with pytest.raises(ValueError, match="projection_seed = 0, here 1"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
 

@@ -14,9 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from distsub.records import Subspace
 from distsub.subspace.model import SubspaceModel
 from distsub.subspace.session import SavedTensor, Session
 from distsub.subspace.weights import Numbers
+
+SAID = Subspace(scales="layer")
 
 
 def map_read_only(path: Path) -> dict[str, torch.Tensor]:
@@ -84,10 +87,10 @@ class TestFrozenWeights:
             losses.append(loss.item())
         return losses
 
-    def test_bytes_of_theta_0_stay(self, zoo, settings):
+    def test_bytes_of_theta_0_stay(self, zoo, spec):
         base = zoo.build("Bert", torch.float32)
         before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-        model = SubspaceModel(base, 60, **settings).train()
+        model = SubspaceModel(base, 60, spec).train()
         losses = self.train(zoo, model)
         assert losses[-1] != losses[0]
         for name, tensor in base.named_parameters():
@@ -101,7 +104,7 @@ class TestFrozenWeights:
         for name, tensor in map_read_only(path).items():
             owner, _, key = name.rpartition(".")
             base.get_submodule(owner)._parameters[key] = nn.Parameter(tensor, requires_grad=False)
-        model = SubspaceModel(base, 60, "said").train()
+        model = SubspaceModel(base, 60, SAID).train()
         self.train(zoo, model)
         zoo.move(model).eval()(**zoo.batch("Bert").inputs)
         model.merged_state()
@@ -109,7 +112,7 @@ class TestFrozenWeights:
         assert " r--" in pages_of(base.get_parameter("classifier.weight").data_ptr())
 
     def test_clipping_sees_only_the_trained_numbers(self, zoo):
-        model = zoo.held(method="said").train()
+        model = zoo.held(scales="layer").train()
         self.train(zoo, model, 1)
         data = zoo.batch("Bert")
         model(**data.inputs, labels=data.labels).loss.backward()
@@ -119,7 +122,7 @@ class TestFrozenWeights:
         assert clipped.item() == pytest.approx(1e-3, rel=1e-3)
 
     def test_training_lowers_the_loss(self, zoo):
-        model = SubspaceModel(zoo.build("Bert", torch.float32), 200, "said", "partition").eval()
+        model = SubspaceModel(zoo.build("Bert", torch.float32), 200, SAID).eval()
         losses = self.train(zoo, model, 30, clip=1.0)
         assert losses[-1] < 0.5 * losses[0]
 
@@ -138,7 +141,7 @@ class TestFrozenWeights:
 
 class TestTrainingMode:
     def test_dropout_is_active_and_reproducible(self, zoo):
-        model, data = zoo.move(zoo.held(method="said")).train(), zoo.batch("Bert")
+        model, data = zoo.move(zoo.held(scales="layer")).train(), zoo.batch("Bert")
 
         def run(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
             torch.manual_seed(seed)
@@ -160,7 +163,7 @@ class TestTrainingMode:
 
     @pytest.mark.parametrize("name", ["Bert", "T5", "DebertaV2"])
     def test_bf16_autocast_is_close_to_fp32(self, zoo, name):
-        model, data = zoo.move(zoo.held(name, dtype=torch.float32, method="said"), 0.3), zoo.batch(name)
+        model, data = zoo.move(zoo.held(name, dtype=torch.float32, scales="layer"), 0.3), zoo.batch(name)
         exact = model(**data.inputs, labels=data.labels)
         exact.loss.backward()
         gradient = model.coordinates.grad.clone()
@@ -185,7 +188,7 @@ class TestTrainingMode:
         """Dropout is drawn again as it was; a cache of keys and values is never written twice."""
         data, results = zoo.batch(architecture), []
         for share in (0.0, 1.0):
-            model = zoo.move(SubspaceModel(zoo.build(architecture), 60, "said", recompute=share)).train()
+            model = zoo.move(SubspaceModel(zoo.build(architecture), 60, SAID, recompute=share)).train()
             torch.manual_seed(0)
             out = model(**data.inputs, labels=data.labels)
             out.loss.backward()
@@ -197,7 +200,7 @@ class TestTrainingMode:
     def test_recomputed_blocks_under_autocast(self, zoo):
         data, results = zoo.batch("Bert"), []
         for share in (0.0, 1.0):
-            model = zoo.move(SubspaceModel(zoo.build("Bert", torch.float32), 60, "said", recompute=share)).train()
+            model = zoo.move(SubspaceModel(zoo.build("Bert", torch.float32), 60, SAID, recompute=share)).train()
             torch.manual_seed(0)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss = model(**data.inputs, labels=data.labels).loss
@@ -216,7 +219,7 @@ class TestMemory:
     def test_one_units_weights_at_a_time(self, zoo, recompute):
         """Two blocks' weights never exist together: not forward, not backward, and none is kept between."""
         base = zoo.build("Bert", torch.float32, num_hidden_layers=5, intermediate_size=64)
-        model, data = SubspaceModel(base, 60, "said", recompute=recompute).eval(), zoo.batch("Bert")
+        model, data = SubspaceModel(base, 60, SAID, recompute=recompute).eval(), zoo.batch("Bert")
         sizes, made = watch(model)
         loss = model(**data.inputs, labels=data.labels).loss
         forward = len(made)
@@ -229,7 +232,7 @@ class TestMemory:
         assert not model.lending._session
 
     def test_nothing_grows_over_fifty_steps(self, zoo):
-        model, data = SubspaceModel(zoo.build("DebertaV2", torch.float32), 60, "said").train(), zoo.batch("DebertaV2")
+        model, data = SubspaceModel(zoo.build("DebertaV2", torch.float32), 60, SAID).train(), zoo.batch("DebertaV2")
         optimizer = torch.optim.AdamW(model.trained().values(), lr=0.01)
 
         def step() -> None:

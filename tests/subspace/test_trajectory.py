@@ -99,7 +99,7 @@ def test_snapshots_are_laid_out_as_the_model_is():
     update = {"b": torch.ones(2, 3), "a": torch.zeros(4)}
     theta_0 = [torch.zeros(4), torch.full((2, 3), 5.0)]
     assert [len(row) for row in Snapshots((update, update)).rows(("a", "b"), theta_0)] == [2, 2]
-    raw = Snapshots((update,), "raw").rows(("b",), theta_0[1:])
+    raw = Snapshots((update,)).rows(("b",), theta_0[1:], "raw")
     assert [row[0].tolist() for row in raw] == [[1.0] * 6, [5.0] * 6]
     with pytest.raises(TrajectoryError, match=r"another layout: this model has c \[4\], a checkpoint lacks it"):
         Snapshots((update,)).rows(("c",), theta_0[:1])

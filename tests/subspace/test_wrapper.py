@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers.utils import generic
 
+from distsub.records import Random, Subspace
 from distsub.subspace.model import SubspaceModel
 
 
@@ -28,7 +29,7 @@ class TestUnload:
         base.bert.embeddings.word_embeddings.weight.requires_grad_(False)
         before, flags, logits = state_of(base), [p.requires_grad for p in base.parameters()], base(**data.inputs).logits
         names, own = [name for name, _ in base.named_parameters()], list(base.parameters())
-        held = SubspaceModel(base, 60, **policies)
+        held = SubspaceModel(base, 60, Subspace(**policies))
         optimizer = torch.optim.AdamW(held.trained().values(), lr=0.1)
         held(**data.inputs, labels=data.labels).loss.backward()
         optimizer.step()
@@ -57,7 +58,7 @@ class TestUnload:
 
 class TestMerge:
     def test_it_is_a_plain_model_at_theta_with_memory_of_its_own(self, zoo, architecture):
-        held, data = zoo.move(zoo.held(architecture, method="said")), zoo.batch(architecture)
+        held, data = zoo.move(zoo.held(architecture, scales="layer")), zoo.batch(architecture)
         expected = held(**data.inputs).logits
         merged = held.merge()
         assert type(merged) is type(held.model) and plain(merged) and not merged.training
@@ -66,7 +67,9 @@ class TestMerge:
             next(merged.parameters()).add_(1.0)
         assert torch.equal(held(**data.inputs).logits, expected)
 
-    @pytest.mark.parametrize("policies", [{"head": "trained"}, {"embeddings": "trained"}, {"projection": "fastfood"}])
+    @pytest.mark.parametrize(
+        "policies", [{"head": "trained"}, {"embeddings": "trained"}, {"projection": Random("fastfood")}]
+    )
     def test_saved_and_loaded_by_transformers(self, zoo, tmp_path, policies):
         held, data = zoo.move(zoo.held(dtype=torch.float32, **policies)), zoo.batch("Bert")
         with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from distsub.errors import ConfigError
+from distsub.records import Subspace
 from distsub.subspace.model import SubspaceModel
 
 TEXT: dict[str, Any] = {
@@ -224,7 +225,7 @@ class TestZoo:
     def held(self, zoo: Any, name: str, **settings: Any) -> tuple[SubspaceModel, nn.Module]:
         base = build(name)
         training = name.startswith("Reformer")  # which has no backward pass in evaluation mode
-        held = zoo.move(SubspaceModel(base.train(training), 60, "said", **settings), 0.3)
+        held = zoo.move(SubspaceModel(base.train(training), 60, Subspace(scales="layer"), **settings), 0.3)
         plain = build(name).train(training)
         plain.load_state_dict(held.merged_state())
         return held, plain
