@@ -1,4 +1,4 @@
-"""One call for anybody: open a results directory, or measure a d90, from Python."""
+"""The Python API: open a results directory, or measure a d90."""
 
 import html
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Results:
-    """What a results directory says; a notebook shows it as a table.
+    """A results directory; a notebook shows it as a table of estimates.
 
     Rows are read when they are asked for, so that each call sees what a running sweep has written by then.
 
@@ -37,7 +37,7 @@ class Results:
 
     @cached_property
     def sweep(self) -> "Sweep":
-        """What was asked for."""
+        """The sweep that was run."""
         return sweep_of(self.store)
 
     def d90(self) -> "dict[str, Estimate]":
@@ -177,7 +177,7 @@ def store_of(sweep: "Sweep", out: str, directory: Path) -> "Store":
 
 
 def summary_of(sweep: "Sweep", store: "Store") -> "Summary":
-    """Sum up what a results directory says of a sweep."""
+    """Summarize the results of a sweep."""
     from distsub.report.summary import Summary
 
     return Summary(sweep.searches(), sweep.policy, store, sweep.limit)
@@ -192,13 +192,13 @@ def sweep_of(store: "Store") -> "Sweep":
     from distsub.config import parse_sweep
 
     place = f"{store.uri}/sweep.toml"
-    healing = f"a lost or damaged copy is put back by `distsub run` with the sweep file and --out {store.uri}"
+    remedy = f"restore it with `distsub run` on the sweep file and --out {store.uri}"
     if not store.sweep_text:
-        raise OutputError(f"{place} is missing or empty; {healing}")
+        raise OutputError(f"{place} is missing or empty; {remedy}")
     try:
         return parse_sweep(store.sweep_text, store.directory, place).known(store.places)
     except ConfigError as error:
-        raise OutputError(f"{str(error).splitlines()[0]}; {healing}") from None
+        raise OutputError(f"{str(error).splitlines()[0]}; {remedy}") from None
 
 
 def _proposal(
@@ -248,7 +248,7 @@ def _toml(value: Any, top: bool = True) -> str:
         return repr(float(value))
     if isinstance(value, str | os.PathLike):
         return json.dumps(os.fspath(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-    raise ConfigError(f"{value!r} is nothing that a sweep file can hold: give text, numbers, lists and tables")
+    raise ConfigError(f"{value!r} cannot be written to a sweep file; give text, numbers, lists or tables")
 
 
 def _slug(name: str) -> str:

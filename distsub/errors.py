@@ -1,6 +1,6 @@
 """Every error a person can cause: one root, one clear line each.
 
-A message says what was wrong, what was given, what is allowed and how to mend it. The classes carry a
+A message says what was wrong, what was given, what is allowed and how to fix it. The classes carry a
 standard-library co-parent so that callers who do not know distsub still catch them, and take a plain
 message so that they survive pickling between processes.
 """

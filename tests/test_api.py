@@ -63,7 +63,7 @@ def test_a_copy_of_the_sweep_file_that_is_lost_or_damaged_is_one_line_that_says_
         (out / "sweep.toml").unlink()
     else:
         (out / "sweep.toml").write_text(text)
-    with pytest.raises(OutputError, match=r"out/sweep\.toml.*put back by `distsub run`") as caught:
+    with pytest.raises(OutputError, match=r"out/sweep\.toml.*restore it with `distsub run`") as caught:
         distsub.open(out).d90()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
     kept, store = measured.store, distsub.open(measured.store.uri).store

@@ -298,7 +298,7 @@ def test_status_and_report_tell_of_rows_that_no_search_asks_for(first, small, wi
     assert not any("no search" in said for said in plain)
     before = answers(out)
     changed = {
-        "more": (wider("dims"), r"2 of trainings that it does not ask for"),
+        "more": (wider("dims"), r"2 of trainings that the sweep does not include"),
         "rows": (
             small.replace(data, other_data),
             r"3 of task tiny with other rows \(\w{12}, the sweep's are \w{12}\)",

@@ -1,1 +1,1 @@
-"""How sure: d90 with its interval, from rows or from anybody's numbers. Pure: no files, no clock, no torch, no Ray."""
+"""How sure: d90 with its interval, from rows or from given numbers. Pure: no files, no clock, no torch, no Ray."""

@@ -1,4 +1,4 @@
-"""d90 from anybody's numbers: arrays in, an estimate out. See docs/intervals.md."""
+"""d90 from given numbers: arrays in, an estimate out. See docs/intervals.md."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -100,12 +100,12 @@ def d90(
             is_nan = isinstance(value, (int, float)) and math.isnan(value)
             found = None if is_nan else _score("full", i, value, metric)
             rows.append(Row(None, _number("learning rate of full", i, rate), (i,) * 3, found, examples))
-    said = []
+    warnings = []
     if eval_examples is None:
-        said.append(f"eval_examples is not given: {examples} are assumed")
+        warnings.append(f"eval_examples is not given: {examples} are assumed")
     if seed is None:
-        said.append("seeds are not given: every training is taken to have its own")
-    prepared = prepare(rows, level_0, metric, rule).with_warnings(tuple(said))
+        warnings.append("seeds are not given: every training is taken to have its own")
+    prepared = prepare(rows, level_0, metric, rule).with_warnings(tuple(warnings))
     return fit_rows(prepared, ends).d_at(chance_corrected=chance_corrected, level=level)
 
 

@@ -306,20 +306,23 @@ def fit_rows(rows: "Rows", ends: tuple[int, int], noise: "Noise | None" = None) 
     draws = draw(rows.scores(ends, shared), noise)
     has_failed = [bool(share > 0.5) for share in draws.failed[: len(rows.subspace)]]
     lost, tried = sum(has_failed) + rows.diverged, len(rows.subspace) + rows.diverged
-    said = falls(rows, has_failed)
+    warnings = falls(rows, has_failed)
     if any(has_failed):
-        said = (
+        warnings = (
             f"{sum(has_failed)} of {tried} subspace trainings failed to train: d is that of those that train",
-            *said,
+            *warnings,
         )
     if draws.effective < ENOUGH:
-        said = (*said, f"the interval rests on {draws.effective:.0f} effective draws: its ends are uncertain by 10%")
+        warnings = (
+            *warnings,
+            f"the interval rests on {draws.effective:.0f} effective draws: its ends are uncertain by 10%",
+        )
     return replace(
         empty,
         unit=rows.good - rows.floor,
         rates=rows.rates,
         failed_subspace=lost / tried,
-        warnings=empty.warnings + said,
+        warnings=empty.warnings + warnings,
         draws=draws,
         shared=shared,
     )

@@ -57,8 +57,8 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
     rows = [_row(result, observation, metric) for result, observation in found if not observation.trial.is_theta_0]
     untouched = [result.score for result, observation in found if observation.trial.is_theta_0]
     chances = mean_known([result.chance for result, _ in found])
-    said = _unknown_examples(found) + (_tries(asked, len(rates)) if rule.value is None else ())
-    return prepare(rows, chances, metric, rule, mean_known(untouched)).with_warnings(said)
+    warnings = _unknown_examples(found) + (_tries(asked, len(rates)) if rule.value is None else ())
+    return prepare(rows, chances, metric, rule, mean_known(untouched)).with_warnings(warnings)
 
 
 def _row(result: Result, observation: Observation, metric: str) -> Row:

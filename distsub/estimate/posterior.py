@@ -71,7 +71,7 @@ class _Model:
         self.center = np.array([mean for mean, _ in priors] + [0.0] * rates + [middle[0]] * places)
         self.spread = np.array([sd for _, sd in priors] + [noise.shortfall] * rates + [middle[1]] * places)
         self.steps = _steps(scores.rates, noise.shortfall)
-        self.kin = np.linalg.inv(scores.relation) if places else np.zeros((0, 0))
+        self.precision = np.linalg.inv(scores.relation) if places else np.zeros((0, 0))
         self.members = scores.group[:, None] == np.arange(scores.group.max(initial=-1) + 1)
         self.loose = scores.place < 0
 
@@ -86,7 +86,7 @@ class _Model:
         value = -0.5 * (standard**2).sum(1)
         value -= 1.5 * np.log1p(0.5 * (theta[:, self.shortfalls] @ self.steps) ** 2).sum(1)
         off = theta[:, self.places] - theta[:, [MIDDLE]]
-        value -= 0.5 * np.exp(-2 * theta[:, SHIFT]) * ((off @ self.kin) * off).sum(1)
+        value -= 0.5 * np.exp(-2 * theta[:, SHIFT]) * ((off @ self.precision) * off).sum(1)
         value -= off.shape[1] * theta[:, SHIFT]
         mean, variance = self.moments(theta)
         trained, failed = self._subspace(theta, mean[:, :k], variance[:, :k])
@@ -174,12 +174,12 @@ class _Model:
         found += np.diag(prior)
         arms = self.shortfalls
         found[arms, arms] += (self.steps * 1.5 / (1.0 + 0.5 * (theta[arms] @ self.steps) ** 2)) @ self.steps.T
-        kin = self.kin * math.exp(-2 * theta[SHIFT])
-        found[self.places, self.places] += kin
-        found[self.places, MIDDLE] -= kin.sum(1)
-        found[MIDDLE, self.places] -= kin.sum(1)
-        found[MIDDLE, MIDDLE] += kin.sum()
-        found[SHIFT, SHIFT] += max(len(kin) - 1.0, 0.0)
+        precision = self.precision * math.exp(-2 * theta[SHIFT])
+        found[self.places, self.places] += precision
+        found[self.places, MIDDLE] -= precision.sum(1)
+        found[MIDDLE, self.places] -= precision.sum(1)
+        found[MIDDLE, MIDDLE] += precision.sum()
+        found[SHIFT, SHIFT] += max(len(precision) - 1.0, 0.0)
         return found
 
 
@@ -224,8 +224,8 @@ def draw(scores: Scores, noise: Noise) -> Draws:
         if len(proposals) > 1 and (effective >= _WANTED or len(proposals) == _ROUNDS):
             # A draw far out in a thin tail of the proposals must not stand for everything.
             weight = np.minimum(weight, 1.0 / math.sqrt(len(weight)))
-            told = weight > 1e-3 * weight.max()  # the others, most of the first rounds, only cost time
-            return model.finish(theta[told], weight[told] / weight[told].sum(), effective)
+            relevant = weight > 1e-3 * weight.max()  # the others, most of the first rounds, only cost time
+            return model.finish(theta[relevant], weight[relevant] / weight[relevant].sum(), effective)
         # Where a few draws have all the weight, the next round takes its place and width from many all the same.
         heat = 1.0
         while _kish(weight) < 6 * size and heat > 0.01:

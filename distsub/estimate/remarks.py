@@ -9,43 +9,43 @@ from distsub.estimate.rows import Row, Rows, best_of_seeds, mean, sampling_varia
 
 def remarks(rows: Rows) -> tuple[str, ...]:
     """Tell what is missing or was set aside, and where the baseline is not good enough."""
-    said: list[str] = []
+    warnings: list[str] = []
     if rows.num_seeds == 1:
-        said.append(
+        warnings.append(
             f"one seed: how much {rows.rule.name(rows.metric)} varies over seeds is not measured, the interval takes"
             " the spread seen on other tasks; run at least 3"
         )
     failed, tried = rows.failed_full
     if failed:
-        said.append(f"{failed} of {tried} full fine-tunings failed to train and are left out")
+        warnings.append(f"{failed} of {tried} full fine-tunings failed to train and are left out")
     if rows.dropped_rates:
         names = ", ".join(f"{rate:g}" for rate in rows.dropped_rates)
-        said.append(f"most full fine-tunings at learning rate {names} failed to train: all of them are left out")
+        warnings.append(f"most full fine-tunings at learning rate {names} failed to train: all of them are left out")
     if rows.baseline:
-        said += _of_baseline(rows)
+        warnings += _of_baseline(rows)
     if rows.dropped:
         names = ", ".join(f"{eta:g}" for eta in rows.dropped)
         if rows.etas:
-            said.append(f"eta {names} diverged more often than not and is no candidate")
+            warnings.append(f"eta {names} diverged more often than not and is no candidate")
         else:
-            said.append(f"every subspace training diverged (eta {names}): lower the etas")
-    return (*said, *rows.warnings)
+            warnings.append(f"every subspace training diverged (eta {names}): lower the etas")
+    return (*warnings, *rows.warnings)
 
 
 def _of_baseline(rows: Rows) -> list[str]:
-    said = []
+    warnings = []
     if len(best_of_seeds(rows.baseline)) == 1:
-        said.append("one baseline seed: the spread of full fine-tuning is assumed, not measured; run at least 3")
+        warnings.append("one baseline seed: the spread of full fine-tuning is assumed, not measured; run at least 3")
     full, chance = rows.full, rows.floor
     error = math.sqrt(mean([sampling_variance(row, rows.metric) for row in rows.baseline]))
     if full <= chance:
-        said.append(f"the baseline {full:.3f} is not above chance {chance:.3f}: there is nothing to reach")
+        warnings.append(f"the baseline {full:.3f} is not above chance {chance:.3f}: there is nothing to reach")
     elif full - chance < 2 * error:
-        said.append(
+        warnings.append(
             f"the baseline {full:.3f} is above chance {chance:.3f} by less than two standard errors ({error:.3f}):"
             " evaluate more examples or train longer"
         )
-    return said
+    return warnings
 
 
 def falls(rows: Rows, failed: Sequence[bool]) -> tuple[str, ...]:

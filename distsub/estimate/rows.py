@@ -45,8 +45,8 @@ class Row:
     @property
     def value(self) -> tuple[float, float, float, bytes]:
         """What it says, whatever it is called."""
-        told = b"" if self.influences is None else self.influences.tobytes()
-        return self.d or 0.0, self.arm, -math.inf if self.score is None else self.score, told
+        with_influences = b"" if self.influences is None else self.influences.tobytes()
+        return self.d or 0.0, self.arm, -math.inf if self.score is None else self.score, with_influences
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Rows:
         """Distinct triples of seeds among the subspace trainings."""
         return len({row.seeds for row in self.subspace})
 
-    def with_warnings(self, said: tuple[str, ...]) -> "Rows":
+    def with_warnings(self, warnings: tuple[str, ...]) -> "Rows":
         """Return the same with more said of it."""
-        return replace(self, warnings=self.warnings + said)
+        return replace(self, warnings=self.warnings + warnings)
 
     @cached_property
     def full(self) -> float:
@@ -176,11 +176,11 @@ class Rows:
     def _variance(self, rows: Sequence[Row], score: float) -> float:
         """Return the sampling variance at a score: the plain formula, corrected by what the rows' answers say."""
         plain = mean([variance(score, self.metric, row.num_examples) for row in rows])
-        told = [row for row in rows if row.influences is not None]
-        if self.metric == "accuracy" or not told:
+        with_influences = [row for row in rows if row.influences is not None]
+        if self.metric == "accuracy" or not with_influences:
             return plain
-        formula = mean([variance(row.score or 0.0, self.metric, row.num_examples) for row in told])
-        return plain * mean([sampling_variance(row, self.metric) for row in told]) / formula
+        formula = mean([variance(row.score or 0.0, self.metric, row.num_examples) for row in with_influences])
+        return plain * mean([sampling_variance(row, self.metric) for row in with_influences]) / formula
 
 
 def sampling_variance(row: Row, metric: str) -> float:
@@ -207,18 +207,18 @@ def prepare(
         rule: What has to be reached.
         theta_0: Mean score of the untouched model, where that is chance and has been seen.
     """
-    ordered, said = _by_value(rows), tuple[str, ...]()
+    ordered, warnings = _by_value(rows), tuple[str, ...]()
     chance = rule.chance_of(majority, theta_0)
     if chance is None and majority is not None:
-        said, chance = ("no row scores theta_0: the majority class is taken as chance",), majority
+        warnings, chance = ("no row scores theta_0: the majority class is taken as chance",), majority
     elif chance is None:
-        said = ("no row gives a chance level: 0 is taken",)
+        warnings = ("no row gives a chance level: 0 is taken",)
     floor = floor_of(majority, chance)
     full = [row for row in ordered if row.d is None]
     verdict = judge([Trained(row.arm, row.score, row.num_examples) for row in full], floor, metric)
     if verdict.in_doubt:
         best = max(row.score for row in full if row.score is not None)
-        said += (
+        warnings += (
             f"{verdict.in_doubt} of {len(full)} full fine-tunings score near chance, the best {best:.3f}: if most"
             " failed to train, the threshold is too low; train more seeds, or look at the learning rates",
         )
@@ -242,7 +242,7 @@ def prepare(
         failed_full=(sum(verdict.failed), len(full)),
         dropped_rates=verdict.rates,
         diverged=len(gone),
-        warnings=said,
+        warnings=warnings,
     )
 
 
@@ -251,8 +251,8 @@ def _by_value(rows: Iterable[Row]) -> list[Row]:
     members: dict[Hashable, list[Row]] = {}
     for row in rows:
         members.setdefault(row.seeds, []).append(row)
-    said = {seeds: sorted(row.value for row in own) for seeds, own in members.items()}
-    rank = {seeds: i for i, seeds in enumerate(sorted(said, key=said.__getitem__))}
+    warnings = {seeds: sorted(row.value for row in own) for seeds, own in members.items()}
+    rank = {seeds: i for i, seeds in enumerate(sorted(warnings, key=warnings.__getitem__))}
     return sorted((row for own in members.values() for row in own), key=lambda row: (row.value, rank[row.seeds]))
 
 

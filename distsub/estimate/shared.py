@@ -84,12 +84,12 @@ def shared(
     """
     size = len(_KNOTS) + 1
     length = max((len(row) for row in answers if row is not None), default=0)
-    told = [i for i, row in enumerate(answers) if row is not None and len(row) == length and row.std() > 0]
-    if not told:
+    usable = [i for i, row in enumerate(answers) if row is not None and len(row) == length and row.std() > 0]
+    if not usable:
         return Shared(np.zeros((size, size)), np.zeros((size, size)), np.asarray(variances), usual)
-    matrix = np.stack([row / row.std() for i in told if (row := answers[i]) is not None])
-    base = np.asarray(is_baseline)[told]
-    load = np.column_stack([_hats(np.asarray(gains)[told]) * ~base[:, None], base])
+    matrix = np.stack([row / row.std() for i in usable if (row := answers[i]) is not None])
+    base = np.asarray(is_baseline)[usable]
+    load = np.column_stack([_hats(np.asarray(gains)[usable]) * ~base[:, None], base])
     sums, mass, alone = load.T @ matrix, load.sum(0), load.T @ load
     return Shared(sums @ sums.T / length - alone, np.outer(mass, mass) - alone, np.asarray(variances), usual)
 

@@ -115,21 +115,21 @@ def read(
             raise DataError(
                 "ends some lines with a carriage return alone and others not; give all of them one line end"
             )
-    said = re.fullmatch(r"sep=(.)\s*", line)  # Excel's way to name the separator
+    declared = re.fullmatch(r"sep=(.)\s*", line)  # Excel's way to name the separator
 
     def whole(separator: str, quote: Quote, names: Sequence[str] | None) -> _Reading:
         with opening.opened_text(path, encoding, newline="") as (text, _):
-            if said:
+            if declared:
                 next(text)
-            return _parse(text, separator, quote, names, 1 if said else 0)
+            return _parse(text, separator, quote, names, 1 if declared else 0)
 
     def decided(separator: str, names: Sequence[str] | None) -> tuple[_Reading, Quote]:
         if quote or not marks:
             return whole(separator, quote or "double", names), quote or "double"
         return _decided(whole, separator, names, line.startswith('"'))
 
-    if separator is None and said:
-        separator = said[1]
+    if separator is None and declared:
+        separator = declared[1]
     if separator is None:
         usual = "\t" if opening.content_name(path).lower().endswith((".tsv", ".tab")) else ","
         headers = {}
@@ -258,7 +258,7 @@ def _decided(
         line = 1 if quoted_names else _doubled(none)
         if line is not None:
             raise DataError(
-                f"line {line} puts quotation marks around cells as CSV does, but {double}; mend that line, or set "
+                f"line {line} puts quotation marks around cells as CSV does, but {double}; fix that line, or set "
                 'quote = "none" if all of them are text'
             )
         return none, "none"

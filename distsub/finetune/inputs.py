@@ -81,7 +81,7 @@ def _send(files: Files, content: str, sources: dict[str, Path]) -> int:
         files.put(_mark(content), json.dumps({"files": sizes}, indent=1).encode())
     except (OSError, pa.ArrowException) as error:
         raise OutputError(
-            f"cannot put the inputs into {files.uri}/{FOLDER} ({first_line(error)}); mend that and run the same "
+            f"cannot put the inputs into {files.uri}/{FOLDER} ({first_line(error)}); fix that and run the same "
             "command again, or give --no-inputs where every node finds them at their address"
         ) from error
     return sum(sizes.values())

@@ -45,10 +45,10 @@ def dataset_files(directory: Path) -> list[Path] | None:
     state = directory / "state.json"
     if not state.is_file():
         return None
-    said = _json(state)
-    if said.get("_indices_data_files") or said.get("_indices_files"):
+    content = _json(state)
+    if content.get("_indices_data_files") or content.get("_indices_files"):
         raise DataError("was saved with an order of rows apart; load it with datasets and save it again")
-    names = [each["filename"] for each in said.get("_data_files") or []]
+    names = [each["filename"] for each in content.get("_data_files") or []]
     files = [directory / Path(name).name for name in names]
     if missing := [file.name for file in files if not file.is_file()]:
         raise DataError(f"lacks {missing[0]}, which its state.json names")
@@ -144,16 +144,16 @@ def _declared(directory: Path, config: str | None) -> dict[str, list[str]] | Non
     return _patterns(named[chosen].get("data_files"))
 
 
-def _patterns(said: Any) -> dict[str, list[str]] | None:
+def _patterns(content: Any) -> dict[str, list[str]] | None:
     """Take the forms in which a card names files: a pattern, a list of them, or one for each split."""
-    if isinstance(said, str):
-        return {"train": [said]}
-    if isinstance(said, list) and all(isinstance(each, str) for each in said):
-        return {"train": said}
-    if not isinstance(said, list) or not all(isinstance(each, dict) and "split" in each for each in said):
+    if isinstance(content, str):
+        return {"train": [content]}
+    if isinstance(content, list) and all(isinstance(each, str) for each in content):
+        return {"train": content}
+    if not isinstance(content, list) or not all(isinstance(each, dict) and "split" in each for each in content):
         return None
     found = {}
-    for each in said:
+    for each in content:
         paths = each.get("path", [])
         found[str(each["split"])] = [paths] if isinstance(paths, str) else list(map(str, paths))
     return found
@@ -179,7 +179,7 @@ def _stem(file: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        said = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"holds a damaged {path.name}") from error
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}

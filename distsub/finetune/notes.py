@@ -61,5 +61,5 @@ def _repeats(splits: Splits) -> str:
         f"{train} of {len(splits.train)} training texts repeat another" if train else "",
         f"{contradictory} training texts have contradictory labels" if contradictory else "",
     ]
-    said = "; ".join(part for part in parts if part)
-    return f"{said} (case and white space aside)" if said else ""
+    text = "; ".join(part for part in parts if part)
+    return f"{text} (case and white space aside)" if text else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-WORTH_IT = 1.2
+MIN_SPEEDUP = 1.2
 """How much faster bf16 must be in the probe to be taken: below that, its rounding is the only thing gained."""
 
 
@@ -50,7 +50,7 @@ def gains_by_bf16(kind: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
         return True
-    return not torch.cpu._is_avx2_supported() and speed_up() >= WORTH_IT
+    return not torch.cpu._is_avx2_supported() and speed_up() >= MIN_SPEEDUP
 
 
 def speed_up(seconds: float = 1.0) -> float:

@@ -98,7 +98,7 @@ def sweep(
     share = int(holdout) if holdout and holdout >= 1 else holdout
     facts = survey(source, model, rows["text"], rows["label"], rows["validation"], share)
     proposal = propose(facts)
-    return toml(facts, proposal, model, directory), seen(facts, proposal)
+    return toml(facts, proposal, model, directory), describe(facts, proposal)
 
 
 def known(model: str, task: str, directory: Path) -> str:
@@ -116,7 +116,7 @@ def model_entry(model: str, directory: Path) -> str:
     return f"{{ path = {quoted(_path(model, directory))} }}"
 
 
-def seen(facts: "Facts", proposal: Proposal) -> list[str]:
+def describe(facts: "Facts", proposal: Proposal) -> list[str]:
     """Say what was seen and chosen, a line each."""
     task = facts.task
     shown = ", ".join(f"{name} {count:g}" for name, count in facts.counts[:12])

@@ -85,18 +85,18 @@ def survey(
     splits = [task.train] + ([] if task.validation is None else [task.validation])
     read = reading.read(task, splits)
     empty = {column: sum(_empty(table[column]) for table in read) for column in columns}
-    seen = _settled(replace(task, empty=_policy(task, read, empty)))
+    splits = _settled(replace(task, empty=_policy(task, read, empty)))
     return Facts(
-        task=seen.task,
+        task=splits.task,
         origin=_origin(found, len(files)),
         guessed=guessed,
         rows=sum(table.num_rows for table in read),
         empty_cells=tuple((column, number) for column, number in empty.items() if number),
-        train=len(seen.train),
-        validation=len(seen.validation),
-        counts=_counts(seen),
-        notes=tuple(line for line in notes.notes(seen) if " classes, " not in line),
-        **_model(model, seen.task.num_labels or 0, seen.train),
+        train=len(splits.train),
+        validation=len(splits.validation),
+        counts=_counts(splits),
+        notes=tuple(line for line in notes.notes(splits) if " classes, " not in line),
+        **_model(model, splits.task.num_labels or 0, splits.train),
     )
 
 
@@ -143,8 +143,8 @@ def _written(found: tables.FileTable) -> dict[str, str]:
     written, usual = found.format, {"separator": "\t" if found.path.suffix in (".tsv", ".tab") else ","}
     keys = {"separator": written.separator, "quote": written.quote, "encoding": written.encoding}
     usual |= {"encoding": "utf-8", "quote": "double"}
-    said = {key: value for key, value in keys.items() if value is not None and value.lower() != usual[key]}
-    return {key: value for key, value in said.items() if (key, value) != ("encoding", "utf-8-sig")}
+    given = {key: value for key, value in keys.items() if value is not None and value.lower() != usual[key]}
+    return {key: value for key, value in given.items() if (key, value) != ("encoding", "utf-8-sig")}
 
 
 def _columns(found: tables.FileTable, asked: str | None, label: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -208,20 +208,20 @@ def _settled(task: Task) -> data.Splits:
         return data.load(task, Budget(steps=1))
     except DataError as error:
         try:
-            seen = data.load(replace(task, num_labels=1, metric="pearson"), Budget(steps=1))
+            splits = data.load(replace(task, num_labels=1, metric="pearson"), Budget(steps=1))
         except DataError:
             raise error from None
-        values = [*seen.train.labels, *seen.validation.labels]
+        values = [*splits.train.labels, *splits.validation.labels]
         if len(set(values)) == len(values) and all(value == int(value) for value in values):
             raise error from None  # whole numbers, each once: rather an id than a value
-        return seen
+        return splits
 
 
-def _counts(seen: data.Splits) -> tuple[tuple[str, float], ...]:
-    numbers = [*seen.train.labels, *seen.validation.labels]
-    if seen.task.num_labels == 1:
+def _counts(splits: data.Splits) -> tuple[tuple[str, float], ...]:
+    numbers = [*splits.train.labels, *splits.validation.labels]
+    if splits.task.num_labels == 1:
         return ("smallest", min(numbers)), ("largest", max(numbers))
-    names = seen.task.labels or tuple(str(i) for i in range(seen.task.num_labels or 0))
+    names = splits.task.labels or tuple(str(i) for i in range(splits.task.num_labels or 0))
     return tuple((name, numbers.count(i)) for i, name in enumerate(names))
 
 

@@ -122,11 +122,11 @@ def agree(shards: Sequence[FileTable], column: str) -> None:
     Raises:
         DataError: One holds numbers, say, where another holds words.
     """
-    said = [shard for shard in shards if shard.kinds.get(column)]
-    typed = next((shard for shard in said if shard.kinds[column] not in ("text", "mixed")), None)
+    typed_shards = [shard for shard in shards if shard.kinds.get(column)]
+    typed = next((shard for shard in typed_shards if shard.kinds[column] not in ("text", "mixed")), None)
     if typed is None:
         return
-    for shard in said:
+    for shard in typed_shards:
         kind, wanted = shard.kinds[column], typed.kinds[column]
         if kind != wanted and not (kind == "text" and cells.all_hold(shard.table[column], wanted)):
             raise DataError(

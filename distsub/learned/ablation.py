@@ -95,8 +95,10 @@ def compare(arm: Sequence[Observation], control: Sequence[Observation], resample
     examples: tuple[float | None, float | None] = (None, None)
     tests: list[float] | None = None
     target = np.array(arm[0].target)
-    if target.size and all(seen.target == arm[0].target and seen.predicted for seen in (*arm, *control)):
-        ours, theirs = (np.array([seen.predicted for seen in side]) for side in (arm, control))
+    if target.size and all(
+        observation.target == arm[0].target and observation.predicted for observation in (*arm, *control)
+    ):
+        ours, theirs = (np.array([observation.predicted for observation in side]) for side in (arm, control))
         metric = arm[0].trial.task.metric
         examples = _bootstrap(metric, ours, theirs, target, resamples)
         if arm[0].trial.task.num_labels != 1:
@@ -173,16 +175,16 @@ def ablations_table(observations: Sequence[Observation], masks: pa.Table) -> pa.
     whole: dict[Any, dict[Any, Observation]] = {}
     arms: dict[Any, dict[str, dict[Any, Observation]]] = {}
     sizes: dict[Any, dict[Any, int]] = {}
-    for seen in observations:
-        trial = seen.trial
-        if not isinstance(trial.method, Full) or score_of(seen) is None:
+    for observation in observations:
+        trial = observation.trial
+        if not isinstance(trial.method, Full) or score_of(observation) is None:
             continue
-        seeds, place = (trial.seeds.head, trial.seeds.data), _place(seen)
+        seeds, place = (trial.seeds.head, trial.seeds.data), _place(observation)
         if trial.is_baseline:
-            whole.setdefault(place, {})[seeds] = seen
+            whole.setdefault(place, {})[seeds] = observation
         elif trial.ablation and (mask := kinds.get(trial.ablation.mask)) is not None:
             arm = (*place, *(mask[name] for name in _ARM), trial.ablation.edit)
-            arms.setdefault(arm, {}).setdefault(mask["kind"], {})[seeds] = seen
+            arms.setdefault(arm, {}).setdefault(mask["kind"], {})[seeds] = observation
             sizes.setdefault((*arm, mask["kind"]), {})[seeds] = mask["positions"]
     rows = []
     for arm, by_kind in sorted(arms.items(), key=lambda item: _sortable(item[0])):
@@ -201,7 +203,7 @@ def ablations_table(observations: Sequence[Observation], masks: pa.Table) -> pa.
 
 def _compared(arm: Sequence[Observation], control: Sequence[Observation]) -> dict[str, Any]:
     found, trial = compare(arm, control), arm[0].trial
-    scores = np.array([_score(seen) for seen in arm])
+    scores = np.array([_score(observation) for observation in arm])
     low, high, _ = t_interval(scores)
     return {
         "task": trial.task.name,
@@ -223,9 +225,9 @@ def _compared(arm: Sequence[Observation], control: Sequence[Observation]) -> dic
     }
 
 
-def _place(seen: Observation) -> tuple[Any, ...]:
+def _place(observation: Observation) -> tuple[Any, ...]:
     """Give what a full fine-tuning and its ablated twin share besides the seeds."""
-    trial = seen.trial
+    trial = observation.trial
     return (trial.task, trial.model, trial.learning_rate, trial.budget)
 
 
@@ -233,12 +235,12 @@ def _sortable(arm: tuple[Any, ...]) -> tuple[str, ...]:
     return (arm[0].name, *(str(part) for part in arm[1:]))
 
 
-def score_of(seen: Observation) -> float | None:
+def score_of(observation: Observation) -> float | None:
     """Return the score, chance for a training that diverged; None where neither is known."""
-    return seen.chance if seen.status == "diverged" else seen.score
+    return observation.chance if observation.status == "diverged" else observation.score
 
 
-def _score(seen: Observation) -> float:
-    score = score_of(seen)
+def _score(observation: Observation) -> float:
+    score = score_of(observation)
     assert score is not None, "only trials with a score are compared"
     return score

@@ -60,11 +60,11 @@ def find_outliers(
         observations: Its rows.
         k: How many sigma.
         every_d: Look at every d, not at the largest alone.
-        say: Told of every update.
+        say: Prints a line per update.
         asked: Trajectories that may be there beside those that rows name.
 
     Returns:
-        The updates, without those that cannot be read or are not finite, of which it is told.
+        The updates, without those that cannot be read or are not finite, which are reported.
 
     Raises:
         ConfigError: There is none.
@@ -275,7 +275,7 @@ def measure_geometry(
         d: Compare the leading d directions; None takes all.
         mode: "difference" or "centered".
         seeds: Trajectories per model and task, those of the first seeds.
-        say: Told of every layer.
+        say: Prints a line per layer.
         asked: Trajectories that may be there beside those that rows name.
 
     Returns:

@@ -54,8 +54,8 @@ def spikes_figure(profiles: pa.Table, to: Target, *, k: float = 3.0, layers: int
     names = list(dict.fromkeys(row["layer"] for part in shown for row in part))
     kept = [names[round(i * (len(names) - 1) / max(1, layers - 1))] for i in range(min(layers, len(names)))]
     figure, grid = make_grid(len(shown), len(kept), 4.6, 1.9)
-    seen = [abs(row[end]) for part in shown for row in part if row["layer"] in kept for end in ("low", "high")]
-    top = 1.15 * max([1.5 * k, *seen])  # one scale for all, so that what stands out in one is seen beside the others
+    heights = [abs(row[end]) for part in shown for row in part if row["layer"] in kept for end in ("low", "high")]
+    top = 1.15 * max([1.5 * k, *heights])  # one scale for all, so that what stands out in one is seen beside the others
     for number, part in enumerate(shown):
         for axes, layer in zip(grid[number], kept, strict=True):
             _spikes(axes, [row for row in part if row["layer"] == layer], k)
@@ -196,8 +196,8 @@ def transfer_figure(transfer: pa.Table, to: Target) -> None:
         heat_map(axes, colour, names, names, None, "RdBu", (-1.0, 1.0), score)
         axes.set_xlabel("target task", fontsize=8)
         axes.set_ylabel("source of the subspace", fontsize=8)
-        said = f"d = {panel[1]} per layer, {panel[2]} training\nscore; blue: as full, white: as random"
-        axes.set_title(_title(panel[0], said), fontsize=9)
+        title = f"d = {panel[1]} per layer, {panel[2]} training\nscore; blue: as full, white: as random"
+        axes.set_title(_title(panel[0], title), fontsize=9)
     _save(figure, to)
 
 

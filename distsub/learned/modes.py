@@ -29,9 +29,13 @@ def modes_table(observations: Sequence[Observation]) -> pa.Table:
         Rows of MODES, in the order of model, task, way and d; the scores of each in the order of the seeds.
     """
     tried: dict[Key, dict[float, dict[Key, Observation]]] = defaultdict(lambda: defaultdict(dict))
-    for seen in observations:
-        if seen.trial.ablation is None and not seen.trial.is_theta_0 and not math.isnan(_score(seen)):
-            tried[_way(seen)][_rate(seen)][_seeds(seen)] = seen
+    for observation in observations:
+        if (
+            observation.trial.ablation is None
+            and not observation.trial.is_theta_0
+            and not math.isnan(_score(observation))
+        ):
+            tried[_way(observation)][_rate(observation)][_seeds(observation)] = observation
     chosen = {way: max(by_rate.items(), key=lambda item: _strength(item[1])) for way, by_rate in tried.items()}
     full = {way[:3]: trials for way, (_, trials) in chosen.items() if isinstance(way[3], Full)}
     random: dict[Key, dict[Key, Observation]] = {}
@@ -46,12 +50,12 @@ def modes_table(observations: Sequence[Observation]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=MODES)
 
 
-def _row(way: Key, seen: Sequence[Observation]) -> dict[str, Any]:
+def _row(way: Key, observations: Sequence[Observation]) -> dict[str, Any]:
     _, task, budget, method, d = way
-    scores = np.array([_score(each) for each in seen], dtype=float)
+    scores = np.array([_score(each) for each in observations], dtype=float)
     low, high, _ = t_interval(scores)
     return {
-        "model": seen[0].trial.model.name,
+        "model": observations[0].trial.model.name,
         "task": task.name,
         "method": label(method),
         **dict(zip(("source", "training"), _source(method, task.name), strict=True)),
@@ -59,8 +63,8 @@ def _row(way: Key, seen: Sequence[Observation]) -> dict[str, Any]:
         "d": d,
         "steps": budget.steps,
         "metric": task.metric,
-        "chance": seen[0].chance,
-        "seeds": len(seen),
+        "chance": observations[0].chance,
+        "seeds": len(observations),
         "score": float(scores.mean()),
         "score_low": low,
         "score_high": high,
@@ -72,9 +76,11 @@ def _against(trials: dict[Key, Observation], full: dict[Key, Observation]) -> di
     """Compare with full fine-tuning under the same head and data seed."""
     if not full:
         return {}
-    mean = float(np.mean([_score(seen) for seen in full.values()]))
-    by_seeds = {seeds[1:]: _score(seen) for seeds, seen in full.items()}
-    pairs = [(_score(seen), by_seeds[seeds[1:]]) for seeds, seen in trials.items() if seeds[1:] in by_seeds]
+    mean = float(np.mean([_score(observation) for observation in full.values()]))
+    by_seeds = {seeds[1:]: _score(observation) for seeds, observation in full.items()}
+    pairs = [
+        (_score(observation), by_seeds[seeds[1:]]) for seeds, observation in trials.items() if seeds[1:] in by_seeds
+    ]
     if not pairs:
         return {"full": mean}
     differences = np.array([ours - theirs for ours, theirs in pairs], dtype=float)
@@ -87,7 +93,7 @@ def _recovered(row: dict[str, Any], random: dict[Key, Observation] | None) -> di
     """Give the share of the way from a random subspace to full fine-tuning, or the reason why there is none."""
     if row["d"] is None:
         return {}
-    below = float(np.mean([_score(seen) for seen in random.values()])) if random else None
+    below = float(np.mean([_score(observation) for observation in random.values()])) if random else None
     above, chance, recovered, reason = row.get("full"), row["chance"], None, None
     if above is None:
         reason = "no full fine-tuning"
@@ -126,27 +132,27 @@ def _source(method: Method, task: str) -> tuple[str | None, str | None]:
     return (task if source.task is None else source.task.name), training
 
 
-def _way(seen: Observation) -> Key:
-    trial = seen.trial
+def _way(observation: Observation) -> Key:
+    trial = observation.trial
     d = trial.d if isinstance(trial.method, Subspace) else None
     return trial.model, trial.task, trial.budget, trial.method, d
 
 
-def _rate(seen: Observation) -> float:
-    return seen.trial.learning_rate if seen.trial.eta is None else seen.trial.eta
+def _rate(observation: Observation) -> float:
+    return observation.trial.learning_rate if observation.trial.eta is None else observation.trial.eta
 
 
-def _seeds(seen: Observation) -> Key:
-    seeds = seen.trial.seeds
+def _seeds(observation: Observation) -> Key:
+    seeds = observation.trial.seeds
     return seeds.projection, seeds.head, seeds.data
 
 
-def _score(seen: Observation) -> float:
+def _score(observation: Observation) -> float:
     """Return the score, chance for a training that diverged; NaN where neither is known."""
-    score = score_of(seen)
+    score = score_of(observation)
     return float("nan") if score is None else score
 
 
 def _strength(trials: dict[Key, Observation]) -> tuple[int, float]:
     """Prefer what has run under the most seeds, then the best mean."""
-    return len(trials), float(np.mean([_score(seen) for seen in trials.values()]))
+    return len(trials), float(np.mean([_score(observation) for observation in trials.values()]))

@@ -69,18 +69,20 @@ def recurrence(hits: np.ndarray, permutations: int = 999, seed: int = 0) -> Recu
     if len(hits) == 0:
         return Recurrence(0.0, 0.0, 1.0, ())
     shares = hits / hits.sum(axis=1, keepdims=True)
-    seen = shares.mean(axis=0)
+    observed = shares.mean(axis=0)
     if len(hits) < 2:
-        null = np.full(permutations, seen.max())
+        null = np.full(permutations, observed.max())
     else:
         draw = np.random.default_rng(seed)
         null = np.array([draw.permuted(shares, axis=1).mean(axis=0).max() for _ in range(permutations)])
     # Shares are sums of the same fractions in another order: what is equal must compare as equal.
-    reached = null[None, :] >= seen[:, None] * (1 - 1e-9)
+    reached = null[None, :] >= observed[:, None] * (1 - 1e-9)
     p = (reached.sum(axis=1) + 1) / (permutations + 1)
-    order = np.argsort(-seen, kind="stable")[:TOP]
-    top = tuple((int(i), int((hits[:, i] > 0).sum()), float(seen[i]), float(p[i])) for i in order if seen[i] > 0)
-    return Recurrence(float(seen.max()), float(null.mean()), float(p[order[0]]), top)
+    order = np.argsort(-observed, kind="stable")[:TOP]
+    top = tuple(
+        (int(i), int((hits[:, i] > 0).sum()), float(observed[i]), float(p[i])) for i in order if observed[i] > 0
+    )
+    return Recurrence(float(observed.max()), float(null.mean()), float(p[order[0]]), top)
 
 
 def recurrence_table(

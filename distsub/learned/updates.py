@@ -91,9 +91,9 @@ def recorded(
         root: A results directory.
         observations: Its rows, which name those that their subspaces are made of.
         asked: Others that may be there, such as those that the sweep asks for.
-        say: Told why one is not used.
+        say: Prints why one is not used.
     """
-    needed = (each for seen in observations for each in seen.trial.recordings)
+    needed = (each for observation in observations for each in observation.trial.recordings)
     for name, recording in {each.id: each for each in (*needed, *asked)}.items():
         path = root / trajectory.FOLDER / name
         try:
@@ -119,19 +119,19 @@ def learned_updates(
         store: The results.
         observations: Its rows.
         every_d: Take every d, at its best step size.
-        say: Told of trajectories that cannot be used.
+        say: Prints which trajectories cannot be used.
         asked: Trajectories that may be there beside those that rows name.
     """
     root = root_of(store)
     best: dict[tuple[str, int | None], Observation] = {}
-    for seen in observations:
-        trial = seen.trial
-        if seen.score is None or trial.d is None or not (root / "adapters" / trial.id).is_dir():
+    for observation in observations:
+        trial = observation.trial
+        if observation.score is None or trial.d is None or not (root / "adapters" / trial.id).is_dir():
             continue
         key = (trial.setup.id, trial.d if every_d else None)
-        if key not in best or _rank(seen) > _rank(best[key]):
-            best[key] = seen
-    found = [_adapter(root, seen.trial) for seen in best.values()]
+        if key not in best or _rank(observation) > _rank(best[key]):
+            best[key] = observation
+    found = [_adapter(root, observation.trial) for observation in best.values()]
     found += [_trajectory(path, recording, store.files) for path, recording in recorded(root, observations, asked, say)]
     return sorted(found, key=_place)
 
@@ -142,8 +142,8 @@ def _place(update: Update) -> tuple[str, ...]:
     return update.kind, *(str(about[key]) for key in about if key not in ("kind", "update")), update.id
 
 
-def _rank(seen: Observation) -> tuple[int, float]:
-    return seen.trial.d or 0, seen.score or 0.0
+def _rank(observation: Observation) -> tuple[int, float]:
+    return observation.trial.d or 0, observation.score or 0.0
 
 
 def _adapter(root: Path, trial: Trial) -> Update:

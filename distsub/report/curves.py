@@ -67,7 +67,7 @@ def draw_curves(observations: Sequence[Observation], searches: pa.Table, *, d90:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [seen for seen in observations if seen.trial.d and seen.status != "error"]
+    shown = [observation for observation in observations if observation.trial.d and observation.status != "error"]
     rows = searches.to_pylist()
     panels = _panels(shown, rows)
     columns = min(2, max(1, len(panels)))
@@ -81,13 +81,13 @@ def draw_curves(observations: Sequence[Observation], searches: pa.Table, *, d90:
     fitted = False
     for axes, panel in zip(grid, panels, strict=False):
         condition = panel["condition_id"]
-        mine = [seen for seen in shown if seen.trial.condition.id == condition]
+        mine = [observation for observation in shown if observation.trial.condition.id == condition]
         found = [row for row in rows if row["condition_id"] == condition]
         scores = _panel(axes, panel, mine, found, (colours, shapes))
         levels = _levels(found, scores)
         estimates = [row for row in (d90.to_pylist() if d90 is not None else []) if row["condition_id"] == condition]
         for row in estimates:
-            band = _estimate(axes, row, [seen.trial.d for seen in mine if seen.trial.d])
+            band = _estimate(axes, row, [observation.trial.d for observation in mine if observation.trial.d])
             fitted, scores = fitted or bool(band), scores + band
         _reason(axes, mine, found, estimates)
         drawn.setdefault((panel["task"], panel["model"]), []).append((axes, scores, levels))
@@ -103,8 +103,8 @@ def _panels(shown: Sequence[Observation], rows: Sequence[dict[str, Any]]) -> lis
     """List the conditions of searches, and of trials that no search asks for."""
     keys = ("condition_id", "task", "model", "label", *METHOD_COLUMNS)
     found = {row["condition_id"]: {key: row[key] for key in keys} for row in rows}
-    for seen in shown:
-        trial = seen.trial
+    for observation in shown:
+        trial = observation.trial
         columns = method_columns(trial.method)
         about = {"condition_id": trial.condition.id, "task": trial.task.name, "model": trial.model.name}
         found.setdefault(trial.condition.id, {**columns, **about, "label": columns["method"]})
@@ -163,16 +163,16 @@ def _reason(
 ) -> None:
     """Say in a panel without a d90 why it has none, in words where the curve would be."""
     outcomes = {row["outcome"] for row in rows} | {row["d90_outcome"] for row in estimates}
-    told = next((words for outcome, words in _REASONS.items() if outcome in outcomes), None)
-    if told is None and not shown:
-        told = "no subspace trial has a result yet"
-    if told is None or outcomes & _WITH_INTERVAL:
+    reason = next((words for outcome, words in _REASONS.items() if outcome in outcomes), None)
+    if reason is None and not shown:
+        reason = "no subspace trial has a result yet"
+    if reason is None or outcomes & _WITH_INTERVAL:
         return
     if not shown:
         axes.set_xticks([])
         axes.set_xticks([], minor=True)
     axes.text(
-        0.5, 0.5, told, transform=axes.transAxes, ha="center", va="center", fontsize=10, color=_INK, zorder=6,
+        0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", fontsize=10, color=_INK, zorder=6,
         gid="reason", bbox={"facecolor": "white", "edgecolor": _BAND, "alpha": 0.9, "boxstyle": "round,pad=0.5"},
     )  # fmt: skip
 
@@ -214,11 +214,11 @@ def _trials(axes: Any, shown: Sequence[Observation], colours: dict[float, Any], 
     """Draw every score as a dot; give the scores."""
     scores: list[float] = []
     spread = {seeds: 1 + 0.024 * (index - (len(shapes) - 1) / 2) for index, seeds in enumerate(shapes)}
-    for seen in shown:
-        score, d = seen.score, seen.trial.d
-        if score is None or d is None or not math.isfinite(score) or seen.status == "diverged":
+    for observation in shown:
+        score, d = observation.score, observation.trial.d
+        if score is None or d is None or not math.isfinite(score) or observation.status == "diverged":
             continue
-        colour, seeds = colours[_rate(seen)], seen.trial.seeds
+        colour, seeds = colours[_rate(observation)], observation.trial.seeds
         axes.scatter(
             d * spread[seeds],
             score,
@@ -235,13 +235,13 @@ def _trials(axes: Any, shown: Sequence[Observation], colours: dict[float, Any], 
 
 def _floor(axes: Any, shown: Sequence[Observation], colours: dict[float, Any]) -> None:
     """Mark diverged trials, which have no score, on the bottom edge."""
-    for seen in shown:
-        if seen.status == "diverged" and seen.trial.d is not None:
+    for observation in shown:
+        if observation.status == "diverged" and observation.trial.d is not None:
             axes.plot(
-                seen.trial.d,
+                observation.trial.d,
                 0.025,
                 marker="x",
-                color=colours[_rate(seen)],
+                color=colours[_rate(observation)],
                 markersize=6,
                 transform=axes.get_xaxis_transform(),
                 linestyle="none",
@@ -309,21 +309,21 @@ def _words(outcome: str | None) -> str:
     return (outcome or "unknown").replace("_", " ")
 
 
-def _rate(seen: Observation) -> float:
-    return seen.trial.learning_rate if seen.trial.eta is None else seen.trial.eta
+def _rate(observation: Observation) -> float:
+    return observation.trial.learning_rate if observation.trial.eta is None else observation.trial.eta
 
 
 def _colours(shown: Iterable[Observation]) -> dict[float, Any]:
     """Give each rate a colour in order, dark to light, distinct also without colour vision."""
     from matplotlib import colormaps
 
-    rates = sorted({_rate(seen) for seen in shown})
+    rates = sorted({_rate(observation) for observation in shown})
     last = max(1, len(rates) - 1)
     return {rate: colormaps["plasma"](0.02 + 0.83 * index / last) for index, rate in enumerate(rates)}
 
 
 def _shapes(shown: Iterable[Observation]) -> dict[Any, str]:
-    seeds = sorted({seen.trial.seeds for seen in shown}, key=lambda s: (s.projection, s.head, s.data))
+    seeds = sorted({observation.trial.seeds for observation in shown}, key=lambda s: (s.projection, s.head, s.data))
     return {each: _MARKERS[index % len(_MARKERS)] for index, each in enumerate(seeds)}
 
 
@@ -354,11 +354,11 @@ def _legend(
     def dot(label: str, **look: Any) -> Line2D:
         return Line2D([], [], linestyle="none", markersize=6, label=label, **look)
 
-    name = "η" if any(seen.trial.eta is not None for seen in shown) else "learning rate"
+    name = "η" if any(observation.trial.eta is not None for observation in shown) else "learning rate"
     entries: list[Any] = [dot(f"{name} = {rate:g}", marker="o", color=colour) for rate, colour in colours.items()]
     if len(shapes) > 1:
         entries += [dot(f"seed {seeds.text}", marker=shape, color="#777777") for seeds, shape in shapes.items()]
-    if any(seen.status == "diverged" for seen in shown):
+    if any(observation.status == "diverged" for observation in shown):
         entries.append(dot("diverged", marker="x", color="#777777"))
     if fitted:
         entries.append(Line2D([], [], color=_FIT, linewidth=1.3, label="expected score, 95% band"))

@@ -97,8 +97,8 @@ def heat_map(
             if number is None:
                 continue
             dark = abs(values[i, j] - pale) > 0.6 * (high - pale)
-            said = text(number) if text else f"{number:.3f}"
-            axes.text(j, i, said, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
+            label = text(number) if text else f"{number:.3f}"
+            axes.text(j, i, label, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
     axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=30, ha="right")
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
 

@@ -1,4 +1,4 @@
-"""Every listing of the command line in three forms: a table to read, JSON and CSV to process."""
+"""Every listing of the command line as a table for people, JSON or CSV."""
 
 import csv
 import datetime
@@ -69,8 +69,8 @@ def render_facts(facts: Mapping[str, Any], format: str = "table", terminal: Term
 def write_out(text: str) -> None:
     """Print to standard output at once, whatever it is: what its encoding lacks is escaped.
 
-    On a terminal so is what would steer it, in a table as in JSON and CSV, which a file gets as they are. A reader
-    that has left, such as `head`, has seen enough: the rest goes nowhere.
+    On a terminal so is what would steer it, in a table as in JSON and CSV, which a file gets as they are. If the
+    reader has left, as `head` does, the rest is dropped.
 
     Raises:
         OutputError: It cannot be written; the disk is full, for example.
@@ -85,9 +85,7 @@ def write_out(text: str) -> None:
     except OSError as error:
         give_up_output()
         if not isinstance(error, BrokenPipeError):
-            raise OutputError(
-                f"cannot write to standard output ({error.strerror or error}); give it a place with room"
-            ) from None
+            raise OutputError(f"cannot write to standard output ({error.strerror or error}); make room there") from None
 
 
 def _rows(table: pa.Table) -> list[list[Any]]:

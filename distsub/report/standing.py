@@ -1,4 +1,4 @@
-"""How a results directory stands: what runs it, what each search has found, and the smallest adapter that passes."""
+"""The state of a results directory: what runs it, each search, and the smallest adapter that passes."""
 
 import sys
 import time
@@ -20,7 +20,7 @@ SHOWN = 4
 
 
 def standing(store: Store, summary: Summary, title: str) -> list[str]:
-    """Say in a few lines whether a sweep is done, runs, or waits for the same command to go on.
+    """Write in a few lines whether a sweep is done, running, or waiting to be resumed.
 
     Args:
         store: The results.
@@ -40,10 +40,10 @@ def standing(store: Store, summary: Summary, title: str) -> list[str]:
     lines += [_driver(each) for each in (alive or known)]
     written, merged = store.files.newest("observations"), store.files.newest("parts")
     halves = 0 if alive else len([each for each in store.files.names("checkpoints") if not each.startswith(".")])
-    said = [f"last row {_ago(written)}" if written else f"rows merged {_ago(merged)}" if merged else "no row yet"]
+    parts = [f"last row {_ago(written)}" if written else f"rows merged {_ago(merged)}" if merged else "no row yet"]
     if halves:
-        said.append(f"trainings that go on from a checkpoint: {halves}")
-    return list(map(_folded, [*lines, "; ".join(said)]))
+        parts.append(f"trainings that resume from a checkpoint: {halves}")
+    return list(map(_folded, [*lines, "; ".join(parts)]))
 
 
 def _driver(driver: Driver) -> str:
@@ -57,7 +57,7 @@ def _driver(driver: Driver) -> str:
 
 
 def _ago(then: float) -> str:
-    """Say how long ago something was, in one unit."""
+    """Write how long ago something was, in one unit."""
     seconds = max(0.0, time.time() - then)
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
@@ -66,7 +66,7 @@ def _ago(then: float) -> str:
 
 
 def status_rows(searches: pa.Table, store: Store) -> pa.Table:
-    """Give all that is known of each search, for a program to read, and of the sweep what `standing` says.
+    """Tabulate all that is known of each search, for programs, with the state of the sweep.
 
     Args:
         searches: Rows of SEARCHES.
@@ -89,7 +89,7 @@ def status_rows(searches: pa.Table, store: Store) -> pa.Table:
 
 
 def status_table(searches: pa.Table) -> pa.Table:
-    """Give what a person wants to know of each search."""
+    """Tabulate the state of every search for people."""
     rows = []
     for row in searches.to_pylist():
         seeds = [str(row[f"{kind}_seed"]) for kind in ("projection", "head", "data")]
@@ -138,7 +138,7 @@ def smallest_lines(smallest: pa.Table) -> list[str]:
 
 
 def unrelated_rows(summary: Summary, searches: Sequence[Search], beside: Collection[str]) -> list[str]:
-    """Say in a line how many rows are of no search, and of what; nothing where there are none.
+    """Count the rows that belong to no search, by reason, in one line; no line if there are none.
 
     Args:
         summary: The results.
@@ -158,7 +158,7 @@ def unrelated_rows(summary: Summary, searches: Sequence[Search], beside: Collect
                 f"of another model ({_short(setup.model.content) if setup.model.content else setup.model.name})"
             ] += number
         else:
-            counts["of trainings that it does not ask for"] += number
+            counts["of trainings that the sweep does not include"] += number
     if not counts:
         return []
     what = "; ".join(f"{number} {each}" for each, number in counts.most_common(SHOWN))
@@ -171,7 +171,7 @@ def _short(content: str | None) -> str:
 
 
 def notes(d90: pa.Table) -> list[str]:
-    """Write what a reader must know of each estimate.
+    """Write the warnings of each estimate.
 
     Args:
         d90: Rows of D90.

@@ -92,7 +92,7 @@ class Summary:
             decide, shared = make_policy(policy), self._shares
             with _no_garbage():
                 found = [decide.outcome(evidence(*each)) for each in zip(searches, shared, strict=True)]
-        else:  # whether it ended a sweep is told by a board that has been told everything
+        else:  # only a board that has every row knows whether it ended the sweep
             found = findings(searches, policy, self._store.read(answers=False), limit)
         return searches_table(searches, found, self._shares)
 
@@ -152,7 +152,7 @@ def findings(
     board = Board(searches, make_policy(policy), limit)
     for observation in observations:
         board.observe(observation)
-    board.next(frozenset(), 1)  # what the limit does not allow any more is open no longer
+    board.next(frozenset(), 1)  # closes what the limit no longer allows
     return list(board.findings())
 
 
@@ -277,18 +277,20 @@ ALIKE = {
 
 
 def mixed(observations: Iterable[Observation]) -> list[str]:
-    """Say in what the trainings of one estimate did not run alike."""
+    """List the ways in which the trainings of one estimate differ."""
     counts: dict[str, Counter[str]] = {key: Counter() for key in ALIKE}
     for observation in observations:
         for key, value in observation.provenance:
             if key in counts:
                 counts[key][value.split(":")[0][:12]] += 1
-    said = []
+    warnings = []
     for key, found in counts.items():
         if len(found) > 1:
             given = ", ".join(f"{value} in {number}" for value, number in sorted(found.items()))
-            said.append(f"its trainings differ in {ALIKE[key]}: {given}; a part of the difference in score may be that")
-    return said
+            warnings.append(
+                f"its trainings differ in {ALIKE[key]}: {given}; a part of the difference in score may be that"
+            )
+    return warnings
 
 
 def _estimate(searches: Sequence[Search], observations: Sequence[Observation]) -> Estimate:

@@ -12,7 +12,7 @@ class _Absent:
 
 
 def without_pandas() -> None:
-    """Have pyarrow find no pandas when it first looks; whoever converts to pandas later finds it all the same.
+    """Keep pyarrow from importing pandas, which is slow; a later conversion to pandas still works.
 
     It looks before it makes its first array, to tell a list from a Series: a fifth of a second for nothing.
     """

@@ -84,7 +84,7 @@ def merge(store: Store, rows_per_part: int = ROWS_PER_PART, own: str | None = No
         return len(mine) + _remove(store, {name: merged[name] for name in merged.keys() - mine})
     except (OSError, pa.ArrowException) as error:
         raise OutputError(
-            f"cannot merge the rows in {store.uri} ({first_line(error)}); no row is lost, mend that and compact again"
+            f"cannot merge the rows in {store.uri} ({first_line(error)}); no row is lost, fix that and compact again"
         ) from error
 
 

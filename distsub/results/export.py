@@ -35,8 +35,8 @@ def to_optuna(observations: Iterable[Observation], path: str | os.PathLike[str])
     if target.exists():
         raise OutputError(f"{target} exists already; give another name")
     studies: dict[str, list[Observation]] = {}
-    for seen in sorted(observations, key=lambda seen: seen.trial.id):
-        studies.setdefault(_name(seen.trial), []).append(seen)
+    for observation in sorted(observations, key=lambda observation: observation.trial.id):
+        studies.setdefault(_name(observation.trial), []).append(observation)
     if not studies:
         raise OutputError("there are no rows to export yet")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def _frozen(rows: Sequence[Observation]) -> "list[FrozenTrial]":
     from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
     from optuna.trial import TrialState, create_trial
 
-    params = [_params(seen.trial) for seen in rows]
+    params = [_params(observation.trial) for observation in rows]
     kinds: dict[str, BaseDistribution] = {}
     for name in params[0]:
         values = [each[name] for each in params]
@@ -87,17 +87,17 @@ def _frozen(rows: Sequence[Observation]) -> "list[FrozenTrial]":
         else:
             kinds[name] = IntDistribution(int(min(values)), int(max(values)), log=name == "d")
     found = []
-    for seen, mine in zip(rows, params, strict=True):
-        finished = seen.status == "finished" and seen.score is not None
-        about = {name: getattr(seen, name) for name in ("status", "error", "chance", "num_trained", "wall_s")}
-        about |= {"trial_id": seen.trial.id, "metric": seen.trial.task.metric}
+    for observation, mine in zip(rows, params, strict=True):
+        finished = observation.status == "finished" and observation.score is not None
+        about = {name: getattr(observation, name) for name in ("status", "error", "chance", "num_trained", "wall_s")}
+        about |= {"trial_id": observation.trial.id, "metric": observation.trial.task.metric}
         found.append(
             create_trial(
                 state=TrialState.COMPLETE if finished else TrialState.FAIL,
-                value=seen.score if finished else None,
+                value=observation.score if finished else None,
                 params=mine,
                 distributions=kinds,
-                intermediate_values=dict(seen.curve),
+                intermediate_values=dict(observation.curve),
                 user_attrs=about,
             )
         )

@@ -40,9 +40,9 @@ class Change(NamedTuple):
         if isinstance(self.old, list) and isinstance(self.new, list) and max(len(self.old), len(self.new)) > SHOWN:
             gone = [each for each in self.old if each not in self.new]
             apart = gone or [each for each in self.new if each not in self.old]
-            told = f", {'without' if gone else 'with'} {', '.join(map(_shown, apart[:SHOWN]))}" if apart else ""
+            detail = f", {'without' if gone else 'with'} {', '.join(map(_shown, apart[:SHOWN]))}" if apart else ""
             more = f" and {len(apart) - SHOWN} more" if len(apart) > SHOWN else ""
-            old, new = f"{len(self.old)} values", f"{len(self.new)} values{told}{more}"
+            old, new = f"{len(self.old)} values", f"{len(self.new)} values{detail}{more}"
         return f"{self.key}: {old} -> {new}" + (f" ({self.hint})" if self.hint else "")
 
 
@@ -219,8 +219,8 @@ def _trajectory(old: Record, new: Record) -> list[Change]:
     """Compare what is recorded, but for what [trajectory] takes from other tables, which is told there."""
     was, now = old["trajectory"], new["trajectory"]
     asked = [bool(each and each["asked"]) for each in (was, now)]
-    said = ["given" if each else "none" for each in asked]
-    found = [Change("[trajectory]", said[0], said[1], grows=asked[1])] if asked[0] != asked[1] else []
+    given = ["given" if each else "none" for each in asked]
+    found = [Change("[trajectory]", given[0], given[1], grows=asked[1])] if asked[0] != asked[1] else []
     if was is None or now is None:  # nothing recorded before, or, with the methods that asked for it, no longer
         return found
     for change in _plain("[trajectory] ", was, now, [key for key in was if key != "asked"]):

@@ -140,13 +140,13 @@ def _compared(files: Files, found: Mapping[str, Any], mine: Mapping[str, Any]) -
     except (LookupError, TypeError, AttributeError, ValueError):
         raise _damaged(files) from None
     refused = [change for change in differing if not change.grows]
-    told = "; ".join(dict.fromkeys(map(str, differing)))
+    listed = "; ".join(dict.fromkeys(map(str, differing)))
     if not refused:
-        return True, f"{files.uri} goes on with a wider sweep: {told}" if told else ""
+        return True, f"{files.uri} goes on with a wider sweep: {listed}" if listed else ""
     if all(change.grows for change in back):
         return False, (
-            f"{files.uri} holds a wider sweep than this one ({told}): what this one asks for is run, status and report "
-            "stay with the wider"
+            f"{files.uri} holds a wider sweep than this one ({listed}): this one runs, but status and report "
+            "show the wider"
         )
     error = Refused(
         f"{files.uri} holds another sweep: {'; '.join(dict.fromkeys(map(str, refused)))}. A sweep may grow by models, "

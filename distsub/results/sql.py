@@ -90,8 +90,8 @@ def query(tables: "Mapping[str, pa.Table | pads.Dataset | View]", sql: str) -> p
                 found.append(batch)
                 size += batch.nbytes
                 if size > LARGEST_RESULT:
-                    said = f"the result is larger than {_gib(LARGEST_RESULT)}; aggregate, select less, or add LIMIT"
-                    raise QueryError(said)
+                    message = f"the result is larger than {_gib(LARGEST_RESULT)}; aggregate, select less, or add LIMIT"
+                    raise QueryError(message)
         except (OSError, pa.ArrowException) as error:  # of DuckDB, by way of Arrow
             raise QueryError(_explain(error, sql, empty)) from error
         return pa.Table.from_batches(found, batches.schema)

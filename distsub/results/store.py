@@ -194,7 +194,7 @@ class Store:
         except (OSError, pa.ArrowException) as error:
             raise OutputError(
                 f"cannot write trial {observation.trial.id} to {self.uri} ({first_line(error)}); "
-                "mend that and run the same command again, finished trials are kept"
+                "fix that and run the same command again, finished trials are kept"
             ) from error
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:

@@ -24,7 +24,7 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
         say: Told, in a line each, what a reader should know of the rows: classes, repeated texts, joined pairs.
 
     Raises:
-        DistsubError: What cannot work, and how to mend it.
+        DistsubError: What cannot work, and how to fix it.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The Ray cluster under a sweep: count what it runs at once, say what it will never run, leave it in time."""
+"""The Ray cluster under a sweep: count its slots, warn of trials that fit no node, drain in time."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ class DriverOnly:
 
 
 PATIENCE_S = 30.0
-"""Seconds without a node that fits a trial before it is said; nodes that are on their way are waited for in silence."""
+"""Seconds without a node that fits a trial before a warning; nodes that are starting are waited for silently."""
 
 YOUNG_S = 15.0
 """Seconds in which a cluster that runs no trial now may still show that it grows."""
@@ -97,7 +97,7 @@ def slots(resources: Resources, demand: int) -> int:
     """
     now, short, growing = _settled(resources)
     if short is not None and not growing and (has_own_cluster() or resources.max_concurrent_trials is None):
-        hint = "" if has_own_cluster() else ", or give max_concurrent_trials for a cluster that nodes are yet to join"
+        hint = "" if has_own_cluster() else ", or set max_concurrent_trials if nodes will join later"
         table = "[resources]" if short == resources else "[resources.baseline]"
         raise ConfigError(f"{_unmet(nodes(), short)}; lower {table}{hint}")
     return resources.max_concurrent_trials or (max(now, demand, 1) if growing else now)
@@ -148,7 +148,7 @@ def release_idle(controller: Any) -> None:
 
 
 class Watch(DriverOnly, tune.Callback):
-    """Says, once and within a minute, that no node fits a trial and none is on its way."""
+    """Warns once, within a minute, that no node fits a trial and none is starting."""
 
     def __init__(self, resources: Resources, say: Callable[[str], None]) -> None:
         """Watch for trials of one shape.
@@ -160,12 +160,12 @@ class Watch(DriverOnly, tune.Callback):
         self._resources, self._say = resources, say
         self._since = time.monotonic()
         self._again = 0.0
-        self._told = False
+        self._has_warned = False
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Look every five seconds until it was said or a node fits."""
+        """Check every five seconds until the warning is printed or a node fits."""
         now = time.monotonic()
-        if self._told or now < self._again:
+        if self._has_warned or now < self._again:
             return
         self._again = now + 5.0
         with contextlib.suppress(Exception):  # an exception in a callback would end the whole run
@@ -174,11 +174,11 @@ class Watch(DriverOnly, tune.Callback):
             if short is None:
                 self._since = now
             elif now - self._since >= PATIENCE_S and not _coming(short):
-                self._told = True
-                self._say(f"waiting  {_unmet(have, short)}, and none is on its way; {_ADVICE}")
+                self._has_warned = True
+                self._say(f"waiting  {_unmet(have, short)}, and none is starting; {_ADVICE}")
 
 
-_ADVICE = "lower [resources] or add such a node; the sweep goes on when one joins"
+_ADVICE = "lower [resources] or add such a node; the sweep continues when one joins"
 
 
 def _coming(resources: Resources) -> bool:

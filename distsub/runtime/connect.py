@@ -36,7 +36,7 @@ from distsub.files import first_line
 from distsub.runtime import own
 
 ANSWER_S = 20.0
-"""Seconds in which a cluster must answer a first question. Ray itself asks for ever."""
+"""Seconds in which a cluster must answer a first request. Ray itself waits without limit."""
 
 CONNECT_S = 35.0
 """Seconds in which this process must be connected after that; it takes one or two here."""
@@ -53,12 +53,12 @@ GcsClient(address=sys.argv[1]).check_alive([], timeout=10)
 
 
 def has_own_cluster() -> bool:
-    """Tell whether this run starts a cluster for itself alone: RAY_ADDRESS names none."""
+    """Tell whether this run starts its own cluster: RAY_ADDRESS names none."""
     return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def check() -> None:
-    """Make sure, before anything is spent, that a cluster answers or that one can be started.
+    """Check that a cluster answers, or that one can be started, before anything is trained.
 
     Raises:
         ClusterError: RAY_ADDRESS cannot be used or nothing answers there, or no cluster can be started here.
@@ -74,7 +74,7 @@ def connect(say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Connect to RAY_ADDRESS or the job's cluster, else start one on this machine's loopback and end it.
 
     Args:
-        say: Told of an attempt to start one that failed.
+        say: Prints why an attempt to start one failed.
 
     Raises:
         ClusterError: RAY_ADDRESS cannot be used or nothing answers there, or no cluster can be started here.
@@ -82,7 +82,7 @@ def connect(say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # What goes wrong in a trial is told once, in one line; Tune would print each traceback twice.
+    # An error in a trial is printed once, in one line; Tune would print each traceback twice.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     logging.getLogger("ray.air").setLevel(logging.CRITICAL)
     check()
@@ -94,7 +94,7 @@ def connect(say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
                 try:
                     yield
                 finally:
-                    ray.shutdown()  # first: Ray ends a driver whose cluster is gone, at once and without a word
+                    ray.shutdown()  # first: Ray silently ends a driver whose cluster is gone
         else:
             _join(f"RAY_ADDRESS = {os.environ['RAY_ADDRESS']!r}", **own.QUIET)
             yield
@@ -103,7 +103,7 @@ def connect(say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
 
 
 def _ask_for_token() -> None:
-    """Let a cluster of one's own ask for a token, unless the user has settled that.
+    """Require a token on the cluster that this run starts, unless the user has set the mode.
 
     Ray reads these when it is imported, which may have been before, or before they were changed.
     """
@@ -165,13 +165,13 @@ def _check_sockets() -> None:
             pass
     except OSError as error:
         raise ClusterError(
-            f"{name} = {folder} cannot be written ({error.strerror}); Ray needs it, set {name} to a directory that can"
+            f"{name} = {folder} cannot be written ({error.strerror}); set {name} to a directory that Ray can write to"
         ) from None
 
 
 @cache
 def _check_answers(address: str) -> None:
-    """Ask a cluster for a sign of life, in a process that can be ended.
+    """Check that a cluster answers, in a process that can be killed.
 
     Raises:
         ClusterError: The address cannot be used, nothing listens there, or no Ray answers.

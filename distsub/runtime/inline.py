@@ -30,7 +30,7 @@ def run(
         board: The searches, with what is known already.
         store: Where errors are recorded; results are written by the trial itself.
         place: Where trials run.
-        reporter: Told of every step and result.
+        reporter: Receives every step and result.
         drain: Whether to end before that.
         resources: What a trial occupies, and its further attempts after a crash; on a GPU it is alone.
         perform_one: Replaces the training; for tests of the loop.

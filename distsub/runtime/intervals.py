@@ -101,5 +101,5 @@ class Intervals:
         try:
             found = estimate(self._members[key], list(self._rows[key].values()))
         except DistsubError:
-            return ""  # rows that allow no fit are told of at the end, where a person can act on it
+            return ""  # rows that allow no fit are reported at the end, where a person can act on it
         return found.text if found.width != float("inf") else ""

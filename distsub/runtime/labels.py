@@ -1,4 +1,4 @@
-"""Names for people: short, each one's own, and safe on a terminal."""
+"""Short, unique, printable names of searches and trials."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -13,7 +13,7 @@ from distsub.search import Search
 Named = TypeVar("Named", bound=Hashable)
 
 PARTS = ("task", "model", "method", "seed")
-"""What tells searches apart, in this order."""
+"""The parts of a search's name, in order."""
 
 
 def shorten(names: Iterable[str], width: int) -> dict[str, str]:
@@ -49,7 +49,7 @@ def _cut(name: str, width: int) -> str:
 
 
 class Labels:
-    """Names the searches of a sweep, and their trials, by what they do not have in common.
+    """Names the searches of a sweep, and their trials, by the parts in which they differ.
 
     Attributes:
         varying: Those of `PARTS` in which the searches differ.
@@ -57,7 +57,7 @@ class Labels:
     """
 
     def __init__(self, searches: Sequence[Search]) -> None:
-        """Choose the names; without searches, trials are named by all that they have."""
+        """Choose the names; without searches, trials are named in full."""
         self._tasks = apart({search.task: printable(search.task.name) for search in searches})
         self._models = _clean(model_labels({search.model: None for search in searches}))
         self._methods = _clean(method_labels({search.method: None for search in searches}))

@@ -1,4 +1,4 @@
-"""From a checked sweep to a finished table: what every command needs around the backends."""
+"""Run a checked sweep on a backend to its end; inspect models; check the installation."""
 
 import contextlib
 import os
@@ -57,15 +57,15 @@ def board_of(sweep: Sweep, store: Store | None = None, shard: Shard = ALONE) -> 
 
 
 def _board(sweep: Sweep, rows: Iterable[Observation], shard: Shard) -> Board:
-    """Tell a board what the table knows; an error has cost something and decides nothing, for it is tried again."""
+    """Set up a board with the rows of a table; an error counts as cost only, since its trial is retried."""
     index, count = shard
     searches = sweep.searches()[index::count]
     if not searches and not sweep.searches():
         raise ConfigError('methods has controls only, and no d to search for: add a subspace, such as "did"')
     if not searches:
         raise ConfigError(
-            f"--shard {index}/{count}: the sweep has {len(sweep.searches())} searches, so that none is left for this "
-            "driver; give as many drivers as searches at most"
+            f"--shard {index}/{count}: the sweep has {len(sweep.searches())} searches, so none is left for this "
+            "driver; give at most as many drivers as searches"
         )
     board = Board(searches, make_policy(sweep.policy), sweep.limit, sweep.controls()[index::count])
     for row in rows:
@@ -101,7 +101,7 @@ def run(
         adapters: Whether trials leave their adapters.
         out: The store's address with its credentials, where it has any; the store itself keeps none.
         shard: Which of the searches to run. Trials that searches of several shards share, such as baselines, are run
-            by whoever comes to them first, or at the same time by each, which gives the same row.
+            by the first driver that needs them, or by several at once, which gives the same row.
         trials: Run these instead of the searches, on the sweep's resources.
         final: Asked at the end for the estimate that each search has part in, in words: what the tables say.
         taken: How many of the known rows were taken from which other results.
@@ -136,7 +136,7 @@ def run(
         f"sweep    {sweep.name}{share}: {len(board.searches)} searches, about {reporter.progress.total} trainings "
         f"and at most {board.max_trials()}, {board.num_observed} known{_taken(taken or {})}"
     )
-    # An interrupt is an end like SIGTERM, which stands for one where somebody waits: what is open says which.
+    # An interrupt ends a run as SIGTERM does; `drain.asked` says which it was.
     with contextlib.suppress(KeyboardInterrupt), Heartbeat(store.files, reporter.training), reporter, Drain() as drain:
         for each in put(store.files, sweep.places, sweep.budget) if inputs else ():
             reporter.line(f"inputs   {each.what} put into the results ({size_text(each.num_bytes)})")
@@ -154,17 +154,17 @@ def run(
             except OutputError as error:  # it only makes reading faster
                 reporter.line(f"merging  {error}")
     counts = Counter(reporter.counts)
-    if not board.finished:  # Tune takes an interrupt for a wish to end early and returns as if all were done
+    if not board.finished:  # Tune returns from an interrupt as if all were done
         done = reporter.progress.done
         reporter.line(f"stopped  before the end: {done} finished trainings are kept, the same command resumes")
         return TERMINATED if drain.asked else INTERRUPTED
     if not board.is_spent:  # what the limit has cut short goes on from its checkpoint when the limit is raised
         clear(store)
-    told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
+    ended = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
     rows = store.read(answers=False)
-    reporter.line(f"done     {told}")
+    reporter.line(f"done     {ended}")
     if board.is_spent:
-        reporter.line("limit    reached: what is open is told as budget_spent; raise [limit] and run the same command")
+        reporter.line("limit    reached: open searches are marked budget_spent; raise [limit] and rerun to continue")
     failed = (row for row in rows if row.status == "error")
     if counts["error"] or any(each.owns(row.trial) for row in failed for each in board.searches):
         return 3
@@ -172,12 +172,12 @@ def run(
 
 
 def _taken(taken: Mapping[str, int]) -> str:
-    """Say how many rows came from elsewhere."""
+    """Write how many rows came from other results."""
     return f" ({', '.join(f'{number} taken from {uri}' for uri, number in taken.items())})" if taken else ""
 
 
 def _expected(board: Board) -> float:
-    """Expect how many of the subspace trainings that a sweep may take it takes."""
+    """Estimate the share of its possible subspace trainings that a sweep takes."""
     if not board.searches:
         return 1.0
     plan = make_plan(board.searches, board.policy)
@@ -244,7 +244,7 @@ def inspect(what: str) -> dict[str, Any]:
 
 
 def doctor() -> tuple[pa.Table, bool]:
-    """Check this installation; the second value tells whether everything needed is there."""
+    """Check this installation; the second value is whether everything required is there."""
     import torch
 
     from distsub.finetune import pretrained
@@ -261,7 +261,7 @@ def doctor() -> tuple[pa.Table, bool]:
             (folder / ".probe").unlink()
         except OSError as error:
             raise UnavailableError(
-                f"{folder} cannot be written ({error.strerror}); set DISTSUB_CACHE to a directory that can"
+                f"{folder} cannot be written ({error.strerror}); set DISTSUB_CACHE to a writable directory"
             ) from None
         return f"{folder}, {shutil.disk_usage(folder).free >> 30} GiB free"
 

@@ -1,6 +1,6 @@
 """The live table of a terminal: a row per search, a bar of trainings, what trains and what waits.
 
-It is drawn by another thread twice a second, from what the run's own thread has found last: the board is not asked.
+Another thread draws it twice a second, from the last state that the run's own thread has read.
 Nothing in it is markup: a name or an error with [brackets] is shown as it is.
 """
 
@@ -39,7 +39,7 @@ DROPPED = ("d90 over seeds", "trials", "goal", "best", "bracket")
 """Columns that a narrow terminal goes without, the first one first; the estimates then stand below the table."""
 
 TRAINING = "training  "
-"""Before what trains."""
+"""Label of the lines of running trainings."""
 
 RIGHT = ("trials", "goal", "best")
 
@@ -70,13 +70,13 @@ class LiveReporter(Reporter):
         self._live = Live(get_renderable=lambda: _Picture(self), console=Console(), refresh_per_second=2)
 
     def __enter__(self) -> "LiveReporter":
-        """Take over the terminal's last lines."""
+        """Start drawing at the end of the terminal."""
         self._live.__enter__()
         self._is_open = True
         return self
 
     def __exit__(self, error: type[BaseException] | None, *exception: object) -> None:
-        """Leave the last table standing, and the cursor as it was."""
+        """Keep the last table on the screen, and restore the cursor."""
         try:
             self.conclude(error)
         finally:
@@ -89,14 +89,14 @@ class LiveReporter(Reporter):
         self.intervals.refresh()  # here and not in the table, which another thread draws
 
     def event(self, text: str) -> None:
-        """Leave it to the table."""
+        """Print nothing: the table shows it."""
 
     def line(self, text: str) -> None:
         """Print above the table."""
         self._live.console.print(Text(printable(text)))
 
     def picture(self, width: int, height: int) -> RenderableType:
-        """Draw what is known, in so many columns and lines."""
+        """Draw the table and the lines below it in a size."""
         training, waiting = self._training(width, MOST_TRAINING if height > 30 else 3), len(self.progress.waiting)
         below: list[RenderableType] = [self._bar(width), *training]
         if waiting and self._is_open:
@@ -146,7 +146,7 @@ class LiveReporter(Reporter):
         return [_line(f"{names[name]}: {text}", width) for name, text in texts if text][: max(0, room)]
 
     def _bar(self, width: int) -> Table:
-        """Show how many trainings are done, and how long it takes yet."""
+        """Show how many trainings are done, and the remaining time."""
         gone = f"{time.monotonic() - self.began:.0f} s so far"
         counts = [f"{number} {status}" for status, number in sorted(self.counts.items()) if status != "finished"]
         done = self.progress.text if self._is_open else f"{self.progress.done} trainings with a result"

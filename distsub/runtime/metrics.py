@@ -16,7 +16,7 @@ from ray import tune
 from ray.util import metrics
 
 from distsub.runtime.progress import Reporter
-from distsub.runtime.worker import TOLD
+from distsub.runtime.worker import REPORTED
 from distsub.search import Finding
 
 EVERY_S = 5.0
@@ -73,7 +73,7 @@ class Gauges(cluster.DriverOnly, tune.Callback):
         """Count a trial that gave a row, or was stopped before it could."""
         result = trial.last_result or {}
         if result.get("final"):
-            row = dict(zip(TOLD, result["told"], strict=True))
+            row = dict(zip(REPORTED, result["reported"], strict=True))
             self._ended(trial, row["status"], row["num_tokens"])
         else:
             self._ended(trial, "retried" if result.get("moved") or result.get("short") else "cancelled")

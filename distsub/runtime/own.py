@@ -40,7 +40,7 @@ def started(join: Callable[[str], None], say: Callable[[str], None]) -> Iterator
 
     Args:
         join: Connects this process to the address that it is given, or raises ClusterError.
-        say: Told why an attempt failed that is followed by another.
+        say: Prints why an attempt failed before the next one.
 
     Raises:
         ClusterError: None of the attempts came up.

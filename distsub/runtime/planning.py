@@ -60,7 +60,7 @@ def plan(
         slots: Trials at once; None takes [resources] max_concurrent_trials, or this machine's cores.
         probe: Time a few real steps of each model and method.
         price_per_hour: Of one slot.
-        say: Told what a reader should know of the rows, as `check` does.
+        say: Prints notes on the rows, as `check` does.
 
     Returns:
         One row per search, and one row per total (at most and expected).

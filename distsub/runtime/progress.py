@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: plain flushed lines here, the live table of a terminal in `live`."""
+"""Progress of a running sweep as plain flushed lines; `live` draws the table of a terminal."""
 
 import math
 import sys
@@ -18,7 +18,7 @@ from distsub.runtime.labels import Labels
 from distsub.search import Board, Finding, Outcome, Search
 
 EVERY_S = 8.0
-"""Seconds between two lines that say how far the sweep is."""
+"""Seconds between two progress lines."""
 
 SHOWN = 4
 """Trainings that a line names at once."""
@@ -36,9 +36,9 @@ def short(trial: Trial) -> str:
 
 
 def left_text(seconds: float | None) -> str:
-    """Say how long it takes yet, in minutes up to two hours."""
+    """Write the remaining time, in minutes up to two hours."""
     if seconds is None:
-        return "time left not known yet"
+        return "time left unknown"
     minutes = max(1, math.ceil(seconds / 60))
     if minutes <= 120:
         return f"about {minutes} minute{'s' if minutes > 1 else ''} left"
@@ -47,7 +47,7 @@ def left_text(seconds: float | None) -> str:
 
 @dataclass(frozen=True)
 class Running:
-    """A training that runs: how far it is, and since when."""
+    """A running training, its progress and start."""
 
     trial: Trial
     began: float
@@ -56,15 +56,14 @@ class Running:
 
     @property
     def share(self) -> float:
-        """How much of it is done."""
+        """The fraction done."""
         return min(1.0, self.step / max(1, self.steps))
 
 
 class Progress:
     """How far a sweep is: trainings done, how many it may take, how long.
 
-    What is asked of the board is asked by `look`, in the thread of the run; what is shown from another thread is read
-    from what that has found.
+    `look` reads the board, in the thread of the run; other threads show what it found last.
 
     Attributes:
         done: Trainings with a result, those known before the run included.
@@ -74,7 +73,7 @@ class Progress:
     """
 
     def __init__(self, board: Board, rows: Iterable[Observation] = (), expected: float = 1.0) -> None:
-        """Start with what the board has been told.
+        """Start from what the board knows.
 
         Args:
             board: The searches.
@@ -91,7 +90,7 @@ class Progress:
         self.look()
 
     def look(self) -> None:
-        """Ask the board how far it is."""
+        """Count what is done and what is left."""
         baselines, probes = self._board.most_left()
         self.done = self._board.num_observed
         self.left = max(baselines + round(self._expected * probes), len(self._running) + len(self.waiting))
@@ -100,7 +99,7 @@ class Progress:
 
     @property
     def total(self) -> int:
-        """Trainings in all, as far as can be told."""
+        """Trainings in all, as far as known."""
         return self.done + self.left
 
     def hand_out(self, trial: Trial) -> None:
@@ -113,7 +112,7 @@ class Progress:
         self._running[trial.id] = Running(trial, time.monotonic(), 0, trial.budget.steps)
 
     def step(self, trial: Trial, step: int, steps: int) -> None:
-        """Note how far a training is."""
+        """Record the step of a training."""
         if trial.id not in self._running:
             self.start(trial)
         self._running[trial.id] = replace(self._running[trial.id], step=step, steps=steps)
@@ -127,7 +126,7 @@ class Progress:
         """Note a result."""
         self.leave(row.trial)
         self._measure(row)
-        # Until the board is looked at again, which a large one is seldom.
+        # Until the board is read again, which is rare when it is large.
         self.done, self.left = self.done + 1, max(self.left - 1, len(self._running))
 
     def _measure(self, row: Observation) -> None:
@@ -139,7 +138,7 @@ class Progress:
         return list(self._running.values())
 
     def seconds_left(self) -> float | None:
-        """Expect how long it takes: the mean time of a training, for what is to come, on the slots."""
+        """Estimate the remaining seconds: the mean time of a training, times what is left, over the slots."""
         running, now = self.running(), time.monotonic()
         if self._ended:
             each = self._seconds / self._ended
@@ -178,8 +177,8 @@ class Reporter:
         self.progress = Progress(board, rows, expected)
         self.counts: Counter[str] = Counter()
         self.began = time.monotonic()
-        self._told: list[Finding] = list(board.findings())
-        self._known, self._again = self._told, 0.0
+        self._reported: list[Finding] = list(board.findings())
+        self._known, self._again = self._reported, 0.0
         self.final: Callable[[], Mapping[Search, str]] | None = None
         self._closed, self._printing = threading.Event(), threading.Lock()
         self._clock = threading.Thread(target=self._tick, daemon=True, name="distsub-progress")
@@ -198,18 +197,18 @@ class Reporter:
         self.findings()
 
     def crashed(self, trial: Trial, reason: str) -> None:
-        """Say that a trial crashed and is tried again."""
+        """Report that a trial crashed and will be retried."""
         self.progress.leave(trial)
         self.line(f"retry    {self.labels.trial(trial)}: {reason}  [{short(trial)}]")
 
     def cancelled(self, trial: Trial) -> None:
-        """Say that a trial was stopped because its result no longer matters."""
+        """Report that a trial was stopped because its result no longer matters."""
         self.progress.leave(trial)
         self.counts["cancelled"] += 1
         self.event(f"cancel   {self.labels.trial(trial)}  [{short(trial)}]")
 
     def ended(self, observation: Observation) -> None:
-        """Say what a trial gave, and what that changed in the searches."""
+        """Report the result of a trial, and what it changed in the searches."""
         self.progress.end(observation)
         self.counts[observation.status] += 1
         self.intervals.add(observation)
@@ -223,7 +222,7 @@ class Reporter:
         self.changes()
 
     def findings(self, fresh: bool = False) -> list[Finding]:
-        """Ask every search how it stands, seldom enough to cost a twentieth of the time however many they are."""
+        """Give the state of every search, refreshed so rarely that it costs at most a twentieth of the time."""
         now = time.monotonic()
         if fresh or now >= self._again:
             self.progress.look()
@@ -232,40 +231,40 @@ class Reporter:
         return self._known
 
     def conclude(self, error: type[BaseException] | None) -> None:
-        """Say what was not said yet, and the estimates that the tables give, unless an error ended the run."""
+        """Report the last changes, and the estimates of the final tables unless an error ended the run."""
         final = self.final() if self.final and error in (None, KeyboardInterrupt) else None
         self.changes(fresh=True, final=final)
 
     def changes(self, fresh: bool = False, final: Mapping[Search, str] | None = None) -> None:
-        """Say which searches moved, and the estimates: those given, else as far as they can be made."""
+        """Report which searches changed, and the estimates: those given, else the current ones."""
         now = self.findings(fresh)
-        for index, (before, after) in enumerate(zip(self._told, now, strict=True)):
+        for index, (before, after) in enumerate(zip(self._reported, now, strict=True)):
             if (before.outcome, before.bracket) != (after.outcome, after.bracket):
                 result = f"first passing d = {after.d}" if after.outcome is Outcome.found else after.outcome.name
                 self.event(f"search   {self.labels.name(index)}: {bracket_text(after)} {result}")
-        self._told = now
+        self._reported = now
         for index, text in self.intervals.refresh(fresh) if final is None else self.intervals.settle(final):
             self.event(f"estimate {self.labels.name(index, seed=False)}: {text}")
 
     def event(self, text: str) -> None:
-        """Say what a live table shows anyway."""
+        """Print what a live table shows anyway."""
         self.line(text)
 
     def line(self, text: str) -> None:
-        """Print one line at once: logs of jobs are read while they run. What cannot be printed ends no run."""
+        """Print one line and flush it. A failure to print does not end the run."""
         text = printable(text, Terminal.of(sys.stdout))
         with self._printing:
             try:
                 write_out(f"[{time.monotonic() - self.began:7.1f} s] {text}")
             except OutputError as error:
-                say(f"distsub: {error}; the run goes on without a word")
+                say(f"distsub: {error}; the run continues without output")
 
     def _tick(self) -> None:
         while not self._closed.wait(EVERY_S):
             self.line(f"progress {self.progress.text}{self._now()}")
 
     def training(self) -> list[str]:
-        """Name what is trained now, and how far it is."""
+        """List the running trainings with their steps."""
         return [f"{self.labels.trial(one.trial)} step {one.step}/{one.steps}" for one in self.progress.running()]
 
     def _now(self) -> str:
@@ -282,7 +281,7 @@ class Reporter:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *exception: object) -> None:
-        """Stop the clock, and say what was not said yet."""
+        """Stop the clock, and report the last changes."""
         self._closed.set()
         self._clock.join()
         self.conclude(error)

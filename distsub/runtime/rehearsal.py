@@ -46,7 +46,7 @@ class Rows:
         order = sorted(range(len(self.examples)), key=self.length)
         return list(dict.fromkeys((order[0], order[len(order) // 2], order[-1])))
 
-    def told(self, rows: list[int]) -> str:
+    def listed(self, rows: list[int]) -> str:
         """Say how many rows are meant, and which is the first."""
         split, number = self.places[rows[0]]
         return f"{len(rows)} of {len(self.examples)} rows, first row {number} of {split}"
@@ -63,10 +63,10 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         trials: Full fine-tuning and a trial of each method, at the largest d.
         splits: The task's rows.
         device: Where to try.
-        say: Told what is no error and worth knowing.
+        say: Prints notes that are no errors.
 
     Raises:
-        DistsubError: What would fail or give a wrong number later, and how to mend it.
+        DistsubError: What would fail or give a wrong number later, and how to fix it.
     """
     first, *others = trials
     prepared = pretrained.prepare(first.model.name, first.model.revision)
@@ -122,7 +122,7 @@ def _check_tokens(rows: Rows, tokenizer: Any, trial: Trial) -> None:
     least = 1 if trial.task.empty == "keep" else marks + 1
     if blank := [row for row in range(len(rows.examples)) if rows.length(row) < least]:
         raise DataError(
-            f"{rows.name}: the tokenizer makes no token of the text in {rows.told(blank)}; remove such rows, or give "
+            f"{rows.name}: the tokenizer makes no token of the text in {rows.listed(blank)}; remove such rows, or give "
             "the task the columns that hold text"
         )
 
@@ -134,7 +134,7 @@ def _check_ids(rows: Rows, tokenizer: Any, model: Any, trial: Trial) -> None:
         most = max(padding, max(max(example["input_ids"]) for example in rows.examples))
         if most >= size:
             beyond = [row for row, each in enumerate(rows.examples) if max(each["input_ids"]) >= size]
-            where = f"in {rows.told(beyond)}" if beyond else f"for padding, {tokenizer.pad_token!r}"
+            where = f"in {rows.listed(beyond)}" if beyond else f"for padding, {tokenizer.pad_token!r}"
             raise ConfigError(
                 f"{rows.name}: the tokenizer gives ids up to {most} ({where}), the embedding has {size} rows; the "
                 "tokenizer is not this model's, or tokens were added to it and not to the model"
@@ -157,7 +157,7 @@ def _check_ids(rows: Rows, tokenizer: Any, model: Any, trial: Trial) -> None:
         if odd := [row for row, count in enumerate(counts) if count != usual]:
             raise DataError(
                 f"{rows.name}: the text holds the end of sequence {tokenizer.convert_ids_to_tokens(end)!r} itself in "
-                f"{rows.told(odd)}; the model pools there, so remove it from the text"
+                f"{rows.listed(odd)}; the model pools there, so remove it from the text"
             )
 
 
@@ -224,7 +224,7 @@ def _step(trial: Trial, prepared: Any, rows: Rows, tokenizer: Any, device: str) 
 
 
 def _joined(tokenizer: Any, split: Split, name: str) -> str:
-    """Say that a tokenizer puts two texts together so that nobody can tell where the first ends."""
+    """Say that a tokenizer puts two texts together so that the end of the first is lost."""
     if len(split.texts) < 2:
         return ""
     pair = tokenizer(split.texts[0][0], split.texts[1][0])

@@ -33,7 +33,7 @@ from distsub.runtime.checkpoints import Begun
 from distsub.runtime.drain import Drain
 from distsub.runtime.metrics import Gauges
 from distsub.runtime.progress import Reporter
-from distsub.runtime.worker import TOLD, Place, perform
+from distsub.runtime.worker import REPORTED, Place, perform
 from distsub.search import Board
 
 STEP_S = 2.0
@@ -89,7 +89,7 @@ class TrainTrial(tune.Trainable):
                 raise type(error)(f"node {socket.gethostname()}: {error}") from None
             except StopIteration as end:
                 observation: Observation = end.value
-                return {"done": True, "final": True, "told": [getattr(observation, name) for name in TOLD]}
+                return {"done": True, "final": True, "reported": [getattr(observation, name) for name in REPORTED]}
         assert progress is not None
         return {"final": False, "at_step": progress.step, "of_steps": progress.steps}
 
@@ -123,7 +123,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         self._begun, self._alone = Begun(store), set[str]()
         self.slots = 1
         self.moved = False
-        crashes.told, crashes.starts = self._crashed, self._started
+        crashes.on_crash, crashes.starts = self._crashed, self._started
         self.running: dict[str, Trial] = {}
         self.broken: Exception | None = None
 
@@ -205,7 +205,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
                 self.reporter.crashed(trial, f"{short}; tried once more, alone on a GPU")
             return
         if result and result.get("final"):
-            observation = Observation(trial, **dict(zip(TOLD, result["told"], strict=True)))
+            observation = Observation(trial, **dict(zip(REPORTED, result["reported"], strict=True)))
         else:
             self.reporter.cancelled(trial)
             return
@@ -306,7 +306,7 @@ class CrashLog(cluster.DriverOnly, tune.Callback):
         """Start with nothing known."""
         self._reasons: dict[str, str] = {}
         self.began: set[str] = set()
-        self.told: Callable[[str, str], None] = lambda trial_id, reason: None
+        self.on_crash: Callable[[str, str], None] = lambda trial_id, reason: None
         self.starts: Callable[[str], None] = lambda trial_id: None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -319,7 +319,7 @@ class CrashLog(cluster.DriverOnly, tune.Callback):
         self.note(trial)
         trial.config["resumes"] = True
         self.began.discard(trial.trial_id)
-        self.told(trial.trial_id, self.reason(trial.trial_id))
+        self.on_crash(trial.trial_id, self.reason(trial.trial_id))
 
     def reason(self, trial_id: str) -> str:
         """Say why a trial failed last."""
@@ -344,7 +344,7 @@ def run(board: Board, store: Store, place: Place, reporter: Reporter, drain: Dra
         board: The searches, with what is known already.
         store: Where errors are recorded; results are written by the trials themselves.
         place: Where trials run.
-        reporter: Told of every step and result.
+        reporter: Receives every step and result.
         drain: Whether to end before that.
         resources: What a trial occupies and how many run at once.
 

@@ -23,7 +23,7 @@ from distsub.runtime.checkpoints import EVERY_S, Kept, kept_by
 from distsub.runtime.recording import provide, row_of
 from distsub.subspace.model import SubspaceModel
 
-TOLD = ("status", "score", "chance", "error", "wall_s", "num_tokens", "num_examples", "curve")
+REPORTED = ("status", "score", "chance", "error", "wall_s", "num_tokens", "num_examples", "curve")
 """What the driver hears of a row, as a list: of every number beside it Tune would keep five averages."""
 
 
@@ -181,5 +181,5 @@ def save_adapter(store: Store, trial: Trial, model: SubspaceModel) -> None:
         except OSError as error:
             raise OutputError(
                 f"cannot write the adapter of trial {trial.id} to {store.uri} ({first_line(error)}); "
-                "mend that and run the same command again, finished trials are kept"
+                "fix that and run the same command again, finished trials are kept"
             ) from error

@@ -115,12 +115,12 @@ def course(given: Range, result_of: Callable[[float], Score | None]) -> Course:
         values = (*values, propose(given, tuple(zip(values, scores, strict=True))))
     centre = (math.log(given.low) + math.log(given.high)) / 2
 
-    def worth(index: int) -> tuple[float, ...]:
+    def rank(index: int) -> tuple[float, ...]:
         """Order by score; of equal ones the middle of the range first, of those that diverged the smallest."""
         value, (ended, score) = values[index], results[index] or (False, None)
         return (0, -score, abs(math.log(value) - centre)) if score is not None else (1 + (not ended), value)
 
-    best = sorted(range(len(values)), key=worth)[:KEPT]
+    best = sorted(range(len(values)), key=rank)[:KEPT]
     return Course(values, tuple(sorted(values[index] for index in best)))
 
 

@@ -112,7 +112,7 @@ def test_rows_without_a_label_are_left_out_and_said(tmp_path, tiny_model):
     facts = survey(write(tmp_path / "t.csv", table, header=("text", "label")), tiny_model)
     assert facts.task.empty == "drop" and facts.train + facts.validation == 20 and facts.rows == 40
     assert dict(facts.empty_cells) == {"text": 10, "label": 10}
-    assert "text 10, label 10; their rows are left out" in "\n".join(propose.seen(facts, propose.propose(facts)))
+    assert "text 10, label 10; their rows are left out" in "\n".join(propose.describe(facts, propose.propose(facts)))
 
 
 def test_validation_from_a_file_a_folder_or_held_out(tmp_path, tiny_model):

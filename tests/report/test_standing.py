@@ -52,7 +52,7 @@ def test_an_unfinished_sweep_that_nothing_runs_is_open_and_says_how_to_go_on(sto
     store.files.put("checkpoints/a.safetensors", b"")
     first, last = standing(store, summary, "mine")
     assert first == "mine: not running, 1 of 1 searches open; the same command resumes"
-    assert last.startswith("last row ") and last.endswith("; trainings that go on from a checkpoint: 1")
+    assert last.startswith("last row ") and last.endswith("; trainings that resume from a checkpoint: 1")
     assert status_table(summary.searches).to_pylist()[0]["first_passing_d"] == "open"
     [row] = status_rows(summary.searches, store).to_pylist()
     assert (row["driver"], row["in_flight"]) == ("none", 0) and 0 <= row["last_row_s"] < 600

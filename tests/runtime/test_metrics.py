@@ -40,8 +40,14 @@ def test_the_mean_width_counts_brackets_with_two_ends(brackets, mean):
 @pytest.mark.parametrize(
     ("result", "counted"),
     [
-        ({"final": True, "told": ["finished", 0.9, 0.5, None, 1.0, 640, 9, []]}, {("distsub_tokens", "finished"): 640}),
-        ({"final": True, "told": ["diverged", None, 0.5, None, 1.0, 64, 9, []]}, {("distsub_tokens", "diverged"): 64}),
+        (
+            {"final": True, "reported": ["finished", 0.9, 0.5, None, 1.0, 640, 9, []]},
+            {("distsub_tokens", "finished"): 640},
+        ),
+        (
+            {"final": True, "reported": ["diverged", None, 0.5, None, 1.0, 64, 9, []]},
+            {("distsub_tokens", "diverged"): 64},
+        ),
         ({"final": False, "moved": True}, {("distsub_trials", "retried"): 1}),
         ({"final": False, "short": "out of memory"}, {("distsub_trials", "retried"): 1}),
         ({"final": False}, {("distsub_trials", "cancelled"): 1}),

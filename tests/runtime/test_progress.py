@@ -59,7 +59,7 @@ def test_every_few_seconds_a_line_says_how_far_it_is_also_within_one_training(ti
 
     with reporter:
         time.sleep(0.3)
-        assert set(told()) == {f"0/{reporter.progress.total} trainings, time left not known yet"}
+        assert set(told()) == {f"0/{reporter.progress.total} trainings, time left unknown"}
         reporter.started(trial)
         reporter.stepped(trial, 10, 40)
         time.sleep(0.3)
@@ -126,7 +126,7 @@ def test_of_what_may_be_as_much_is_expected_as_the_plan_expects(tiny_sweep):
 def test_time_left_in_words():
     said = [left_text(seconds) for seconds in (None, 0, 59, 61, 3600, 7200, 7300, 86400)]
     assert said == [
-        "time left not known yet",
+        "time left unknown",
         *("about 1 minute left", "about 1 minute left", "about 2 minutes left", "about 60 minutes left"),
         *("about 120 minutes left", "about 2 hours left", "about 24 hours left"),
     ]

@@ -71,7 +71,7 @@ def searcher_of(board_fails, reporter_fails):
 
 def told(trial):
     row = Observation(trial, "finished", score=0.9 if trial.d is None or trial.d >= 400 else 0.5, chance=0.5)
-    return {"final": True, "told": [getattr(row, name) for name in tune.TOLD]}
+    return {"final": True, "reported": [getattr(row, name) for name in tune.REPORTED]}
 
 
 @settings(max_examples=30, deadline=None)
