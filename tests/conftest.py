@@ -99,6 +99,16 @@ def tiny_text(tiny_model, tiny_data):
     return SWEEP.format(model=tiny_model, data=tiny_data)
 
 
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """The command line, in processes that need not import anything first."""
+    from warm import Warm
+
+    server = Warm(tmp_path_factory.mktemp("warm"))
+    yield server
+    server.end()
+
+
 @pytest.fixture
 def tiny_sweep(tiny_text, tmp_path):
     path = tmp_path / "tiny.toml"

@@ -7,9 +7,7 @@ import subprocess
 import sys
 
 import pytest
-
-WITHOUT_ROOTS_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-WITHOUT_ROOTS_RIGHTS += ["--inh-caps=-dac_override,-dac_read_search"]
+from warm import LESS_THAN_ROOT
 
 
 @pytest.fixture
@@ -24,18 +22,19 @@ def sweep(tiny_text, tiny_model, tiny_data, tmp_path):
 
 
 @pytest.fixture
-def command(tmp_path):
-    """Run the command line as somebody to whom permissions apply."""
+def command(tmp_path, warm):
+    """Run the command line as somebody to whom permissions apply; with another environment, from its very start."""
     prefix = []
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:
             pytest.skip("root reads everything, and setpriv is not here to become less")
-        prefix = WITHOUT_ROOTS_RIGHTS
+        prefix = LESS_THAN_ROOT
 
     def run(*arguments, redirect="", cwd=tmp_path, **environment):
         given = {key: value for key, value in {**os.environ, **environment}.items() if value is not None}
-        words = [*prefix, sys.executable, "-m", "distsub.cli", *map(str, arguments)]
-        line = f"set -o pipefail; {shlex.join(words)} {redirect}"
+        is_warm = environment.keys() <= {"DISTSUB_CACHE"}  # which is looked at when it is wanted
+        program = warm.command if is_warm else [*prefix, sys.executable, "-m", "distsub.cli"]
+        line = f"set -o pipefail; {shlex.join([*program, *map(str, arguments)])} {redirect}"
         return subprocess.run(["bash", "-c", line], env=given, capture_output=True, text=True, cwd=cwd)
 
     return run
@@ -59,11 +58,9 @@ def test_what_cannot_be_read_is_named_in_one_line(closed, sweep, command, tmp_pa
 @pytest.mark.parametrize(
     "environment",
     [
-        {"HOME": None},
-        {"HOME": "/nonexistent"},
-        {"HOME": "/proc"},  # there, and cannot be written
-        {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
         {"HOME": None, "XDG_CACHE_HOME": None, "MPLCONFIGDIR": None, "HF_HOME": None},
+        {"HOME": "/nonexistent", "PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+        {"HOME": "/proc"},  # there, and cannot be written
     ],
     ids=str,
 )
@@ -78,22 +75,38 @@ def test_a_run_and_its_report_need_no_home_and_no_unicode(environment, sweep, co
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
-PLACES = {
-    "nobody at home": ("", {"HOME": None, "XDG_CACHE_HOME": None, "DISTSUB_CACHE": "{tmp}/cache"}),
-    "a cache that is a file": ("", {"DISTSUB_CACHE": "{tmp}/sweep.toml"}),
-    "a cache that is read only": ("", {"DISTSUB_CACHE": "{tmp}/closed"}),
-    "a long TMPDIR": ("", {"TMPDIR": "{tmp}/" + "x" * 120}),
-    "no TMPDIR": ("", {"TMPDIR": "/nonexistent"}),
-    "ascii": ("", {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}),
-    "C": ("", {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
-    "a full disk": ("> /dev/full", {}),
-    "an error on a full disk": ("2> /dev/full", {}),
-    "a reader that leaves": ("| head -n 1", {}),
-    "a reader that never was": ("| true", {}),
-    "no stdin": ("<&-", {}),
-    "no stdout": (">&-", {}),
-    "no stderr": ("2>&-", {}),
-    "nothing open": ("<&- >&- 2>&-", {}),
+STREAMS = {
+    "a full disk": "> /dev/full",
+    "an error on a full disk": "2> /dev/full",
+    "a reader that leaves": "| head -n 1",
+    "a reader that never was": "| true",
+    "no stdin": "<&-",
+    "no stdout": ">&-",
+    "no stderr": "2>&-",
+    "nothing open": "<&- >&- 2>&-",
+}
+SETTINGS = {
+    "nobody at home": {"HOME": None, "XDG_CACHE_HOME": None, "DISTSUB_CACHE": "{tmp}/cache"},
+    "a cache that is a file": {"DISTSUB_CACHE": "{tmp}/sweep.toml"},
+    "a cache that is read only": {"DISTSUB_CACHE": "{tmp}/closed"},
+    "a long TMPDIR": {"TMPDIR": "{tmp}/" + "x" * 120},
+    "no TMPDIR": {"TMPDIR": "/nonexistent"},
+    "ascii": {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+    "C": {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+PLACES = {name: (redirect, {}) for name, redirect in STREAMS.items()}
+PLACES |= {name: ("", environment) for name, environment in SETTINGS.items()}
+TOGETHER = {
+    "an account of a service": ("nobody at home", "a long TMPDIR", "ascii"),
+    "a container": ("no TMPDIR", "C"),
+}
+"""Settings under which every command works: what works under several at once works under each."""
+ALL = {
+    **{name: PLACES[name] for name in (*STREAMS, "a cache that is a file", "a cache that is read only")},
+    **{
+        name: ("", {key: value for part in parts for key, value in SETTINGS[part].items()})
+        for name, parts in TOGETHER.items()
+    },
 }
 COMMANDS = {
     "run": "run sweep.toml --out again --backend inline --plain",
@@ -110,12 +123,10 @@ COMMANDS = {
     "version": "--version",
     "wrong": "status nowhere",
 }
-USUAL = {"status"}
-"""Tried in every place by default; the others take a minute each."""
 
 
 @pytest.fixture(scope="module")
-def results(tiny_text, tiny_model, tiny_data, tmp_path_factory):
+def results(tiny_text, tiny_model, tiny_data, warm, tmp_path_factory):
     """A finished small sweep of a task whose name has no ASCII; its model's weights have to be converted."""
     from safetensors.torch import load_file, save_file
 
@@ -130,8 +141,7 @@ def results(tiny_text, tiny_model, tiny_data, tmp_path_factory):
     (folder / "sweep.toml").write_text(text.replace('name = "tiny"', 'name = "t\u00e4\u221a"'), encoding="utf-8")
     (folder / "closed").mkdir(mode=0o500)
     (folder / ("x" * 120)).mkdir()
-    words = [sys.executable, "-m", "distsub.cli", "run", "sweep.toml", "--out", "out", "--backend", "inline", "--plain"]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    done = warm.run("run", "sweep.toml", "--out", "out", "--backend", "inline", "--plain", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -147,20 +157,30 @@ def outcome(place, name):
     return (2, "No space left on device") if place == "a full disk" else (0, "")
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(
-    "names", [USUAL, pytest.param(set(COMMANDS) - USUAL, marks=[pytest.mark.slow, pytest.mark.timeout(900)])], ids=len
-)
-def test_every_command_works_anywhere_or_says_why_not_in_one_line(place, names, results, command, tmp_path):
-    redirect, environment = PLACES[place]
+def works(name, place, redirect, environment, results, command):
+    """Try a command in a place: it works, or says in one line why not."""
     filled = {key: value and value.format(tmp=results) for key, value in environment.items()}
-    for name in sorted(names):
-        (results / "new.toml").unlink(missing_ok=True)
-        shutil.rmtree(results / "again", ignore_errors=True)
-        done = command(*shlex.split(COMMANDS[name]), redirect=redirect, cwd=results, **filled)
-        said, (code, named) = done.stderr.strip().splitlines(), outcome(place, name)
-        about = f"{name}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert done.returncode == code and "Traceback" not in about and "Exception ignored" not in about, about
-        if "2>" not in redirect and ">&-" not in redirect:
-            assert named in done.stdout + done.stderr, about
-            assert code != 2 or (len(said) == 1 and said[0].startswith("distsub: ")), about
+    (results / "new.toml").unlink(missing_ok=True)
+    shutil.rmtree(results / "again", ignore_errors=True)
+    done = command(*shlex.split(COMMANDS[name]), redirect=redirect, cwd=results, **filled)
+    said, (code, named) = done.stderr.strip().splitlines(), outcome(place, name)
+    about = f"{name}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code and "Traceback" not in about and "Exception ignored" not in about, about
+    if "2>" not in redirect and ">&-" not in redirect:
+        assert named in done.stdout + done.stderr, about
+        assert code != 2 or (len(said) == 1 and said[0].startswith("distsub: ")), about
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_status_works_anywhere_or_says_why_not_in_one_line(place, results, command):
+    """In a process of its own, from the start of the interpreter to its end."""
+    redirect, environment = PLACES[place]
+    works("status", place, redirect, environment or {"LC_ALL": os.environ.get("LC_ALL")}, results, command)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("place", ALL)
+def test_every_command_works_anywhere_or_says_why_not_in_one_line(place, results, command):
+    for name in sorted(COMMANDS):
+        works(name, place, *ALL[place], results, command)

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -271,10 +272,9 @@ def test_interrupted_is_130_and_says_how_to_go_on(finished, tmp_path):
     assert process.returncode == 130 and "the same command resumes" in out and "Traceback" not in out + err
 
 
-@pytest.mark.slow
-def test_a_reader_that_leaves_early_is_no_crash(finished):
+def test_a_reader_that_leaves_early_is_no_crash(finished, warm):
     sql = "select * from observations, range(2000)"
-    query = f"{sys.executable} -m distsub.cli query '{finished / 'out'}' '{sql}' --format csv"
+    query = f"{shlex.join(warm.command)} query '{finished / 'out'}' '{sql}' --format csv"
     command = f"{query} | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr

@@ -9,7 +9,6 @@ import pty
 import shlex
 import struct
 import subprocess
-import sys
 import termios
 from dataclasses import replace
 
@@ -21,8 +20,6 @@ from distsub.config import parse_sweep
 from distsub.results import Store
 from distsub.search import Board, make_policy
 from distsub.search.synthetic import Curve
-
-COMMAND = (sys.executable, "-m", "distsub.cli")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +49,6 @@ LISTINGS = {
     "views": lambda out: ("query", out),
     "report": lambda out: ("report", out),
 }
-FEW = ["status", *(pytest.param(name, marks=pytest.mark.slow) for name in LISTINGS if name != "status")]
 FORMATTED = [name for name in LISTINGS if name != "report"]
 
 
@@ -62,13 +58,13 @@ def called(capsys, *arguments):
     return (end.value.code, *capsys.readouterr())
 
 
-def under_a_terminal(arguments, columns):
+def under_a_terminal(command, columns):
     """Run a command under a pseudo-terminal of so many columns; give (exit code, what it showed)."""
     primary, secondary = pty.openpty()
     fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
     with subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdin=secondary, stdout=secondary, stderr=secondary, env=environment
+        [*map(str, command)], stdin=secondary, stdout=secondary, stderr=secondary, env=environment
     ) as process:
         os.close(secondary)
         shown = b""
@@ -85,9 +81,9 @@ def under_a_terminal(arguments, columns):
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("name", FEW)
-def test_a_listing_fits_the_terminal(out, name, columns):
-    code, shown = under_a_terminal(LISTINGS[name](out), columns)
+@pytest.mark.parametrize("name", LISTINGS)
+def test_a_listing_fits_the_terminal(out, warm, name, columns):
+    code, shown = under_a_terminal([*warm.command, *LISTINGS[name](out)], columns)
     assert code == 0 and "\x1b" not in shown and "Traceback" not in shown, shown
     wide = [line for line in shown.splitlines() if cell_len(line) > columns]
     # An address and a command for a shell are one word and one line, whatever their length, so that they can be copied.
@@ -131,32 +127,34 @@ def shell(line, **environment):
     )
 
 
-def quoted(arguments):
-    return shlex.join([*COMMAND, *map(str, arguments)])
+@pytest.fixture
+def quoted(warm):
+    """Write a command for a shell; test_environment starts `status` from nothing in all of these places."""
+    return lambda arguments: shlex.join([*warm.command, *map(str, arguments)])
 
 
-@pytest.mark.parametrize("name", FEW)
-def test_a_reader_that_leaves_is_no_error(out, name):
+@pytest.mark.parametrize("name", LISTINGS)
+def test_a_reader_that_leaves_is_no_error(out, quoted, name):
     done = shell(f"{quoted(LISTINGS[name](out))} | head -c 1; exit ${{PIPESTATUS[0]}}")
     assert done.returncode == 0 and not done.stderr
 
 
-@pytest.mark.parametrize("name", FEW)
-def test_a_full_disk_is_told_in_one_line(out, name):
+@pytest.mark.parametrize("name", LISTINGS)
+def test_a_full_disk_is_told_in_one_line(out, quoted, name):
     done = shell(f"{quoted(LISTINGS[name](out))} > /dev/full")
     assert done.returncode == 2
     assert done.stderr.startswith("distsub: cannot write to standard output (No space left on device)")
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", FEW)
-def test_an_ascii_terminal_gets_ascii(out, name):
+@pytest.mark.parametrize("name", LISTINGS)
+def test_an_ascii_terminal_gets_ascii(out, quoted, name):
     done = shell(quoted(LISTINGS[name](out)), PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and not done.stderr and done.stdout.isascii()
     assert r"\u6f22" in done.stdout or name == "views"
 
 
-def test_a_closed_output_is_no_error(out):
+def test_a_closed_output_is_no_error(out, quoted):
     done = shell(f"{quoted(('status', out))} >&-")
     assert done.returncode == 0 and not done.stderr
 
@@ -201,29 +199,14 @@ ERRORS = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("format", [(), ("--format", "json"), ("--format", "csv")], ids=str)
 @pytest.mark.parametrize("name", [*LISTINGS, *ERRORS])
-def test_no_name_steers_a_terminal(hostile, name, format):
+def test_no_name_steers_a_terminal(hostile, warm, name, format):
     """Under a terminal of 80 columns; what comes out has no control but the line's end, and says no name as it is."""
     arguments = (LISTINGS | ERRORS)[name](hostile)
     if name in ("report", "init") and format:
         pytest.skip("it lists nothing")
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
-    with subprocess.Popen([*COMMAND, *map(str, arguments), *format], stdout=slave, stderr=slave) as run:
-        os.close(slave)
-        said = b""
-        while True:
-            try:
-                piece = os.read(master, 65536)
-            except OSError:
-                break
-            if not piece:
-                break
-            said += piece
-    os.close(master)
-    text = said.decode().replace("\r\n", "\n")
-    assert "Traceback" not in text and run.returncode in (0, 2), text
+    code, text = under_a_terminal([*warm.command, *arguments, *format], 80)
+    assert "Traceback" not in text and code in (0, 2), text
     steering = set(text) & (set(STEERING) - {"\n"})
     assert not steering, repr(text)
