@@ -10,7 +10,7 @@ import statistics
 import torch
 
 from distsub.errors import DimensionError
-from distsub.subspace.families import FAMILIES, build
+from distsub.subspace.assemble import FAMILIES, build
 
 
 def condition(family: str, num_params: int, d: int) -> float | None:

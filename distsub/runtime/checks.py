@@ -96,7 +96,7 @@ def _check_device(sweep: Sweep) -> None:
 
 def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:
     """Build the projections at both ends of the grid: whatever refuses a d does so now."""
-    from distsub.subspace import families, layout
+    from distsub.subspace import assemble, layout
 
     if isinstance(method, Full | Theta0):
         return
@@ -111,7 +111,7 @@ def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:
         return
     unmatched = replace(method, projection=replace(projection, match=None))  # there are no checkpoints yet
     for d in {dims[0], dims[-1]}:
-        families.assemble(entries, d, unmatched)
+        assemble.assemble(entries, d, unmatched)
 
 
 def _check_span(search: Search) -> None:

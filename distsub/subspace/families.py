@@ -1,85 +1,126 @@
-"""The projection of a laid-out model, from the record that says what it is made of."""
+"""The projection families that make few or independent entries a row: dense, sparse, partition."""
 
-import hashlib
-from collections.abc import Sequence
+import torch
+from torch import Tensor
 
-from distsub.errors import ConfigError
-from distsub.records import Learned, Subspace
-from distsub.subspace import layout
-from distsub.subspace.dense import Dense
-from distsub.subspace.fastfood import Fastfood, FastfoodPerTensor, next_power_of_two
-from distsub.subspace.layers import PerLayer
-from distsub.subspace.layout import Entry
-from distsub.subspace.partition import Partition
-from distsub.subspace.projection import Blockwise, Projection
-from distsub.subspace.sparse import Sparse
-from distsub.subspace.trajectory import Snapshots, Trajectory
+from distsub.errors import DimensionError
+from distsub.subspace import bits
+from distsub.subspace.projection import CHUNK, Blockwise
 
-FAMILIES = {cls.family: cls for cls in (Dense, Sparse, Fastfood, FastfoodPerTensor, Partition)}
+_ROOM = 1 << 24
+"""Room for coordinates in a row's or a block's index, so that an entry's number does not depend on d."""
 
 
-def build(
-    family: str, sizes: Sequence[int], d: int, seed: int, normalization: str, block_length: int | None = None
-) -> Projection:
-    """Make the projection of a family that a seed is enough for.
+class Dense(Blockwise):
+    """P with independent entries N(0, 1/D): the definition all others approximate. Cost d D: for small models.
+
+    Norm: E|P z|^2 = |z|^2. Nested: yes. Source: Li et al. 2018, Sec. 2.
+    """
+
+    family = "dense"
+
+    def _state(self, blocks: Tensor) -> Tensor:
+        rows = blocks.unsqueeze(1) * self.block_length + torch.arange(self.block_length, device=blocks.device)
+        index = rows.unsqueeze(2) * _ROOM + torch.arange(self.num_coordinates, device=blocks.device)
+        return bits.normals_at(self.seed, "dense", index) * self.num_params**-0.5
+
+    def _expand(self, code: Tensor, state: Tensor) -> Tensor:
+        return state.to(code.dtype) @ code
+
+    def _collapse(self, grad: Tensor, state: Tensor, code: Tensor) -> None:
+        code.add_(torch.einsum("nl,nld->d", grad, state.to(grad.dtype)))
+
+
+class Sparse(Blockwise):
+    """P with one entry +-v per column and block of about sqrt(D) rows, so density 1 / sqrt(D).
+
+    Stratifying the positions (one per block, uniform within it) keeps every column's norm exactly 1 where blocks
+    divide D, and lets a slice be made alone. Nested: yes. Source: Li et al. 2018, supplement (density).
+    """
+
+    family = "sparse"
+
+    def _length(self, asked: int | None) -> int:
+        """Take sqrt(D), rounded, whatever is asked: it is the density."""
+        return max(1, round(self.num_params**0.5))
+
+    def _prepare(self) -> None:
+        # The expected share of a last, partial block counts too, so that E|P z|^2 = |z|^2 for any D.
+        self._value = (self.block_length / self.num_params) ** 0.5
+
+    def _state(self, blocks: Tensor) -> Tensor:
+        """Draw each block's row per column; the sign is the lowest bit, so that one integer holds both."""
+        index = blocks.unsqueeze(1) * _ROOM + torch.arange(self.num_coordinates, device=blocks.device)
+        word = bits.words(self.seed, "sparse", index)
+        row = ((word >> 32) & 0x7FFFFFFF) * self.block_length >> 31
+        return (row * 2 + (word & 1)).to(torch.int32)
+
+    def _entries(self, state: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return (state >> 1).long(), ((state & 1) * 2 - 1).to(dtype) * self._value
+
+    def _expand(self, code: Tensor, state: Tensor) -> Tensor:
+        row, value = self._entries(state, code.dtype)
+        return code.new_zeros(len(state), self.block_length).scatter_add_(1, row, value * code)
+
+    def _collapse(self, grad: Tensor, state: Tensor, code: Tensor) -> None:
+        row, value = self._entries(state, code.dtype)
+        code.add_(grad.gather(1, row).mul_(value).sum(0))
+
+
+class Partition(Blockwise):
+    """P with one entry +-1/sqrt(n_j) per row, j the row's group and n_j the group's size; P^T P = I exactly.
+
+    Groups come from linear hashing (Litwin 1980): going from d to d + 1 splits one group in two and leaves the
+    others, so the subspaces are nested for every d, at the price of groups whose sizes differ by up to two. Cost: D.
+    Source: UniLoRA (arXiv:2506.00799) and GPart (arXiv:2605.14841), here over all parameters.
 
     Raises:
-        ConfigError: The family is unknown.
-        DimensionError: d does not fit.
+        DimensionError: Some group has no parameter; d is too close to D.
     """
-    if family not in FAMILIES:
-        raise ConfigError(f"projection family {family!r} is unknown; use one of {', '.join(FAMILIES)}")
-    return FAMILIES[family](sizes, d, seed, normalization, block_length=block_length)
 
+    family = "partition"
 
-def assemble(
-    entries: list[Entry], d: int, spec: Subspace, seed: int = 0, snapshots: Snapshots | None = None
-) -> Projection:
-    """Make the projection of a laid-out model.
+    def _prepare(self) -> None:
+        """Count the groups' members: one pass over all D positions."""
+        counts = torch.zeros(self.num_coordinates, dtype=torch.int64)
+        for start in range(0, self.num_params, CHUNK):
+            position = torch.arange(start, min(start + CHUNK, self.num_params))
+            counts += torch.bincount(self._groups(position) >> 1, minlength=self.num_coordinates)
+        if (empty := int((counts == 0).sum())) > 0:
+            raise DimensionError(
+                f"{self.num_coordinates} coordinates leave {empty} of the partition's groups without a parameter at "
+                f"D = {self.num_params}; lower d to about D / 20"
+            )
+        self._inverse = counts.to(torch.float64).rsqrt()
 
-    Args:
-        entries: The parameters that it spans.
-        d: Numbers to train, of each layer where the scope is "layer"; scales are paid for out of it.
-        spec: What it is made of.
-        seed: Projection seed; layers get seeds of their own from it.
-        snapshots: The checkpoints that a learned subspace is made of, or a random one scaled to.
+    @property
+    def _code_length(self) -> int:
+        return 2 * self.num_coordinates
 
-    Raises:
-        ConfigError: The record is inconsistent, or lacks snapshots.
-        DimensionError: d does not fit.
-        TrajectoryError: The snapshots are of another layout.
-    """
-    num_coordinates = d - layout.check_dimension(d, entries, spec.scales)
-    if spec.scope == "layer" and spec.scales:
-        raise ConfigError('scope = "layer" has a theta for each layer and no scales; leave scales out')
-    if spec.span is not None and snapshots is None:
-        raise ConfigError("this subspace is made of checkpoints, or scaled to one; give snapshots")
-    if spec.scope == "model":
-        return _one(entries, num_coordinates, spec, seed, snapshots, d)
-    parts = [
-        _one(part, num_coordinates, spec, _seed_of_layer(seed, number), snapshots, d)
-        for number, part in enumerate(layout.layers(entries))
-    ]
-    return PerLayer(parts)
+    def _groups(self, position: Tensor) -> Tensor:
+        """Hash positions to 2 * group + sign bit."""
+        word = bits.words(self.seed, "partition", position)
+        high = 1 << self.num_coordinates.bit_length()
+        group = (word >> 1) & (high - 1)
+        group = torch.where(group >= self.num_coordinates, group & (high // 2 - 1), group)
+        return group * 2 + (word & 1)
 
+    def _state(self, blocks: Tensor) -> Tensor:
+        position = blocks.unsqueeze(1) * self.block_length + torch.arange(self.block_length, device=blocks.device)
+        return self._groups(position).to(
+            torch.int16 if 2 * self.num_coordinates <= 1 << 15 else torch.int32
+        )  # kept: the smaller
 
-def _one(
-    entries: list[Entry], num_coordinates: int, spec: Subspace, seed: int, snapshots: Snapshots | None, d: int
-) -> Projection:
-    names, theta_0, made_of = [entry.name for entry in entries], [entry.frozen for entry in entries], spec.projection
-    if isinstance(made_of, Learned):
-        assert snapshots is not None, "checked above"
-        return Trajectory(snapshots.rows(names, theta_0, made_of.span.mode), num_coordinates, made_of.span.mode)
-    sizes, block_length = [tensor.numel() for tensor in theta_0], made_of.block_length or next_power_of_two(max(d, 4))
-    made = build(made_of.family, sizes, num_coordinates, seed, made_of.normalization, block_length)
-    if made_of.match is not None:
-        assert snapshots is not None, "checked above"
-        if not isinstance(made, Blockwise):
-            raise ConfigError(f"projection {made_of.family!r} cannot be scaled to a trajectory; take fastfood")
-        made.match([tensor.float().norm().item() for tensor in snapshots.rows(names, theta_0)[-1]])
-    return made
+    def _encode(self, theta: Tensor) -> Tensor:
+        scaled = theta * self._inverse.to(theta)
+        return torch.stack([-scaled, scaled], dim=1).view(-1)
 
+    def _decode(self, code: Tensor) -> Tensor:
+        pair = code.view(-1, 2)
+        return (pair[:, 1] - pair[:, 0]) * self._inverse.to(code)
 
-def _seed_of_layer(seed: int, layer: int) -> int:
-    """Give each layer bits of its own."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/layer/{layer}".encode()).digest()[:7], "little")
+    def _expand(self, code: Tensor, state: Tensor) -> Tensor:
+        return code.index_select(0, state.view(-1).int()).view(state.shape)
+
+    def _collapse(self, grad: Tensor, state: Tensor, code: Tensor) -> None:
+        code.index_add_(0, state.view(-1).int(), grad.reshape(-1))

@@ -14,6 +14,7 @@ leaves P^T P = I up to the block that D cuts short.
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,39 +76,36 @@ class Fastfood(Blockwise):
     Source: Aghajanyan et al. 2020, Eq. 2; Le et al. 2013.
 
     Raises:
-        DimensionError: d exceeds the block length, or that is not a power of two of at least 4.
+        DimensionError: The coordinates exceed the block length, or that is not a power of two of at least 4.
     """
 
     family = "fastfood"
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        d: int,
-        seed: int,
-        normalization: str = "global",
-        block_length: int | None = None,
-        cache: bool = True,
-        stream: str = "fastfood",
-        even: bool = True,
-    ) -> None:
-        """Draw B and Pi; G is drawn as blocks are used, and once before where few blocks are to be made even."""
-        length = max(4, next_power_of_two(d)) if block_length is None else block_length
-        super().__init__(sizes, d, seed, normalization, length, cache)
+    def __init__(self, *args: Any, stream: str = "fastfood", even: bool = True, **kwargs: Any) -> None:
+        """Name the stream of random bits, and say whether few blocks are made even; the rest is as in `Blockwise`."""
+        self._stream, self._even = stream, even
+        super().__init__(*args, **kwargs)
+
+    def _length(self, asked: int | None) -> int:
+        needed = max(4, next_power_of_two(self.num_coordinates))
+        length = needed if asked is None else asked
         if length < 4 or length != next_power_of_two(length):
             raise DimensionError(f"block_length = {length} must be a power of two of at least 4")
-        if d > length:
+        if length < needed:
             raise DimensionError(
-                f"d = {d} exceeds the Fastfood block length {length}; "
-                f"give the whole search block_length = {next_power_of_two(d)} or more"
+                f"{self.num_coordinates} coordinates exceed the Fastfood block length {length}; "
+                f"give the whole search block_length = {needed} or more"
             )
-        self._stream = stream
-        self._signs = bits.signs(seed, f"{stream}/B", 0, length)
-        self._order = bits.permutation(seed, f"{stream}/Pi", torch.arange(length), length)
+        return length
+
+    def _prepare(self) -> None:
+        """Draw B and Pi; G is drawn as blocks are used, and once before where few blocks are to be made even."""
+        length, count = self.block_length, -(-self.num_params // self.block_length)
+        self._signs = bits.signs(self.seed, f"{self._stream}/B", 0, length)
+        self._order = bits.permutation(self.seed, f"{self._stream}/Pi", torch.arange(length), length)
         # H is applied with entries +-1 here, so its 1/sqrt(L), twice, and the sqrt(L / D) are put in one number.
         scale = torch.full((length,), (length * self.num_params) ** -0.5, dtype=torch.float64)
-        count = -(-self.num_params // length)
-        if even and count <= _FEW:
+        if self._even and count <= _FEW:
             drawn = (self._state(torch.tensor([block])).double().square().view(-1) for block in range(count))
             scale *= (sum(drawn, torch.zeros_like(scale)) / count).rsqrt()
         self._scale = scale
@@ -121,13 +119,13 @@ class Fastfood(Blockwise):
 
     def _encode(self, theta: Tensor) -> Tensor:
         padded = theta.new_zeros(self.block_length)
-        padded[: self.d] = theta * self._signs[: self.d].to(theta)
+        padded[: self.num_coordinates] = theta * self._signs[: self.num_coordinates].to(theta)
         return hadamard(padded)[self._order.to(theta.device)] * self._scale.to(theta)
 
     def _decode(self, code: Tensor) -> Tensor:
         inner = torch.empty_like(code)
         inner[self._order.to(code.device)] = code * self._scale.to(code)
-        return hadamard(inner)[: self.d] * self._signs[: self.d].to(code)
+        return hadamard(inner)[: self.num_coordinates] * self._signs[: self.num_coordinates].to(code)
 
     def _expand(self, code: Tensor, state: Tensor) -> Tensor:
         return hadamard(state.to(code.dtype, copy=True).mul_(code))
@@ -151,19 +149,25 @@ class FastfoodPerTensor(Projection):
     def __init__(
         self,
         sizes: Sequence[int],
-        d: int,
+        num_coordinates: int,
         seed: int,
         normalization: str = "per_tensor",
         block_length: int | None = None,
         cache: bool = True,
     ) -> None:
         """Give every tensor a Fastfood of one block."""
-        floor = max(4, next_power_of_two(d)) if block_length is None else block_length
-        super().__init__(sizes, d, seed, normalization)
+        floor = max(4, next_power_of_two(num_coordinates)) if block_length is None else block_length
+        super().__init__(sizes, num_coordinates, seed, normalization)
         self.block_length = floor
         self._parts = [
             Fastfood(
-                (max(size, d),), d, seed, "global", max(floor, next_power_of_two(size)), cache, f"tensor{i}", False
+                (max(size, num_coordinates),),
+                num_coordinates,
+                seed,
+                block_length=max(floor, next_power_of_two(size)),
+                cache=cache,
+                stream=f"tensor{i}",
+                even=False,
             )
             for i, size in enumerate(self.sizes)
         ]
@@ -191,7 +195,7 @@ class FastfoodPerTensor(Projection):
     def adjoint(self, grad: Tensor, start: int = 0) -> Tensor:
         """Map a slice's gradient to coordinates; see `Projection.adjoint`."""
         self._check(None, start, start + grad.numel())
-        total = grad.new_zeros(self.d)
+        total = grad.new_zeros(self.num_coordinates)
         for i, base, first, last in self._overlaps(start, start + grad.numel()):
             piece = self._parts[i].adjoint(grad[first - start : last - start], first - base)
             total.add_(piece, alpha=self._part_scale(i))

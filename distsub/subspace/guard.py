@@ -1,6 +1,5 @@
 """What may not be done with the base model inside a `SubspaceModel`, and what to do instead."""
 
-import hashlib
 from operator import is_
 from typing import TYPE_CHECKING, Any, Never
 
@@ -13,7 +12,7 @@ from distsub.errors import ConfigError
 from distsub.subspace.layout import Entry
 
 if TYPE_CHECKING:
-    from distsub.subspace.lending import Lending
+    from distsub.subspace.hooks import Hooks
     from distsub.subspace.model import SubspaceModel
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -52,9 +51,8 @@ class Structure:
                     f"{entry.name} requires gradients, but a SubspaceModel trains what `trained()` names and nothing "
                     'else: call requires_grad_(False) on it, or wrap with head = "trained" or embeddings = "trained"'
                 )
-        session = held.lending._session
-        if session is not None:
-            return  # entered again within a pass: weights are lent
+        if held.hooks.in_pass:
+            return  # entered again within a pass: parameters are replaced
         for module, children in self.children:
             if not _same(module._modules.values(), children):
                 self._changed(held, module, "list of modules")
@@ -83,17 +81,17 @@ class States:
     weights out. Neither can be loaded over theta_0.
     """
 
-    def __init__(self, lending: "Lending", names: dict[str, Entry | None]) -> None:
+    def __init__(self, hooks: "Hooks", names: dict[str, Entry | None]) -> None:
         """Take the names of a module's frozen parameters, with the entries of those that the subspace spans."""
-        self.lending, self.names = lending, names
+        self.hooks, self.names = hooks, names
 
     def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         """Change a state that has been collected."""
         for name, entry in self.names.items():
-            if self.lending.given == "trained":
+            if self.hooks.states_hold == "trained":
                 state.pop(prefix + name, None)
-            elif self.lending.given == "theta" and entry is not None and prefix + name in state:
-                state[prefix + name] = self.lending.held.weight(entry)
+            elif self.hooks.states_hold == "theta" and entry is not None and prefix + name in state:
+                state[prefix + name] = self.hooks.held.weight(entry)
 
     def refuse_load(self, module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Refuse a state that has weights for frozen parameters.
@@ -109,35 +107,25 @@ class States:
                 )
 
 
-def watch_states(lending: "Lending") -> None:
+def watch_states(hooks: "Hooks") -> None:
     """Hook every module with frozen parameters; see `States`."""
-    entries = {id(entry.frozen): entry for entry in lending.held.entries}
-    for module in lending.held.model.modules():
+    entries = {id(entry.frozen): entry for entry in hooks.held.entries}
+    for module in hooks.held.model.modules():
         frozen = {name: p for name, p in module._parameters.items() if p is not None and not p.requires_grad}
         if frozen:
-            states = States(lending, {name: entries.get(id(p)) for name, p in frozen.items()})
+            states = States(hooks, {name: entries.get(id(p)) for name, p in frozen.items()})
             module.register_state_dict_post_hook(states)
             module.register_load_state_dict_pre_hook(states.refuse_load)
 
 
-def unwatch_states(lending: "Lending") -> None:
+def unwatch_states(hooks: "Hooks") -> None:
     """Take those hooks away."""
-    for module in lending.held.model.modules():
-        for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
-            for key, hook in list(hooks.items()):
+    for module in hooks.held.model.modules():
+        for registered in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+            for key, hook in list(registered.items()):
                 owner = getattr(getattr(hook, "hook", hook), "__self__", hook)
                 if isinstance(owner, States):
-                    del hooks[key]
-
-
-def sample_hash(held: "SubspaceModel") -> str:
-    """Hash up to 64 entries of every parameter that the subspace spans, rounded to bfloat16: a cast keeps the hash."""
-    digest = hashlib.sha256()
-    for entry in held.entries:
-        flat = entry.frozen.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // 64)][:64].to("cpu", torch.bfloat16)
-        digest.update(f"{entry.name} {entry.start} ".encode() + some.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+                    del registered[key]
 
 
 def refuse_lost_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -1,16 +1,14 @@
 """A transformers model held in a subspace: theta = theta_0 + lambda * P theta_d, one layer at a time.
 
-theta_0 is never written. When a unit (see `layout`) is about to run, its weights are made in one buffer and lent to
-it; what autograd would save of them is replaced by a note, and the buffer is dropped when the unit is done. The
-backward pass makes it again, unit by unit, and each unit's weight gradient is reduced to d numbers as soon as it is
-complete. So at any moment the weights, and the weight gradients, of one unit exist beside theta_0.
+theta_0 is never written. When a unit (see `layout`) is about to run, its weights are materialised in one buffer; what
+autograd would save of them is replaced by a note, and the buffer is released when the unit is done. The backward pass
+makes it again, unit by unit, and each unit's weight gradient is reduced to d numbers as soon as it is complete. So at
+any moment the weights, and the weight gradients, of one unit exist beside theta_0.
 """
 
-import json
 import math
 import os
-from collections.abc import Callable
-from typing import Any, Never
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +16,13 @@ from torch import Tensor, nn
 from distsub.errors import AdapterError, ConfigError, DistsubError
 from distsub.records import Subspace, canonical, label
 from distsub.records.reading import parse
-from distsub.subspace import adapter, bits, guard, restore, selftest
+from distsub.subspace import adapter, bits, restore, selftest
 from distsub.subspace import layout as layouts
-from distsub.subspace.doors import Door
-from distsub.subspace.families import assemble
-from distsub.subspace.lending import Lending
+from distsub.subspace.assemble import assemble
+from distsub.subspace.hooks import Hooks, PatchedForward
 from distsub.subspace.trajectory import Snapshots
 from distsub.subspace.weights import Numbers, Weights
-from distsub.subspace.wrapper import Original, Wrapper
+from distsub.subspace.wrapper import Original, Wrapper, forgive, precision
 
 
 class SubspaceModel(Wrapper):
@@ -79,7 +76,7 @@ class SubspaceModel(Wrapper):
         """Lay the model out, draw P and hook the units."""
         super().__init__()
         _check(spec)
-        if any(isinstance(module.__dict__.get("forward"), Door) for module in model.modules()):
+        if any(isinstance(module.__dict__.get("forward"), PatchedForward) for module in model.modules()):
             raise ConfigError("this model is held in a subspace already and would move twice; build a fresh one")
         self.d, self.spec, self.projection_seed = d, spec, projection_seed
         self.original = Original(model)
@@ -90,7 +87,7 @@ class SubspaceModel(Wrapper):
         self.made_of = snapshots and snapshots.made_of
         num_scales = len({group for *_, group in self.groups}) if spec.scales else 0
         some = next(model.parameters())
-        dtype = _precision(some)
+        dtype = precision(some)
         shape = (self.num_coordinates,) if spec.ensemble == 1 else (spec.ensemble, self.num_coordinates)
         coordinates = torch.zeros(shape, dtype=dtype)
         if spec.start == "random":
@@ -103,8 +100,8 @@ class SubspaceModel(Wrapper):
         self.model = model
         self.weights = Weights(self.projection, self.groups)
         blocks = [number for number, unit in enumerate(self.units) if unit.block]
-        self.lending = Lending(self, set(blocks[: math.ceil(recompute * len(blocks))]))
-        self.register_load_state_dict_post_hook(_forgive)
+        self.hooks = Hooks(self, set(blocks[: math.ceil(recompute * len(blocks))]))
+        self.register_load_state_dict_post_hook(forgive)
         if check:
             selftest.verify(self)
             self.coordinates.grad = self.scales.grad = None
@@ -130,7 +127,7 @@ class SubspaceModel(Wrapper):
     @property
     def num_coordinates(self) -> int:
         """Length of theta: d without the scales, times the layers where each has a theta of its own."""
-        return self.projection.d
+        return self.projection.num_coordinates
 
     @property
     def num_trained(self) -> int:
@@ -151,7 +148,7 @@ class SubspaceModel(Wrapper):
     def merged_state(self) -> dict[str, Tensor]:
         """Give the full weights theta_0 + lambda * P theta by name (D numbers: the whole model at once)."""
         spanned = {entry.name for entry in self.entries}
-        with self.lending.giving("theta_0"):
+        with self.hooks.states_of("theta_0"):
             state = self.model.state_dict()
         state = {name: tensor if name in spanned else tensor.clone() for name, tensor in state.items()}
         state |= {entry.name: self.weight(entry) for entry in self.entries}
@@ -175,55 +172,6 @@ class SubspaceModel(Wrapper):
     def update(self, start: int, stop: int) -> Tensor:
         """Compute what is added to theta_0 on a slice of the positions, (lambda * P theta)[start:stop]."""
         return self.weights.update(self.numbers, start, stop)
-
-    # States, copies, moves
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Give the trained numbers and the base model's buffers: theta_0 is left out, and named by a hash.
-
-        Load it into a `SubspaceModel` with the same settings and the same base model; another is refused.
-        """
-        with self.lending.giving("trained"):
-            return super().state_dict(*args, **kwargs)
-
-    def get_extra_state(self) -> Tensor:
-        """Say what the numbers belong to: the subspace, and a hash of entries of theta_0, as bytes of JSON."""
-        text = json.dumps({"subspace": self.describe(), "theta_0": guard.sample_hash(self)}, sort_keys=True)
-        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Check that numbers which are about to be loaded belong here.
-
-        Raises:
-            ConfigError: They were trained in another subspace, or on another base model.
-        """
-        given, own = (json.loads(bytes(each.cpu().tolist())) for each in (state, self.get_extra_state()))
-        theirs, mine = adapter.flat(given["subspace"]), adapter.flat(own["subspace"])
-        differ = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
-        if differ:
-            each = ", ".join(f"{key} = {theirs.get(key)!r}, here {mine.get(key)!r}" for key in differ)
-            raise ConfigError(f"this state was trained in another subspace: {each}; wrap the base model with those")
-        if given["theta_0"] != own["theta_0"]:
-            raise ConfigError(
-                "this state was trained on another theta_0: wrap the base model of its training, with that head"
-            )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SubspaceModel":
-        """Move or cast: the base model as any other, the trained numbers so that they stay precise enough to train."""
-        if recurse:
-            self.model._apply(fn)
-        dtype = _precision(next(self.model.parameters()))
-        for parameter in (self.coordinates, self.scales):
-            with torch.no_grad():
-                parameter.data = parameter.data.to(fn(parameter.data).device, dtype)
-                if parameter.grad is not None:
-                    parameter.grad = parameter.grad.to(parameter.device, dtype)
-        return self
-
-    def _replicate_for_data_parallel(self) -> Never:
-        guard.refuse(
-            "nn.DataParallel copies weights that a SubspaceModel makes as it runs: use DistributedDataParallel"
-        )
 
     def describe(self) -> dict[str, Any]:
         """Say, as plain values for JSON, what it takes to make this subspace of the base model again."""
@@ -285,16 +233,3 @@ def _check(spec: Subspace) -> None:
         raise ConfigError(f"Subspace: {error}") from None
     if spec.ensemble < 1:
         raise ConfigError(f"Subspace: ensemble should be 1 or more, got {spec.ensemble}")
-
-
-def _precision(base: Tensor) -> torch.dtype:
-    """Give the precision of the trained numbers: never less than float32."""
-    return torch.float64 if base.dtype == torch.float64 else torch.float32
-
-
-def _forgive(held: SubspaceModel, keys: Any) -> None:
-    """Do not count what `state_dict` leaves out as missing where it is loaded."""
-    left_out = tuple(
-        f"model.{name}" for name, p in held.model.named_parameters(remove_duplicate=False) if not p.requires_grad
-    )
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(left_out)]

@@ -43,12 +43,12 @@ class Projection(ABC):
 
     Args:
         sizes: Entries of each tensor, in the order of the D positions.
-        d: Number of coordinates.
+        num_coordinates: Length of theta; the d of the formulas, where there are no scales.
         seed: Projection seed.
         normalization: "global" or "per_tensor".
 
     Raises:
-        DimensionError: d is not between 1 and D.
+        DimensionError: The coordinates are not between 1 and D.
         ConfigError: The normalisation is unknown.
     """
 
@@ -56,18 +56,19 @@ class Projection(ABC):
     nested: ClassVar[bool] = True
     """Whether the span of P at d lies in the span of P at every d' > d."""
 
-    def __init__(self, sizes: Sequence[int], d: int, seed: int, normalization: str = "global") -> None:
+    def __init__(self, sizes: Sequence[int], num_coordinates: int, seed: int, normalization: str = "global") -> None:
         """Lay the tensors end to end; nothing random is drawn yet."""
         self.sizes = tuple(sizes)
         self.offsets = (0, *accumulate(self.sizes))
         self.num_params = self.offsets[-1]
-        if not 1 <= d <= self.num_params:
+        if not 1 <= num_coordinates <= self.num_params:
             raise DimensionError(
-                f"d = {d} does not fit: a projection onto D = {self.num_params} parameters takes d from 1 to D; lower d"
+                f"{num_coordinates} coordinates do not fit: a projection onto D = {self.num_params} parameters takes "
+                "1 to D; change d"
             )
         if normalization not in NORMALIZATIONS:
             raise ConfigError(f"normalization {normalization!r} is unknown; use one of {', '.join(NORMALIZATIONS)}")
-        self.d = d
+        self.num_coordinates = num_coordinates
         self.seed = seed
         self.normalization = normalization
         self.factors: tuple[float, ...] | None = None
@@ -126,17 +127,19 @@ class Projection(ABC):
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """Materialise P, shape [D, d]; for tests at small D."""
-        return torch.stack([self.apply(column) for column in torch.eye(self.d, dtype=dtype)], dim=1)
+        return torch.stack([self.apply(column) for column in torch.eye(self.num_coordinates, dtype=dtype)], dim=1)
 
     def fingerprint(self) -> tuple[float, ...]:
         """Give sixteen entries of P theta for one fixed theta, spread over D: what a reloaded adapter compares."""
-        theta = torch.cos(torch.arange(self.d, dtype=torch.float64)).float()
+        theta = torch.cos(torch.arange(self.num_coordinates, dtype=torch.float64)).float()
         at = [i * (self.num_params - 1) // 15 for i in range(16)]
         return tuple(self.apply(theta, i, i + 1).item() for i in at)
 
     def _check(self, theta: Tensor | None, start: int, stop: int) -> None:
-        if theta is not None and theta.shape != (self.d,):
-            raise ShapeError(f"theta has shape {list(theta.shape)}; this {self.family} projection takes [{self.d}]")
+        if theta is not None and theta.shape != (self.num_coordinates,):
+            raise ShapeError(
+                f"theta has shape {list(theta.shape)}; this {self.family} projection takes [{self.num_coordinates}]"
+            )
         if not 0 <= start <= stop <= self.num_params:
             raise ShapeError(f"slice {start}:{stop} does not lie within D = {self.num_params}")
 
@@ -146,7 +149,7 @@ class Blockwise(Projection):
 
     Args:
         sizes: See `Projection`.
-        d: See `Projection`.
+        num_coordinates: See `Projection`.
         seed: See `Projection`.
         normalization: See `Projection`.
         block_length: Rows made at once; part of P's definition for Fastfood only.
@@ -156,18 +159,26 @@ class Blockwise(Projection):
     def __init__(
         self,
         sizes: Sequence[int],
-        d: int,
+        num_coordinates: int,
         seed: int,
         normalization: str = "global",
         block_length: int | None = None,
         cache: bool = True,
     ) -> None:
         """Note the block length; states are drawn as blocks are used."""
-        super().__init__(sizes, d, seed, normalization)
-        self.block_length = block_length or 1024
+        super().__init__(sizes, num_coordinates, seed, normalization)
+        self.block_length = self._length(block_length)
         self._cache: dict[tuple[int, int, torch.device], Tensor] | None = {} if cache else None
+        self._prepare()
 
     # What a family writes. The code of theta is whatever is worth computing once per call.
+
+    def _length(self, asked: int | None) -> int:
+        """Choose the block length."""
+        return asked or 1024
+
+    def _prepare(self) -> None:
+        """Compute what all calls share, and check that the family can be made."""
 
     def _encode(self, theta: Tensor) -> Tensor:
         """Turn coordinates [d] into what `_expand` reads."""
@@ -192,7 +203,7 @@ class Blockwise(Projection):
     @property
     def _code_length(self) -> int:
         """Length of the code."""
-        return self.d
+        return self.num_coordinates
 
     @exact
     def apply(self, theta: Tensor, start: int = 0, stop: int | None = None) -> Tensor:

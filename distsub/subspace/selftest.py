@@ -1,7 +1,7 @@
 """What is checked when a model is wrapped: its loss and gradient on one tiny batch, against the model left as it is.
 
 At theta = 0 the weights are those of theta_0, so that the reference needs no second model: the base runs once without
-its doors, and each parameter's gradient is reduced to the coordinates as soon as it is complete. It costs about one
+its hooks, and each parameter's gradient is reduced to the coordinates as soon as it is complete. It costs about one
 training step, once for each kind of model in a process, and leaves random states, buffers and gradients as they were.
 """
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-2}
 """Relative to the gradient's norm; 0.2 for shorter floats. Weights that are missed are seen from their share on."""
 
-_passed: set[tuple[Any, ...]] = set()
+passed: set[tuple[Any, ...]] = set()
+"""The kinds of model that have passed in this process."""
 
 
 def verify(held: "SubspaceModel") -> None:
@@ -39,7 +40,7 @@ def verify(held: "SubspaceModel") -> None:
     """
     kind = _kind(held)
     inputs = _inputs(held.model)
-    if inputs is None or kind in _passed or torch.is_inference_mode_enabled():
+    if inputs is None or kind in passed or torch.is_inference_mode_enabled():
         return
     device = next(held.model.parameters()).device
     with _undisturbed(held.model, device), torch.enable_grad(), torch.autocast(device.type, enabled=False):
@@ -58,10 +59,10 @@ def verify(held: "SubspaceModel") -> None:
         raise ConfigError(
             f"{type(held.model).__name__} cannot be held in a subspace as it is: on a tiny batch the loss is "
             f"{found[0]:.6g} and should be {expected[0]:.6g}, the gradient is off by {off.item():.2%}. Some of its "
-            "weights are read where they cannot be lent; check = False wraps it all the same"
+            "weights are read where a hook cannot see it; check = False wraps it all the same"
         )
     if kind is not None:
-        _passed.add(kind)
+        passed.add(kind)
 
 
 def _kind(held: "SubspaceModel") -> tuple[Any, ...] | None:
@@ -118,7 +119,7 @@ def _loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 def _reference(held: "SubspaceModel", inputs: dict[str, Tensor]) -> tuple[float, Tensor]:
     """Give the base model's loss, and its gradient reduced to the coordinates, one parameter at a time."""
-    total = torch.zeros(held.projection.d, dtype=held.coordinates.dtype, device=held.coordinates.device)
+    total = torch.zeros(held.num_coordinates, dtype=held.coordinates.dtype, device=held.coordinates.device)
     handles = []
     for entry in held.entries:
 
@@ -130,7 +131,7 @@ def _reference(held: "SubspaceModel", inputs: dict[str, Tensor]) -> tuple[float,
         entry.frozen.requires_grad_(True)
         handles.append(entry.frozen.register_post_accumulate_grad_hook(take))
     try:
-        with held.lending.bypass():
+        with held.hooks.bypass():
             loss = _loss(held.model, inputs)
             loss.backward()
     finally:
@@ -144,7 +145,7 @@ def _reference(held: "SubspaceModel", inputs: dict[str, Tensor]) -> tuple[float,
 def _held(held: "SubspaceModel", inputs: dict[str, Tensor]) -> tuple[float, Tensor]:
     """Give the held model's loss and gradient at theta = 0."""
     zero = Numbers(torch.zeros_like(held.theta), torch.ones_like(held.scales))
-    with held.lending.open(zero):
+    with held.hooks.begin(zero):
         loss = _loss(held.model, inputs)
     loss.backward()
     grad = held.coordinates.grad

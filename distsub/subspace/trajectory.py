@@ -87,28 +87,28 @@ class Trajectory(Projection):
 
     Args:
         rows: R, see `Snapshots.rows`.
-        d: Leading directions.
+        num_coordinates: Leading directions; the d of the formulas.
         mode: "difference", "centered" or "raw"; for "raw" the last of `rows` is theta_0.
 
     Raises:
-        DimensionError: d is not between 1 and the number of independent directions.
+        DimensionError: There are not so many independent directions.
         ConfigError: The mode is unknown.
         TrajectoryError: A checkpoint is not finite.
     """
 
     family = "trajectory"
 
-    def __init__(self, rows: Rows, d: int, mode: str = "difference") -> None:
+    def __init__(self, rows: Rows, num_coordinates: int, mode: str = "difference") -> None:
         """Compute the Gram matrix: one pass over all checkpoints."""
         if mode not in MODES:
             raise ConfigError(f"mode = {mode!r} is unknown; use one of {', '.join(MODES)}")
         self._rows = rows
         self._combine = _combination(len(rows), mode)
         count = len(self._combine)
-        super().__init__([tensor.numel() for tensor in rows[0]], d, seed=0)
-        if d > count:
+        super().__init__([tensor.numel() for tensor in rows[0]], num_coordinates, seed=0)
+        if num_coordinates > count:
             raise DimensionError(
-                f"d = {d} does not fit: the trajectory has {count} checkpoints; take d from 1 to {count}, "
+                f"{num_coordinates} coordinates do not fit: the trajectory has {count} checkpoints; take 1 to {count}, "
                 "or record more"
             )
         squares, vectors = torch.linalg.eigh(self._combine @ gram(rows) @ self._combine.T)
@@ -117,13 +117,14 @@ class Trajectory(Projection):
         self.singular_values = squares.flip(0).clamp(min=0).sqrt()
         """Of W, falling, shape [t], float64."""
         rank = int((self.singular_values > RANK * self.singular_values[0]).sum())
-        if d > rank:
+        if num_coordinates > rank:
             why = " (centering takes one away)" if mode == "centered" else ""
             raise DimensionError(
-                f"d = {d} does not fit: the {count} checkpoints have {rank} independent directions{why}; lower d"
+                f"{num_coordinates} coordinates do not fit: the {count} checkpoints have {rank} independent "
+                f"directions{why}; lower d"
             )
         # V = R^T B^T U S^-1: what theta is multiplied with before it meets the rows.
-        self._basis = self._combine.T @ (vectors * signs)[:, :d] / self.singular_values[:d]
+        self._basis = self._combine.T @ (vectors * signs)[:, :num_coordinates] / self.singular_values[:num_coordinates]
 
     @cached_property
     def explained(self) -> Tensor:

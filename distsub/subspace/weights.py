@@ -11,7 +11,7 @@ from distsub.subspace.projection import Projection
 
 
 class Numbers(NamedTuple):
-    """The trained numbers that weights are made from: theta, shape [projection.d], and lambda, shape [scales]."""
+    """The trained numbers that weights are made from: theta, shape [num_coordinates], and lambda, shape [scales]."""
 
     theta: Tensor
     scales: Tensor
@@ -48,7 +48,7 @@ class Weights:
         flat = numbers.theta.new_zeros(sum(stop - start for start, stop in unit.runs))
         for (entry, offset), (_, grad) in zip(offsets(unit.runs, [e for e, _ in grads]), grads, strict=True):
             flat[offset : offset + entry.stop - entry.start].view(grad.shape).add_(grad)
-        theta, done = numbers.theta.new_zeros(self.projection.d), 0
+        theta, done = numbers.theta.new_zeros(self.projection.num_coordinates), 0
         scales = torch.zeros_like(numbers.scales) if numbers.scales.numel() else None
         for start, stop in unit.runs:
             self._reduce_run(numbers, flat[done : done + stop - start], start, theta, scales)

@@ -140,7 +140,7 @@ def test_d_that_does_not_fit_is_refused(trials):
 
 def test_step_size_matches_the_first_order_decrease():
     """|P^T g|_1 lr(d) equals |g|_1 lr_full for Gaussian gradients: to 5 % at these sizes, for both normalisations."""
-    from distsub.subspace.families import build
+    from distsub.subspace.assemble import build
 
     generator = torch.Generator().manual_seed(0)
     sizes = [4000, 4000, 4000, 4000]

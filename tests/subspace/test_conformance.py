@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distsub.errors import ConfigError, DimensionError, ShapeError
-from distsub.subspace.families import FAMILIES, build
+from distsub.subspace.assemble import FAMILIES, build
 from distsub.subspace.projection import CHUNK, NORMALIZATIONS, Projection
 from distsub.subspace.trajectory import Trajectory
 
@@ -49,17 +49,22 @@ class TestLinearMap:
     @pytest.mark.parametrize("shape", [SMALL, SEVERAL])
     def test_apply_and_adjoint_are_the_dense_matrix(self, family, normalization, shape):
         p = make(family, normalization, shape)
-        matrix, z, g = p.dense(), gaussian(p.d), gaussian(p.num_params)
-        assert matrix.shape == (p.num_params, p.d) == (sum(shape[0]), shape[1])
+        matrix, z, g = p.dense(), gaussian(p.num_coordinates), gaussian(p.num_params)
+        assert matrix.shape == (p.num_params, p.num_coordinates) == (sum(shape[0]), shape[1])
         torch.testing.assert_close(p.apply(z), matrix @ z, rtol=0, atol=1e-12)
         torch.testing.assert_close(p.adjoint(g), matrix.T @ g, rtol=0, atol=1e-12)
 
     def test_linearity(self, family, normalization):
         p = make(family, normalization)
-        x, y, g, h = gaussian(p.d), gaussian(p.d), gaussian(p.num_params), gaussian(p.num_params)
+        x, y, g, h = (
+            gaussian(p.num_coordinates),
+            gaussian(p.num_coordinates),
+            gaussian(p.num_params),
+            gaussian(p.num_params),
+        )
         torch.testing.assert_close(p.apply(2 * x - 3 * y), 2 * p.apply(x) - 3 * p.apply(y), rtol=0, atol=1e-12)
         torch.testing.assert_close(p.adjoint(2 * g - 3 * h), 2 * p.adjoint(g) - 3 * p.adjoint(h), rtol=0, atol=1e-12)
-        assert not p.apply(torch.zeros(p.d)).any()
+        assert not p.apply(torch.zeros(p.num_coordinates)).any()
 
     def test_inner_products_agree_over_more_than_one_chunk(self, family, normalization):
         sizes = (CHUNK + 4321, 17, 5000)
@@ -76,7 +81,7 @@ class TestLinearMap:
 
     def test_autograd_equals_the_adjoint(self, family, normalization):
         p = make(family, normalization)
-        z, g = gaussian(p.d).requires_grad_(), gaussian(p.num_params)
+        z, g = gaussian(p.num_coordinates).requires_grad_(), gaussian(p.num_params)
         jacobian = torch.autograd.functional.jacobian(p.apply, z)
         torch.testing.assert_close(jacobian, p.dense(), rtol=0, atol=1e-12)
         (gradient,) = torch.autograd.grad(p.apply(z), z, g)
@@ -85,7 +90,7 @@ class TestLinearMap:
     def test_arguments_are_not_modified_and_give_their_dtype(self, family, normalization):
         p = make(family, normalization)
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-            z, g = gaussian(p.d, dtype=dtype), gaussian(p.num_params, dtype=dtype)
+            z, g = gaussian(p.num_coordinates, dtype=dtype), gaussian(p.num_params, dtype=dtype)
             before = z.clone(), g.clone()
             first, back = p.apply(z), p.adjoint(g)
             assert first.dtype == back.dtype == dtype
@@ -130,7 +135,7 @@ class TestNorm:
 
     def test_normalisations_differ_by_one_factor_per_tensor(self, family, normalization):
         p, other = make(family, normalization), make(family, "global")
-        z = gaussian(p.d)
+        z = gaussian(p.num_coordinates)
         ours, theirs = p.apply(z), other.apply(z)
         for i, size in enumerate(p.sizes):
             factor = (p.num_params / size) ** 0.5 if normalization == "per_tensor" else 1.0
@@ -197,7 +202,7 @@ class TestSlices:
 
     def test_odd_boundaries(self, family, normalization):
         p = make(family, normalization)
-        z = gaussian(p.d, dtype=torch.float32)
+        z = gaussian(p.num_coordinates, dtype=torch.float32)
         whole = p.apply(z)
         edges = [0, 1, 6, 7, 15, 16, 17, 100, 307, 308, 371, 372, 500, 541, 542]
         for start in edges:
@@ -224,7 +229,7 @@ class TestSlices:
     def test_rows_are_rows_of_the_slice(self, family, normalization, rows):
         p = make(family, normalization)
         start, index = p.offsets[MATRIX], torch.tensor(rows, dtype=torch.int64)
-        z = gaussian(p.d, dtype=torch.float32)
+        z = gaussian(p.num_coordinates, dtype=torch.float32)
         table = p.apply(z, start, start + 300).view(15, 20)
         assert torch.equal(p.apply_rows(z, start, 20, index), table[index])
         g = gaussian(len(rows), 20)
@@ -242,7 +247,7 @@ class TestSlices:
 class TestErrors:
     def test_d_outside_one_to_num_params(self, family, normalization):
         for d in (0, -1, 51):
-            with pytest.raises(DimensionError, match=f"d = {d} does not fit"):
+            with pytest.raises(DimensionError, match=f"{d} coordinates do not fit"):
                 make(family, normalization, ((50,), d))
 
     def test_shapes(self, family, normalization):
@@ -273,7 +278,7 @@ class TestErrors:
 def test_cuda_equals_cpu(family, normalization):
     # The random entries are the same bytes; the sums of matrix products are ordered otherwise.
     p = make(family, normalization)
-    z, g, rows = gaussian(p.d), gaussian(p.num_params), torch.tensor([2, 11])
+    z, g, rows = gaussian(p.num_coordinates), gaussian(p.num_params), torch.tensor([2, 11])
     pairs = [
         (p.apply(z), p.apply(z.cuda())),
         (p.adjoint(g), p.adjoint(g.cuda())),

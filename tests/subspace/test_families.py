@@ -8,10 +8,8 @@ import torch
 
 from distsub.errors import DimensionError
 from distsub.subspace import bits
-from distsub.subspace.dense import Dense
+from distsub.subspace.families import Dense, Partition, Sparse
 from distsub.subspace.fastfood import Fastfood, FastfoodPerTensor, hadamard, next_power_of_two
-from distsub.subspace.partition import Partition
-from distsub.subspace.sparse import Sparse
 
 
 class TestHadamard:

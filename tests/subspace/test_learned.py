@@ -151,7 +151,7 @@ def test_layers_of_a_random_subspace_differ(zoo):
         ({"snapshots": None}, ConfigError, "give snapshots"),
         ({"projection": Random("fastfood_per_tensor", match=SPAN)}, ConfigError, "take fastfood"),
         ({"scales": "layer", "d": 20}, ConfigError, "no scales"),
-        ({"d": 5}, DimensionError, "4 checkpoints; take d from 1 to 4"),
+        ({"d": 5}, DimensionError, "4 checkpoints; take 1 to 4"),
     ],
     ids=str,
 )

@@ -16,7 +16,7 @@ from torch import nn
 
 from distsub.records import Subspace
 from distsub.subspace.model import SubspaceModel
-from distsub.subspace.session import SavedTensor, Session
+from distsub.subspace.passes import Pass, SavedTensor
 from distsub.subspace.weights import Numbers
 
 SAID = Subspace(scales="layer")
@@ -59,7 +59,7 @@ def watch(model: SubspaceModel) -> tuple[dict[int, int], list[int]]:
     references: list[tuple[weakref.ref[torch.UntypedStorage], int]] = []
     sizes: dict[int, int] = {}
     made: list[int] = []
-    original = model.lending.unit_weights
+    original = model.hooks.unit_weights
 
     def watched(numbers: Numbers, number: int) -> torch.Tensor:
         flat = original(numbers, number)
@@ -68,7 +68,7 @@ def watch(model: SubspaceModel) -> tuple[dict[int, int], list[int]]:
         made.append(sum(size for reference, size in references if reference() is not None))
         return flat
 
-    model.lending.unit_weights = watched
+    model.hooks.unit_weights = watched
     return sizes, made
 
 
@@ -136,7 +136,7 @@ class TestFrozenWeights:
         assert fingerprint(model.model) == before
         held = [p for module in model.model.modules() for p in module._parameters.values() if p is not None]
         assert all(isinstance(p, nn.Parameter) for p in held)
-        assert not model.lending._session
+        assert model.hooks.idle
 
 
 class TestTrainingMode:
@@ -193,7 +193,7 @@ class TestTrainingMode:
             out = model(**data.inputs, labels=data.labels)
             out.loss.backward()
             results.append((out.logits, model.coordinates.grad, model.scales.grad))
-            assert not model.lending._session
+            assert model.hooks.idle
         for kept, again in zip(*results, strict=True):
             assert torch.equal(kept, again)
 
@@ -228,8 +228,7 @@ class TestMemory:
         assert forward == len(sizes) >= 7
         assert len(made) == 2 * forward  # each once more for the backward pass
         assert max(made) <= 1.2 * block < 0.4 * total
-        assert model.lending._remade is None
-        assert not model.lending._session
+        assert model.hooks.idle
 
     def test_nothing_grows_over_fifty_steps(self, zoo):
         model, data = SubspaceModel(zoo.build("DebertaV2", torch.float32), 60, SAID).train(), zoo.batch("DebertaV2")
@@ -251,22 +250,22 @@ class TestMemory:
             step()
         gc.collect()
         assert tensors() <= before
-        assert not model.lending._session
+        assert model.hooks.idle
 
     def test_recomputed_blocks_keep_nothing(self, zoo, monkeypatch):
         def kept(share: float) -> int:
             base = zoo.build("Bert", num_hidden_layers=6)
             model, data, sizes = SubspaceModel(base, 60, recompute=share), zoo.batch("Bert"), {}
-            pack = Session.pack
+            pack = Pass.pack
 
-            def watched(session: Session, tensor: torch.Tensor):
-                note = pack(session, tensor)
+            def watched(running: Pass, tensor: torch.Tensor):
+                note = pack(running, tensor)
                 if isinstance(note, SavedTensor):
                     kept = note.tensor.untyped_storage()
                     sizes[kept.data_ptr()] = kept.nbytes()
                 return note
 
-            monkeypatch.setattr(Session, "pack", watched)
+            monkeypatch.setattr(Pass, "pack", watched)
             model(**data.inputs, labels=data.labels)
             monkeypatch.undo()
             return sum(sizes.values())

@@ -68,7 +68,7 @@ def test_the_gram_matrix_over_several_chunks():
 
 
 def test_d_above_what_there_is():
-    with pytest.raises(DimensionError, match="d = 7 does not fit: the trajectory has 6 checkpoints"):
+    with pytest.raises(DimensionError, match="7 coordinates do not fit: the trajectory has 6 checkpoints"):
         Trajectory(path(), 7)
     with pytest.raises(DimensionError, match="6 checkpoints have 5 independent directions \\(centering"):
         Trajectory(path(), 6, "centered")

@@ -1,6 +1,6 @@
 """Held against merged, loss and gradient in float64, over tiny models of every kind of architecture.
 
-By each of four doors: the held model, the model inside it, training with transformers' checkpointing of either kind.
+Entered in four ways: by the held model, by the model inside it, and under checkpointing of either kind.
 """
 
 from functools import partial

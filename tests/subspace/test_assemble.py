@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from distsub.errors import ShapeError
-from distsub.subspace.families import build
-from distsub.subspace.layers import PerLayer
+from distsub.subspace.assemble import PerLayer, build
 
 SIZES = ((40, 7), (100,), (20, 20))
 
@@ -19,7 +18,7 @@ def test_it_is_block_diagonal():
     columns = torch.block_diag(*(part.dense() for part in whole.parts))
     by_rank = columns.view(-1, 3, 4).transpose(1, 2).reshape(-1, 12)  # the first of every part, then the second, ...
     torch.testing.assert_close(whole.dense(), by_rank, rtol=0, atol=0)
-    assert (whole.d, whole.num_params, whole.sizes) == (12, 187, (40, 7, 100, 20, 20))
+    assert (whole.num_coordinates, whole.num_params, whole.sizes) == (12, 187, (40, 7, 100, 20, 20))
 
 
 def test_adjoint_is_the_transpose_in_any_cut():
