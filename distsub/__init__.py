@@ -95,5 +95,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the public names, before they are loaded too."""
     return sorted(__all__)

@@ -32,7 +32,6 @@ class Results:
     """
 
     def __init__(self, store: "Store") -> None:
-        """Wrap a results directory; `distsub.open` opens one."""
         self.store = store
 
     @cached_property

@@ -38,7 +38,6 @@ class Split:
     labels: list[int] | list[float]
 
     def __len__(self) -> int:
-        """Count the rows."""
         return len(self.labels)
 
 

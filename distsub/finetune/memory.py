@@ -74,7 +74,6 @@ class Meter:
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        """Reset the counters where the system allows it."""
         self._cuda = torch.device(device).type == "cuda"
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()

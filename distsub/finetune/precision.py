@@ -16,7 +16,6 @@ class Autocast:
     """Makes the context in which a model runs: bf16 autocast, or nothing."""
 
     def __init__(self, device: str, enabled: bool) -> None:
-        """Note the device type."""
         self._device, self._enabled = torch.device(device).type, enabled
 
     def __call__(self) -> AbstractContextManager[Any]:

@@ -56,7 +56,6 @@ class Summary:
     """A results directory's computed tables, each made when it is first asked for."""
 
     def __init__(self, searches: Sequence[Search], policy: str, store: Store, limit: Limit | None = None) -> None:
-        """Sum up what a store knows of searches under a policy, which a limit may have ended."""
         self._given = (searches, policy, limit)
         self._store = store
 

@@ -114,7 +114,6 @@ class Begun:
     """
 
     def __init__(self, store: Store) -> None:
-        """List what is there."""
         self._trials: set[str] | None = None
         if store.files.puts_whole:
             with contextlib.suppress(OSError, pa.ArrowException):

@@ -54,12 +54,10 @@ class Claim:
         return self._read().startswith(self._owner.encode())
 
     def __enter__(self) -> "Claim":
-        """Renew it until the block ends."""
         self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Give it up."""
         self._over.set()
         self._thread.join(EVERY_S)
         self.give_up()

@@ -21,18 +21,15 @@ class Drain:
     """
 
     def __init__(self) -> None:
-        """Start without a wish to end."""
         self.asked = self.interrupts = False
         self._former: Any = None
 
     def __enter__(self) -> "Drain":
-        """Listen, where signals can be listened to: in the main thread."""
         self._former = signal.getsignal(signal.SIGTERM)
         self.listen()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Leave the signal to whoever had it."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._former or signal.SIG_DFL)
 

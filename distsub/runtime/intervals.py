@@ -22,7 +22,6 @@ class Intervals:
     """Keeps the rows of searches that differ in seeds only together, and says what they estimate."""
 
     def __init__(self, searches: Sequence[Search], rows: Iterable[Observation] = ()) -> None:
-        """Start with the rows that are known."""
         self._members: dict[str, list[Search]] = {}
         self._baseline: dict[str, list[str]] = {}
         self._first: dict[str, int] = {}

@@ -57,7 +57,6 @@ class Labels:
     """
 
     def __init__(self, searches: Sequence[Search]) -> None:
-        """Choose the names; without searches, trials are named in full."""
         self._tasks = apart({search.task: printable(search.task.name) for search in searches})
         self._models = _clean(model_labels({search.model: None for search in searches}))
         self._methods = _clean(method_labels({search.method: None for search in searches}))

@@ -70,13 +70,11 @@ class LiveReporter(Reporter):
         self._live = Live(get_renderable=lambda: _Picture(self), console=Console(), refresh_per_second=2)
 
     def __enter__(self) -> "LiveReporter":
-        """Start drawing at the end of the terminal."""
         self._live.__enter__()
         self._is_open = True
         return self
 
     def __exit__(self, error: type[BaseException] | None, *exception: object) -> None:
-        """Keep the last table on the screen, and restore the cursor."""
         try:
             self.conclude(error)
         finally:

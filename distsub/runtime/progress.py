@@ -276,12 +276,10 @@ class Reporter:
         return f"; training {', '.join(named)}{more}"
 
     def __enter__(self) -> "Reporter":
-        """Start the clock."""
         self._clock.start()
         return self
 
     def __exit__(self, error: type[BaseException] | None, *exception: object) -> None:
-        """Stop the clock, and report the last changes."""
         self._closed.set()
         self._clock.join()
         self.conclude(error)

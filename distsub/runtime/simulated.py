@@ -85,7 +85,6 @@ class Recorded:
     """Scores from rows; a trial without a row is one in error that took no time, and is counted as missing."""
 
     def __init__(self, rows: Iterable[Observation]) -> None:
-        """Index the rows; a finished one is preferred."""
         self.missing: set[str] = set()
         self._rows: dict[str, Observation] = {}
         for row in rows:

@@ -116,7 +116,6 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         losses: Counter[str],
         resources: Resources,
     ) -> None:
-        """Serve a board's trials; `losses` counts, by trial, those that Tune does not."""
         super().__init__(metric="score", mode="max")
         self._board, self._store, self.reporter = board, store, reporter
         self.crashes, self._losses, self._resources = crashes, losses, resources
@@ -269,7 +268,6 @@ class CancelUnwanted(cluster.DriverOnly, FIFOScheduler):
     """
 
     def __init__(self, searcher: "BoardSearcher") -> None:
-        """Ask the searcher's board."""
         super().__init__()
         self._searcher = searcher
         self._busy_at = time.monotonic()
@@ -303,7 +301,6 @@ class CrashLog(cluster.DriverOnly, tune.Callback):
     """Keeps what a failed trial raised, for its row; the searcher is told only that it failed."""
 
     def __init__(self) -> None:
-        """Start with nothing known."""
         self._reasons: dict[str, str] = {}
         self.began: set[str] = set()
         self.on_crash: Callable[[str, str], None] = lambda trial_id, reason: None
