@@ -28,11 +28,12 @@ import pyarrow as pa
 
 from distsub.config import parse_sweep
 from distsub.config.sweep import Sweep
+from distsub.paths import ROWS
 from distsub.records import Observation, Trial
 from distsub.results.compact import ROWS_PER_PART, write_parts
 from distsub.results.rows import encode
 from distsub.results.schema import OBSERVATIONS, to_table
-from distsub.results.store import ROWS, Store
+from distsub.results.store import Store
 from distsub.search.synthetic import Curve
 
 SWEEP = """\

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from distsub.records import Budget, Full, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.search import KEPT, Board, Evidence, Grid, Range, Search, log_grid
-from distsub.search.baseline import Trained, judge
 from distsub.search.synthetic import Curve
+from distsub.search.thresholds import Trained, judge
 
 RATES, ETAS = Range(1e-5, 1e-4, 6), Range(0.1, 1.0, 6)
 DIMS = log_grid(30, 30_000)

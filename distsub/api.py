@@ -132,8 +132,8 @@ def measure(
         DistsubError: A key, the model or the data cannot be used; or a training ended in an error.
         KeyboardInterrupt: It was interrupted; finished trainings are kept.
     """
+    from distsub.addresses import output_address
     from distsub.config import parse_sweep
-    from distsub.files import output_address
     from distsub.runtime import checks, launch
 
     here = Path.cwd()

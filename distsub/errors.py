@@ -71,3 +71,8 @@ def nearest(given: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.55)
     guess = f'did you mean "{close[0]}"? ' if close else ""
     return f"{guess}known: {', '.join(names) or 'none'}"
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error's message, or its class when it has none."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)

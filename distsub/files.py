@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import random
-import re
 import secrets
 import shutil
 import time
@@ -21,19 +20,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from distsub.errors import ConfigError, OutputError
-
-_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
-_ALMOST_URI = re.compile(
-    r"[a-z][a-z0-9+.-]*:/(?!/)|(?:s3[an]?|gcs|gs|abfss?|az|wasbs?|hdfs|viewfs|file|https?)(?::(?!//)|//)", re.IGNORECASE
-)
-"""What was meant to be a URI: one slash after a scheme, or a known scheme without slashes or without its colon."""
-
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in what it starts as a job, and nowhere else."""
-
-_JOB_FOLDER = "/runtime_resources/working_dir_files/_ray_pkg_"
-"""Where Ray unpacks the working directory that a job brings along, to remove it with the job."""
+from distsub.addresses import check_scheme, reach, without_credentials
+from distsub.errors import OutputError, first_line
 
 _PIECE_BYTES = 1 << 24
 _PUT_IS_ATOMIC = ("s3", "gcs", "abfs")
@@ -47,12 +35,6 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 READING_S, WRITING_S = 10.0, 60.0
 """Seconds after which no further attempt begins. Reading comes first and costs nothing yet, so a dead endpoint is told
 soon; what is written may be the end of a long training."""
-
-_TRIES_OF_S3 = 2
-"""Attempts of pyarrow's own within each of ours; a server that never answers takes three seconds each."""
-
-_SECRET = ("secret", "token", "password", "key")
-"""Options of an address that name a secret."""
 
 _PASSING = {
     getattr(errno, name)
@@ -90,23 +72,23 @@ class Files:
             OutputError: The URI names no file system that pyarrow can reach, or something is almost a URI.
         """
         text = os.fspath(uri)
-        _check_scheme(text)
+        check_scheme(text)
         if "://" not in text:
             return cls(text, pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
         try:
-            filesystem, root = _reached(text)
+            filesystem, root = reach(text, READING_S)
             if not root.strip("/"):
                 raise ValueError("it names no directory")
         except (pa.ArrowException, OSError, ValueError) as error:
-            shown = _public(text)
+            shown = without_credentials(text)
             if "@" in shown:  # a secret with a slash in it is what could not be read
-                shown = _public(f"{text.partition('://')[0]}://{text.rpartition('@')[2]}")
+                shown = without_credentials(f"{text.partition('://')[0]}://{text.rpartition('@')[2]}")
             reason = first_line(error).replace(text, shown)
             raise OutputError(
                 f"cannot use {shown!r} as a results directory ({reason}); "
                 "give a local path, or a URI with s3://, gs://, abfs://, hdfs:// or file://"
             ) from None
-        return cls(_public(text), filesystem, root.rstrip("/"))
+        return cls(without_credentials(text), filesystem, root.rstrip("/"))
 
     @property
     def is_local(self) -> bool:
@@ -267,11 +249,6 @@ class Files:
         self.filesystem.move(temporary, self.path(name))
         return True
 
-    def remove(self, name: str) -> None:
-        """Delete a file if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            self.filesystem.delete_file(self.path(name))
-
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:
         """Hold a lock file while something is read and then replaced; does nothing off this machine."""
@@ -288,58 +265,6 @@ class Files:
     def _stream(self, path: str, data: bytes) -> None:
         with self.filesystem.open_output_stream(path) as stream:
             stream.write(data)
-
-
-def _check_scheme(text: str) -> None:
-    """Refuse what was meant to be a URI and is none, or none of a storage that there is, before anything is spent.
-
-    Raises:
-        OutputError: No colon or no two slashes after a scheme, or a scheme that is unknown or in upper case.
-    """
-    scheme = re.split("[:/]", text)[0]
-    shown = _public(text) if "://" in text else f"{scheme}:{text.rpartition('@')[2]}" if "@" in text else text
-    refused = f"cannot use {shown!r} as a results directory"
-    if _ALMOST_URI.match(text):
-        raise OutputError(
-            f"{refused}: a URI has a colon and two slashes after its scheme; give {scheme.lower()}://... for a URI, or "
-            f"./{shown} for a local directory of that name"
-        )
-    if "://" in text and scheme not in _SCHEMES:
-        known = ", ".join(f"{each}://" for each in _SCHEMES)
-        raise OutputError(f"{refused}: no scheme {scheme}://; give a local path, or a URI with one of {known}")
-
-
-def output_address(given: str) -> str:
-    """Give the address of what is to be written, a local one absolute; refuse one that a Ray job takes with it.
-
-    A job runs in a copy of the working directory that it brought along, which Ray removes when the job is over.
-
-    Raises:
-        OutputError: It lies in such a copy, is relative to a job's directory, or is almost a URI.
-    """
-    _check_scheme(given)
-    if "://" in given:
-        return given
-    path = os.path.abspath(os.path.expanduser(given))
-    relative = not os.path.isabs(os.path.expanduser(given))
-    if (relative and _JOB in os.environ) or _JOB_FOLDER in os.path.realpath(path):
-        raise OutputError(
-            f"{given!r} is in the directory of this Ray job, which is thrown away when the job ends; give an absolute "
-            "path that outlives it, on storage that all nodes see, or a URI such as s3://bucket/path"
-        )
-    return path
-
-
-def _reached(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Open a URI's file system so that a write is one request, and that one which is not there is soon given up."""
-    if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds=" not in uri:
-        uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={READING_S:g}"  # its own limit is a quarter of an hour
-    filesystem, root = pafs.FileSystem.from_uri(uri)
-    if isinstance(filesystem, pafs.S3FileSystem):
-        _, (settings, *_) = filesystem.__reduce__()  # a URI cannot say how often to try
-        hasty = {"allow_delayed_open": True, "retry_strategy": pafs.AwsStandardS3RetryStrategy(_TRIES_OF_S3)}
-        filesystem = pafs.S3FileSystem(**settings | hasty)
-    return filesystem, root
 
 
 def patiently(action: Callable[[], _T], seconds: float = READING_S) -> _T:
@@ -384,41 +309,6 @@ def parse_json(data: str | bytes) -> Any:
         return json.loads(data)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def first_line(error: BaseException) -> str:
-    """Give the first line of an error's message, or its class when it has none."""
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _public(uri: str) -> str:
-    """Drop credentials and options from a URI so that it may be printed."""
-    scheme, _, rest = uri.partition("://")
-    rest = rest.partition("?")[0]
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-
-
-def refuse_credentials(address: str) -> str:
-    """Give an address back unless it has credentials in it, which a sweep file, a row or a message would keep.
-
-    Raises:
-        ConfigError: It has some.
-    """
-    scheme, _, rest = address.partition("://")
-    place, _, options = rest.partition("?")
-    host = place.partition("/")[0]
-    user, at, _ = host.rpartition("@")
-    secret = ":" in user
-    if not at and "@" in place and ":" in host:  # a secret with a slash in it, where a port would be a number
-        secret = not host.rpartition(":")[2].isdecimal()
-    if secret or any(word in option.partition("=")[0].lower() for option in options.split("&") for word in _SECRET):
-        shown = f"{scheme}://...{place.rpartition('@')[2] if secret else place}"
-        raise ConfigError(
-            f"{shown} is given with credentials, which a sweep file and its results would keep; leave them out and set "
-            "them in the environment (as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or use a role of the machine"
-        )
-    return address
 
 
 def _temporary_name(base: str) -> str:

@@ -134,3 +134,19 @@ def bucket(monkeypatch):
     pafs.FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")[0].create_dir("bucket")
     yield "s3://bucket", options
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def bench():
+    """Give the builder of searches."""
+    from builders import Bench
+
+    return Bench()
+
+
+@pytest.fixture
+def observation():
+    """Give the maker of observations."""
+    from builders import make_observation
+
+    return make_observation

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pyarrow import fs as pafs
 
+from distsub.addresses import output_address
 from distsub.errors import OutputError
-from distsub.files import Files, output_address
+from distsub.files import Files
 
 
 def memory() -> Files:

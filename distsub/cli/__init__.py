@@ -174,9 +174,6 @@ def status(out: Out, format: As = Format.table) -> None:
 
     Example: distsub status results/quickstart --format json
     """
-    from distsub.results.arrow import without_pandas
-
-    without_pandas()
     from distsub.report import standing
 
     store = open_results(out)
@@ -208,9 +205,6 @@ def query(
 
     Example: distsub query results/quickstart "select d, max(score) from observations group by d"
     """
-    from distsub.results.arrow import without_pandas
-
-    without_pandas()
     from distsub.cli import views
     from distsub.results import query as run_query
 

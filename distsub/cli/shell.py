@@ -24,8 +24,8 @@ class Stopped(SystemExit):
 
 def open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     """Read and check a sweep, and make or open its results directory."""
+    from distsub.addresses import output_address
     from distsub.config import load_sweep
-    from distsub.files import output_address
     from distsub.runtime import checks
 
     sweep = load_sweep(sweep_file)

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from distsub.addresses import refuse_credentials
 from distsub.config.methods import PositiveInt, Table
-from distsub.files import refuse_credentials
 from distsub.finetune import tasks
 from distsub.records import Empty, Task
 

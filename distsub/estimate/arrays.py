@@ -8,8 +8,8 @@ from distsub.errors import ConfigError
 from distsub.estimate.d90 import fit_rows
 from distsub.estimate.interval import LEVEL, Estimate
 from distsub.estimate.rows import Row, prepare
-from distsub.search.baseline import UNKNOWN_EXAMPLES
 from distsub.search.rule import RANGES, Rule, check_score
+from distsub.search.thresholds import UNKNOWN_EXAMPLES
 
 Numbers = Sequence[float]
 """A list, or anything with numbers in a row: a NumPy array, a column of pandas or polars."""

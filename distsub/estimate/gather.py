@@ -6,12 +6,11 @@ from distsub.errors import ConfigError
 from distsub.estimate.rows import Row, Rows, prepare
 from distsub.metrics import influences
 from distsub.records import Condition, Observation
-from distsub.search.baseline import UNKNOWN_EXAMPLES, mean_known
-from distsub.search.evidence import Result
+from distsub.search.evidence import tuned
 from distsub.search.ranges import KEPT
-from distsub.search.recall import tuned
 from distsub.search.rule import check_score
 from distsub.search.spec import Search
+from distsub.search.thresholds import UNKNOWN_EXAMPLES, Result, mean_known
 
 
 def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> Rows:

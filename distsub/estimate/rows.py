@@ -15,8 +15,8 @@ import numpy as np
 from distsub.estimate.curves import Noise, Scores
 from distsub.estimate.shared import Shared, knot_scores, shared
 from distsub.metrics import variance
-from distsub.search.baseline import Trained, judge
 from distsub.search.rule import D90_RULE, RANGES, Rule, floor_of
+from distsub.search.thresholds import Trained, judge
 
 _OWN_GROUP = 4  # rows from which seeds have a place of their own
 _MOST_GROUPS = 12

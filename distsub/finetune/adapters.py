@@ -12,8 +12,8 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from distsub.errors import AdapterError, OutputError, UnavailableError
-from distsub.files import Files, first_line
+from distsub.errors import AdapterError, OutputError, UnavailableError, first_line
+from distsub.files import Files
 from distsub.finetune import inputs, pretrained, trajectory
 from distsub.subspace import adapter
 from distsub.subspace.model import SubspaceModel

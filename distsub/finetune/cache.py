@@ -14,8 +14,9 @@ import pyarrow as pa
 from filelock import FileLock
 from pyarrow import fs as pafs
 
-from distsub.errors import OutputError, UnavailableError
-from distsub.files import Files, first_line, patiently, refuse_credentials
+from distsub.addresses import refuse_credentials
+from distsub.errors import OutputError, UnavailableError, first_line
+from distsub.files import Files, patiently
 
 
 def cache_directory() -> Path:

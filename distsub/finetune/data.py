@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distsub.errors import DataError, UnavailableError
-from distsub.files import first_line, parse_json
+from distsub.errors import DataError, UnavailableError, first_line
+from distsub.files import parse_json
 from distsub.finetune import labels, reading
 from distsub.records import Budget, Task
 

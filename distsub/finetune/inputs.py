@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from distsub.errors import DataError, OutputError, UnavailableError
-from distsub.files import Files, first_line, parse_json
+from distsub.errors import DataError, OutputError, UnavailableError, first_line
+from distsub.files import Files, parse_json
 from distsub.finetune import cache, data, packages, pretrained, reading
 from distsub.finetune.pretrained import Prepared
 from distsub.records import Budget, Task, Trial

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from distsub.files import first_line
+from distsub.errors import first_line
 from distsub.records import Full, Trial, label
 
 CONTEXT_BYTES = 512 * 2**20

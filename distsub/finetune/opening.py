@@ -14,8 +14,7 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from distsub.errors import DataError, UnavailableError
-from distsub.files import first_line
+from distsub.errors import DataError, UnavailableError, first_line
 from distsub.finetune.tasks import bare_name
 
 _COMPRESSED = {

@@ -13,8 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub.errors import DataError, UnavailableError
-from distsub.files import first_line
+from distsub.errors import DataError, UnavailableError, first_line
 from distsub.finetune import cache, cells, layouts, packages, tables, tasks
 from distsub.records import Task
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 
-from distsub.errors import AdapterError, ConfigError, DataError, OutputError, TrajectoryError, nearest
-from distsub.files import first_line
+from distsub import paths
+from distsub.errors import AdapterError, ConfigError, DataError, OutputError, TrajectoryError, first_line, nearest
 from distsub.finetune import ablate, inputs, pretrained, trajectory
 from distsub.learned import figures
 from distsub.learned import masks as masking
@@ -202,8 +202,8 @@ def _write_mask(
     """Write one mask under its name, and describe it."""
     name = ablate.mask_id(positions)
     try:
-        store.files.make("masks")
-        store.files.put(f"masks/{name}.safetensors", ablate.to_bytes(positions), replace=False)
+        store.files.make(paths.MASKS)
+        store.files.put(paths.mask(name), ablate.to_bytes(positions), replace=False)
     except (OSError, pa.ArrowException) as error:
         raise OutputError(f"cannot write mask {name} to {store.uri} ({first_line(error)})") from error
     flat = {tensor: values.ravel() for tensors in theta_0.values() for tensor, values in tensors.items()}
@@ -328,8 +328,8 @@ def draw(store: Store, names: Sequence[str]) -> list[str]:
             continue
         sink = io.BytesIO()
         getattr(figures, f"{name}_figure")(table, sink)
-        store.files.make("figures")
-        store.files.put(f"figures/{name}.png", sink.getvalue())
+        store.files.make(paths.FIGURES)
+        store.files.put(f"{paths.FIGURES}/{name}.png", sink.getvalue())
         drawn.append(f"{store.uri.rstrip('/')}/figures/{name}.png")
     return drawn
 

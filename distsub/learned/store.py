@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
-from distsub.errors import OutputError
-from distsub.files import Files, first_line
+from distsub.errors import OutputError, first_line
+from distsub.files import Files
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 _NAME = pa.dictionary(pa.int32(), pa.string())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distsub import paths
 from distsub.errors import OutputError, TrajectoryError
 from distsub.files import Files
 from distsub.finetune import adapters, inputs, pretrained, trajectory
@@ -126,7 +127,7 @@ def learned_updates(
     best: dict[tuple[str, int | None], Observation] = {}
     for observation in observations:
         trial = observation.trial
-        if observation.score is None or trial.d is None or not (root / "adapters" / trial.id).is_dir():
+        if observation.score is None or trial.d is None or not (root / paths.adapter(trial.id)).is_dir():
             continue
         key = (trial.setup.id, trial.d if every_d else None)
         if key not in best or _rank(observation) > _rank(best[key]):
@@ -148,7 +149,7 @@ def _rank(observation: Observation) -> tuple[int, float]:
 
 def _adapter(root: Path, trial: Trial) -> Update:
     def layers() -> Iterator[Layer]:
-        model = adapters.load_adapter(root / "adapters" / trial.id, root)
+        model = adapters.load_adapter(root / paths.adapter(trial.id), root)
         yield from adapter_layers(model)
 
     seeds = replace(trial.seeds, projection=0)

@@ -136,7 +136,7 @@ class Trial(InSetup):
     @property
     def is_baseline(self) -> bool:
         """Whether this is full fine-tuning, of all weights."""
-        return self.method == Full()
+        return isinstance(self.method, Full) and self.method.ablation is None
 
     @property
     def is_theta_0(self) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub.errors import OutputError
-from distsub.files import Files, first_line
+from distsub.errors import OutputError, first_line
+from distsub.files import Files
 from distsub.records import Observation
 from distsub.report.curves import curve_figure
 from distsub.report.listing import render, size_text

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from distsub.paths import PARTS, RESUME, ROWS
 from distsub.report.listing import size_text
 from distsub.report.summary import Summary
 from distsub.report.terminal import Terminal, fold, printable
@@ -38,8 +39,8 @@ def standing(store: Store, summary: Summary, title: str) -> list[str]:
     else:
         lines = [f"{title}: not running, {still} of {len(outcomes)} searches open; the same command resumes"]
     lines += [_driver(each) for each in (alive or known)]
-    written, merged = store.files.newest("observations"), store.files.newest("parts")
-    halves = 0 if alive else len([each for each in store.files.names("checkpoints") if not each.startswith(".")])
+    written, merged = store.files.newest(ROWS), store.files.newest(PARTS)
+    halves = 0 if alive else len([each for each in store.files.names(RESUME) if not each.startswith(".")])
     parts = [f"last row {_ago(written)}" if written else f"rows merged {_ago(merged)}" if merged else "no row yet"]
     if halves:
         parts.append(f"trainings that resume from a checkpoint: {halves}")
@@ -77,7 +78,7 @@ def status_rows(searches: pa.Table, store: Store) -> pa.Table:
         the newest row in seconds; null without one), alike in every row.
     """
     alive = [each for each in drivers(store.files) if each.alive]
-    newest = store.files.newest("observations") or store.files.newest("parts")
+    newest = store.files.newest(ROWS) or store.files.newest(PARTS)
     known = {
         "driver": pa.scalar("running" if alive else "none"),
         "in_flight": pa.scalar(sum(len(each.training) for each in alive), pa.int64()),

@@ -1,9 +1,7 @@
 """The two tables that are computed from the rows: one row per search, and d90 per condition."""
 
-import contextlib
-import gc
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -11,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import compute as pc
 
+from distsub import paths
 from distsub.estimate.interval import Estimate
-from distsub.records import Full, Observation, Setup, condition_labels
+from distsub.records import Observation, Setup, condition_labels
 from distsub.results import D90, METHOD_COLUMNS, RECORD, SEARCHES, SetupReader, Store, from_row, method_columns
-from distsub.search import COLUMNS, Brief, Finding, Limit, Search, evidence, make_policy, shares
+from distsub.search import Evidence, Finding, Limit, Search, make_policy, share
 
 D90_COLUMNS = (
     "task", "model", "label", "projection", "d90_text", "first_passing_d", "baseline_score", "threshold",
@@ -60,13 +59,12 @@ class Summary:
         self._store = store
 
     @cached_property
-    def _shares(self) -> list[list[Brief]]:
-        with _no_garbage():
-            return shares(self._given[0], self._series)
+    def _shared(self) -> list[list[Observation]]:
+        return share(self._given[0], self._rows)
 
     @cached_property
-    def _series(self) -> list[tuple[Setup, list[tuple[Any, ...]]]]:
-        return self._store.series(COLUMNS)
+    def _rows(self) -> list[Observation]:
+        return self._store.scores()
 
     def unrelated(self, beside: Collection[str] = ()) -> list[tuple[Setup, int]]:
         """Count the rows that no search asks for, which no d90 is made of, by setup.
@@ -75,25 +73,20 @@ class Summary:
             beside: Ids of trials that a sweep asks for beside its searches. Full fine-tunings with disabled weights
                 belong to an analysis, and are left out too.
         """
-        own = {row.trial_id for each in self._shares for row in each}.union(beside)
-        counts = ((setup, sum(row[0] not in own for row in rows)) for setup, rows in self._series)
-        return [
-            (setup, number)
-            for setup, number in counts
-            if number and not (isinstance(setup.method, Full) and setup.method.ablation)
-        ]
+        own = {row.trial.id for each in self._shared for row in each}.union(beside)
+        others = (row.trial for row in self._rows if row.trial.id not in own)
+        return list(Counter(trial.setup for trial in others if not trial.ablation).items())
 
     @cached_property
     def searches(self) -> pa.Table:
         """One row per search, in the schema SEARCHES; reads a few columns only."""
         searches, policy, limit = self._given
         if limit is None:
-            decide, shared = make_policy(policy), self._shares
-            with _no_garbage():
-                found = [decide.outcome(evidence(*each)) for each in zip(searches, shared, strict=True)]
+            decide = make_policy(policy)
+            found = [decide.outcome(Evidence.of(*each)) for each in zip(searches, self._shared, strict=True)]
         else:  # only a board that has every row knows whether it ended the sweep
-            found = findings(searches, policy, self._store.read(answers=False), limit)
-        return searches_table(searches, found, self._shares)
+            found = findings(searches, policy, self._rows, limit)
+        return searches_table(searches, found, self._shared)
 
     @property
     def texts(self) -> dict[Search, str]:
@@ -107,7 +100,7 @@ class Summary:
     @cached_property
     def smallest(self) -> pa.Table:
         """The smallest saved adapter that passes, for each task and model, in the schema ADAPTERS."""
-        return smallest_adapters(self.searches, self._shares, self._store)
+        return smallest_adapters(self.searches, self._shared, self._store)
 
     @cached_property
     def estimates(self) -> list[tuple[list[int], Estimate]]:
@@ -120,7 +113,7 @@ class Summary:
             groups.setdefault(search.condition.id, []).append(index)
         table, found = self._store.table(RECORD), []
         for members in groups.values():
-            ids = dict.fromkeys(row.trial_id for index in members for row in self._shares[index])
+            ids = dict.fromkeys(row.trial.id for index in members for row in self._shared[index])
             found.append((members, _estimate([self._given[0][i] for i in members], _observations(table, ids))))
         return found
 
@@ -128,18 +121,6 @@ class Summary:
     def d90(self) -> pa.Table:
         """One row per condition, in the schema D90."""
         return d90_table(self.searches, self.estimates)
-
-
-@contextlib.contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Look for no cycles: among 300,000 small objects that all stay, that takes a third of the time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def findings(
@@ -155,18 +136,20 @@ def findings(
     return list(board.findings())
 
 
-def searches_table(searches: Sequence[Search], found: Sequence[Finding], shared: Sequence[Sequence[Brief]]) -> pa.Table:
+def searches_table(
+    searches: Sequence[Search], found: Sequence[Finding], shared: Sequence[Sequence[Observation]]
+) -> pa.Table:
     """Compute one row per search in the schema SEARCHES.
 
     Args:
         searches: The searches.
         found: What each knows.
-        shared: The rows of each, from `shares`.
+        shared: The rows of each, from `share`.
     """
     rows, labels = [], condition_labels(search.condition for search in searches)
     for search, finding, own in zip(searches, found, shared, strict=True):
         thresholds = finding.thresholds
-        subspace = [row for row in own if row.d is not None]
+        subspace = [row for row in own if row.trial.d is not None]
         rows.append(
             {
                 "search": search.name,
@@ -224,7 +207,7 @@ def d90_table(table: pa.Table, estimates: Sequence[tuple[list[int], Estimate]]) 
     return pa.Table.from_pylist(rows, schema=D90)
 
 
-def smallest_adapters(table: pa.Table, shared: Sequence[Sequence[Brief]], store: Store) -> pa.Table:
+def smallest_adapters(table: pa.Table, shared: Sequence[Sequence[Observation]], store: Store) -> pa.Table:
     """Find the saved adapter of the smallest d that passes, for each task and model; of equals, the best score.
 
     An adapter passes when its trial's score reaches the threshold of its search; where that lies below what guessing
@@ -232,7 +215,7 @@ def smallest_adapters(table: pa.Table, shared: Sequence[Sequence[Brief]], store:
 
     Args:
         table: The searches' rows from `searches_table`.
-        shared: The rows of each search, from `shares`, in the same order.
+        shared: The rows of each search, from `share`, in the same order.
         store: Where the adapters lie.
     """
     passed: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -243,14 +226,14 @@ def smallest_adapters(table: pa.Table, shared: Sequence[Sequence[Brief]], store:
         bar = (guessing_passes and search["threshold_chance_corrected"]) or search["threshold"]
         about = {name: search[name] for name in ("task", "model", "label")} | {"threshold": bar}
         for row in own:
-            if row.d is not None and row.score is not None and row.score >= bar:
-                found = about | {"d": row.d, "score": row.score, "trial_id": row.trial_id}
+            if row.trial.d is not None and row.score is not None and row.score >= bar:
+                found = about | {"d": row.trial.d, "score": row.score, "trial_id": row.trial.id}
                 passed.setdefault((search["task"], search["model"]), []).append(found)
-    kept = set(store.files.folders("adapters")) if passed else set()
+    kept = set(store.files.folders(paths.ADAPTERS)) if passed else set()
     rows = []
     for candidates in passed.values():
         for row in sorted(candidates, key=lambda row: (row["d"], -row["score"], row["trial_id"])):
-            folder = f"adapters/{row['trial_id']}"
+            folder = paths.adapter(row["trial_id"])
             sizes = store.files.sizes(folder) if row["trial_id"] in kept else {}
             if {"adapter_config.json", "adapter_model.safetensors"} <= sizes.keys():
                 rows.append(row | {"bytes": sum(sizes.values()), "path": f"{store.uri.rstrip('/')}/{folder}"})

@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from distsub.errors import OutputError
-from distsub.files import first_line
+from distsub.errors import OutputError, first_line
+from distsub.paths import LOCK, PARTS, ROWS
 from distsub.results.rows import FINAL, MOST_VALUES, distinct, encode, odd_rows, ranks
 from distsub.results.schema import OBSERVATIONS
-from distsub.results.store import CONNECTIONS, LOCK, PARTS, ROWS, Store, digest
+from distsub.results.store import CONNECTIONS, Store, digest
 
 ROWS_PER_PART = 20_000
 _LONG = ("correct", "predicted", "target")

@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.files import Files, parse_json
+from distsub.paths import DRIVERS
 
-FOLDER = "drivers"
 EVERY_S, STALE_S = 15.0, 120.0
 """Seconds between two renewals, and after how many without one a driver is gone."""
 
@@ -61,7 +61,7 @@ class Heartbeat:
             training: Gives what is trained now, a line each.
         """
         self._files, self._training = files, training
-        self._name = f"{FOLDER}/{secrets.token_hex(8)}.json"
+        self._name = f"{DRIVERS}/{secrets.token_hex(8)}.json"
         self._since = time.time()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beats, name="heartbeat", daemon=True)
@@ -69,10 +69,10 @@ class Heartbeat:
     def __enter__(self) -> "Heartbeat":
         """Leave the file, and take away those of drivers that were killed."""
         with contextlib.suppress(OSError, pa.ArrowException):
-            self._files.make(FOLDER)
+            self._files.make(DRIVERS)
             for each in drivers(self._files):
                 if not each.alive:
-                    self._files.remove(each.name)
+                    self._files.delete(each.name)
         self.beat()
         self._thread.start()
         return self
@@ -82,7 +82,7 @@ class Heartbeat:
         self._over.set()
         self._thread.join(EVERY_S)
         with contextlib.suppress(OSError, pa.ArrowException):
-            self._files.remove(self._name)
+            self._files.delete(self._name)
 
     def beat(self) -> None:
         """Renew the file."""
@@ -110,15 +110,15 @@ def drivers(files: Files) -> list[Driver]:
         OSError: The directory cannot be read.
     """
     found = []
-    for name in files.names(FOLDER):
+    for name in files.names(DRIVERS):
         if name.startswith("."):
             continue
         # Gone or half written since it was listed, or not ours: then it says nothing.
         with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError, ArithmeticError):
-            record = parse_json(files.read(f"{FOLDER}/{name}"))
+            record = parse_json(files.read(f"{DRIVERS}/{name}"))
             found.append(
                 Driver(
-                    name=f"{FOLDER}/{name}",
+                    name=f"{DRIVERS}/{name}",
                     host=str(record["host"]),
                     pid=int(record["pid"]),
                     since=float(record["since"]),

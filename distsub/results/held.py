@@ -12,11 +12,11 @@ from typing import Any
 
 from distsub.errors import OutputError
 from distsub.files import Files, parse_json
+from distsub.paths import IDENTITY, SWEEP
 from distsub.records.places import Places
 from distsub.results.growth import changes
 from distsub.results.schema import SCHEMA_VERSION
 
-SWEEP, IDENTITY = "sweep.toml", "sweep.json"
 _SETTLED = 5  # times that another driver may come between, where there are no locks
 
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
-from distsub.files import first_line
-from distsub.records import Setup, id_of
+from distsub.errors import first_line
+from distsub.records import Observation, Setup, Trial, id_of
 from distsub.records.places import Places
 from distsub.results.checks import check_d_and_eta
 from distsub.results.schema import IDENTITY, OBSERVATIONS, SCHEMA_VERSION, setup_from_json
@@ -30,6 +30,11 @@ FINAL = max(RANK.values())
 """Nothing replaces a row of this rank."""
 
 _KEYS = ("schema_version", "status", *IDENTITY)
+_VALUES = ("d", "eta", "status", "score", "chance", "wall_s", "num_params", "num_scales", "num_examples")
+
+SCORES = (*IDENTITY, *_VALUES[2:])
+"""The columns that verdicts and costs are made of."""
+
 _VERSION = b"distsub_schema_version"
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, pa.ArrowException)
 
@@ -172,27 +177,36 @@ def ranks(table: pa.Table) -> list[tuple[str, int]]:
     return [(trial_id, RANK[status]) for trial_id, status in zip(table["trial_id"].to_pylist(), statuses, strict=True)]
 
 
-def series(table: pa.Table, columns: Sequence[str], places: Places) -> list[tuple[Setup, list[tuple[Any, ...]]]]:
-    """Group rows by their setup, so that each is rebuilt once.
+def scores(table: pa.Table, places: Places) -> list[Observation]:
+    """Rebuild rows as observations without their arrays: each setup once.
 
     Args:
-        table: Rows with the columns and "setup".
-        columns: What to give of each row.
+        table: Rows with the columns of SCORES.
         places: Where the contents of setups lie.
-
-    Returns:
-        The setup, and the values of the columns for each of its rows in the table's order.
     """
     if not table.num_rows:
         return []
-    setups = table["setup"].unify_dictionaries().combine_chunks()
-    group = setups.indices.to_numpy()
-    order = np.argsort(group, kind="stable")
-    own = table.select(list(columns)).take(pa.array(order))
-    rows = list(zip(*(column.to_pylist() for column in own.columns), strict=True))
-    ends = np.cumsum(np.bincount(group, minlength=len(setups.dictionary))).tolist()
-    spans = zip(setups.dictionary.to_pylist(), [0, *ends], ends, strict=False)
-    return [(places.locate(setup_from_json(text)), rows[a:b]) for text, a, b in spans if b > a]
+    column = table["setup"].unify_dictionaries().combine_chunks()
+    setups = [places.locate(setup_from_json(text)) for text in column.dictionary.to_pylist()]
+    found = []
+    for i, d, eta, *values in zip(
+        column.indices.to_pylist(), *(table[name].to_pylist() for name in _VALUES), strict=True
+    ):
+        status, score, chance, *numbers = values
+        wall_s, num_params, num_scales, num_examples = (number or 0 for number in numbers)
+        found.append(
+            Observation(
+                Trial(setups[i], d, eta),
+                status,
+                score,
+                chance,
+                num_examples=num_examples,
+                wall_s=wall_s,
+                num_params=num_params,
+                num_scales=num_scales,
+            )
+        )
+    return found
 
 
 def schema_of(columns: Sequence[str]) -> pa.Schema:

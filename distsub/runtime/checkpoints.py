@@ -84,7 +84,7 @@ class Kept:
         """Delete it, if there is one; on an object store, where that takes three requests, all go at the end."""
         if self._written and not self._files.puts_whole:
             with contextlib.suppress(OSError, pa.ArrowException):
-                self._files.remove(self._name)
+                self._files.delete(self._name)
 
 
 def kept_by(kept: Kept, training: Generator[Progress, None, Observation]) -> Generator[Progress, None, Observation]:
@@ -136,4 +136,4 @@ def clear(store: Store) -> None:
                 store.files.delete_all(FOLDER)
             return
         for name in store.files.names(FOLDER):
-            store.files.remove(f"{FOLDER}/{name}")
+            store.files.delete(f"{FOLDER}/{name}")

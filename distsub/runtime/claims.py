@@ -66,7 +66,7 @@ class Claim:
         """Leave it to others, if it is still held."""
         with contextlib.suppress(OSError, pa.ArrowException):
             if self._read().startswith(self._owner.encode()):
-                self._files.remove(self._name)
+                self._files.delete(self._name)
 
     def _read(self) -> bytes:
         with contextlib.suppress(FileNotFoundError):

@@ -31,8 +31,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import ray
 
-from distsub.errors import ClusterError
-from distsub.files import first_line
+from distsub.errors import ClusterError, first_line
 from distsub.runtime import own
 
 ANSWER_S = 20.0

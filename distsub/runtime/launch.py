@@ -16,15 +16,15 @@ import pyarrow as pa
 
 from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, OutputError, UnavailableError
+from distsub.paths import ROWS
 from distsub.records import Observation, Trial, canonical, label
 from distsub.report.listing import size_text
 from distsub.results import Store
 from distsub.results.compact import merge
 from distsub.results.drivers import Heartbeat
-from distsub.results.store import ROWS
+from distsub.runtime.batch import Batch
 from distsub.runtime.drain import INTERRUPTED, TERMINATED, Drain
 from distsub.search import Board, Search, make_policy
-from distsub.search.batch import Batch
 from distsub.search.plan import make_plan
 
 RESUMABLE = frozenset({"finished", "diverged"})

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distsub.errors import ClusterError
-from distsub.files import first_line
+from distsub.errors import ClusterError, first_line
 
 ATTEMPTS = 3
 """How often a cluster is started before it is given up."""

@@ -19,8 +19,8 @@ import pyarrow as pa
 import torch
 
 from distsub.config.sweep import Sweep
-from distsub.errors import ConfigError, OutputError, TrajectoryError
-from distsub.files import Files, first_line
+from distsub.errors import ConfigError, OutputError, TrajectoryError, first_line
+from distsub.files import Files
 from distsub.finetune import data, pretrained, trajectory
 from distsub.finetune.train import Progress, finish
 from distsub.records import Observation, Recording, Trial

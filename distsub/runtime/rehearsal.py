@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distsub.errors import ConfigError, DataError, DistsubError, OutOfMemoryError
-from distsub.files import first_line
+from distsub.errors import ConfigError, DataError, DistsubError, OutOfMemoryError, first_line
 from distsub.finetune import batches, memory, pretrained, train
 from distsub.finetune.data import Split, Splits
 from distsub.finetune.precision import autocast_for

@@ -6,9 +6,9 @@ from itertools import starmap
 
 import pyarrow as pa
 
+from distsub import paths
 from distsub.config.sweep import Sweep
-from distsub.errors import OutputError
-from distsub.files import first_line
+from distsub.errors import OutputError, first_line
 from distsub.records import Trial
 from distsub.results import Store
 from distsub.results.compact import write_parts
@@ -79,10 +79,10 @@ def _asked(sweep: Sweep) -> Callable[[Trial], bool]:
 
 
 def _copy_adapters(other: Store, store: Store, ids: Iterable[str]) -> None:
-    there, here = set(other.files.folders("adapters")), set(store.files.folders("adapters"))
+    there, here = set(other.files.folders(paths.ADAPTERS)), set(store.files.folders(paths.ADAPTERS))
 
     def copy(trial_id: str) -> None:
-        folder = f"adapters/{trial_id}"
+        folder = paths.adapter(trial_id)
         store.files.make(folder)
         for name in other.files.names(folder):
             store.files.put(f"{folder}/{name}", other.files.read(f"{folder}/{name}"))

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from distsub.errors import OutOfMemoryError, OutputError
-from distsub.files import first_line, parse_json
+from distsub.errors import OutOfMemoryError, OutputError, first_line
+from distsub.files import parse_json
 from distsub.finetune import ablate, inputs, memory, train
+from distsub.paths import ROWS
 from distsub.records import Observation, Recording, Trial
 from distsub.records.places import Places
 from distsub.results import Store
-from distsub.results.store import ROWS
 from distsub.runtime.checkpoints import EVERY_S, Kept, kept_by
 from distsub.runtime.recording import provide, row_of
 from distsub.subspace.model import SubspaceModel

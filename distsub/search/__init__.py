@@ -4,24 +4,21 @@ Pure: no clock, no files, no randomness, no torch, no Ray.
 """
 
 from distsub.search.board import Board
-from distsub.search.evidence import Evidence, Result, reaches, thresholds
-from distsub.search.grid import PUBLISHED_RATIO, log_grid
+from distsub.search.evidence import Evidence, share
 from distsub.search.outcome import Finding, Outcome, Thresholds
 from distsub.search.policies import POLICIES, Bisection, Grid, Policy, make_policy
 from distsub.search.ranges import KEPT, Range
-from distsub.search.recall import COLUMNS, Brief, brief, evidence, shares
 from distsub.search.rule import Rule
-from distsub.search.spec import Search
+from distsub.search.spec import PUBLISHED_RATIO, Search, log_grid
 from distsub.search.spending import Limit
+from distsub.search.thresholds import Result, reaches, thresholds
 
 __all__ = [
-    "COLUMNS",
     "KEPT",
     "POLICIES",
     "PUBLISHED_RATIO",
     "Bisection",
     "Board",
-    "Brief",
     "Evidence",
     "Finding",
     "Grid",
@@ -33,11 +30,9 @@ __all__ = [
     "Rule",
     "Search",
     "Thresholds",
-    "brief",
-    "evidence",
     "log_grid",
     "make_policy",
     "reaches",
-    "shares",
+    "share",
     "thresholds",
 ]

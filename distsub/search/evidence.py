@@ -12,125 +12,16 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from distsub.metrics import variance
-from distsub.records import Observation, Status, Trial
-from distsub.search.baseline import UNKNOWN_EXAMPLES, Trained, judge, mean_known
+from distsub.records import Observation, Trial
 from distsub.search.outcome import Bracket, Finding, Outcome, Thresholds
 from distsub.search.ranges import Course, Score, course
-from distsub.search.rule import floor_of
-from distsub.search.spec import Search
-
-SLACK = 1e-12
-"""0.9 * 0.8 is 0.7200000000000001 in floating point; a score of 0.72 reaches it all the same."""
+from distsub.search.spec import Search, by_key, key
+from distsub.search.thresholds import UNKNOWN_EXAMPLES, Result, reaches, thresholds
 
 FALL = 3.5
 """Standard errors by which a score must fall with d before it is said that no d90 fits."""
 
 Key = TypeVar("Key", str, float)
-
-_TRUST = {"error": 0, "diverged": 1, "finished": 2}
-
-
-@dataclass(frozen=True)
-class Result:
-    """The part of an observation that a verdict needs; its arrays stay in the table.
-
-    Attributes:
-        status: As observed; "diverged" too when a finished trial's score is no finite number (the Pearson
-            correlation of constant predictions is none): it fails every threshold.
-        score: Finite, or None when diverged or in error.
-        chance: Chance level of the task, or None.
-        num_examples: Examples evaluated, 0 where the row does not tell.
-    """
-
-    status: Status
-    score: float | None
-    chance: float | None
-    num_examples: int = 0
-
-    @classmethod
-    def of(cls, observation: Observation) -> "Result":
-        """Reduce an observation to its result."""
-        number = observation.num_examples or len(observation.predicted)
-        return cls.reduce(observation.status, observation.score, observation.chance, number)
-
-    @classmethod
-    def reduce(cls, status: Status, score: float | None, chance: float | None, num_examples: int | None) -> "Result":
-        """Reduce what was observed to a result: no score that is not finite."""
-        chance = chance if _is_finite(chance) else None
-        if status == "finished" and _is_finite(score):
-            return cls(status, score, chance, num_examples or 0)
-        return cls("diverged" if status in ("finished", "diverged") else "error", None, chance)
-
-    def merge(self, other: "Result") -> "Result":
-        """Return the more trustworthy of two results for the same trial, whichever came first.
-
-        A completed run outranks a failed one. Two scores for one trial should not happen; the lower
-        is taken, which cannot make a d look better than it is.
-        """
-        return max(self, other, key=Result._rank)
-
-    def _rank(self) -> tuple[int, float, bool, float, int]:
-        known = self.chance is not None
-        return (_TRUST[self.status], -(self.score or 0.0), known, self.chance or 0.0, self.num_examples)
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def reaches(score: float, threshold: float) -> bool:
-    """Return whether a score is at or above a threshold, rounding errors forgiven."""
-    return score >= threshold - SLACK
-
-
-def thresholds(search: Search, results: Mapping[str, Result], others: Iterable[Result] = ()) -> Thresholds | None:
-    """Compute what a subspace has to reach from the results of full fine-tuning and theta_0.
-
-    full = the best, over the learning rates, of the mean over the seeds. The best of every seed on its own would be a
-    lucky one. What diverged or failed to train is left out (`distsub.search.baseline`).
-
-    Args:
-        search: The search.
-        results: Results by trial id; others than the references' are ignored.
-        others: Results of subspace trials, which tell chance where there is no baseline.
-
-    Returns:
-        None until every reference has a result, and when that can no longer be: a trial in error is a learning rate
-        not tried, so the best of the others might set the bar too low; or no rate has trained. A value is known at
-        once.
-    """
-    rule, seen = search.rule, [(trial, results.get(trial.id)) for trial in search.references]
-    if rule.fraction is None:
-        majority, theta_0 = _chances([(trial, result) for trial, result in seen if result], others)
-        chance = rule.chance_of(majority, theta_0)
-        return Thresholds(None, chance, rule.value or 0.0, None, floor_of(majority, chance))
-    known, full = list[tuple[Trial, Result]](), list[Trained]()
-    for trial, result in seen:
-        if result is None or result.status == "error":
-            return None
-        known.append((trial, result))
-        number = result.num_examples or trial.budget.eval_examples or UNKNOWN_EXAMPLES
-        full += [] if trial.is_theta_0 else [Trained(trial.learning_rate, result.score, number)]
-    majority, theta_0 = _chances(known)
-    chance = rule.chance_of(majority, theta_0)
-    floor, scores = floor_of(majority, chance), dict[float, list[float]]()
-    for each, is_kept in zip(full, judge(full, floor, search.task.metric).kept, strict=True):
-        if is_kept and each.score is not None:
-            scores.setdefault(each.rate, []).append(each.score)
-    if not scores:
-        return None
-    best = max(math.fsum(own) / len(own) for own in scores.values())
-    corrected = None if chance is None else chance + rule.fraction * (best - chance)
-    return Thresholds(best, chance, rule.fraction * best, corrected, floor)
-
-
-def _chances(
-    references: Iterable[tuple[Trial, Result]], others: Iterable[Result] = ()
-) -> tuple[float | None, float | None]:
-    """Return the mean score of the majority class and that of theta_0, None where no row tells."""
-    rows = list(references)
-    majority = (result.chance for result in (*(each for _, each in rows), *others))
-    return mean_known(majority), mean_known(result.score for trial, result in rows if trial.is_theta_0)
 
 
 @dataclass(frozen=True)
@@ -152,6 +43,20 @@ class Evidence:
     probes: Mapping[int, Mapping[float, Result]] = field(default_factory=dict)
     earlier: tuple["Evidence", ...] = ()
     tries: Mapping[float, Result] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, search: Search, observations: Iterable[Observation]) -> "Evidence":
+        """Fold many observations at once: the same as adding one by one, in a fraction of the time."""
+        full, probes, tries = dict[str, Result](), dict[int, dict[float, Result]](), dict[float, Result]()
+        for observation in observations:
+            trial, result = observation.trial, Result.of(observation)
+            if trial.d is None or trial.eta is None:
+                known: dict = full
+                name: object = trial.id
+            else:
+                known, name = tries if trial.seeds != search.seeds else probes.setdefault(trial.d, {}), trial.eta
+            known[name] = known[name].merge(result) if name in known else result
+        return cls(search, full, probes, tries=tries)
 
     def add(self, observation: Observation) -> "Evidence":
         """Return the evidence with one more observation; itself when that says nothing new."""
@@ -399,6 +304,27 @@ class Evidence:
         if low < 0:
             return Outcome.below_range
         return Outcome.above_range if high == len(self.search.dims) else Outcome.found
+
+
+def share(searches: Sequence[Search], observations: Iterable[Observation]) -> list[list[Observation]]:
+    """Give each search the observations that it owns, in the order of the searches; the others' are left out."""
+    found: list[list[Observation]] = [[] for _ in searches]
+    interested, known = by_key(searches), dict[str, Sequence[int]]()
+    for observation in observations:
+        setup = observation.trial.setup
+        if setup.id not in known:
+            known[setup.id] = interested.get(key(setup), ())
+        for index in known[setup.id]:
+            if searches[index].owns(observation.trial):
+                found[index].append(observation)
+    return found
+
+
+def tuned(searches: Sequence[Search], observations: Sequence[Observation]) -> list[Search]:
+    """Return searches with the learning rates and etas that the rows have come to, in the place of ranges."""
+    if all(search.rate_range is None and search.eta_range is None for search in searches):
+        return list(searches)
+    return [Evidence.of(*each).search for each in zip(searches, share(searches, observations), strict=True)]
 
 
 def _score(result: Result | None) -> Score | None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from distsub.estimate.shared import influences, knot_scores, shared, variance
+from distsub.estimate.shared import knot_scores, shared
+from distsub.metrics import influences, variance
 from distsub.records import Budget, Model, Observation, Seeds, Setup, Subspace, Task, Trial
 
 

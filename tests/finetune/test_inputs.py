@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModel
 
+from distsub.addresses import refuse_credentials
 from distsub.errors import ConfigError, UnavailableError
-from distsub.files import Files, refuse_credentials
+from distsub.files import Files
 from distsub.finetune import data, inputs, pretrained, train
 from distsub.finetune.tasks import resolve
 from distsub.records import Budget, Model, Random, Seeds, Setup, Subspace, Trial

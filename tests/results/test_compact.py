@@ -165,7 +165,7 @@ def test_a_part_that_is_merged_while_it_is_read(store, observation, monkeypatch)
 WRITER = """
 import sys, time
 sys.path.insert(0, sys.argv[3])
-from conftest import make_observation
+from builders import make_observation
 from distsub.results.store import Store
 store = Store.open(sys.argv[1])
 first = int(sys.argv[2])
@@ -212,7 +212,7 @@ def test_writers_readers_and_merges_that_are_killed_at_any_moment(store):
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         return started[-1]
 
-    here, draw, kills = Path(__file__).parent, random.Random(0), 0
+    here, draw, kills = Path(__file__).parents[1], random.Random(0), 0
     writers = [start(WRITER, first, here) for first in (0, 1000)]
     others = [start(READER), start(MERGER)]
     try:

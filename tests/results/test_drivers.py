@@ -9,7 +9,8 @@ import time
 import pytest
 
 from distsub.files import Files
-from distsub.results.drivers import FOLDER, STALE_S, Heartbeat, drivers
+from distsub.paths import DRIVERS
+from distsub.results.drivers import STALE_S, Heartbeat, drivers
 
 HOLD = """
 import sys, time
@@ -41,7 +42,7 @@ def test_a_driver_is_there_as_long_as_its_block(files):
         assert driver.alive and driver.training == ("one", "two")
         with Heartbeat(files):  # a second driver with the same results
             assert len(drivers(files)) == 2
-    assert drivers(files) == [] and files.names(FOLDER) == []
+    assert drivers(files) == [] and files.names(DRIVERS) == []
 
 
 def test_an_error_ends_it_too(files):
@@ -62,9 +63,9 @@ def test_a_killed_driver_is_known_to_be_gone_at_once_and_its_file_goes_with_the_
 
 
 def edited(files, **changes):
-    [name] = files.names(FOLDER)
-    record = json.loads(files.read(f"{FOLDER}/{name}"))
-    files.put(f"{FOLDER}/{name}", json.dumps(record | changes).encode())
+    [name] = files.names(DRIVERS)
+    record = json.loads(files.read(f"{DRIVERS}/{name}"))
+    files.put(f"{DRIVERS}/{name}", json.dumps(record | changes).encode())
     return drivers(files)[0]
 
 
@@ -89,13 +90,13 @@ def test_a_beat_renews_the_file(files, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"machine": 1}', '{"pid": null}'])
 def test_a_file_that_is_none_says_nothing(files, text):
-    files.make(FOLDER)
-    files.put(f"{FOLDER}/x.json", text.encode())
+    files.make(DRIVERS)
+    files.put(f"{DRIVERS}/x.json", text.encode())
     assert drivers(files) == []
 
 
 def test_results_that_cannot_be_written_do_not_stop_a_run(files):
-    with open(files.path(FOLDER), "w"):
+    with open(files.path(DRIVERS), "w"):
         pass  # a file where the folder belongs
     with Heartbeat(files):
         pass

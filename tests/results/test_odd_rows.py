@@ -75,7 +75,7 @@ def is_skipped(store, beside):
         lambda: [row.trial.id for row in store.read(answers=False)],
         lambda: sorted(store.trial_ids()),
         lambda: store.table()["trial_id"].to_pylist(),
-        lambda: [row[0] for _, rows in store.series(["trial_id", "d", "score"]) for row in rows],
+        lambda: [row.trial.id for row in store.scores()],
     ]
     for reading in readings:
         assert reading() == [beside.trial.id]
@@ -145,7 +145,7 @@ def test_a_column_that_is_missing_or_of_another_type_never_breaks_a_reading(stor
     for _ in range(2):
         found = {row.trial.id for row in store.read()}
         assert len(found) + len(store.damaged) == len(ids) and "\n" not in "".join(store.damaged)
-        for reading in (store.table, store.trial_ids, lambda: store.series(["trial_id", "d", "score"])):
+        for reading in (store.table, store.trial_ids, store.scores):
             assert reading() is not None and "\n" not in "".join(store.damaged)
         assert not found & {ids[name] for name in ("schema_version", "status", "score", *IDENTITY)}
         compact(store)

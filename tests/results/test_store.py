@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet as pq
 
 from distsub.errors import OutputError
-from distsub.records import Seeds
+from distsub.records import Observation, Seeds
 from distsub.results.compact import compact
 from distsub.results.rows import encode
 from distsub.results.schema import OBSERVATIONS, to_table
@@ -43,7 +43,7 @@ def test_an_empty_store_has_an_empty_table(store):
     assert store.read() == []
     assert store.table().schema.equals(OBSERVATIONS, check_metadata=True)
     assert store.table(["d", "score"]).schema.names == ["d", "score"]
-    assert store.series(["d", "score"]) == []
+    assert store.scores() == []
 
 
 def test_columns_come_in_the_order_asked_and_with_canonical_types(store, observation):
@@ -74,20 +74,17 @@ def test_without_answers_a_row_with_damaged_answers_is_missing_too(store, observ
     assert store.read(answers=False) == [] and len(store.damaged) == 1
 
 
-def test_series_have_every_row_once_and_what_its_trials_share(store, observation):
+def test_scores_are_every_row_once_without_its_arrays(store, observation):
     seen = [observation(number, score=number / 10) for number in range(4)]
     for row in seen[:3]:
         store.write(row)
     compact(store)
-    other = seen[0].trial.vary(seeds=Seeds(7, 7, 7))
-    for row in (seen[1], seen[3], dataclasses.replace(seen[0], trial=other)):
+    again = dataclasses.replace(seen[0], trial=seen[0].trial.vary(seeds=Seeds(7, 7, 7)))
+    for row in (seen[1], seen[3], again):
         store.write(row)
-    found = dict(store.series(["d", "score"]))
-    expected = {
-        seen[0].trial.setup: [(100, 0.0), (101, 0.1), (102, 0.2), (103, 0.3)],
-        other.setup: [(100, 0.0)],
-    }
-    assert {setup: sorted(rows) for setup, rows in found.items()} == expected
+    said = ("status", "score", "chance", "num_examples", "wall_s", "num_params", "num_scales")
+    bare = [Observation(row.trial, **{name: getattr(row, name) for name in said}) for row in (*seen, again)]
+    assert sorted(store.scores(), key=lambda row: row.trial.id) == sorted(bare, key=lambda row: row.trial.id)
 
 
 def test_writing_everything_twice_changes_nothing(store, observation):
@@ -249,7 +246,7 @@ def test_a_directory_that_vanished_is_told(store, observation):
 WRITER = """
 import sys, time, pathlib
 sys.path.insert(0, sys.argv[3])
-from conftest import make_observation
+from builders import make_observation
 from distsub.results.store import Store
 out, index = sys.argv[1], int(sys.argv[2])
 store = Store.create(out, "", "f00d")
@@ -266,7 +263,7 @@ for number in range(5):
 @pytest.mark.timeout(600)  # eight interpreters on a machine that may be busy
 @pytest.mark.slow
 def test_eight_writers_lose_nothing_and_write_nothing_twice(tmp_path):
-    out, here = tmp_path / "out", str(Path(__file__).parent)
+    out, here = tmp_path / "out", str(Path(__file__).parents[1])
     out.mkdir()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     writers = [

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from distsub import files
+from distsub import addresses
 from distsub.errors import ClusterError
 from distsub.runtime import connect, own
 
@@ -123,7 +123,7 @@ def test_the_command_ends_with_one_line_and_exit_code_2(case, small_sweep, envir
 def test_a_job_is_known_by_what_ray_sets_in_it():
     from ray._private.runtime_env import constants
 
-    assert files._JOB == constants.RAY_JOB_CONFIG_JSON_ENV_VAR
+    assert addresses._JOB == constants.RAY_JOB_CONFIG_JSON_ENV_VAR
 
 
 def test_ray_uploads_nothing_under_uv_run():

@@ -10,10 +10,10 @@ from rich.console import Console
 from distsub.config import parse_sweep
 from distsub.finetune.train import failed
 from distsub.records import Observation
+from distsub.runtime.batch import Batch
 from distsub.runtime.live import LiveReporter, reporter_for
 from distsub.runtime.progress import Reporter
 from distsub.search import Board, make_policy
-from distsub.search.batch import Batch
 
 SWEEP = """
 name = "zoo"

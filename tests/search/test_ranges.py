@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from distsub.errors import ConfigError
 from distsub.estimate.gather import gather
 from distsub.records import Seeds, theta_0_of
-from distsub.search import KEPT, Bisection, Board, Evidence, Grid, Range, brief, evidence, shares
+from distsub.search import KEPT, Bisection, Board, Evidence, Grid, Range, share
+from distsub.search.evidence import tuned
 from distsub.search.plan import make_plan
 from distsub.search.ranges import MOST_TRIES, course, propose
-from distsub.search.recall import tuned
 from distsub.search.rule import Rule
 
 RATES = Range(1e-5, 1e-4, 6)
@@ -162,13 +162,13 @@ def test_rows_in_any_order_and_all_at_once_fold_to_the_same(bench, seed, data):
     these, rng = searches(bench), random.Random(seed)
     rows = drive(Board(these, Bisection()), world(bench, seed), 4, rng)
     part = rng.sample(rows, data.draw(st.integers(0, len(rows))))
-    shared = shares(these, map(brief, part))
+    shared = share(these, part)
     for search, own in zip(these, shared, strict=True):
         state = Evidence(search)
         for row in part:
             state = state.add(row)
-        assert evidence(search, own) == state
-        assert Bisection().propose(evidence(search, own), 9) == Bisection().propose(state, 9)
+        assert Evidence.of(search, own) == state
+        assert Bisection().propose(Evidence.of(search, own), 9) == Bisection().propose(state, 9)
         assert sorted(row.trial_id for row in own) == sorted(row.trial.id for row in part if search.owns(row.trial))
 
 

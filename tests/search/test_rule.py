@@ -11,7 +11,7 @@ from distsub.errors import ConfigError
 from distsub.estimate.d90 import estimate, fit
 from distsub.estimate.gather import gather
 from distsub.records import Budget, Full, Model, Random, Seeds, Setup, Subspace, Task, Trial, theta_0_of
-from distsub.search import Board, Evidence, Outcome, Range, Rule, Search, brief, evidence, make_policy, shares
+from distsub.search import Board, Evidence, Outcome, Range, Rule, Search, make_policy, share
 from distsub.search.plan import make_plan
 from distsub.search.rule import RANGES
 from distsub.search.synthetic import Curve
@@ -71,11 +71,11 @@ def test_every_rule_is_searched_planned_and_estimated_alike(rule, policy):
     assert (plan.baselines, plan.most.trials) == (len(these[0].references), board.max_trials())
     assert plan.expected.trials <= plan.most.trials
     assert all(finding.outcome is Outcome.found for finding in board.findings())
-    for search, own in zip(these, shares(these, map(brief, rows)), strict=True):
+    for search, own in zip(these, share(these, rows), strict=True):
         folded = Evidence(search)
         for row in random.Random(0).sample(rows, len(rows)):
             folded = folded.add(row)
-        assert folded.thresholds == evidence(search, own).thresholds
+        assert folded.thresholds == Evidence.of(search, own).thresholds
         found = folded.thresholds
         theta_0 = [row.score for row in rows if row.trial.is_theta_0]
         assert found.chance == pytest.approx(np.mean(theta_0) if theta_0 else curve.chance)
@@ -111,11 +111,11 @@ def test_ranges_of_step_sizes_go_with_every_rule(rule):
     assert (kinds.count("theta_0"), kinds.count("full")) == (len(these[0].theta_0), 0 if rule.value else 6)
     assert len(rows) <= board.max_trials() == make_plan(these, make_policy("bisection")).most.trials
     assert all(finding.outcome is Outcome.found for finding in board.findings())
-    for search, own in zip(these, shares(these, map(brief, rows)), strict=True):
+    for search, own in zip(these, share(these, rows), strict=True):
         folded = Evidence(search)
         for row in rows:
             folded = folded.add(row)
-        assert folded.thresholds == evidence(search, own).thresholds is not None
+        assert folded.thresholds == Evidence.of(search, own).thresholds is not None
     assert estimate(these, rows).text.startswith(rule.name("accuracy"))
 
 

@@ -5,7 +5,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsub.search import Evidence, brief, evidence, shares
+from distsub.search import Evidence, share
 
 SEEN = st.tuples(
     st.integers(0, 999),
@@ -13,14 +13,6 @@ SEEN = st.tuples(
     st.sampled_from([None, 0.1, 0.8, math.nan]),
     st.sampled_from([None, 0.5]),
 )
-
-
-def grouped(observations):
-    """Put the rows of one setup into one series, as a store does."""
-    series = {}
-    for setup, rows in map(brief, observations):
-        series.setdefault(setup, (setup, []))[1].extend(rows)
-    return list(series.values())
 
 
 @settings(deadline=None)  # a machine may be busy
@@ -32,10 +24,10 @@ def test_any_rows_in_any_order_fold_to_the_same(bench, seen):
     foreign = bench.search(9, 3, seed=7)
     trials = [*baseline, *(trial for each in (*searches, foreign) for d in each.dims for trial in each.trials_at(d))]
     rows = [bench.see(trials[number % len(trials)], score, status, chance) for number, status, score, chance in seen]
-    shared = shares(searches, grouped(rows))
+    shared = share(searches, rows)
     for search, own in zip(searches, shared, strict=True):
         expected = Evidence(search)
         for row in rows:
             expected = expected.add(row)
-        assert evidence(search, own) == expected
-        assert sorted(row.trial_id for row in own) == sorted(row.trial.id for row in rows if search.owns(row.trial))
+        assert Evidence.of(search, own) == expected
+        assert sorted(row.trial.id for row in own) == sorted(row.trial.id for row in rows if search.owns(row.trial))

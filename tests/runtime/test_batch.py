@@ -1,7 +1,7 @@
 """A fixed list of trials on the board's interface."""
 
 from distsub.records import Budget, Full, Model, Observation, Seeds, Setup, Task, Trial
-from distsub.search.batch import Batch
+from distsub.runtime.batch import Batch
 
 TRIALS = [Trial(Setup(Model("m"), Task("t", "x", ("a",)), Full(), rate, Budget(1), Seeds())) for rate in (1.0, 2.0)]
 

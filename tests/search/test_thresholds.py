@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from distsub.estimate.gather import gather
 from distsub.estimate.rows import RANGES
-from distsub.search import Evidence, brief, evidence, shares
-from distsub.search.baseline import Trained, judge
+from distsub.search import Evidence, share
+from distsub.search.thresholds import Trained, judge
 
 ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("coverage_worlds", ROOT / "benchmarks" / "coverage.py")
@@ -33,11 +33,11 @@ def best_mean(rows):
 def agree(these, rows):
     """Compare what the table's threshold and the estimate rest on, from rows one by one and from a table's columns."""
     used = gather(these, rows).baseline
-    for search, own in zip(these, shares(these, map(brief, rows)), strict=True):
+    for search, own in zip(these, share(these, rows), strict=True):
         folded = Evidence(search)
         for row in rows:
             folded = folded.add(row)
-        for found in (folded.thresholds, evidence(search, own).thresholds):
+        for found in (folded.thresholds, Evidence.of(search, own).thresholds):
             assert (found and found.full) == (best_mean(used) if used else None)
     return used
 
