@@ -227,7 +227,7 @@ def report(
 
     Example: distsub report results/quickstart
     """
-    from distsub.files import output_address
+    from distsub.addresses import output_address
     from distsub.report import standing
     from distsub.report.page import write_report
 
