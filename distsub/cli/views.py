@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from distsub.learned.store import TABLES, read_analysis
+from distsub.learned.schema import TABLES
+from distsub.learned.store import read_analysis
 from distsub.report.listing import render_facts
+from distsub.report.schema import D90, SEARCHES
 from distsub.report.summary import Summary
-from distsub.results import D90, OBSERVATIONS, SEARCHES, Store, View, published_tables, query
+from distsub.results import OBSERVATIONS, Store, View, published_tables, query
 
 QUESTIONS = (
     ("How large is d90?", "select task, model, label, d90_text from d90"),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from distsub.learned.store import ABLATIONS
+from distsub.learned.schema import ABLATIONS
 from distsub.records import Full, Observation
 
 NONE, OUTLIERS = "none", "outliers"

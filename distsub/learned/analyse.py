@@ -19,7 +19,8 @@ from distsub.learned.ablation import ablations_table
 from distsub.learned.modes import modes_table
 from distsub.learned.outliers import NORMS, K, component_of, find, profile
 from distsub.learned.recurrence import recurrence_table
-from distsub.learned.store import MASKS, OUTLIER_SUMMARIES, OUTLIERS, PROFILES, TABLES, read_analysis, write_part
+from distsub.learned.schema import MASKS, OUTLIER_SUMMARIES, OUTLIERS, PROFILES, TABLES
+from distsub.learned.store import read_analysis, write_part
 from distsub.learned.transfer import geometry_tables, layer_geometry, transfer_table
 from distsub.learned.updates import Say, Update, blocks, learned_updates, recorded, root_of
 from distsub.records import Ablation, Edit, Full, Observation, Recording, Trial

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from distsub.learned.ablation import score_of, t_interval
-from distsub.learned.store import MODES
+from distsub.learned.schema import MODES
 from distsub.records import Full, Learned, Method, Observation, Subspace, label
 
 Key = tuple[Any, ...]

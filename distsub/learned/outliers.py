@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distsub.learned.store import OUTLIER_SUMMARIES, OUTLIERS, PROFILES
+from distsub.learned.schema import OUTLIER_SUMMARIES, OUTLIERS, PROFILES
 
 K = 3.0
 """How many sigma make an outlier, as in the paper."""

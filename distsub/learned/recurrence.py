@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distsub.learned.store import RECURRENCE
+from distsub.learned.schema import RECURRENCE
 
 TOP = 5
 """How many indices a row names."""

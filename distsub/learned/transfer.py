@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from distsub.learned.store import ANGLES, SPECTRA, TRANSFER
+from distsub.learned.schema import ANGLES, SPECTRA, TRANSFER
 from distsub.subspace.trajectory import RANK, gram
 
 Checkpoints = Sequence[Mapping[str, Tensor]]

@@ -16,8 +16,9 @@ from distsub.files import Files
 from distsub.records import Observation
 from distsub.report.curves import curve_figure
 from distsub.report.listing import render, size_text
+from distsub.report.schema import SEARCHES
 from distsub.report.terminal import printable
-from distsub.results.schema import METHOD_COLUMNS, SEARCHES, method_columns
+from distsub.results.schema import METHOD_COLUMNS, method_columns
 
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 1100px; margin: 2rem auto; padding: 0 1rem }

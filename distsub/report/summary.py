@@ -12,7 +12,8 @@ from pyarrow import compute as pc
 from distsub import paths
 from distsub.estimate.interval import Estimate
 from distsub.records import Observation, Setup, condition_labels
-from distsub.results import D90, METHOD_COLUMNS, RECORD, SEARCHES, SetupReader, Store, from_row, method_columns
+from distsub.report.schema import D90, SEARCHES
+from distsub.results import METHOD_COLUMNS, RECORD, SetupReader, Store, from_row, method_columns
 from distsub.search import Evidence, Finding, Limit, Search, make_policy, share
 
 D90_COLUMNS = (

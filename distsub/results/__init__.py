@@ -3,12 +3,10 @@
 from distsub.results.compact import compact
 from distsub.results.published import published_tables
 from distsub.results.schema import (
-    D90,
     METHOD_COLUMNS,
     OBSERVATIONS,
     RECORD,
     SCHEMA_VERSION,
-    SEARCHES,
     SetupReader,
     from_row,
     method_columns,
@@ -18,12 +16,10 @@ from distsub.results.sql import View, query
 from distsub.results.store import Store
 
 __all__ = [
-    "D90",
     "METHOD_COLUMNS",
     "OBSERVATIONS",
     "RECORD",
     "SCHEMA_VERSION",
-    "SEARCHES",
     "SetupReader",
     "Store",
     "View",

@@ -19,9 +19,10 @@ from pyarrow import compute as pc
 
 from distsub.errors import OutputError, first_line
 from distsub.paths import LOCK, PARTS, ROWS
+from distsub.results.row_files import CONNECTIONS, digest
 from distsub.results.rows import FINAL, MOST_VALUES, distinct, encode, odd_rows, ranks
 from distsub.results.schema import OBSERVATIONS
-from distsub.results.store import CONNECTIONS, Store, digest
+from distsub.results.store import Store
 
 ROWS_PER_PART = 20_000
 _LONG = ("correct", "predicted", "target")

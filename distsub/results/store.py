@@ -11,11 +11,8 @@ writes there, so that what it has merged at its end goes a thousand files at onc
 """
 
 import dataclasses
-import hashlib
 import os
-import re
-from collections.abc import Container, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,15 +24,14 @@ from distsub.paths import LOCK, PARTS, ROWS
 from distsub.records import Observation
 from distsub.records.places import Places
 from distsub.results import held
+from distsub.results.row_files import RowFiles
 from distsub.results.rows import (
     FINAL,
-    NAME,
     RANK,
     SCORES,
     distinct,
     encode,
     odd_rows,
-    parse_part,
     parse_row,
     schema_of,
     scores,
@@ -43,15 +39,12 @@ from distsub.results.rows import (
 from distsub.results.schema import ANSWERS, IDENTITY, OBSERVATIONS, RECORD, SetupReader, from_row, to_table
 
 _PROBE = ".probe"
-_ROW_FILE = re.compile(rf"([0-9a-f]{{16}}/)?{NAME.pattern}")
-CONNECTIONS = 16
 _PIECE = 1000  # rows that are Python objects at once before they are observations
-_LISTINGS = 20  # of the parts, before giving up on a directory that changes all the time
 _NAMED = 8  # damaged files that are named one by one
 _MANY = 5000  # row files from which reading them one by one is felt
 
 
-class Store:
+class Store(RowFiles):
     """A results directory: the sweep that it belongs to, and one row per trial.
 
     Attributes:
@@ -294,95 +287,3 @@ class Store:
             raise OutputError(f"cannot read the observations in {self.uri} ({first_line(error)})") from error
         found = [(f"{PARTS}/{name}", table) for name, table in parts.items()]
         return found + [(f"{ROWS}/{name}", table.select(list(wanted))) for name, table in loose.items()]
-
-    def row_files(self) -> list[str]:
-        """List the files that are named like rows; names others in `damaged`, unfinished writes nowhere."""
-        deep = self.files.names(ROWS, deep=True)
-        names = [name for name in deep if not name.rpartition("/")[2].startswith((".", "_"))]
-        self.damaged += [f"{ROWS}/{name}: not a trial's file" for name in names if not _ROW_FILE.fullmatch(name)]
-        return [name for name in names if _ROW_FILE.fullmatch(name)]
-
-    def read_rows(
-        self, names: Sequence[str], columns: Sequence[str] | None, digests: dict[str, bytes] | None = None
-    ) -> dict[str, pa.Table]:
-        """Read row files one by one: what one lacks or adds never touches the others, nor the schema.
-
-        Args:
-            names: The files.
-            columns: The columns wanted; None for all, those that the schema does not know among them.
-            digests: Filled with what each file's bytes were.
-        """
-        tables = {}
-        for name, data in zip(names, self._fetch(names), strict=True):
-            if data is None:
-                continue  # merged into a part since it was listed
-            parsed = parse_row(data, name.rpartition("/")[2], columns)
-            if digests is not None:
-                digests[name] = digest(data)
-            if isinstance(parsed, str):
-                self.damaged.append(f"{ROWS}/{name}: {parsed}")
-            else:
-                tables[name] = parsed
-        return tables
-
-    def read_parts(
-        self, columns: Sequence[str] | None, *, whole: bool = False, only: Container[str] | None = None
-    ) -> dict[str, pa.Table]:
-        """Read parts; again from the start when some are merged meanwhile.
-
-        Args:
-            columns: The columns wanted; None for all, those that the schema does not know among them.
-            whole: Whether a part that is damaged in any other column counts as damaged too.
-            only: The names of those wanted, None for all.
-        """
-        for _ in range(_LISTINGS):
-            # A listing is no snapshot: a part may come and the ones that it replaces go while it is made.
-            names = self.files.names(PARTS)
-            if names != self.files.names(PARTS):
-                continue
-            tables, damaged = {}, []
-            try:
-                for name in names:
-                    if name.startswith((".", "_")) or (only is not None and name not in only):
-                        continue
-                    parsed = (
-                        self._part(name, OBSERVATIONS.names if whole else columns)
-                        if NAME.fullmatch(name)
-                        else "not a part's file"
-                    )
-                    if isinstance(parsed, str):
-                        damaged.append(f"{PARTS}/{name}: {parsed}")
-                    else:
-                        tables[name] = parsed if columns is None else parsed.select(list(columns))
-            except FileNotFoundError:
-                continue
-            self.damaged += damaged
-            return tables
-        raise OSError(f"its parts changed {_LISTINGS} times while they were read")
-
-    def _part(self, name: str, columns: Sequence[str] | None) -> pa.Table | str:
-        path = f"{PARTS}/{name}"
-        with self.files.open(path) as source:
-            parsed = parse_part(source, columns)
-        if isinstance(parsed, str) and not self.files.exists(path):
-            raise FileNotFoundError(path)  # merged while it was read
-        return parsed
-
-    def _fetch(self, names: Sequence[str]) -> Iterator[bytes | None]:
-        """Give the bytes of row files in order, None for those that are gone; over a network several at once."""
-        if self.files.is_local:
-            yield from map(self._bytes, names)
-        else:
-            with ThreadPoolExecutor(CONNECTIONS) as pool:
-                yield from pool.map(self._bytes, names)
-
-    def _bytes(self, name: str) -> bytes | None:
-        try:
-            return self.files.read(f"{ROWS}/{name}")
-        except FileNotFoundError:
-            return None
-
-
-def digest(data: bytes) -> bytes:
-    """Name the bytes of a file, to tell later whether it still is the same."""
-    return hashlib.blake2b(data, digest_size=16).digest()

@@ -8,7 +8,7 @@ import pytest
 
 from distsub import metrics
 from distsub.learned.ablation import ablations_table, compare, mcnemar, score, t_interval
-from distsub.learned.store import ABLATIONS, MASKS
+from distsub.learned.schema import ABLATIONS, MASKS
 from distsub.records import Ablation, Budget, Full, Model, Observation, Seeds, Setup, Task, Trial
 
 TASK = Task("t", "x", ("a",))

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.text import Text
 
 from distsub.learned import figures
-from distsub.learned.store import ABLATIONS, ANGLES, MODES, OUTLIER_SUMMARIES, PROFILES, SPECTRA, TRANSFER
+from distsub.learned.schema import ABLATIONS, ANGLES, MODES, OUTLIER_SUMMARIES, PROFILES, SPECTRA, TRANSFER
 
 UPDATE = {
     "update": "u",

@@ -13,7 +13,7 @@ from distsub.learned.masks import (
     random_positions,
 )
 from distsub.learned.outliers import find
-from distsub.learned.store import OUTLIERS
+from distsub.learned.schema import OUTLIERS
 
 
 @pytest.fixture

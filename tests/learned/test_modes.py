@@ -3,7 +3,7 @@
 import pytest
 
 from distsub.learned.modes import modes_table
-from distsub.learned.store import MODES
+from distsub.learned.schema import MODES
 from distsub.records import (
     Ablation,
     Budget,

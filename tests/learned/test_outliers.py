@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from distsub.learned.outliers import component_of, find, gaussian_count, gaussian_max, gaussian_max_p
-from distsub.learned.store import OUTLIER_SUMMARIES, OUTLIERS
+from distsub.learned.schema import OUTLIER_SUMMARIES, OUTLIERS
 
 LAYER = "bert.encoder.layer.0"
 QUERY, NORM = f"{LAYER}.attention.self.query.weight", f"{LAYER}.output.LayerNorm.weight"

@@ -6,7 +6,7 @@ import pytest
 
 from distsub.learned.outliers import find
 from distsub.learned.recurrence import recurrence, recurrence_table
-from distsub.learned.store import OUTLIER_SUMMARIES, OUTLIERS, RECURRENCE
+from distsub.learned.schema import OUTLIER_SUMMARIES, OUTLIERS, RECURRENCE
 
 
 def test_an_index_that_every_unit_shares_is_found():

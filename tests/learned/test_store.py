@@ -6,7 +6,8 @@ from pyarrow import parquet
 
 from distsub.errors import OutputError
 from distsub.files import Files
-from distsub.learned.store import SPECTRA, TABLES, analysis_tables, read_analysis, write_part
+from distsub.learned.schema import SPECTRA, TABLES
+from distsub.learned.store import analysis_tables, read_analysis, write_part
 from distsub.results.sql import query
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.linalg import subspace_angles
 
-from distsub.learned.store import ANGLES, MODES, SPECTRA, TRANSFER
+from distsub.learned.schema import ANGLES, MODES, SPECTRA, TRANSFER
 from distsub.learned.transfer import basis, geometry_tables, layer_geometry, principal_angles, transfer_table
 
 

@@ -15,7 +15,7 @@ from distsub.errors import OutputError
 from distsub.records import Full, Seeds
 from distsub.report.curves import curve_figure, draw_curves, spread_apart
 from distsub.report.page import write_report
-from distsub.results.schema import D90, SEARCHES
+from distsub.report.schema import D90, SEARCHES
 
 
 def baseline(observation):

@@ -19,8 +19,9 @@ from distsub.records import (
     Trial,
 )
 from distsub.report.curves import draw_curves
+from distsub.report.schema import D90, SEARCHES
 from distsub.report.summary import D90_COLUMNS, Summary
-from distsub.results import D90, SEARCHES, Store
+from distsub.results import Store
 from distsub.search import Search
 
 TASK = Task(name="t", source="x", text=("a",))

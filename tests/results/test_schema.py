@@ -23,12 +23,11 @@ from distsub.records import (
     Trial,
     digest,
 )
+from distsub.report.schema import D90, SEARCHES
 from distsub.results.schema import (
-    D90,
     METHOD_COLUMNS,
     OBSERVATIONS,
     SCHEMA_VERSION,
-    SEARCHES,
     SetupReader,
     from_row,
     setup_from_json,

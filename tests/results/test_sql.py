@@ -15,7 +15,8 @@ import pytest
 from pyarrow import dataset as pads
 
 from distsub.errors import QueryError
-from distsub.results.schema import D90, OBSERVATIONS, SEARCHES, to_table
+from distsub.report.schema import D90, SEARCHES
+from distsub.results.schema import OBSERVATIONS, to_table
 from distsub.results.sql import View, query
 from distsub.results.store import Store
 

@@ -1,0 +1,293 @@
+"""The Arrow schemas of the tables that analyses of learned updates leave beside the rows."""
+
+import pyarrow as pa
+
+_TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+_NAME = pa.dictionary(pa.int32(), pa.string())
+
+UPDATE_FIELDS = (
+    pa.field("update", _NAME, nullable=False),
+    pa.field("kind", _NAME, nullable=False),
+    ("task", _NAME),
+    ("model", _NAME),
+    ("method", _NAME),
+    ("projection", _NAME),
+    ("d", _INT),
+    ("projection_seed", _INT),
+    ("head_seed", _INT),
+    ("data_seed", _INT),
+)
+"""Which learned update a row is of.
+
+`update` is the trial whose adapter moved the weights, or the trajectory whose last checkpoint did; `kind` says which:
+"adapter" (P theta) or "trajectory" (theta_T - theta_0). `method` is the way of training, as in the observations, or
+the method's name where that has none.
+"""
+
+OUTLIERS = pa.schema(
+    [
+        *UPDATE_FIELDS,
+        ("layer", _NAME),
+        ("tensor", _NAME),
+        ("component", _NAME),
+        ("row", _INT),
+        ("column", _INT),
+        ("position", _INT),
+        ("value", _FLOAT),
+        ("weight", _FLOAT),
+        ("layer_sigmas", _FLOAT),
+        ("tensor_sigmas", _FLOAT),
+    ]
+)
+"""One row per outlier: an entry at least k sigma from the mean of its layer or of its tensor.
+
+`row` is the output index of a weight matrix and `column` its input index (null for vectors), `position` the place in
+the flattened tensor, `weight` theta_0 there.
+"""
+
+OUTLIER_SUMMARIES = pa.schema(
+    [
+        *UPDATE_FIELDS,
+        ("k", _FLOAT),
+        ("layer", _NAME),
+        ("tensor", _NAME),
+        ("component", _NAME),
+        ("rows", _INT),
+        ("columns", _INT),
+        ("size", _INT),
+        ("mean", _FLOAT),
+        ("sigma", _FLOAT),
+        ("norm", _FLOAT),
+        ("outliers", _INT),
+        ("expected_outliers", _FLOAT),
+        ("excess_kurtosis", _FLOAT),
+        ("max_sigmas", _FLOAT),
+        ("expected_max_sigmas", _FLOAT),
+        ("max_p", _FLOAT),
+        ("layer_outliers", _INT),
+    ]
+)
+"""One row per update and tensor, and one per update and layer (tensor is null), outliers or not.
+
+`outliers` counts by the row's own sigma, the tensor's or the layer's; `layer_outliers` counts those of the layer's
+sigma that lie in the tensor. The expected values are those of a Gaussian of the same size, and max_p is the probability
+that one has an entry as large as max_sigmas. What cannot be said of an update that is 0 everywhere is null.
+"""
+
+PROFILES = pa.schema(
+    [
+        *UPDATE_FIELDS,
+        ("layer", _NAME),
+        ("tensor", _NAME),
+        ("start", _INT),
+        ("stop", _INT),
+        ("low", _FLOAT),
+        ("high", _FLOAT),
+    ]
+)
+"""The shape of an update along a layer: its smallest and largest entry in each stretch of positions, in sigma.
+
+The layer's tensors lie end to end, each cut into stretches of its own; sigma is the layer's, counted from its mean.
+"""
+
+RECURRENCE = pa.schema(
+    [
+        ("across", _NAME),
+        ("kind", _NAME),
+        ("model", _NAME),
+        ("method", _NAME),
+        ("projection", _NAME),
+        ("d", _INT),
+        ("task", _NAME),
+        ("layer", _NAME),
+        ("tensor", _NAME),
+        ("axis", _NAME),
+        ("units", _INT),
+        ("indices", _INT),
+        ("outliers", _INT),
+        ("statistic", _FLOAT),
+        ("statistic_expected", _FLOAT),
+        ("p", _FLOAT),
+        ("p_adjusted", _FLOAT),
+        ("permutations", _INT),
+        ("top", pa.list_(pa.struct([("index", _INT), ("units", _INT), ("share", _FLOAT), ("p", _FLOAT)]))),
+    ]
+)
+"""One row per question whether outliers come back to the same index, across tasks, seeds or layers."""
+
+SPECTRA = pa.schema(
+    [
+        pa.field("trajectory", _NAME, nullable=False),
+        ("task", _NAME),
+        ("model", _NAME),
+        ("head_seed", _INT),
+        ("data_seed", _INT),
+        ("mode", _NAME),
+        ("layer", _NAME),
+        ("checkpoints", _INT),
+        ("rank", _INT),
+        ("singular_value", _FLOAT),
+        ("explained", _FLOAT),
+        ("cumulative", _FLOAT),
+    ]
+)
+"""One row per trajectory, layer and singular value, largest first (rank 1)."""
+
+ANGLES = pa.schema(
+    [
+        ("model", _NAME),
+        ("layer", _NAME),
+        ("source", _NAME),
+        ("target", _NAME),
+        ("source_trajectory", _NAME),
+        ("target_trajectory", _NAME),
+        ("mode", _NAME),
+        ("size", _INT),
+        ("dims", _INT),
+        ("angles", pa.list_(_FLOAT)),
+        ("overlap", _FLOAT),
+        ("expected_overlap", _FLOAT),
+    ]
+)
+"""One row per layer and pair of trajectories: the principal angles between their subspaces, in radians, rising.
+
+`overlap` is the mean squared cosine, 1 for the same subspace; `expected_overlap` that of random ones of the same sizes.
+"""
+
+MODES = pa.schema(
+    [
+        ("model", _TEXT),
+        ("task", _TEXT),
+        ("method", _TEXT),
+        ("source", _TEXT),
+        ("training", _TEXT),
+        ("projection", _TEXT),
+        ("d", _INT),
+        ("steps", _INT),
+        ("metric", _TEXT),
+        ("chance", _FLOAT),
+        ("rate", _FLOAT),
+        ("rates", _INT),
+        ("seeds", _INT),
+        ("score", _FLOAT),
+        ("score_low", _FLOAT),
+        ("score_high", _FLOAT),
+        ("scores", pa.list_(_FLOAT)),
+        ("full", _FLOAT),
+        ("difference", _FLOAT),
+        ("difference_low", _FLOAT),
+        ("difference_high", _FLOAT),
+        ("t_p", _FLOAT),
+        ("random", _FLOAT),
+        ("recovered", _FLOAT),
+        ("reason", _TEXT),
+    ]
+)
+"""One row per task, way of training and d: its score over seeds, and its difference from full fine-tuning's.
+
+`rate` is the learning rate or eta with the best mean score of the `rates` tried, the same for all seeds. The intervals
+are 95% t intervals over seeds, that of the difference paired by head and data seed; null with fewer than two seeds.
+`random` is the score of a random subspace of the same d that was trained alike, and `recovered` is (score - random) /
+(full - random): 0 is no better than random, 1 as good as full fine-tuning; where it means nothing it is null, and
+`reason` says why. `source` and `training` are those of TRANSFER, null for ways that are no entry of that matrix.
+"""
+
+TRANSFER = pa.schema(
+    [
+        ("model", _TEXT),
+        ("source", _TEXT),
+        ("target", _TEXT),
+        ("training", _TEXT),
+        ("d", _INT),
+        ("metric", _TEXT),
+        ("score", _FLOAT),
+        ("score_low", _FLOAT),
+        ("score_high", _FLOAT),
+        ("scores", pa.list_(_FLOAT)),
+        ("seeds", _INT),
+        ("full", _FLOAT),
+        ("random", _FLOAT),
+        ("chance", _FLOAT),
+        ("recovered", _FLOAT),
+        ("reason", _TEXT),
+    ]
+)
+"""One row per source and target task: the target's score in the source's subspace.
+
+Rows of MODES whose subspace is made of one task's trajectory, the target's own among them; every column as there.
+"""
+
+MASKS = pa.schema(
+    [
+        pa.field("mask", _TEXT, nullable=False),
+        ("kind", _TEXT),
+        ("update", _TEXT),
+        ("method", _TEXT),
+        ("task", _TEXT),
+        ("model", _TEXT),
+        ("d", _INT),
+        ("head_seed", _INT),
+        ("data_seed", _INT),
+        ("scope", _TEXT),
+        ("k", _FLOAT),
+        ("positions", _INT),
+        ("unmatched", _INT),
+        ("norm_positions", _INT),
+        ("weight_magnitude", _FLOAT),
+    ]
+)
+"""One row per mask of weights to disable: which update's outliers it is of, and how well a control matches them.
+
+`kind` is "outliers", "random", "tensor" or "magnitude"; `unmatched` outliers had no free entry left in their tensor;
+`norm_positions` of the positions lie in LayerNorms; `weight_magnitude` is the mean of |theta_0| over the positions.
+"""
+
+ABLATIONS = pa.schema(
+    [
+        ("task", _TEXT),
+        ("model", _TEXT),
+        ("method", _TEXT),
+        ("d", _INT),
+        ("scope", _TEXT),
+        ("k", _FLOAT),
+        ("edit", _TEXT),
+        ("mask", _TEXT),
+        ("seeds", _INT),
+        ("positions", pa.list_(_INT)),
+        ("metric", _TEXT),
+        ("chance", _FLOAT),
+        ("score", _FLOAT),
+        ("score_low", _FLOAT),
+        ("score_high", _FLOAT),
+        ("scores", pa.list_(_FLOAT)),
+        ("versus", _TEXT),
+        ("difference", _FLOAT),
+        ("difference_low", _FLOAT),
+        ("difference_high", _FLOAT),
+        ("t_p", _FLOAT),
+        ("examples_low", _FLOAT),
+        ("examples_high", _FLOAT),
+        ("mcnemar_p", pa.list_(_FLOAT)),
+    ]
+)
+"""One row per task, way of training whose outliers are disabled, edit, kind of mask and kind it is compared with.
+
+Scores are paired by seed: `difference` is score minus that of `versus`, over the seeds that have both; its low and
+high are the 95% t interval over seeds and t_p the paired t test's, null with fewer than two seeds; examples_low and
+_high the 95% bootstrap interval over examples with the seeds as they are; mcnemar_p the exact test of each seed, null
+for regression.
+"""
+
+TABLES: dict[str, pa.Schema] = {
+    "outliers": OUTLIERS,
+    "outlier_summaries": OUTLIER_SUMMARIES,
+    "profiles": PROFILES,
+    "recurrence": RECURRENCE,
+    "spectra": SPECTRA,
+    "angles": ANGLES,
+    "modes": MODES,
+    "transfer": TRANSFER,
+    "masks": MASKS,
+    "ablations": ABLATIONS,
+}
+"""The analyses by the name of their view and folder."""
