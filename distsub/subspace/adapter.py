@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distsub.errors import AdapterError, OutputError
-from distsub.files import Files, first_line
+from distsub.errors import AdapterError, OutputError, first_line
+from distsub.files import Files
 from distsub.records import HeadFrom, Subspace
 from distsub.records.reading import parse
 from distsub.subspace import layout
