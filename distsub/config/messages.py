@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from distsub.errors import nearest
 
 
-def complaint(error: Any, file: type[BaseModel]) -> str:
+def message_of(error: Any, file: type[BaseModel]) -> str:
     """Say where in the file, what was given and what is allowed.
 
     Args:

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from distsub.config.messages import complaint
+from distsub.config.messages import message_of
 from distsub.errors import ConfigError, nearest
 from distsub.records import (
     DEFAULT_FAMILY,
@@ -96,7 +96,7 @@ def _list_or_range(value: Any, as_list: Callable[[Any], list[float]]) -> list[fl
     try:
         return Range(**RangeTable.model_validate(value).model_dump())
     except ValidationError as error:
-        raise ValueError("; ".join(complaint(each, RangeTable) for each in error.errors())) from None
+        raise ValueError("; ".join(message_of(each, RangeTable) for each in error.errors())) from None
 
 
 StepSizes = Annotated[

@@ -1,6 +1,6 @@
 """Sweep files: TOML in, frozen records out; the only place that validates what a person wrote.
 
-docs/sweep-file.md describes the format. Every complaint is one line that names the table and the key, what was
+docs/sweep-file.md describes the format. Every message is one line that names the table and the key, what was
 given and what is allowed; all complaints about a file come at once.
 """
 
@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from distsub.config.messages import complaint
+from distsub.config.messages import message_of
 from distsub.config.methods import Context, MethodTable, NonNegativeInt, PositiveInt, StepSizes, Table, TrajectoryTable
 from distsub.config.sweep import Policy, Resources, Sweep, distinct
 from distsub.config.tasks import TaskTable, absolute
@@ -53,7 +53,7 @@ def load_sweep(path: str | Path) -> Sweep:
         The sweep.
 
     Raises:
-        ConfigError: The file cannot be read, or something in it cannot be used; one line per complaint.
+        ConfigError: The file cannot be read, or something in it cannot be used; one line per mistake.
     """
     path = Path(path)
     try:
@@ -77,7 +77,7 @@ def parse_sweep(text: str, directory: str | Path = ".", origin: str = "sweep") -
         The sweep.
 
     Raises:
-        ConfigError: Something cannot be used; one line per complaint.
+        ConfigError: Something cannot be used; one line per mistake.
     """
     try:
         raw = tomllib.loads(text)
@@ -89,7 +89,7 @@ def parse_sweep(text: str, directory: str | Path = ".", origin: str = "sweep") -
         _refuse_huge(raw)
         return _File.model_validate(raw).sweep(Path(directory), text)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{origin}: {complaint(each, _File)}" for each in error.errors())) from error
+        raise ConfigError("\n".join(f"{origin}: {message_of(each, _File)}" for each in error.errors())) from error
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from error
     except RecursionError:  # keys with many dots are read without recursion

@@ -136,8 +136,8 @@ class Handicaps:
         """
         if len(self.etas) == 1:
             return np.zeros((1, len(theta), x.shape[1]))
-        way = np.clip(x, *self.range) - self.center
-        tilt = theta[:, [TILT]] + theta[:, [DRIFT]] * way
+        offset = np.clip(x, *self.range) - self.center
+        tilt = theta[:, [TILT]] + theta[:, [DRIFT]] * offset
         far = self.etas[:, None, None]
         return (np.exp(theta[:, [PENALTY]]) * far + tilt) * far
 

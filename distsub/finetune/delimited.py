@@ -244,13 +244,13 @@ def _decided(
     quoted_names: bool,
 ) -> tuple[_Reading, Quote]:
     """Read a file the way in which it was written, or say that there are two."""
-    ways: dict[Quote, _Reading | _Malformed] = {}
-    for way in ("double", "none"):
+    readings: dict[Quote, _Reading | _Malformed] = {}
+    for mode in ("double", "none"):
         try:
-            ways[way] = whole(separator, way, columns)
+            readings[mode] = whole(separator, mode, columns)
         except _Malformed as error:
-            ways[way] = error
-    double, none = ways["double"], ways["none"]
+            readings[mode] = error
+    double, none = readings["double"], readings["none"]
     tab = separator == "\t"
     if isinstance(double, _Malformed):
         if isinstance(none, _Malformed):

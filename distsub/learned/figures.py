@@ -45,12 +45,12 @@ def spikes_figure(profiles: pa.Table, to: Target, *, k: float = 3.0, layers: int
         layers: At most so many layers, evenly from the first to the last.
         updates: At most so many updates: of each task and way of training one, learned and random ones first.
     """
-    ways: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    by_method: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for part in _by(profiles, "update").values():
-        ways.setdefault((part[0]["task"], part[0]["method"]), part)
+        by_method.setdefault((part[0]["task"], part[0]["method"]), part)
     first = ("full", "intrinsic", "random", "random_matched")
-    order = sorted(ways, key=lambda way: first.index(way[1]) if way[1] in first else len(first))
-    shown = [ways[way] for way in order[:updates]]
+    order = sorted(by_method, key=lambda key: first.index(key[1]) if key[1] in first else len(first))
+    shown = [by_method[key] for key in order[:updates]]
     names = list(dict.fromkeys(row["layer"] for part in shown for row in part))
     kept = [names[round(i * (len(names) - 1) / max(1, layers - 1))] for i in range(min(layers, len(names)))]
     figure, grid = make_grid(len(shown), len(kept), 4.6, 1.9)
@@ -237,8 +237,8 @@ def _overlap(rows: list[dict[str, Any]], source: str, target: str) -> float | No
 
 def curves(modes: Sequence[dict[str, Any]]) -> list[str]:
     """List the ways of training, of rows of MODES, that some model and task has at several d."""
-    tried = Counter((row["model"], row["task"], _way(row)) for row in modes if row["d"] is not None)
-    return list(dict.fromkeys(way for (_, _, way), count in tried.items() if count > 1))
+    tried = Counter((row["model"], row["task"], _name(row)) for row in modes if row["d"] is not None)
+    return list(dict.fromkeys(name for (_, _, name), count in tried.items() if count > 1))
 
 
 @literal
@@ -254,13 +254,13 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
     """
     rows = drawable_rows(modes)
     panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
-    ways = curves(rows)
-    colours = {way: _COLOURS[index % len(_COLOURS)] for index, way in enumerate(ways)}
+    names = curves(rows)
+    colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
     figure, places = make_panels(len(panels), 3, 4.0, 3.0)
     for axes, panel in zip(places, panels, strict=True):
         mine = [row for row in rows if (row["model"], row["task"]) == panel]
-        for way in ways:
-            _curve(axes, sorted((row for row in mine if _way(row) == way), key=lambda row: row["d"]), colours[way])
+        for name in names:
+            _curve(axes, sorted((row for row in mine if _name(row) == name), key=lambda row: row["d"]), colours[name])
         for method, look in (("full", "-"), ("freeze", "--")):
             for row in (row for row in mine if row["method"].startswith(method) and row["d"] is None):
                 axes.axhline(row["score"], color=_INK, linestyle=look, linewidth=1.1)
@@ -274,7 +274,7 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
         axes.set_xlabel("d per layer", fontsize=8)
         axes.set_ylabel(mine[0]["metric"] if mine else "score", fontsize=8)
         plain_axes(axes)
-    add_legend(figure, [(way, colours[way]) for way in ways])
+    add_legend(figure, [(name, colours[name]) for name in names])
     _save(figure, to)
 
 
@@ -328,7 +328,7 @@ def modes_figure(modes: pa.Table, to: Target) -> None:
                 axes.axvline(row["score"], color=_INK, linewidth=0.9)
         if mine[0]["chance"] is not None:
             axes.axvline(mine[0]["chance"], color=_INK, linestyle=":", linewidth=0.9)
-        names = [_way(row) + (f", d = {row['d']}" if row["d"] is not None else "") for row in mine]
+        names = [_name(row) + (f", d = {row['d']}" if row["d"] is not None else "") for row in mine]
         axes.set_yticks(range(len(mine)), names)
         axes.set_ylim(-0.7, len(mine) - 0.3)
         _limit(axes.set_xlim, mine)
@@ -392,7 +392,7 @@ def _cell(found: dict[Any, dict[str, Any]], source: str, target: str, column: st
     return None if row is None else row[column]
 
 
-def _way(row: dict[str, Any]) -> str:
+def _name(row: dict[str, Any]) -> str:
     return row["method"] if row["projection"] in (None, "trajectory") else f"{row['method']} ({row['projection']})"
 
 

@@ -35,23 +35,23 @@ def modes_table(observations: Sequence[Observation]) -> pa.Table:
             and not observation.trial.is_theta_0
             and not math.isnan(_score(observation))
         ):
-            tried[_way(observation)][_rate(observation)][_seeds(observation)] = observation
-    chosen = {way: max(by_rate.items(), key=lambda item: _strength(item[1])) for way, by_rate in tried.items()}
-    full = {way[:3]: trials for way, (_, trials) in chosen.items() if isinstance(way[3], Full)}
+            tried[_key(observation)][_rate(observation)][_seeds(observation)] = observation
+    chosen = {key: max(by_rate.items(), key=lambda item: _strength(item[1])) for key, by_rate in tried.items()}
+    full = {key[:3]: trials for key, (_, trials) in chosen.items() if isinstance(key[3], Full)}
     random: dict[Key, dict[Key, Observation]] = {}
-    for way in sorted((way for way in chosen if _is_random(way[3])), key=lambda way: way[3].family):
-        random.setdefault((way[:3], way[4], _alike(way[3])), chosen[way][1])
+    for key in sorted((key for key in chosen if _is_random(key[3])), key=lambda key: key[3].family):
+        random.setdefault((key[:3], key[4], _alike(key[3])), chosen[key][1])
     rows = []
-    for way, (rate, trials) in chosen.items():
-        row = _row(way, [trials[seeds] for seeds in sorted(trials)]) | {"rate": rate, "rates": len(tried[way])}
-        row |= _against(trials, full.get(way[:3], {}))
-        rows.append(row | _recovered(row, random.get((way[:3], way[4], _alike(way[3])))))
+    for key, (rate, trials) in chosen.items():
+        row = _row(key, [trials[seeds] for seeds in sorted(trials)]) | {"rate": rate, "rates": len(tried[key])}
+        row |= _against(trials, full.get(key[:3], {}))
+        rows.append(row | _recovered(row, random.get((key[:3], key[4], _alike(key[3])))))
     rows.sort(key=lambda row: (row["model"], row["task"], row["method"], row["projection"] or "", row["d"] or 0))
     return pa.Table.from_pylist(rows, schema=MODES)
 
 
-def _row(way: Key, observations: Sequence[Observation]) -> dict[str, Any]:
-    _, task, budget, method, d = way
+def _row(key: Key, observations: Sequence[Observation]) -> dict[str, Any]:
+    _, task, budget, method, d = key
     scores = np.array([_score(each) for each in observations], dtype=float)
     low, high, _ = t_interval(scores)
     return {
@@ -132,7 +132,7 @@ def _source(method: Method, task: str) -> tuple[str | None, str | None]:
     return (task if source.task is None else source.task.name), training
 
 
-def _way(observation: Observation) -> Key:
+def _key(observation: Observation) -> Key:
     trial = observation.trial
     d = trial.d if isinstance(trial.method, Subspace) else None
     return trial.model, trial.task, trial.budget, trial.method, d

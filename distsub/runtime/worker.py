@@ -140,7 +140,7 @@ def mask_of(store: Store, trial: Trial) -> ablate.Positions | None:
         data = store.files.read(f"masks/{mask}.safetensors")
     except OSError as error:
         raise OutputError(
-            f"{store.uri} has no mask {mask} ({first_line(error)}); run `distsub outliers` on it first"
+            f"{store.uri} has no mask {mask} ({first_line(error)}); make it with `distsub ablate`"
         ) from None
     return ablate.from_bytes(data, mask)
 

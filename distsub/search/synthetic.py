@@ -122,8 +122,8 @@ class Curve:
 
     def penalty(self, d: float, eta: float) -> float:
         """Return what an eta costs at d, as a loss in log d."""
-        way = min(max(math.log(d) - self.middle, -2.5), 2.5)
-        best = math.log(self.eta_best) + self.eta_drift * way
+        offset = min(max(math.log(d) - self.middle, -2.5), 2.5)
+        best = math.log(self.eta_best) + self.eta_drift * offset
         return self.eta_penalty * (math.log(eta) - best) ** 2
 
     def diverges(self, d: float, eta: float) -> bool:
