@@ -8,7 +8,7 @@ that with d and eta: a trial read back is the trial that was run. Units stand in
 import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pyarrow as pa
 
@@ -22,6 +22,31 @@ SCHEMA_VERSION = 2
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 _SHARED = pa.dictionary(pa.int32(), _TEXT)  # the setups of a sweep are few, and long
 
+
+def _plain(kind: type) -> dict[str, pa.DataType]:
+    """Give a column for each field of a record that holds a text or a number."""
+    columns = {str: _TEXT, int: _INT, float: _FLOAT}
+
+    def held(hint: Any) -> set[type]:
+        if hint in columns or isinstance(hint, str):
+            return {hint} if hint in columns else {str}
+        return {each for inner in get_args(hint) for each in held(inner)}
+
+    types = {name: held(hint) for name, hint in get_type_hints(kind).items() if name != "kind"}
+    return {name: columns[found.pop()] for name, found in types.items() if len(found) == 1}
+
+
+_RANDOM = {name: column for name, column in _plain(Random).items() if name != "family"}
+_METHOD = {
+    "projection": _TEXT,
+    **_RANDOM,
+    **_plain(Subspace),
+    "match_norms": pa.bool_(),
+    "ablation": _TEXT,
+    "mask": _TEXT,
+}
+"""The columns of a method: the plain fields of its record and of its projection."""
+
 OBSERVATIONS = pa.schema(
     [
         pa.field("schema_version", pa.int32(), nullable=False),
@@ -34,21 +59,9 @@ OBSERVATIONS = pa.schema(
         ("revision", _TEXT),
         ("model_content", _TEXT),
         ("method", _TEXT),
-        ("projection", _TEXT),
-        ("normalization", _TEXT),
-        ("scales", _TEXT),
-        ("head", _TEXT),
+        *_METHOD.items(),
         ("head_from", _TEXT),
-        ("block_length", _INT),
-        ("scope", _TEXT),
-        ("embeddings", _TEXT),
-        ("ensemble", _INT),
-        ("start", _TEXT),
-        ("step", _FLOAT),
-        ("match_norms", pa.bool_()),
         ("trajectories", pa.list_(_TEXT)),
-        ("ablation", _TEXT),
-        ("mask", _TEXT),
         ("d", _INT),
         ("eta", _FLOAT),
         ("learning_rate", _FLOAT),
@@ -168,17 +181,10 @@ def method_columns(method: Method) -> dict[str, Any]:
         projection = method.projection
         row |= {"projection": method.family, "normalization": "global", "match_norms": False}
         if isinstance(projection, Random):
-            row |= {"normalization": projection.normalization, "block_length": projection.block_length}
-            row["match_norms"] = projection.match is not None
+            row |= {name: getattr(projection, name) for name in _RANDOM} | {"match_norms": projection.match is not None}
     elif isinstance(method, Full) and method.ablation:
-        row |= {"ablation": method.ablation.edit, "mask": method.ablation.mask}
+        row |= dataclasses.asdict(method.ablation) | {"ablation": method.ablation.edit}
     return {"method": label(method), **{name: row.get(name) for name in _METHOD}}
-
-
-_METHOD = (
-    "projection", "normalization", "scales", "head", "block_length", "scope", "embeddings", "ensemble", "start", "step",
-    "match_norms", "ablation", "mask",
-)  # fmt: skip
 
 
 def to_table(observation: Observation) -> pa.Table:

@@ -30,6 +30,7 @@ from distsub.results.schema import (
     SCHEMA_VERSION,
     SetupReader,
     from_row,
+    method_columns,
     setup_from_json,
     to_table,
 )
@@ -200,3 +201,11 @@ def test_the_tables_name_methods_alike():
         assert set(METHOD_COLUMNS) <= set(schema.names)
         assert len(set(schema.names)) == len(schema.names)
     assert pa.types.is_floating(D90.field("d90").type)
+
+
+def test_every_field_of_a_subspace_that_is_a_text_or_a_number_is_a_column():
+    named = {"kind", "projection", "family", "match"}  # told by the columns method, projection and match_norms
+    fields = {field.name for record in (Subspace, Random) for field in dataclasses.fields(record)} - named
+    assert fields <= set(OBSERVATIONS.names)
+    row = method_columns(Subspace(Random("dense", "per_tensor", 8), "layer", step=0.5))
+    assert (row["normalization"], row["block_length"], row["scales"], row["step"]) == ("per_tensor", 8, "layer", 0.5)
