@@ -25,11 +25,11 @@ from pathlib import Path
 from distsub.config.sweep import Resources
 from distsub.records import Budget, Full, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.results import Store
-from distsub.results.schema import setup_from_json
 from distsub.runtime import tune
 from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
-from distsub.runtime.worker import Place
+from distsub.runtime.trainable import TrainTrial
+from distsub.runtime.worker import WorkerConfig
 from distsub.search import Board, Search, log_grid, make_policy
 
 BUDGET = Budget(steps=10, eval_every=5)
@@ -48,9 +48,9 @@ def searches(trials: int) -> tuple[Search, ...]:
     )
 
 
-def made_up(trial: Trial, place: Place):
-    """Write a row at once, in the place of `worker.perform`."""
-    store = Store.open(place.out)
+def made_up(trial: Trial, config: WorkerConfig) -> Observation:
+    """Write a row at once, instead of `worker.perform`."""
+    store = Store.open(config.out)
     score = 0.9 if trial.d is None else 0.5 + 0.4 / (1 + math.exp(-(math.log(trial.d) - 8)))
     answers = tuple(float(i % 2) for i in range(400))
     row = Observation(
@@ -65,15 +65,13 @@ def made_up(trial: Trial, place: Place):
     )
     store.write(row)
     return row
-    yield
 
 
-class NoTraining(tune.TrainTrial):
+class NoTraining(TrainTrial):
     """The real trainable, without the training."""
 
-    def _begin(self, config):
-        self._fresh = True
-        self._steps = made_up(Trial(setup_from_json(config["setup"]), config["d"], config["eta"]), self._place)
+    def _train(self, report):
+        return made_up(self._trial, self._own)
 
 
 def resident_mb() -> float:
@@ -115,12 +113,12 @@ def main() -> None:
                 super().ended(observation)
                 marks.append((time.perf_counter(), time.process_time(), resident_mb()))
 
-        place = Place(store.uri)
+        config = WorkerConfig(store.uri)
         profile = cProfile.Profile()
         with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), Drain() as drain, Marking(board) as told:
             if options.profile:
                 profile.enable()
-            tune.run(board, store, place, told, drain, resources)
+            tune.run(board, store, config, told, drain, resources)
             profile.disable()
         assert board.finished and {row.status for row in store.read()} == {"finished"}, store.read()[0].error
     if options.profile:

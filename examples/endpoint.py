@@ -11,8 +11,8 @@ import sys
 import torch
 
 from distsub.finetune import data, pretrained, trajectory
+from distsub.finetune.evaluation import Evaluation
 from distsub.finetune.precision import autocast_for
-from distsub.finetune.train import Evaluation
 from distsub.learned.updates import blocks, recorded, root_of
 from distsub.results import Store
 from distsub.subspace import layout

@@ -157,7 +157,7 @@ def test_a_change_while_the_sweep_runs_is_no_row(home, copy):
     sweep = check(parse_sweep((folder / "sweep.toml").read_text(), folder))
     flip(folder)
     with pytest.raises(DataError, match="content"):
-        train.run(sweep.searches()[0].baseline[0])
+        train.train(sweep.searches()[0].baseline[0])
 
 
 def test_results_are_read_where_neither_model_nor_data_lie(home, copy, capsys):

@@ -1,4 +1,4 @@
-"""Disable weights by position: the masks of an ablation, their files, and the edit of a model.
+"""Disable weights by position: the masks of an ablation, their files, and the edit of a model while it is trained.
 
 A mask is named by a hash of its positions, and the name is part of the trial that uses it, so that a row can never be
 of another mask than it says. What the edits mean is in `records.Ablation`.
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from distsub.errors import DataError
+from distsub.finetune.observer import Observer
+from distsub.finetune.train import Training
+from distsub.records import Ablation
 
 Positions = Mapping[str, np.ndarray]
 """Positions in each flattened parameter, int64 and rising, by the parameter's name."""
@@ -90,3 +93,29 @@ def put(model: nn.Module, positions: Positions, values: Mapping[str, Tensor] | N
     for name, at in positions.items():
         flat = parameters[name].view(-1)
         flat[torch.from_numpy(at).to(flat.device)] = 0.0 if values is None else values[name]
+
+
+class WeightEdit(Observer):
+    """Edits the weights of a mask as an ablation says, see `records.Ablation`."""
+
+    def __init__(self, ablation: Ablation, positions: Positions) -> None:
+        self._edit, self._positions = ablation.edit, positions
+        self._theta_0: dict[str, Tensor] = {}
+
+    def on_start(self, training: Training) -> None:
+        """Keep theta_0 at the positions; set them to zero unless they are only reset at the end."""
+        self._theta_0 = take(training.model, self._positions)
+        if self._edit != "reset":
+            put(training.model, self._positions)
+        training.is_edited = True
+
+    def on_evaluation(self, training: Training) -> None:
+        """Score the edited weights."""
+        if self._edit == "reset" and training.is_last:
+            put(training.model, self._positions, self._theta_0)
+        self.on_step(training)
+
+    def on_step(self, training: Training) -> None:
+        """Put held weights back to zero."""
+        if self._edit == "hold":
+            put(training.model, self._positions)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distsub.errors import UnavailableError
 from distsub.files import parse_json
-from distsub.finetune import cache, checkpoints, explain, packages
+from distsub.finetune import cache, explain, packages, weight_files
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja", "*.codes")
 """What a model has beside its weights: configuration and tokenizer, and no code."""
@@ -41,11 +41,11 @@ def locate(model: str, revision: str | None = None) -> Path:
 def _wanted(folder: Path, names: list[str]) -> Iterator[str]:
     """Name what transformers reads of a folder elsewhere: the small files, then the weights that it looks for."""
     yield from (name for name in names if any(fnmatch(name, pattern) for pattern in SMALL_FILES))
-    config = checkpoints.read_json(folder / "config.json") if "config.json" in names else {}
+    config = weight_files.read_json(folder / "config.json") if "config.json" in names else {}
     own = config.get("transformers_weights")
-    first = own if isinstance(own, str) else next((name for name in checkpoints.NAMES if name in names), None)
+    first = own if isinstance(own, str) else next((name for name in weight_files.NAMES if name in names), None)
     if first is not None:
-        yield from checkpoints.shards(folder / first) if first.endswith(".json") else (first,)
+        yield from weight_files.shards(folder / first) if first.endswith(".json") else (first,)
 
 
 @lru_cache(maxsize=16)
@@ -57,16 +57,16 @@ def _download(model: str, revision: str | None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=[*SMALL_FILES, *patterns]))
 
     try:
-        found = fetch(checkpoints.NAMES[0])
+        found = fetch(weight_files.NAMES[0])
         config = parse_json((found / "config.json").read_text()) if (found / "config.json").is_file() else {}
         if isinstance(own := config.get("transformers_weights"), str):
             found = fetch(own)
-        first = checkpoints.index_of(found, config)
-        if first is None or first.suffix == ".bin" or first.name == checkpoints.NAMES[3]:
-            found = fetch(checkpoints.NAMES[2])
-            first = checkpoints.index_of(found, config)
+        first = weight_files.index_of(found, config)
+        if first is None or first.suffix == ".bin" or first.name == weight_files.NAMES[3]:
+            found = fetch(weight_files.NAMES[2])
+            first = weight_files.index_of(found, config)
         if first is not None and first.suffix == ".json":
-            found = fetch(*checkpoints.shards(first))
+            found = fetch(*weight_files.shards(first))
     except UnavailableError as error:
         raise UnavailableError(f"model {model!r}: {error}") from None
     except Exception as error:  # the hub client raises a dozen unrelated types; all mean the same to a user

@@ -135,15 +135,6 @@ def _saved(task: Task, folder: Path, budget: Budget) -> Splits:
     return Splits(found[0], found[1], _hash((found[0], found[1])), task)
 
 
-def num_labels(task: Task) -> int:
-    """Give a task's number of classes, 1 for regression; its rows are read where the sweep file does not say it.
-
-    Raises:
-        DistsubError: As `load`.
-    """
-    return task.num_labels or load(task, Budget(steps=1)).task.num_labels or 0
-
-
 def _usable(table: pa.Table, task: Task, split: str) -> pa.Table:
     """Refuse rows that cannot be used, or leave them out."""
     where, rows = f'{task.name} "{split}"', np.arange(table.num_rows)

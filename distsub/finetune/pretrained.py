@@ -19,7 +19,7 @@ from torch import nn
 
 from distsub.errors import ConfigError, UnavailableError
 from distsub.files import parse_json
-from distsub.finetune import checkpoints, explain
+from distsub.finetune import explain, weight_files
 from distsub.finetune.addresses import SMALL_FILES, locate
 from distsub.finetune.cache import cache_directory, once
 from distsub.finetune.fit import fit_padding, fit_tokenizer, init_head
@@ -71,10 +71,10 @@ def prepare(model: str, revision: str | None = None) -> Prepared:
     """
     source = locate(model, revision)
     try:
-        config = checkpoints.read_config(source)
-        files = checkpoints.files(source, config)
+        config = weight_files.read_config(source)
+        files = weight_files.files(source, config)
         config.pop("transformers_weights", None)  # in the cache they have the usual names
-        hashes = [checkpoints.content_hash(file) for file in files]
+        hashes = [weight_files.content_hash(file) for file in files]
         found = _prepare(model, source, json.dumps(config), tuple(zip(files, hashes, strict=True)), cache_directory())
         return replace(found, content=_content(found.sha256, config, source))
     except UnavailableError as error:
@@ -86,7 +86,7 @@ def prepare(model: str, revision: str | None = None) -> Prepared:
 @lru_cache(maxsize=16)
 def _prepare(model: str, source: Path, config: str, files: tuple[tuple[Path, str], ...], cache: Path) -> Prepared:
     paths = [file for file, _ in files]
-    in_place = checkpoints.is_float32(paths)
+    in_place = weight_files.is_float32(paths)
     known: list[Any] = [_FORMAT, metadata.version("transformers"), config, [digest for _, digest in files]]
     if in_place:  # by links to the files, so of no use for a copy of them
         known.append([str(file.resolve()) for file in paths])
@@ -101,9 +101,9 @@ def files_of(source: Path) -> list[Path]:
     Raises:
         UnavailableError: A file of weights is missing or damaged.
     """
-    config = checkpoints.read_json(source / "config.json")
-    weights = checkpoints.files(source, config)
-    index = checkpoints.index_of(source, config)
+    config = weight_files.read_json(source / "config.json")
+    weights = weight_files.files(source, config)
+    index = weight_files.index_of(source, config)
     tokenizers = (file for pattern in TOKENIZER_FILES for file in source.glob(pattern))
     return sorted({source / "config.json", *weights, *([index] if index else []), *tokenizers})
 
@@ -113,7 +113,7 @@ def _content(tensors: str, config: dict[str, Any], source: Path) -> str:
     digest = hashlib.sha256(tensors.encode())
     digest.update(_plain(config).encode())
     for file in sorted(file for pattern in TOKENIZER_FILES for file in source.glob(pattern)):
-        said = checkpoints.content_hash(file)
+        said = weight_files.content_hash(file)
         if file.name == "tokenizer_config.json":
             with contextlib.suppress(ValueError, AttributeError):  # a damaged one is refused when it is loaded
                 said = _plain(json.loads(file.read_bytes()))
@@ -132,12 +132,12 @@ def _convert(model: str, config: str, files: list[Path], in_place: bool, work: P
     """Write config, weights and the hash of what transformers loads of them."""
     (work / "config.json").write_text(config)
     if in_place:
-        checkpoints.link(files, work)
+        weight_files.link(files, work)
     else:
-        checkpoints.write_float32(files, work)
+        weight_files.write_float32(files, work)
     loaded, fresh = _load(Prepared(work, "", model, work))
     (work / "distsub.json").write_text(json.dumps({"sha256": _hash(loaded, fresh)}))
-    checkpoints.share(work)
+    weight_files.share(work)
 
 
 def _hash(model: Any, fresh: set[str]) -> str:
@@ -231,7 +231,7 @@ def _check_loaded(model: nn.Module, fresh: set[str], prepared: Prepared) -> None
     own = {name for name, _ in model.named_parameters()}
     wrong = sorted(name for name in fresh & own - layout.head_names(model) if "pooler" not in name)
     if wrong:
-        held = checkpoints.names(sorted(prepared.path.glob("*.safetensors")))
+        held = weight_files.names(sorted(prepared.path.glob("*.safetensors")))
         raise UnavailableError(explain.lacking(wrong, held))
 
 
@@ -244,7 +244,7 @@ def tokenizer(prepared: Prepared) -> Any:
     try:
         for pattern in SMALL_FILES:
             for file in prepared.source.glob(pattern):
-                checkpoints.check_present(file, may_be_empty=True)
+                weight_files.check_present(file, may_be_empty=True)
         with _quiet():
             from transformers import AutoTokenizer
 

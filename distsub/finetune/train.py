@@ -1,283 +1,221 @@
-"""Train one trial, from its record to its observation."""
+"""Train one trial, from its record to its observation: one flat loop, and observers for all that happens beside it."""
 
 import json
 import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Literal
 
 import torch
 from torch import nn
 
 from distsub import metrics
-from distsub.errors import DataError, DistsubError
-from distsub.finetune import ablate, batches, data, memory, pretrained
-from distsub.finetune.checkpoint import Checkpoint, restore, resume_schedule, tensors_of
-from distsub.finetune.precision import Autocast, autocast_for
-from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size
-from distsub.records import Freeze, Full, Learned, Observation, Theta0, Trial
-from distsub.subspace import adapter, layout
-from distsub.subspace.model import SubspaceModel
+from distsub.errors import ConfigError, DataError
+from distsub.finetune import batches, data, memory, pretrained
+from distsub.finetune.building import build_model, build_optimizer, learning_rate_factor
+from distsub.finetune.evaluation import Evaluation
+from distsub.finetune.observer import Observer, Stopped
+from distsub.finetune.precision import autocast_for
+from distsub.records import Observation, Trial
 from distsub.subspace.trajectory import Snapshots
 
-T = TypeVar("T")
-
-EVAL_BATCH = 128
-"""Rows per evaluation batch; large, because a unit's weights are made once a batch."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training stands after a step.
-
-    Attributes:
-        step: Steps taken.
-        steps: Steps in the budget.
-        loss: Training loss of the step.
-        score: The task's metric, if it was evaluated after this step.
-        checkpoint: Gives what the rest of the training depends on, until the training goes on.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    score: float | None = None
-    checkpoint: Callable[[], Checkpoint] | None = None
+_DECISIVE = ("weights_sha256", "dataset_sha256", "precision", "distsub", "torch", "transformers")
+"""Of the provenance, what must be the same for a training to resume."""
 
 
 def train(
-    trial: Trial,
-    device: str = "cpu",
-    on_trained: Callable[[nn.Module], None] | None = None,
-    on_step: Callable[[int, nn.Module], None] | None = None,
-    disabled: ablate.Positions | None = None,
-    resume: Checkpoint | None = None,
-    snapshots: Snapshots | None = None,
-) -> Generator[Progress, None, Observation]:
-    """Train one trial, yielding after every step, and return its observation.
+    trial: Trial, observers: Sequence[Observer] = (), device: str = "cpu", snapshots: Snapshots | None = None
+) -> Observation:
+    """Train one trial and return its observation.
 
     The same trial on the same machine with the same number of threads gives the same observation, times aside.
-    A loss that is not finite ends the training with status "diverged"; closing the generator ends it with no row.
+    A loss or score that is not finite ends the training with status "diverged".
 
     Args:
-        trial: What to train.
+        trial: What to train. One with an ablation needs its `ablate.WeightEdit` among the observers.
+        observers: Called in this order, see `Observer`.
         device: "cpu" or "cuda".
-        on_trained: Given the model when it is trained, before the observation is returned; not when it diverged.
-        on_step: Given the number of steps taken and the model after each step.
-        disabled: The mask that an ablated trial names.
-        resume: Where an earlier attempt at this trial stood; one of other weights or data is not used.
         snapshots: What the trial's learned subspace is made of, where it has one (`trajectory.snapshots`).
-
-    Yields:
-        Progress after each step.
 
     Returns:
         The observation; its score is the metric after the last step.
 
     Raises:
         DistsubError: The model, the data or d cannot be used.
+        Stopped: An observer stopped the training.
     """
-    began, memory_meter = time.perf_counter(), memory.Meter(device)
-    budget, task = trial.budget, trial.task
-    prepared = pretrained.prepare(trial.model.name, trial.model.revision)
-    tokenizer = pretrained.tokenizer(prepared)
-    splits = data.load(task, budget)
-    _check_content(trial, prepared.content, splits.dataset_hash)
-    task = replace(splits.task, content=task.content)
-    examples = batches.tokenize(tokenizer, splits.train, budget.max_length)
-    evaluation = Evaluation(trial.vary(task=task), tokenizer, splits.validation, device)
-    model, record = build_model(trial.vary(task=task), prepared, device, snapshots)
-    edit = trial.ablation.edit if trial.ablation else None
-    theta_0 = ablate.take(model, disabled or {})
-    if edit in ("zero", "hold"):
-        ablate.put(model, disabled or {})
-    optimizer = build_optimizer(trial, model, record["step_size"])
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, budget.steps, budget.warmup)
-    )
-    precision, autocast = autocast_for(budget.precision, device)
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    torch.manual_seed(trial.seeds.data)  # dropout; batches have a generator of their own
-    model.train()
-    lengths = [len(example["input_ids"]) for example in examples]
-    curve: list[tuple[int, float]] = []
-    num_eval, chance = len(splits.validation.labels), metrics.chance(task, splits.validation.labels)
-    num_tokens, status, error, step, done = 0, "finished", None, 0, 0
-    provenance = _provenance(device, precision, prepared.sha256, splits.dataset_hash)
-    inputs = json.dumps([(key, value) for key, value in provenance if key in _DECISIVE])
-    if resume is not None and (resume.trial_id, resume.inputs) == (trial.id, inputs):
-        restore(resume.tensors, trained, optimizer, device)
-        resume_schedule(schedule, resume.step)
-        done, num_tokens, curve = resume.step, resume.num_tokens, list(resume.curve)
-        began, evaluation.wall_s = began - resume.wall_s, resume.eval_s
+    training = Training(trial, device, snapshots)
+    for observer in observers:
+        observer.on_start(training)
+    if trial.ablation is not None and not training.is_edited:
+        raise ConfigError(f"trial {trial.id} is an ablation: train it with its ablate.WeightEdit among the observers")
+    for rows in training.batches_left():
+        training.take_step(rows)
+        if training.status == "finished" and training.is_evaluated:
+            for observer in observers:
+                observer.on_evaluation(training)
+            training.evaluate()
+        if training.status == "diverged":
+            break
+        stops = [observer.on_step(training) for observer in observers]  # every one is told
+        if any(stops) and training.step < trial.budget.steps:
+            for observer in observers:
+                observer.on_end(training, None)
+            raise Stopped
+    if trial.is_theta_0:
+        training.evaluate()
+    observation = training.observation()
+    for observer in observers:
+        observer.on_end(training, observation)
+    return observation
 
-    def checkpoint() -> Checkpoint:
-        spent, tensors = time.perf_counter() - began, tensors_of(trained, optimizer, device)
-        return Checkpoint(trial.id, inputs, step, num_tokens, spent, evaluation.wall_s, tuple(curve), tensors)
 
-    order = batches.draw(lengths, budget.batch_size, budget.steps, trial.seeds.data)
-    for step, indices in enumerate(islice(order, done, None), done + 1):
-        batch = batches.collate(tokenizer, examples, indices)
-        labels = torch.tensor([splits.train.labels[i] for i in indices])
-        labels = labels.float() if task.num_labels == 1 else labels.long()
-        with autocast():
-            loss = model(**{k: v.to(device) for k, v in batch.items()}, labels=labels.to(device)).loss
+class Training:
+    """A training while it runs.
+
+    Attributes:
+        trial: What is trained.
+        device: "cpu" or "cuda".
+        prepared: The pretrained model's files.
+        splits: The rows; their task has its number of labels.
+        model: What is trained.
+        optimizer: Over the trained numbers.
+        schedule: Of its learning rates.
+        evaluation: Scores the model.
+        step: Steps taken.
+        num_tokens: Training tokens seen.
+        curve: (step, score) of the evaluations so far.
+        status: "finished" until it diverges.
+        is_edited: Whether the ablation's weights have been edited, as they must be where the trial has one.
+        inputs: What the numbers depend on beside the trial: hashes of weights and data, precision, versions.
+    """
+
+    def __init__(self, trial: Trial, device: str = "cpu", snapshots: Snapshots | None = None) -> None:
+        """Load rows, model and optimizer; nothing is trained yet.
+
+        Raises:
+            DistsubError: One of them cannot be used.
+        """
+        self._began, self._memory = time.perf_counter(), memory.Meter(device)
+        self.trial, self.device, budget = trial, device, trial.budget
+        self.prepared = pretrained.prepare(trial.model.name, trial.model.revision)
+        self._tokenizer = pretrained.tokenizer(self.prepared)
+        self.splits = data.load(trial.task, budget)
+        _check_content(trial, self.prepared.content, self.splits.dataset_hash)
+        counted = trial.vary(task=replace(self.splits.task, content=trial.task.content))
+        self._examples = batches.tokenize(self._tokenizer, self.splits.train, budget.max_length)
+        self.evaluation = Evaluation(counted, self._tokenizer, self.splits.validation, device)
+        self.model, self._counts = build_model(counted, self.prepared, device, snapshots)
+        self.optimizer = build_optimizer(counted, self.model, self._counts["step_size"])
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate_factor(step, budget.steps, budget.warmup)
+        )
+        precision, self._autocast = autocast_for(budget.precision, device)
+        self._provenance = _provenance(device, precision, self.prepared.sha256, self.splits.dataset_hash)
+        self.inputs = json.dumps([(key, value) for key, value in self._provenance if key in _DECISIVE])
+        torch.manual_seed(trial.seeds.data)  # dropout; batches have a generator of their own
+        self.model.train()
+        self._lengths = [len(example["input_ids"]) for example in self._examples]
+        self.step, self.num_tokens, self.curve = 0, 0, list[tuple[int, float]]()
+        self.status: Literal["finished", "diverged"] = "finished"
+        self.error: str | None = None
+        self.is_edited = False
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer changes, in its order."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds spent so far, those of earlier attempts included."""
+        return time.perf_counter() - self._began
+
+    @property
+    def is_last(self) -> bool:
+        """Whether all steps of the budget are taken."""
+        return self.step == self.trial.budget.steps
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the model is scored after this step."""
+        every = self.trial.budget.eval_every
+        return self.is_last or bool(every and self.step % every == 0)
+
+    def move_to(
+        self, step: int, num_tokens: int, curve: Sequence[tuple[int, float]], wall_s: float, eval_s: float
+    ) -> None:
+        """Continue from the counts of an earlier attempt, whose weights are restored already."""
+        self.step, self.num_tokens, self.curve = step, num_tokens, list(curve)
+        self._began -= wall_s
+        self.evaluation.wall_s = eval_s
+
+    def batches_left(self) -> Iterator[list[int]]:
+        """Draw the batches of the steps that are left, as row numbers."""
+        budget = self.trial.budget
+        order = batches.draw(self._lengths, budget.batch_size, budget.steps, self.trial.seeds.data)
+        return islice(order, self.step, None)
+
+    def take_step(self, rows: list[int]) -> None:
+        """Train on one batch."""
+        budget, split = self.trial.budget, self.splits.train
+        batch = batches.collate(self._tokenizer, self._examples, rows)
+        labels = torch.tensor([split.labels[row] for row in rows])
+        labels = labels.float() if self.splits.task.num_labels == 1 else labels.long()
+        with self._autocast():
+            loss = self.model(**{k: v.to(self.device) for k, v in batch.items()}, labels=labels.to(self.device)).loss
         loss.backward()
         if budget.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(trained, budget.max_grad_norm)
-        optimizer.step()
-        if edit == "hold":
-            ablate.put(model, disabled or {})
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        num_tokens += sum(lengths[i] for i in indices)
-        value = loss.item()
-        if not math.isfinite(value):
-            status, error = "diverged", f"training loss was {value} after step {step}"
-            break
-        if on_step is not None:
-            on_step(step, model)
-        score = None
-        if step == budget.steps and edit == "reset":
-            ablate.put(model, disabled or {}, theta_0)
-        if step == budget.steps or (budget.eval_every and step % budget.eval_every == 0):
-            score = evaluation.run(model, autocast)
-            curve.append((step, score))
-            if not math.isfinite(score):
-                wrong = sum(not math.isfinite(value) for value in evaluation.predicted)
-                status, error = "diverged", f"logits of {wrong} of {num_eval} rows were not finite after step {step}"
-                break
-        yield Progress(step, budget.steps, value, score, checkpoint)
-    if trial.is_theta_0:
-        curve.append((0, evaluation.run(model, autocast)))
-        if not math.isfinite(curve[-1][1]):
-            status, error = "diverged", "logits of the untouched model were not finite"
-    scored = status != "diverged"
-    if scored and on_trained is not None:
-        on_trained(model)
-    return Observation(
-        trial=trial,
-        status=status,  # type: ignore[arg-type]
-        score=curve[-1][1] if scored else None,
-        chance=chance,
-        metrics=tuple(sorted(evaluation.metrics.items())) if scored else (),
-        curve=tuple(curve) if scored else (),
-        predicted=tuple(evaluation.predicted) if scored else (),
-        target=tuple(float(label) for label in splits.validation.labels),
-        labels=task.labels,
-        num_examples=num_eval,
-        steps=step,
-        num_tokens=num_tokens,
-        wall_s=time.perf_counter() - began,
-        eval_s=evaluation.wall_s,
-        peak_bytes=memory_meter.peak_bytes(),
-        error=error,
-        provenance=provenance,
-        **record,
-    )
+            nn.utils.clip_grad_norm_(self.trained, budget.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.num_tokens += sum(self._lengths[row] for row in rows)
+        if not math.isfinite(value := loss.item()):
+            self._diverge(f"training loss was {value} after step {self.step}")
 
+    def evaluate(self) -> None:
+        """Score the model as it is now."""
+        self.curve.append((self.step, score := self.evaluation.run(self.model, self._autocast)))
+        if math.isfinite(score):
+            return
+        predicted = self.evaluation.predicted
+        wrong = sum(not math.isfinite(value) for value in predicted)
+        where = f"after step {self.step}" if self.step else "before any step"
+        self._diverge(f"logits of {wrong} of {len(predicted)} rows were not finite {where}")
 
-_DECISIVE = ("weights_sha256", "dataset_sha256", "precision", "distsub", "torch", "transformers")
-"""Of the provenance, what must be the same for a training to go on from a checkpoint."""
+    def _diverge(self, error: str) -> None:
+        self.status, self.error = "diverged", error
 
-
-class Evaluation:
-    """Scores a model on the fixed evaluation rows and keeps the last predictions."""
-
-    def __init__(self, trial: Trial, tokenizer: Any, split: data.Split, device: str) -> None:
-        """Tokenize the rows once, longest first so that padding is small."""
-        self._task, self._tokenizer, self._device = trial.task, tokenizer, device
-        self._targets = [float(label) for label in split.labels]
-        self._examples = batches.tokenize(tokenizer, split, trial.budget.max_length)
-        self._order = sorted(range(len(split)), key=lambda i: -len(self._examples[i]["input_ids"]))
-        self.predicted: Sequence[float] = ()
-        self.metrics: dict[str, float] = {}
-        self.wall_s = 0.0
-
-    @torch.no_grad()
-    def run(self, model: nn.Module, autocast: Autocast) -> float:
-        """Evaluate, without touching the random state of training."""
-        began = time.perf_counter()
-        model.eval()
-        predicted = [0.0] * len(self._examples)
-        for first in range(0, len(self._order), EVAL_BATCH):
-            indices = self._order[first : first + EVAL_BATCH]
-            batch = batches.collate(self._tokenizer, self._examples, indices)
-            with autocast():
-                logits = model(**{k: v.to(self._device) for k, v in batch.items()}).logits.float()
-            values = logits.squeeze(-1) if self._task.num_labels == 1 else logits.argmax(-1).float()
-            values = values.masked_fill(~logits.isfinite().all(-1), math.nan)  # the argmax of nan is a class
-            for i, value in zip(indices, values.tolist(), strict=True):
-                predicted[i] = float(value)
-        model.train()
-        self.predicted = predicted
-        self.metrics = metrics.evaluate(self._task, predicted, self._targets)
-        self.wall_s += time.perf_counter() - began
-        return self.metrics[self._task.metric]
-
-
-def build_model(
-    trial: Trial, prepared: pretrained.Prepared, device: str = "cpu", snapshots: Snapshots | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the model that a trial trains, and the counts that its row reports.
-
-    Raises:
-        DimensionError: d does not fit the model.
-        ConfigError: The method is inconsistent, or needs snapshots.
-        TrajectoryError: The snapshots are of another layout.
-    """
-    method = trial.method
-    full = isinstance(method, Full)
-    labels = trial.task.num_labels or data.num_labels(trial.task)
-    base = pretrained.build(prepared, labels, trial.seeds.head, full, trial.model.head_from).to(device)
-    adapter.name_labels(base, trial.task.labels)
-    if full:
-        size = sum(parameter.numel() for parameter in base.parameters())
-        return base, {"num_params": size, "num_trained": size, "step_size": trial.learning_rate}
-    if isinstance(method, Theta0):
-        return base, {"num_params": sum(parameter.numel() for parameter in base.parameters()), "step_size": 0.0}
-    if isinstance(method, Freeze):
-        apart = layout.outside(base.requires_grad_(False), method.head, method.embeddings)
-        beside = layout.free(base, {name for name, policy in apart.items() if policy == "trained"})
-        return base, {"num_trained_head": sum(p.numel() for p in beside.values()), "step_size": 0.0}
-    assert trial.d is not None and trial.eta is not None, "a subspace trial has d and eta"
-    projection = method.projection
-    model = SubspaceModel(base, trial.d, method, trial.seeds.projection, snapshots=snapshots)
-    size, num_coordinates = model.num_params, model.num_coordinates
-    if method.step is not None:
-        step = trial.eta * method.step
-    elif isinstance(projection, Learned):
-        step = learned_step_size(trial.eta, trial.learning_rate, size, num_coordinates)
-    else:
-        norm = projection.normalization
-        step = step_size(trial.eta, trial.learning_rate, size, num_coordinates, norm, len(model.entries))
-    return model, {
-        "num_params": model.num_params,
-        "num_trained": model.num_trained,
-        "num_trained_head": model.num_trained_head,
-        "num_scales": model.scales.numel(),
-        "step_size": step,
-    }
-
-
-def build_optimizer(trial: Trial, model: nn.Module, step: float) -> torch.optim.AdamW:
-    """Build AdamW over the trained numbers, each kind with its own step."""
-    decay = trial.budget.weight_decay
-    if not isinstance(model, SubspaceModel):
-        rate = trial.learning_rate if isinstance(trial.method, Freeze) else step
-        return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=decay)
-    assert trial.eta is not None, "a subspace trial has an eta"
-    groups: list[dict[str, Any]] = [{"params": [model.coordinates], "lr": step, "weight_decay": 0.0}]
-    if model.scales.numel():
-        groups.append({"params": [model.scales], "lr": trial.eta * SCALE_STEP, "weight_decay": 0.0})
-    if model.head:
-        groups.append({"params": list(model.head.values()), "lr": trial.learning_rate, "weight_decay": decay})
-    return torch.optim.AdamW(groups)
+    def observation(self) -> Observation:
+        """Put down what the training gave."""
+        scored, task = self.status == "finished", self.splits.task
+        return Observation(
+            trial=self.trial,
+            status=self.status,
+            score=self.curve[-1][1] if scored else None,
+            chance=metrics.chance(task, self.splits.validation.labels),
+            metrics=tuple(sorted(self.evaluation.metrics.items())) if scored else (),
+            curve=tuple(self.curve) if scored else (),
+            predicted=tuple(self.evaluation.predicted) if scored else (),
+            target=self.evaluation.targets,
+            labels=task.labels,
+            num_examples=len(self.evaluation.targets),
+            steps=self.step,
+            num_tokens=self.num_tokens,
+            wall_s=self.wall_s,
+            eval_s=self.evaluation.wall_s,
+            peak_bytes=self._memory.peak_bytes(),
+            error=self.error,
+            provenance=self._provenance,
+            **self._counts,
+        )
 
 
 def _check_content(trial: Trial, weights: str, rows: str) -> None:
@@ -291,29 +229,6 @@ def _check_content(trial: Trial, weights: str, rows: str) -> None:
                 f"{what} is not what the sweep was checked with (content {asked[:12]}, now {found[:12]}): put back "
                 "what it was, or run a new sweep with another --out"
             )
-
-
-def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Give the share of the peak learning rate at which a step is taken.
-
-    Rises linearly over the first w = min(round(warmup * steps), steps - 1) steps, is 1 at the next and falls linearly
-    from there. No step has a rate of 0, and without warm-up the first one has the full rate.
-
-    Args:
-        step: The step, from 0.
-        steps: Steps in all.
-        warmup: Share of them in which the rate rises.
-
-    Returns:
-        (step + 1) / (w + 1) before step w, (steps - step) / (steps - w) from it on.
-
-    >>> [learning_rate_factor(step, 4, 0.25) for step in range(4)]
-    [0.5, 1.0, 0.6666666666666666, 0.3333333333333333]
-    """
-    rising = min(round(warmup * steps), steps - 1)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return (steps - step) / (steps - rising)  # a scheduler asks once more after the last step: 0
 
 
 def _provenance(device: str, precision: str, weights: str, dataset: str) -> tuple[tuple[str, str], ...]:
@@ -334,24 +249,3 @@ def _provenance(device: str, precision: str, weights: str, dataset: str) -> tupl
             }.items()
         )
     )
-
-
-def run(trial: Trial, device: str = "cpu") -> Observation:
-    """Train a trial to its end in one call."""
-    return finish(train(trial, device))
-
-
-def finish(steps: Generator[Any, Any, T]) -> T:
-    """Take all steps of a generator, and return what it returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
-def failed(trial: Trial, error: BaseException) -> Observation:
-    """Record a trial that crashed: one line of why, and no score."""
-    text = str(error).strip().splitlines()
-    kind = "" if isinstance(error, DistsubError) else f"{type(error).__name__}: "
-    return Observation(trial=trial, status="error", error=(kind + (text[0] if text else "no message"))[:500])

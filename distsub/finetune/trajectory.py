@@ -1,34 +1,31 @@
-"""Record a full fine-tuning's checkpoints, and read them back: what a learned subspace is made of.
+"""The format of a recorded full fine-tuning, and reading it back: what a learned subspace is made of.
 
 A trajectory is a directory:
 
-    trajectory.json           what was trained, which parameters, which checkpoints, the score curve
+    trajectory.json           what was trained, which parameters, which snapshots, the score curve
     step-000077.safetensors   theta_77 - theta_0 for every parameter of the model, by name
 
 Differences are kept, not weights: they are a thousand times smaller, and bfloat16 with its 8 bits would round most of
 an update away if it were added to a weight first. theta_0 itself is the pretrained model with the head of its
-head_seed and is not stored. trajectory.json is replaced after every checkpoint and says when it is complete; a
-recording that was cut short goes on or starts over, and writes the same bytes. Source: Zhang et al. 2023, Sec. 3.1.
+head_seed and is not stored. trajectory.json is replaced after every snapshot and says when it is complete; a
+recording that was cut short resumes or starts over, and writes the same bytes (`recorder`). Source: Zhang et al. 2023,
+Sec. 3.1.
 """
 
-import dataclasses
 import hashlib
-import json
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from distsub.errors import OutputError, TrajectoryError
+from distsub.errors import TrajectoryError
 from distsub.files import parse_json
-from distsub.finetune import data, pretrained
-from distsub.finetune.checkpoint import Checkpoint
-from distsub.finetune.train import Progress, train
-from distsub.records import Observation, Recording, Span, Trial, label
+from distsub.finetune import pretrained
+from distsub.records import Recording, Span, Trial
 from distsub.subspace.trajectory import MadeOf, Snapshots
 
 FORMAT, FORMAT_VERSION = "distsub-trajectory", 1
@@ -38,7 +35,7 @@ META = "trajectory.json"
 FOLDER = "trajectories"
 """Where a results directory keeps them, by id."""
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Trajectory:
         path: Its directory.
         meta: What trajectory.json says.
         parameters: (name, shape) of every parameter, in the model's order.
-        updates: theta_step - theta_0 of each checkpoint in time, by parameter name: views of the mapped files.
+        updates: theta_step - theta_0 of each snapshot in time, by parameter name: views of the mapped files.
     """
 
     path: Path
@@ -59,13 +56,13 @@ class Trajectory:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The step after which each checkpoint was taken."""
-        return tuple(checkpoint["step"] for checkpoint in self.meta["checkpoints"])
+        """The step after which each snapshot was taken."""
+        return tuple(snapshot["step"] for snapshot in self.meta["checkpoints"])
 
     @property
     def hashes(self) -> tuple[str, ...]:
-        """The sha256 of each checkpoint's file: the content's identity."""
-        return tuple(checkpoint["sha256"] for checkpoint in self.meta["checkpoints"])
+        """The sha256 of each snapshot's file: the content's identity."""
+        return tuple(snapshot["sha256"] for snapshot in self.meta["checkpoints"])
 
 
 def directory(root: str | os.PathLike[str], recording: Recording) -> Path:
@@ -73,15 +70,15 @@ def directory(root: str | os.PathLike[str], recording: Recording) -> Path:
     return Path(root) / FOLDER / recording.id
 
 
-def marks(recording: Recording, num_rows: int) -> list[int]:
-    """List the steps after which checkpoints are taken.
+def snapshot_steps(recording: Recording, num_rows: int) -> list[int]:
+    """List the steps after which snapshots are taken.
 
     Args:
         recording: What is asked for.
         num_rows: Training rows that the task has under the budget.
 
     Raises:
-        TrajectoryError: The budget's steps hold fewer checkpoints than asked for, or none.
+        TrajectoryError: The budget's steps hold fewer snapshots than asked for, or none.
     """
     budget = recording.trial.budget
     per_epoch = -(-num_rows // budget.batch_size)
@@ -96,94 +93,11 @@ def marks(recording: Recording, num_rows: int) -> list[int]:
     return found[: recording.checkpoints]
 
 
-def record(
-    recording: Recording, path: str | os.PathLike[str], device: str = "cpu", resume: Checkpoint | None = None
-) -> Generator[Progress, None, Observation]:
-    """Fine-tune in full and leave the checkpoints, yielding after every step.
-
-    Args:
-        recording: What to record.
-        path: Directory of the trajectory; made if missing.
-        device: "cpu" or "cuda".
-        resume: Where an earlier attempt stood. Not used unless the checkpoints before it are all there.
-
-    Yields:
-        Progress after each step.
-
-    Returns:
-        The fine-tuning's observation. The trajectory is complete once it is returned, unless the training diverged.
-
-    Raises:
-        TrajectoryError: The task has too few steps for the checkpoints.
-        OutputError: The directory cannot be written.
-    """
-    trial, target = recording.trial, Path(path)
-    prepared = pretrained.prepare(trial.model.name, trial.model.revision)
-    splits = data.load(trial.task, trial.budget)
-    num_rows, num_labels = len(splits.train), splits.task.num_labels or 0
-    at = set(marks(recording, num_rows))
-    base = pretrained.build(prepared, num_labels, trial.seeds.head, head_from=trial.model.head_from)
-    theta_0 = {name: parameter.detach() for name, parameter in base.named_parameters()}
-    meta: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "id": recording.id,
-        "complete": False,
-        "content": "difference from theta_0",
-        "model": trial.model.name,
-        "revision": trial.model.revision,
-        "weights_sha256": prepared.sha256,
-        "architecture": type(base).__name__,
-        "task": trial.task.name,
-        "num_labels": num_labels,
-        "method": label(trial.method),
-        "trial_id": trial.id,
-        "seeds": dataclasses.asdict(trial.seeds),
-        "learning_rate": trial.learning_rate,
-        "budget": dataclasses.asdict(trial.budget),
-        "every": recording.every or "epoch",
-        "steps_per_epoch": -(-num_rows // trial.budget.batch_size),
-        "dtype": recording.dtype,
-        "planned": len(at),
-        "checkpoints": [],
-        "parameters": [[name, list(tensor.shape)] for name, tensor in theta_0.items()],
-        "curve": [],
-    }
-
-    def keep(step: int, model: nn.Module) -> None:
-        while meta["checkpoints"] and meta["checkpoints"][-1]["step"] >= step:  # `resume` was of other data
-            meta["checkpoints"].pop()
-        if step in at:
-            meta["checkpoints"].append(_save(target, step, model, theta_0, recording.dtype, meta["steps_per_epoch"]))
-            _write(target, meta)
-
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        before = [step for step in sorted(at) if resume is not None and step <= resume.step]
-        left = {checkpoint["step"]: checkpoint for checkpoint in _left(target)}
-        if all(step in left for step in before):
-            meta["checkpoints"] = [left[step] for step in before]
-        else:
-            resume = None
-        names = {checkpoint["file"] for checkpoint in meta["checkpoints"]}
-        for file in (*target.glob("step-*.safetensors"), *target.glob(".*")):
-            if file.name not in names:
-                file.unlink()
-        observation = yield from train(trial, device, on_step=keep, resume=resume)
-        meta["curve"] = [list(point) for point in observation.curve]
-        meta["score"], meta["status"] = observation.score, observation.status
-        meta["complete"] = observation.status == "finished"
-        _write(target, meta)
-    except OSError as error:
-        raise OutputError(f"trajectory {target} cannot be written: {error.strerror or error}") from error
-    return observation
-
-
 def load(path: str | os.PathLike[str]) -> Trajectory:
-    """Read a complete trajectory, its checkpoints mapped into memory and not read.
+    """Read a complete trajectory, its snapshots mapped into memory and not read.
 
     Raises:
-        TrajectoryError: It is missing, incomplete, foreign, or a checkpoint is missing, truncated or of another layout.
+        TrajectoryError: It is missing, incomplete, foreign, or a snapshot is missing, truncated or of another layout.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -199,11 +113,11 @@ def load(path: str | os.PathLike[str]) -> Trajectory:
         raise TrajectoryError(f"trajectory {path} is incomplete: {kept}; run `distsub trajectory` again")
     parameters = tuple((name, tuple(shape)) for name, shape in meta["parameters"])
     updates = []
-    for checkpoint in meta["checkpoints"]:
-        file = path / checkpoint["file"]
+    for snapshot in meta["checkpoints"]:
+        file = path / snapshot["file"]
         size = file.stat().st_size if file.is_file() else None
-        if size != checkpoint["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes, not {checkpoint['bytes']}: truncated"
+        if size != snapshot["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes, not {snapshot['bytes']}: truncated"
             raise TrajectoryError(f"checkpoint {file} {found}; run `distsub trajectory` again")
         try:
             with safe_open(file, framework="pt") as opened:
@@ -251,15 +165,6 @@ def has_diverged(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def is_complete(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a trajectory is there to the end; one that is damaged is not."""
-    try:
-        load(path)
-    except TrajectoryError:
-        return False
-    return True
-
-
 def snapshots(trial: Trial, root: str | os.PathLike[str]) -> Snapshots:
     """Collect the rows of W that a trial's subspace is made of.
 
@@ -285,7 +190,7 @@ def snapshots(trial: Trial, root: str | os.PathLike[str]) -> Snapshots:
 
 
 def collect(paths: Sequence[Path], weights_sha256: str, span: Span) -> Snapshots:
-    """Map the checkpoints of some trajectories as the rows of W.
+    """Map the snapshots of some trajectories as the rows of W.
 
     Args:
         paths: Directories, in the order of the rows.
@@ -327,54 +232,4 @@ def check_weights(found: Trajectory, weights_sha256: str) -> None:
 
 def num_bytes(recording: Recording, num_params: int, num_rows: int) -> int:
     """Compute what a recording takes on disk, headers aside."""
-    return len(marks(recording, num_rows)) * num_params * _DTYPES[recording.dtype].itemsize
-
-
-def _left(target: Path) -> list[dict[str, Any]]:
-    """List the checkpoints that an earlier attempt left whole."""
-    try:
-        meta = read_meta(target)
-    except TrajectoryError:
-        return []
-    files = [(target / checkpoint["file"], checkpoint) for checkpoint in meta["checkpoints"]]
-    return [each for file, each in files if file.is_file() and file.stat().st_size == each["bytes"]]
-
-
-@torch.no_grad()
-def _save(
-    target: Path, step: int, model: nn.Module, theta_0: dict[str, Tensor], dtype: str, per_epoch: int
-) -> dict[str, Any]:
-    """Write one checkpoint, whole or not at all, and give its entry in trajectory.json."""
-    from safetensors.torch import save
-
-    update = {
-        name: (parameter.detach().cpu() - theta_0[name]).to(_DTYPES[dtype]).contiguous()
-        for name, parameter in model.named_parameters()
-    }
-    content = save(update, {"format": "pt"})
-    file = f"step-{step:06d}.safetensors"
-    _replace(target / file, content)
-    return {
-        "file": file,
-        "step": step,
-        "epoch": step / per_epoch,
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-
-
-def _write(target: Path, meta: dict[str, Any]) -> None:
-    _replace(target / META, (json.dumps(meta, indent=1) + "\n").encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then rename it there, so that nobody reads half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return len(snapshot_steps(recording, num_rows)) * num_params * DTYPES[recording.dtype].itemsize

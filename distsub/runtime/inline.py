@@ -1,24 +1,24 @@
 """Run a sweep in this process, one trial after the other: a debugger works, and an error has its real stack."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
 
 from distsub.config.sweep import Resources
 from distsub.errors import OutOfMemoryError, OutputError
-from distsub.finetune.train import Progress, failed
+from distsub.finetune.observer import Stopped
 from distsub.records import Observation, Trial
 from distsub.results import Store
-from distsub.runtime.checkpoints import Begun
 from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
-from distsub.runtime.worker import Place, perform
+from distsub.runtime.resume import StartedTrials
+from distsub.runtime.worker import WorkerConfig, failed, perform
 from distsub.search import Board
 
 
 def run(
     board: Board,
     store: Store,
-    place: Place,
+    config: WorkerConfig,
     reporter: Reporter,
     drain: Drain,
     resources: Resources,
@@ -29,56 +29,46 @@ def run(
     Args:
         board: The searches, with what is known already.
         store: Where errors are recorded; results are written by the trial itself.
-        place: Where trials run.
+        config: Where trials run.
         reporter: Receives every step and result.
         drain: Whether to end before that.
         resources: What a trial occupies, and its further attempts after a crash; on a GPU it is alone.
         perform_one: Replaces the training; for tests of the loop.
     """
-    begun = Begun(store)
+    started = StartedTrials(store)
+
+    def report(trial: Trial, step: int, steps: int) -> bool:
+        reporter.stepped(trial, step, steps)
+        return drain.asked
+
+    def train(trial: Trial) -> Observation:
+        own = replace(config.within(resources.of(trial).cpus_per_trial), resumes=started.note(trial))
+        return perform(trial, own, lambda step, steps: report(trial, step, steps))
+
     while not drain.asked and (trial := board.next(set(), 1)) is not None:
         reporter.started(trial)
-
-        def training(trial: Trial = trial) -> Generator[Progress, None, Observation]:
-            return perform(trial, replace(place.within(resources.of(trial).cpus_per_trial), resumes=begun.note(trial)))
-
-        observation = (
-            perform_one(trial) if perform_one else _attempts(trial, training, store, reporter, drain, resources.retries)
-        )
-        if observation is None:
+        try:
+            observation = _attempt(trial, perform_one or train, store, reporter, resources.retries)
+        except Stopped:
             return
         board.observe(observation)
         reporter.ended(observation)
 
 
-def _attempts(
-    trial: Trial,
-    training: Callable[[], Generator[Progress, None, Observation]],
-    store: Store,
-    reporter: Reporter,
-    drain: Drain,
-    retries: int,
-) -> Observation | None:
-    """Train a trial, again after a crash; then record the error. None when asked to end before its end."""
+def _attempt(
+    trial: Trial, train: Callable[[Trial], Observation], store: Store, reporter: Reporter, retries: int
+) -> Observation:
+    """Train a trial, again after a crash; then record the error."""
     attempt = 0
     while True:
         try:
-            steps = training()
-            while True:
-                try:
-                    progress: Progress = next(steps)
-                except StopIteration as end:
-                    return end.value
-                reporter.stepped(trial, progress.step, progress.steps)
-                if drain.asked:
-                    steps.close()
-                    return None
-        except OutputError:
-            raise  # no other trial could be recorded either
+            return train(trial)
+        except (OutputError, Stopped):
+            raise  # after an OutputError no other trial could be recorded either
         except Exception as error:
             observation = failed(trial, error)
             if attempt == retries or isinstance(error, OutOfMemoryError):  # which would be so again
                 store.write(observation)
                 return observation
-            attempt += 1
-            reporter.crashed(trial, observation.error or "")
+        attempt += 1
+        reporter.crashed(trial, observation.error or "")

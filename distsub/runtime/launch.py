@@ -108,9 +108,9 @@ def run(
         inputs: Whether local models and rows are put among the results, for nodes that do not have them.
     """
     from distsub.finetune.inputs import put
-    from distsub.runtime.checkpoints import clear
     from distsub.runtime.live import reporter_for
-    from distsub.runtime.worker import Place
+    from distsub.runtime.resume import clear
+    from distsub.runtime.worker import WorkerConfig
 
     table = store.read(answers=False)
     rows = [row for row in table if row.status in RESUMABLE]
@@ -118,7 +118,7 @@ def run(
     resources = sweep.resources
     if store.files.puts_whole:
         store.folder = f"{ROWS}/{secrets.token_hex(8)}"
-    place = Place(
+    config = WorkerConfig(
         out=out or (store.uri if "://" in store.uri else os.path.abspath(store.uri)),
         rows=store.folder,
         device="cuda" if resources.gpus_per_trial else "cpu",
@@ -143,11 +143,11 @@ def run(
         if backend == "inline":
             from distsub.runtime import inline
 
-            inline.run(board, store, place, reporter, drain, resources)
+            inline.run(board, store, config, reporter, drain, resources)
         else:
             from distsub.runtime import tune
 
-            tune.run(board, store, place, reporter, drain, resources)
+            tune.run(board, store, config, reporter, drain, resources)
         if board.finished and store.files.puts_whole:  # before the reporter reads them: one file instead of a thousand
             try:
                 merge(store, own=store.folder)

@@ -1,17 +1,21 @@
 """What a sweep will take: counts from the search room, seconds from a probe of real steps."""
 
+import contextlib
 import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 
 from distsub.config.sweep import Sweep
-from distsub.finetune import data, memory, train
+from distsub.finetune import data, memory
+from distsub.finetune.observer import Progress, Stopped
+from distsub.finetune.train import train
 from distsub.records import InSetup, Method, Model, Trial, label
 from distsub.report.listing import size_text
 from distsub.runtime.checks import check
@@ -224,12 +228,14 @@ def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, Model, Method], Probe]:
     for trial in (*references, *middles, *sweep.controls()):
         if _kind(trial) in found:
             continue
-        meter, steps, times = memory.Meter(device), train.train(without_checkpoints(trial), device), []
-        last = time.perf_counter()
-        for _ in range(min(PROBE_STEPS, trial.budget.steps - 1) or 1):
-            next(steps)
-            times.append(time.perf_counter() - last)
-            last = time.perf_counter()
+        meter, stamps, wanted = memory.Meter(device), [time.perf_counter()], min(PROBE_STEPS, trial.budget.steps - 1)
+
+        def stamp(step: int, steps: int, stamps: list[float] = stamps, wanted: int = wanted) -> bool:
+            stamps.append(time.perf_counter())
+            return step >= wanted
+
+        with contextlib.suppress(Stopped):
+            train(without_checkpoints(trial), [Progress(stamp)], device)
+        times = [end - begin for begin, end in pairwise(stamps)]
         found[_kind(trial)] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
-        steps.close()
     return found

@@ -1,9 +1,9 @@
 """Trajectories in a results directory: recorded when a trial needs them, or all at once, and never twice.
 
-Whoever needs a trajectory first records it under a lock; the others wait. It leaves the row of its fine-tuning too, so
-that a baseline which is recorded is trained once. A recording that was cut short goes on from its last checkpoint on
-this machine. A results directory on an object store is recorded in this machine's cache and copied from and to it,
-since checkpoints are mapped from local files; there a claim among the results makes the other machines wait too.
+The first process that needs a trajectory records it under a lock; the others wait. It leaves the row of its fine-tuning
+too, so that a recorded baseline is trained once. A recording that was cut short resumes on this machine. Those of
+results on an object store are recorded in this machine's cache and copied from and to it, since snapshots are mapped
+from local files; there a claim among the results makes the other machines wait too.
 """
 
 import contextlib
@@ -11,9 +11,9 @@ import fcntl
 import hashlib
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -22,107 +22,138 @@ from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, OutputError, TrajectoryError, first_line
 from distsub.files import Files
 from distsub.finetune import data, pretrained, trajectory
-from distsub.finetune.train import Progress, finish
+from distsub.finetune.observer import Progress, Report, Stopped
+from distsub.finetune.recorder import Recorder
+from distsub.finetune.train import train
 from distsub.records import Observation, Recording, Trial
 from distsub.results import Store
-from distsub.runtime.checkpoints import EVERY_S, Kept, kept_by
 from distsub.runtime.claims import Claim
+from distsub.runtime.resume import EVERY_S, ResumeFile
 from distsub.subspace.trajectory import Snapshots
 
 WAIT_S = 1.0
-"""Seconds between looks at a trajectory that somebody else is recording."""
+"""Seconds between looks at a trajectory that another process is recording."""
 
 LOOKS = 5
-"""Times as many, where another machine does: a look is a few requests."""
+"""Times as many, where it is another machine: a look is a few requests."""
+
+
+def _silent(step: int, steps: int) -> None:
+    """Report nothing."""
 
 
 def provide(
-    trial: Trial, store: Store, device: str = "cpu", checkpoint_s: float | None = EVERY_S
-) -> Generator[Progress, None, Snapshots | None]:
-    """Map the checkpoints that a trial's subspace is made of, and record first what is not there.
+    trial: Trial, store: Store, device: str = "cpu", checkpoint_s: float | None = EVERY_S, report: Report = _silent
+) -> Snapshots | None:
+    """Map the snapshots that a trial's subspace is made of, and record first those that are missing.
 
     Args:
-        trial: Any trial; None is returned for one that needs no checkpoints.
+        trial: Any trial; None is returned for one that needs no snapshots.
         store: Where trajectories lie, and where the rows of the fine-tunings go.
         device: Where fine-tunings run.
-        checkpoint_s: Seconds between checkpoints of one.
-
-    Yields:
-        Progress of the fine-tunings; step 0 while somebody else records.
+        checkpoint_s: Seconds between resume states of one.
+        report: Told of every step, step 0 while another process records.
 
     Raises:
         TrajectoryError: A trajectory cannot be recorded or used.
         OutputError: It cannot be written.
+        Stopped: As `report` asked.
     """
     if trial.span is None:
         return None
     for recording in trial.recordings:
-        yield from ensure(recording, store, device, checkpoint_s)
+        ensure(recording, store, device, checkpoint_s, report)
     return trajectory.snapshots(trial, root_of(store))
 
 
 def ensure(
-    recording: Recording, store: Store, device: str = "cpu", checkpoint_s: float | None = EVERY_S
-) -> Generator[Progress, None, bool]:
+    recording: Recording,
+    store: Store,
+    device: str = "cpu",
+    checkpoint_s: float | None = EVERY_S,
+    report: Report = _silent,
+) -> bool:
     """Record a trajectory unless it is there; returns whether it was recorded now.
 
     Raises:
         TrajectoryError: The fine-tuning diverged, or has too few steps; what is there is of other weights.
         OutputError: It cannot be written.
     """
-    row = yield from _recorded(recording, store, device, checkpoint_s)
+    row = record(recording, store, device, checkpoint_s, report)
     path = trajectory.directory(root_of(store), recording)
     if trajectory.has_diverged(path):
         trajectory.load(path)  # says so
     return row is not None
 
 
-def row_of(
-    recording: Recording, store: Store, device: str = "cpu", checkpoint_s: float | None = EVERY_S
-) -> Generator[Progress, None, Observation | None]:
-    """Record a trajectory and return the row of its fine-tuning; None if the trajectory is there and the row is not.
+def record(
+    recording: Recording,
+    store: Store,
+    device: str = "cpu",
+    checkpoint_s: float | None = EVERY_S,
+    report: Report = _silent,
+) -> Observation | None:
+    """Record a trajectory and write the row of its fine-tuning, which is returned.
+
+    Returns None if the trajectory is there already, to its end or to where it diverged.
 
     Raises:
         TrajectoryError: The fine-tuning has too few steps; what is there is of other weights.
         OutputError: It cannot be written.
+        Stopped: As `report` asked.
     """
-    row = yield from _recorded(recording, store, device, checkpoint_s)
-    return row or next((row for row in store.read() if row.trial == recording.trial), None)
-
-
-def _recorded(
-    recording: Recording, store: Store, device: str, checkpoint_s: float | None
-) -> Generator[Progress, None, Observation | None]:
-    """Record a trajectory and write the row; None if it is there, to its end or to where it diverged."""
-    path = trajectory.directory(root_of(store), recording)
-    if _is_there(path, recording.trial):
+    path, trial = trajectory.directory(root_of(store), recording), recording.trial
+    if _is_there(path, trial):
         return None
+    with _locked(path, trial, report):
+        claim = _claimed(store, recording, path, report)
+        if claim is None:
+            return None
+        files, recorder = Files.at(root_of(store)), Recorder(recording, path)
+        resume = ResumeFile(files, trial, checkpoint_s, folder=trajectory.FOLDER, largest=math.inf)
+        if (state := resume.read()) is not None and not recorder.holds(state.step):
+            resume.discard()
+        with claim:
+            row = train(trial, [resume, recorder, Progress(report)], device)
+            store.write(row)
+            resume.remove()
+            _publish(store, recording, path)  # to where it diverged too: it would again
+    return row
+
+
+@contextlib.contextmanager
+def _locked(path: Path, trial: Trial, report: Report) -> Iterator[None]:
+    """Wait until no other process of this machine records a trajectory, and keep others out.
+
+    Where the file system has no locks, two may record, which gives the same bytes.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_suffix(".lock").open("w")
     except OSError as error:
         raise OutputError(f"trajectory {path} cannot be written: {error.strerror or error}") from error
     with lock:
-        while not _locked(lock):
-            time.sleep(WAIT_S)
-            yield Progress(0, recording.trial.budget.steps, math.nan)
-        claim = yield from _claimed(store, recording, path)
-        if claim is None:
-            return None
-        here = Files.at(root_of(store))
-        kept = Kept(here, recording.trial, checkpoint_s, folder=trajectory.FOLDER, largest=math.inf)
-        with claim:
-            training = trajectory.record(recording, path, device, kept.read())
-            row = yield from kept_by(kept, training)
-            store.write(row)
-            kept.remove()
-            _publish(store, recording, path)  # to where it diverged too: it would again
-    return row
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _wait(trial, report)
+                continue
+            except OSError:
+                pass
+            break
+        yield
+
+
+def _wait(trial: Trial, report: Report) -> None:
+    time.sleep(WAIT_S)
+    if report(0, trial.budget.steps):
+        raise Stopped
 
 
 def _claimed(
-    store: Store, recording: Recording, path: Path
-) -> Generator[Progress, None, contextlib.AbstractContextManager[Any] | None]:
+    store: Store, recording: Recording, path: Path, report: Report
+) -> contextlib.AbstractContextManager[Any] | None:
     """Wait until no other machine records a trajectory; None if it is there then, else what to record it under."""
     if store.files.is_local:  # all machines have the lock
         return None if _is_there(path, recording.trial) else contextlib.nullcontext()
@@ -141,8 +172,7 @@ def _claimed(
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"cannot claim {recording.id} in {store.uri} ({first_line(error)})") from error
         for _ in range(0 if taken else LOOKS):
-            time.sleep(WAIT_S)
-            yield Progress(0, recording.trial.budget.steps, math.nan)
+            _wait(recording.trial, report)
 
 
 def _is_there(path: Path, full: Trial) -> bool:
@@ -184,7 +214,7 @@ def record_all(sweep: Sweep, store: Store) -> Iterator[tuple[Recording, bool]]:
     device = "cuda" if sweep.resources.gpus_per_trial else "cpu"
     torch.set_num_threads(max(1, int(sweep.resources.cpus_per_trial)))
     for recording in recordings:
-        yield recording, finish(ensure(recording, store, device))
+        yield recording, ensure(recording, store, device)
 
 
 def listing(recordings: Iterable[Recording], store: Store) -> pa.Table:
@@ -230,17 +260,6 @@ def costs(sweep: Sweep) -> list[tuple[Recording, int]]:
     return found
 
 
-def _locked(lock: IO[str]) -> bool:
-    """Take a lock if nobody holds it; where there are no locks, two may record, which gives the same bytes."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def _fetch(store: Store, recording: Recording, path: Path) -> None:
     """Copy a trajectory from an object store, if it has it."""
     if store.files.is_local:
@@ -277,11 +296,11 @@ def num_rows(trial: Trial) -> int:
     assert span is not None, "a trial in a learned subspace has a span"
     for recording in trial.recordings:
         full = recording.trial
-        marks = trajectory.marks(recording, len(data.load(full.task, full.budget).train))
-        if span.first is not None and span.first > len(marks):
+        steps = trajectory.snapshot_steps(recording, len(data.load(full.task, full.budget).train))
+        if span.first is not None and span.first > len(steps):
             raise TrajectoryError(
-                f"first = {span.first}, but the trajectory of task {full.task.name!r} has {len(marks)} checkpoints; "
+                f"first = {span.first}, but the trajectory of task {full.task.name!r} has {len(steps)} checkpoints; "
                 "lower it, or raise [trajectory] steps"
             )
-        total += 1 if span.last else span.first or len(marks)
+        total += 1 if span.last else span.first or len(steps)
     return total

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from distsub.errors import ConfigError, DataError, DistsubError, OutOfMemoryError, first_line
-from distsub.finetune import batches, memory, pretrained, train
+from distsub.finetune import batches, building, memory, pretrained
 from distsub.finetune.data import Split, Splits
 from distsub.finetune.precision import autocast_for
 from distsub.records import Budget, Random, Subspace, Trial, label
@@ -85,7 +85,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
     del model
     for trial in (first, *others):
         with _one_line(name, f"a step of {label(trial.method)}"):
-            _step(without_checkpoints(trial), prepared, rows, tokenizer, device)
+            _step(without_checkpoints(trial.vary(task=splits.task)), prepared, rows, tokenizer, device)
 
 
 def read(tokenizer: Any, splits: Splits, budget: Budget, name: str) -> Rows:
@@ -203,8 +203,8 @@ def _check_batches(rows: Rows, tokenizer: Any, model: nn.Module, budget: Budget,
 
 def _step(trial: Trial, prepared: Any, rows: Rows, tokenizer: Any, device: str) -> None:
     """Train one step as the trial would, and evaluate."""
-    model, record = train.build_model(trial, prepared, device)
-    optimizer = train.build_optimizer(trial, model, record["step_size"])
+    model, record = building.build_model(trial, prepared, device)
+    optimizer = building.build_optimizer(trial, model, record["step_size"])
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     _, autocast = autocast_for(trial.budget.precision, device)
     probes = rows.probes()

@@ -1,26 +1,28 @@
-"""One trial in the process that runs it: train, keep the adapter, write the row.
+"""One trial in the process that runs it: train, save the adapter, write the row.
 
-Every backend ends here, so that a trial leaves the same row wherever it ran. The row is written before anybody is
-told of it: whoever hears of a result can count on finding it in the table.
+Every backend ends here, so that a trial leaves the same row wherever it ran. The row is written before its result is
+returned, so a driver that sees a result finds it in the table.
 """
 
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from distsub.errors import OutOfMemoryError, OutputError, first_line
-from distsub.files import parse_json
-from distsub.finetune import ablate, inputs, memory, train
+from distsub.errors import DistsubError, OutOfMemoryError, OutputError, first_line
+from distsub.finetune import ablate, inputs, memory
+from distsub.finetune.observer import Observer, Progress, Report
+from distsub.finetune.train import Training, train
 from distsub.paths import ROWS
-from distsub.records import Observation, Recording, Trial
+from distsub.records import Observation, Recording, Subspace, Trial
 from distsub.records.places import Places
 from distsub.results import Store
-from distsub.runtime.checkpoints import EVERY_S, Kept, kept_by
-from distsub.runtime.recording import provide, row_of
+from distsub.runtime import recording
+from distsub.runtime.resume import EVERY_S, ResumeFile
 from distsub.subspace.model import SubspaceModel
 
 REPORTED = ("status", "score", "chance", "error", "wall_s", "num_tokens", "num_examples", "curve")
@@ -28,8 +30,8 @@ REPORTED = ("status", "score", "chance", "error", "wall_s", "num_tokens", "num_e
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a trial runs and leaves what it found.
+class WorkerConfig:
+    """Where and how a trial runs, and where it leaves its row.
 
     Attributes:
         out: Results directory, an absolute path or a URI.
@@ -38,8 +40,8 @@ class Place:
         gpu_share: Of a GPU's memory that others share, at most 1.
         threads: CPU threads of the training; part of what makes it repeatable to the last bit.
         adapters: Whether subspace trials that have a score leave their adapter in adapters/<trial id>/.
-        checkpoint_s: Seconds between checkpoints of a training; None keeps none.
-        resumes: Whether an earlier attempt may have left a checkpoint, so that one is looked for.
+        checkpoint_s: Seconds between resume states of a training; None writes none.
+        resumes: Whether an earlier attempt may have left a resume state, so that one is looked for.
         recordings: By the id of a full fine-tuning, how its trajectory is recorded while it is trained: what
             `Recording` takes beside the trial.
         places: Where models and data lie.
@@ -58,65 +60,59 @@ class Place:
     places: Places = field(default_factory=Places)
     inputs: bool = True
 
-    def within(self, cpus: float) -> "Place":
-        """Give the place of a trial that has so many cores."""
+    def within(self, cpus: float) -> "WorkerConfig":
+        """Return the configuration of a trial that has so many cores."""
         return replace(self, threads=max(1, int(cpus)))
 
 
-def perform(trial: Trial, place: Place) -> Generator[train.Progress, None, Observation]:
-    """Train a trial and write its row; closing the generator leaves none, but a checkpoint to go on from.
-
-    Whatever way it ends, it leaves no memory behind.
+def perform(trial: Trial, config: WorkerConfig, report: Report | None = None) -> Observation:
+    """Train a trial and write its row. However it ends, it leaves no memory behind.
 
     Args:
         trial: What to train.
-        place: Where.
+        config: Where and how.
+        report: Told of every step; asked to stop, the training leaves no row, but a resume state.
 
     Raises:
+        Stopped: As `report` asked.
         OutOfMemoryError: It takes more memory than there is; says what to lower.
         DistsubError: The trial cannot be run, or its row not written.
     """
-    short = ""
-    memory.bound(place.device, place.gpu_share)
+    memory.bound(config.device, config.gpu_share)
     try:
-        return (yield from _perform(trial, place))
+        return _perform(trial, config, report or (lambda step, steps: None))
     except (MemoryError, RuntimeError) as error:
         if not memory.is_shortage(error):
             raise
-        short = memory.advice(trial, place.device, place.gpu_share, error)
+        advice = memory.advice(trial, config.device, config.gpu_share, error)
     finally:
         memory.release()
-    raise OutOfMemoryError(short)  # here, where nothing holds the stack of what was raised, and the model in it
+    raise OutOfMemoryError(advice)  # here, where nothing holds the stack of what was raised, and the model in it
 
 
-def _perform(trial: Trial, place: Place) -> Generator[train.Progress, None, Observation]:
-    torch.set_num_threads(place.threads)
-    store = _store(place.out) if "://" in place.out else Store.open(place.out)
-    store.folder = place.rows
-    trial = place.places.locate_trial(store.places.locate_trial(trial))
-    here = inputs.here(trial, store.files) if place.inputs else trial
-
-    def keep(model: torch.nn.Module) -> None:
-        if place.adapters and isinstance(model, SubspaceModel):
-            save_adapter(store, trial, model)
-
-    if (how := place.recordings.get(trial.id)) is not None:
-        recorded = yield from row_of(Recording(here, **how), store, place.device, place.checkpoint_s)
-        if recorded is not None:
-            return recorded
-    snapshots = yield from provide(here, store, place.device, place.checkpoint_s)
-    kept = Kept(store.files, trial, place.checkpoint_s)
-    training = train.train(
-        here,
-        place.device,
-        on_trained=keep,
-        disabled=mask_of(store, trial),
-        resume=kept.read() if place.resumes else None,
-        snapshots=snapshots,
-    )
-    observation = yield from kept_by(kept, training)
+def _perform(trial: Trial, config: WorkerConfig, report: Report) -> Observation:
+    torch.set_num_threads(config.threads)
+    store = _store(config.out) if "://" in config.out else Store.open(config.out)
+    store.folder = config.rows
+    trial = config.places.locate_trial(store.places.locate_trial(trial))
+    here = inputs.here(trial, store.files) if config.inputs else trial
+    if (how := config.recordings.get(trial.id)) is not None:
+        row = recording.record(Recording(here, **how), store, config.device, config.checkpoint_s, report)
+        row = row or next((row for row in store.read() if row.trial.id == trial.id), None)
+        if row is not None:
+            return row
+    snapshots = recording.provide(here, store, config.device, config.checkpoint_s, report)
+    resume = ResumeFile(store.files, trial, config.checkpoint_s)
+    if config.resumes:
+        resume.read()
+    observers: list[Observer] = [resume, Progress(report)]
+    if trial.ablation is not None:
+        observers.insert(0, ablate.WeightEdit(trial.ablation, read_mask(store, trial.ablation.mask)))
+    if config.adapters and isinstance(trial.method, Subspace):
+        observers.append(SaveAdapter(store, trial))
+    observation = train(here, observers, config.device, snapshots)
     store.write(observation)
-    kept.remove()
+    resume.remove()
     return observation
 
 
@@ -126,16 +122,20 @@ def _store(out: str) -> Store:
     return Store.open(out)
 
 
-def mask_of(store: Store, trial: Trial) -> ablate.Positions | None:
-    """Read the mask that an ablated trial names, None for every other trial.
+def failed(trial: Trial, error: BaseException) -> Observation:
+    """Record a trial that crashed: one line of why, and no score."""
+    kind = "" if isinstance(error, DistsubError) else f"{type(error).__name__}: "
+    text = str(error).strip().splitlines()
+    return Observation(trial=trial, status="error", error=(kind + (text[0] if text else "no message"))[:500])
+
+
+def read_mask(store: Store, mask: str) -> ablate.Positions:
+    """Read a mask that an ablation names.
 
     Raises:
         OutputError: It is not among the results.
         DataError: It is damaged.
     """
-    if trial.ablation is None:
-        return None
-    mask = trial.ablation.mask
     try:
         data = store.files.read(f"masks/{mask}.safetensors")
     except OSError as error:
@@ -145,41 +145,39 @@ def mask_of(store: Store, trial: Trial) -> ablate.Positions | None:
     return ablate.from_bytes(data, mask)
 
 
-def load_adapter(store: Store, trial_id: str) -> dict[str, torch.Tensor]:
-    """Read the trained numbers that a trial has left.
+class SaveAdapter(Observer):
+    """Leaves the trained numbers under adapters/<trial id>/ of the results, if the trial has a score."""
 
-    Raises:
-        OSError: There are none.
-        AdapterError: They are damaged.
-    """
-    from distsub.subspace import adapter
+    def __init__(self, store: Store, trial: Trial) -> None:
+        self._store, self._trial = store, trial
 
-    config = parse_json(store.files.read(f"adapters/{trial_id}/{adapter.CONFIG}"))
-    weights = store.files.read(f"adapters/{trial_id}/{adapter.WEIGHTS}")
-    return adapter.trained_from(weights, config["weights_sha256"], f"adapters/{trial_id}/{adapter.WEIGHTS}")
+    def on_end(self, training: Training, observation: Observation | None) -> None:
+        """Save the adapter.
 
-
-def save_adapter(store: Store, trial: Trial, model: SubspaceModel) -> None:
-    """Leave the trained numbers under adapters/<trial id>/ of the results."""
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(
-            folder,
-            base_model=trial.model.name,
-            revision=trial.model.revision,
-            head_seed=trial.seeds.head,
-            head_from=trial.model.head_from,
-            task=trial.task.name,
-            base_content=trial.model.content,
-        )
-        target = f"adapters/{trial.id}"
-        try:
-            store.files.make(target)
-            for file in sorted(Path(folder).iterdir()):
-                store.files.put(f"{target}/{file.name}", file.read_bytes())
-        except OSError as error:
-            raise OutputError(
-                f"cannot write the adapter of trial {trial.id} to {store.uri} ({first_line(error)}); "
-                "fix that and run the same command again, finished trials are kept"
-            ) from error
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if observation is None or observation.score is None:
+            return
+        model, trial, store = training.model, self._trial, self._store
+        assert isinstance(model, SubspaceModel)
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(
+                folder,
+                base_model=trial.model.name,
+                revision=trial.model.revision,
+                head_seed=trial.seeds.head,
+                head_from=trial.model.head_from,
+                task=trial.task.name,
+                base_content=trial.model.content,
+            )
+            target = f"adapters/{trial.id}"
+            try:
+                store.files.make(target)
+                for file in sorted(Path(folder).iterdir()):
+                    store.files.put(f"{target}/{file.name}", file.read_bytes())
+            except OSError as error:
+                raise OutputError(
+                    f"cannot write the adapter of trial {trial.id} to {store.uri} ({first_line(error)}); "
+                    "fix that and run the same command again, finished trials are kept"
+                ) from error

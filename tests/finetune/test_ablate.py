@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from distsub.errors import DataError
+from distsub.errors import ConfigError, DataError
 from distsub.finetune import ablate, pretrained
-from distsub.finetune.train import finish, train
+from distsub.finetune.observer import Observer
+from distsub.finetune.train import train
 from distsub.records import Ablation, Budget, Full, Model, Seeds, Setup, Task, Trial
 
 NAME = "bert.encoder.layer.0.output.dense.weight"
@@ -62,14 +63,17 @@ def full(tiny_model, tiny_data):
     return Trial(Setup(Model(tiny_model), task, Full(), 0.01, budget, Seeds()))
 
 
+class Weights(Observer):
+    """Copies the trained weights."""
+
+    def on_end(self, training, observation):
+        self.copied = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+
+
 def weights(trial, mask):
-    caught = {}
-    steps = train(
-        trial,
-        on_trained=lambda m: caught.update((n, p.detach().clone()) for n, p in m.named_parameters()),
-        disabled=mask,
-    )
-    return caught, finish(steps)
+    caught, edits = Weights(), [] if mask is None else [ablate.WeightEdit(trial.ablation, mask)]
+    seen = train(trial, [*edits, caught])
+    return caught.copied, seen
 
 
 def test_zero_starts_from_zero_and_trains_everything(full, model):
@@ -109,3 +113,9 @@ def test_reset_of_nothing_is_the_baseline(full):
     ablated = full.vary(method=Full(Ablation("reset", ablate.mask_id({}))))
     (plain, one), (reset, other) = weights(full, None), weights(ablated, {})
     assert one.score == other.score and all(torch.equal(plain[name], reset[name]) for name in plain)
+
+
+@pytest.mark.parametrize("edit", ["zero", "hold", "reset"])
+def test_an_ablation_is_not_trained_without_its_edit(full, edit):
+    with pytest.raises(ConfigError, match=r"is an ablation: train it with its ablate\.WeightEdit"):
+        train(full.vary(method=Full(Ablation(edit, ablate.mask_id(POSITIONS)))))

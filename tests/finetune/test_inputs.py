@@ -87,14 +87,14 @@ def home(tmp_path, tiny_model, tiny_data):
 
 
 def test_inputs_are_put_once_and_a_trial_is_the_same_without_the_originals(home):
-    before = train.run(home.trial)
+    before = train.train(home.trial)
     assert home.put() == [f"model {home.model}", "rows of tiny"] and home.put() == []
     assert home.names() == sorted([home.trial.model.content, home.trial.task.content])
     shutil.rmtree(home.model)
     shutil.rmtree(home.rows)
     here = inputs.here(home.trial, home.files)
     assert here.id == home.trial.id and here.model.name != home.trial.model.name
-    after = train.run(here)
+    after = train.train(here)
     assert (after.score, after.predicted, after.labels) == (before.score, before.predicted, before.labels)
     assert dict(after.provenance)["weights_sha256"] == dict(before.provenance)["weights_sha256"]
 

@@ -189,16 +189,18 @@ def test_a_task_of_plain_numbers_has_no_names():
 
 def test_names_stay_with_the_adapter_and_the_row(tmp_path, tiny_model):
     from distsub.finetune import adapters, train
+    from distsub.finetune.observer import Observer
     from distsub.records import Seeds, Trial
 
     write(tmp_path, "jsonl", ["pos", "neg", "meh", "pos"], texts=["good w1", "bad w2", "w3", "good w4"])
     budget = Budget(steps=2, batch_size=2, max_length=16, precision="fp32")
     trial = Trial(Setup(Model(tiny_model), mine(tmp_path), Subspace(Random("dense")), 0.001, budget, Seeds()), 8, 1.0)
 
-    def keep(model):
-        model.save_pretrained(tmp_path / "adapter", base_model=tiny_model, head_seed=0)
+    class Save(Observer):
+        def on_end(self, training, observation):
+            training.model.save_pretrained(tmp_path / "adapter", base_model=tiny_model, head_seed=0)
 
-    row = train.finish(train.train(trial, on_trained=keep))
+    row = train.train(trial, [Save()])
     assert row.labels == ("meh", "neg", "pos") and row.target == (2.0, 1.0, 0.0, 2.0)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["id2label"] == {"0": "meh", "1": "neg", "2": "pos"} and config["num_labels"] == 3

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from distsub.config import load_sweep
 from distsub.errors import DimensionError
-from distsub.finetune import pretrained, train
+from distsub.finetune import train
+from distsub.finetune.observer import Observer, Stopped
 from distsub.finetune.step_size import learned_step_size, step_size
 from distsub.records import Freeze, Model, Random, Subspace
 
@@ -28,26 +29,26 @@ def same(first, second):
 
 def test_the_same_trial_gives_the_same_observation(trials):
     trial = trials.trials_at(64)[1]
-    first = train.run(trial)
+    first = train.train(trial)
     torch.manual_seed(999)  # whatever state another trial left behind
-    assert same(first, train.run(trial))
+    assert same(first, train.train(trial))
     assert first.status == "finished" and first.steps == trial.budget.steps
     assert len(first.predicted) == len(first.target) == 128
 
 
 def test_counts_are_exact(trials):
-    subspace = train.run(trials.trials_at(64)[0])
+    subspace = train.train(trials.trials_at(64)[0])
     assert (subspace.num_trained, subspace.num_scales, subspace.num_trained_head) == (64, 4, 0)
-    full = train.run(trials.baseline[0])
+    full = train.train(trials.baseline[0])
     assert full.num_trained == full.num_params == subspace.num_params
     apart = trials.trials_at(64)[0].vary(method=Subspace(Random("partition"), head="trained"))
-    beside = train.run(apart)
+    beside = train.train(apart)
     assert (beside.num_trained, beside.num_scales, beside.num_trained_head) == (64, 0, 66)
     assert beside.num_params == full.num_params - 66
 
 
 def test_full_fine_tuning_learns_and_the_curve_is_recorded(trials):
-    best = max((train.run(trial) for trial in trials.baseline), key=lambda row: row.score)
+    best = max((train.train(trial) for trial in trials.baseline), key=lambda row: row.score)
     assert best.score > 0.8 > best.chance == 0.5
     assert [step for step, _ in best.curve] == [10, 20, 30, 40] and best.curve[-1][1] == best.score
     assert dict(best.metrics)["accuracy"] == best.score and "f1" in dict(best.metrics)
@@ -55,7 +56,7 @@ def test_full_fine_tuning_learns_and_the_curve_is_recorded(trials):
 
 def test_divergence_is_a_result(trials):
     wild = trials.trials_at(64)[0].vary(eta=1e38)
-    row = train.run(wild)
+    row = train.train(wild)
     assert row.status == "diverged" and row.score is None and row.steps < wild.budget.steps
     assert "not finite" in row.error or "nan" in row.error or "inf" in row.error
 
@@ -77,7 +78,7 @@ def test_logits_that_are_not_finite_are_no_class(trials, tiny_model, tmp_path, e
     task = dataclasses.replace(trials.task, source=str(tmp_path))
     for trial in (trials.baseline[0], trials.trials_at(64)[0]):
         budget = dataclasses.replace(trial.budget, eval_every=every)
-        row = train.run(trial.vary(model=Model(str(folder)), task=task, budget=budget))
+        row = train.train(trial.vary(model=Model(str(folder)), task=task, budget=budget))
         assert (row.status, row.score, row.predicted) == ("diverged", None, ())
         assert row.steps == (every or budget.steps)
         assert row.error == f"logits of 11 of 40 rows were not finite after step {row.steps}"
@@ -95,31 +96,78 @@ def test_no_step_is_lost_to_a_rate_of_zero(steps, warmup):
     assert train.learning_rate_factor(steps, steps, warmup) == 0
 
 
+class Moved(Observer):
+    """How far the number that moved most is from its start, by step."""
+
+    def __init__(self):
+        self.by_step = []
+
+    def on_start(self, training):
+        self._before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+
+    def on_step(self, training):
+        moved = ((p - self._before[name]).abs().max().item() for name, p in training.model.named_parameters())
+        self.by_step.append(max(moved))
+
+
 def test_the_first_step_of_a_training_without_warm_up_has_the_full_rate(trials):
     """Adam's first step moves every number that has a gradient by its rate."""
     trial = trials.baseline[0].vary(budget=dataclasses.replace(trials.budget, steps=1, warmup=0.0, eval_every=None))
-    before = dict(train.build_model(trial, pretrained.prepare(trial.model.name))[0].named_parameters())
-    moved = []
-    steps = train.train(
-        trial,
-        on_step=lambda _, model: moved.append(
-            max((p - before[name]).abs().max().item() for name, p in model.named_parameters())
-        ),
-    )
-    assert train.finish(steps).status == "finished"
-    assert moved[0] == pytest.approx(trial.learning_rate, rel=1e-3)
+    moved = Moved()
+    assert train.train(trial, [moved]).status == "finished"
+    assert moved.by_step[0] == pytest.approx(trial.learning_rate, rel=1e-3)
 
 
-def test_a_caller_may_stop_between_steps(trials):
-    steps = train.train(trials.trials_at(64)[0])
-    assert [next(steps).step for _ in range(3)] == [1, 2, 3]
-    steps.close()
+class Order(Observer):
+    """Notes what it is told, and asks to stop after some step."""
+
+    def __init__(self, name, heard, stop_at=None):
+        self._name, self._heard, self._stop_at = name, heard, stop_at
+
+    def _hear(self, training, what):
+        self._heard.append((self._name, what, training.step, len(training.curve)))
+
+    def on_start(self, training):
+        self._hear(training, "start")
+
+    def on_evaluation(self, training):
+        self._hear(training, "evaluation")
+
+    def on_step(self, training):
+        self._hear(training, "step")
+        return training.step == self._stop_at
+
+    def on_end(self, training, observation):
+        self._hear(training, observation and observation.status)
+
+
+def test_observers_are_called_in_order(trials):
+    trial, heard = trials.trials_at(64)[0], []
+    trial = trial.vary(budget=dataclasses.replace(trial.budget, steps=3, eval_every=2))
+    train.train(trial, [Order("a", heard), Order("b", heard, stop_at=3)])  # a stop at the last step changes nothing
+    assert [told for name, *told in heard if name == "a"] == [
+        ["start", 0, 0],
+        ["step", 1, 0],
+        ["evaluation", 2, 0],
+        ["step", 2, 1],
+        ["evaluation", 3, 1],
+        ["step", 3, 2],
+        ["finished", 3, 2],
+    ]
+    assert [name for name, *_ in heard] == ["a", "b"] * 7
+
+
+def test_an_observer_may_stop_a_training_and_all_are_told(trials):
+    heard = []
+    with pytest.raises(Stopped):
+        train.train(trials.trials_at(64)[0], [Order("a", heard, stop_at=3), Order("b", heard)])
+    assert [told[:3] for told in heard[-4:]] == [("a", "step", 3), ("b", "step", 3), ("a", None, 3), ("b", None, 3)]
 
 
 def test_evaluation_does_not_change_training(trials):
     trial = trials.trials_at(64)[0]
     rare = trial.vary(budget=dataclasses.replace(trial.budget, eval_every=None))
-    assert train.run(trial).predicted == train.run(rare).predicted
+    assert train.train(trial).predicted == train.train(rare).predicted
 
 
 def test_regression_trains_on_values(tiny_model, tmp_path, trials):
@@ -129,13 +177,13 @@ def test_regression_trains_on_values(tiny_model, tmp_path, trials):
     task = dataclasses.replace(
         trials.task, name="value", source=str(tmp_path), num_labels=1, metric="pearson", validation="validation"
     )
-    row = train.run(trials.baseline[1].vary(task=task))
+    row = train.train(trials.baseline[1].vary(task=task))
     assert row.metrics and row.chance == 0.0 and row.score > 0.3
 
 
 def test_d_that_does_not_fit_is_refused(trials):
     with pytest.raises(DimensionError, match="4 scales"):
-        train.run(trials.trials_at(8)[0].vary(d=4))
+        train.train(trials.trials_at(8)[0].vary(d=4))
 
 
 def test_step_size_matches_the_first_order_decrease():
@@ -161,7 +209,7 @@ def test_a_learned_step_is_as_long_as_a_full_one():
 
 def test_freezing_trains_what_lies_outside_the_layers(trials):
     trial = trials.trials_at(8)[0]
-    head = train.run(trial.vary(d=1, method=Freeze(head="trained", embeddings="frozen")))
-    more = train.run(trial.vary(d=1, method=Freeze(head="trained", embeddings="trained")))
+    head = train.train(trial.vary(d=1, method=Freeze(head="trained", embeddings="frozen")))
+    more = train.train(trial.vary(d=1, method=Freeze(head="trained", embeddings="trained")))
     assert (head.num_trained, head.num_trained_head) == (0, 66)
     assert more.num_trained == 0 and more.num_trained_head > 66 and more.predicted != head.predicted

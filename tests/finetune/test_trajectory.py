@@ -9,11 +9,20 @@ import torch
 from distsub.config import load_sweep
 from distsub.errors import TrajectoryError
 from distsub.finetune import pretrained, train, trajectory
+from distsub.finetune.observer import Observer, Progress, Stopped
+from distsub.finetune.recorder import Recorder
 from distsub.records import Learned, Recording, Source, Span, Subspace
 
 
-def run(recording, path):
-    return train.finish(trajectory.record(recording, path))
+def run(recording, path, *more):
+    return train.train(recording.trial, [Recorder(recording, path), *more])
+
+
+def is_complete(path):
+    try:
+        return bool(trajectory.load(path))
+    except TrajectoryError:
+        return False
 
 
 @pytest.fixture
@@ -39,14 +48,12 @@ def subspace(recording, **other):
 
 def test_the_checkpoints_are_the_weights_along_the_way(recording, tmp_path):
     weights = {}
-    steps = train.train(
-        recording.trial,
-        on_step=lambda step, model: weights.update(
-            {step: {name: p.detach().clone() for name, p in model.named_parameters()}}
-        ),
-    )
-    for _ in steps:
-        pass
+
+    class Weights(Observer):
+        def on_step(self, training):
+            weights[training.step] = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+
+    train.train(recording.trial, [Weights()])
     observation = run(recording, tmp_path / "one")
     found = trajectory.load(tmp_path / "one")
     assert found.steps == (10, 20, 30, 40) and len(found.updates) == 4
@@ -62,16 +69,15 @@ def test_the_checkpoints_are_the_weights_along_the_way(recording, tmp_path):
 
 
 def test_recording_changes_nothing_about_the_training(recording, tmp_path):
-    assert run(recording, tmp_path / "one").predicted == train.run(recording.trial).predicted
+    assert run(recording, tmp_path / "one").predicted == train.train(recording.trial).predicted
 
 
 def test_the_same_recording_gives_the_same_bytes(recording, tmp_path):
     short = dataclasses.replace(recording, checkpoints=2, dtype="bfloat16")
     run(short, tmp_path / "one")
-    steps = trajectory.record(short, tmp_path / "two")
-    for _ in range(15):
-        next(steps)
-    steps.close()  # killed after its first checkpoint, while it wrote the next
+    with pytest.raises(Stopped):
+        run(short, tmp_path / "two", Progress(lambda step, steps: step == 15))
+    # Killed after its first checkpoint, while it wrote the next
     (tmp_path / "two" / ".step-000020.safetensors.77").write_bytes(b"half")
     meta = trajectory.read_meta(tmp_path / "two")
     assert not meta["complete"] and [each["step"] for each in meta["checkpoints"]] == [10]
@@ -91,14 +97,14 @@ def test_one_that_diverged_says_so(recording, tmp_path):
     assert run(blown, tmp_path / "one").status == "diverged" and trajectory.has_diverged(tmp_path / "one")
     with pytest.raises(TrajectoryError, match=r"\(tiny\) has 0 of 4.*diverged at learning rate 1e\+20; lower"):
         trajectory.load(tmp_path / "one")
-    assert not trajectory.is_complete(tmp_path / "one") and not trajectory.has_diverged(tmp_path)
+    assert not is_complete(tmp_path / "one") and not trajectory.has_diverged(tmp_path)
 
 
 def test_which_steps_are_kept(recording):
-    assert trajectory.marks(recording, 256) == [10, 20, 30, 40]
-    assert trajectory.marks(dataclasses.replace(recording, every=None), 256) == [16, 32]
-    assert trajectory.marks(dataclasses.replace(recording, every=None), 250) == [16, 32]
-    assert trajectory.marks(dataclasses.replace(recording, every=15, checkpoints=1), 256) == [15]
+    assert trajectory.snapshot_steps(recording, 256) == [10, 20, 30, 40]
+    assert trajectory.snapshot_steps(dataclasses.replace(recording, every=None), 256) == [16, 32]
+    assert trajectory.snapshot_steps(dataclasses.replace(recording, every=None), 250) == [16, 32]
+    assert trajectory.snapshot_steps(dataclasses.replace(recording, every=15, checkpoints=1), 256) == [15]
 
 
 @pytest.mark.parametrize(
@@ -107,12 +113,12 @@ def test_which_steps_are_kept(recording):
 def test_a_task_without_enough_epochs(recording, every, rows, message):
     wanted = dataclasses.replace(recording, every=every, checkpoints=8)
     with pytest.raises(TrajectoryError, match=f"8 are asked for: {message}.*raise .trajectory. steps to"):
-        trajectory.marks(wanted, rows)
+        trajectory.snapshot_steps(wanted, rows)
 
 
 def test_a_missing_or_truncated_checkpoint(recording, recorded):
     path = trajectory.directory(recorded, recording)
-    assert trajectory.is_complete(path)
+    assert is_complete(path)
     file = path / "step-000020.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-100])
@@ -124,7 +130,7 @@ def test_a_missing_or_truncated_checkpoint(recording, recorded):
     file.unlink()
     with pytest.raises(TrajectoryError, match=r"step-000020\.safetensors is missing"):
         trajectory.load(path)
-    assert not trajectory.is_complete(path)
+    assert not is_complete(path)
 
 
 @pytest.mark.parametrize(

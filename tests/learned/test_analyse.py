@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from distsub.errors import ConfigError, OutputError
 from distsub.finetune import adapters, pretrained, trajectory
-from distsub.finetune.train import finish
+from distsub.finetune.recorder import Recorder
+from distsub.finetune.train import train
 from distsub.learned import analyse
 from distsub.learned.store import analysis_tables, read_analysis
 from distsub.learned.updates import adapter_layers, learned_updates
@@ -30,7 +31,7 @@ from distsub.records import (
     Trial,
 )
 from distsub.results import Store, query
-from distsub.runtime.worker import Place, perform
+from distsub.runtime.worker import WorkerConfig, perform
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +57,8 @@ def study_of_two_seeds(tiny_model, tiny_data, tmp_path_factory):
     ]
     for trial in trials:
         for recording in trial.recordings:
-            store.write(finish(trajectory.record(recording, trajectory.directory(out, recording))))
-        finish(perform(trial, Place(out)))
+            store.write(train(recording.trial, [Recorder(recording, trajectory.directory(out, recording))]))
+        perform(trial, WorkerConfig(out))
     return store, trials
 
 
@@ -140,7 +141,7 @@ def test_the_whole_way_from_updates_to_ablations(study_of_two_seeds, capsys):
     trials = analyse.ablation_trials(updates, intrinsic, ["zero", "reset"])
     assert len(trials) == 2 + 2 * 4 * 2 and sum(trial.is_baseline for trial in trials) == 2
     for trial in trials[:6]:
-        finish(perform(trial, Place(store.uri)))
+        perform(trial, WorkerConfig(store.uri))
     table = analyse.compare_ablations(store, store.read())
     assert {(row["method"], row["scope"]) for row in table.to_pylist()} == {(INTRINSIC, "layer")}
     assert {row["versus"] for row in table.to_pylist()} == {"none", "outliers"}
@@ -161,7 +162,7 @@ def test_a_row_of_an_ablation_is_read_back(study_of_two_seeds):
     full = trials[0].recordings[0].trial
     absent = full.vary(method=Full(Ablation("zero", "0" * 16)))
     with pytest.raises(OutputError, match="has no mask 0000000000000000"):
-        finish(perform(absent, Place(store.uri)))
+        perform(absent, WorkerConfig(store.uri))
 
 
 def test_spectra_and_angles_of_the_recordings(study_of_two_seeds):

@@ -39,11 +39,10 @@ PERFORM = """
 import json, sys
 from distsub.records import Trial
 from distsub.results.schema import setup_from_json
-from distsub.runtime.worker import Place, perform
+from distsub.runtime.worker import WorkerConfig, perform
 setup, d, eta = json.loads(sys.argv[2])
-trial, place = Trial(setup_from_json(setup), d, eta), json.loads(sys.argv[3])
-for progress in perform(trial, Place(sys.argv[1], checkpoint_s=0.0, **place)):
-    print(progress.step, flush=True)
+trial, config = Trial(setup_from_json(setup), d, eta), json.loads(sys.argv[3])
+perform(trial, WorkerConfig(sys.argv[1], checkpoint_s=0.0, **config), lambda step, steps: print(step, flush=True))
 """
 
 
@@ -51,9 +50,9 @@ for progress in perform(trial, Place(sys.argv[1], checkpoint_s=0.0, **place)):
 def trained_apart():
     """Train a trial in a process of its own: to the end, giving the steps it made, or to where it is killed."""
 
-    def train(store, trial, kill_at=None, **place):
+    def train(store, trial, kill_at=None, **config):
         parts = [trial.setup.identity, trial.d, trial.eta]
-        command = [sys.executable, "-c", PERFORM, store.uri, json.dumps(parts), json.dumps(place)]
+        command = [sys.executable, "-c", PERFORM, store.uri, json.dumps(parts), json.dumps(config)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             if kill_at is None:
                 steps = [int(line) for line in process.stdout]

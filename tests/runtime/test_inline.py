@@ -122,11 +122,11 @@ def test_a_crashing_trial_is_retried_then_recorded_and_the_others_go_on(tiny_swe
     store = open_store(sweep, tmp_path)
     real, calls = inline.perform, []
 
-    def flaky(trial, place):
+    def flaky(trial, *given):
         if trial.d == 64 and label(trial.method) == "said":
             calls.append(trial.id)
             raise RuntimeError("boom\nwith a second line")
-        return real(trial, place)
+        return real(trial, *given)
 
     monkeypatch.setattr(inline, "perform", flaky)
     assert launch.run(sweep, store, "inline") == 3

@@ -8,11 +8,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from distsub.config import parse_sweep
-from distsub.finetune.train import failed
 from distsub.records import Observation
 from distsub.runtime.batch import Batch
 from distsub.runtime.live import LiveReporter, reporter_for
 from distsub.runtime.progress import Reporter
+from distsub.runtime.worker import failed
 from distsub.search import Board, make_policy
 
 SWEEP = """

@@ -13,10 +13,10 @@ import torch
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError, OutOfMemoryError
 from distsub.finetune import memory, train
-from distsub.finetune.train import finish
+from distsub.finetune.observer import Stopped
 from distsub.results import Store
 from distsub.runtime import launch
-from distsub.runtime.worker import Place, perform
+from distsub.runtime.worker import WorkerConfig, failed, perform
 
 
 @pytest.fixture
@@ -44,32 +44,30 @@ def too_little(*_, **__):
 
 @pytest.mark.parametrize("kind", ["full", "subspace"])
 @pytest.mark.parametrize("end", ["finished", "cancelled", "out of memory", "crashed"])
-def test_nothing_of_a_training_is_left_whatever_way_it_ends(sweep, store, models, monkeypatch, kind, end):
+def test_nothing_of_a_training_is_left_whatever_way_it_ends(sweep, store, models, kind, end):
     search = sweep.searches()[0]
     trial = search.baseline[0] if kind == "full" else search.trials_at(64)[0]
-    training = perform(trial, Place(store.uri, checkpoint_s=None))
-    next(training)
-    if end == "finished":
-        assert finish(training).status == "finished"
-    elif end == "cancelled":
-        training.close()
-    else:
-        error = too_little if end == "out of memory" else lambda *_, **__: 1 / 0
-        monkeypatch.setattr(torch.optim.AdamW, "step", error)
-        try:
-            finish(training)
-        except (OutOfMemoryError, ZeroDivisionError) as raised:
-            assert raised.__context__ is None  # what was raised first would hold the stack, and the model in it
-        memory.release()  # after a crash the stack is held until the error is dealt with
+
+    def report(step, steps):
+        if end == "out of memory":
+            too_little()
+        return end == "cancelled" or (end == "crashed" and 1 / 0)
+
+    try:
+        row = perform(trial, WorkerConfig(store.uri, checkpoint_s=None), report)
+        assert row.status == end == "finished"
+    except (OutOfMemoryError, ZeroDivisionError, Stopped) as raised:
+        assert end != "finished" and raised.__context__ is None  # it would hold the stack, and the model in it
+    memory.release()  # after a crash the stack is held until the error is dealt with
     assert len(models) == 3 and [each() for each in models] == [None] * 3
 
 
 def test_the_imports_are_looked_through_once(sweep, store):
     search = sweep.searches()[0]
-    finish(perform(search.baseline[0], Place(store.uri)))
+    perform(search.baseline[0], WorkerConfig(store.uri))
     set_aside = gc.get_freeze_count()
     assert set_aside > 100_000
-    finish(perform(search.trials_at(8)[0], Place(store.uri)))
+    perform(search.trials_at(8)[0], WorkerConfig(store.uri))
     assert gc.get_freeze_count() == set_aside
 
 
@@ -98,14 +96,14 @@ def test_it_says_what_it_asked_for_and_what_to_lower(sweep, store, monkeypatch):
     search = sweep.searches()[0]
     monkeypatch.setattr(torch.optim.AdamW, "step", too_little)
     with pytest.raises(OutOfMemoryError) as caught:
-        finish(perform(search.baseline[0], Place(store.uri)))
+        perform(search.baseline[0], WorkerConfig(store.uri))
     said = str(caught.value)
     assert "\n" not in said and "full with batch_size = 16, max_length = 16" in said and 'precision = "bf16"' in said
     shared = memory.advice(search.trials_at(8)[0], "cuda", 0.25, caught.value)
     assert "memory on 0.25 of a GPU: said with" in shared and "or raise [resources] gpus_per_trial" in shared
     whole = memory.advice(search.baseline[0], "cuda", 1.0, caught.value)
     assert "memory of a whole GPU: full with" in whole and "raise" not in whole
-    row = train.failed(search.baseline[0], caught.value)
+    row = failed(search.baseline[0], caught.value)
     assert row.error.startswith("out of ") and row.status == "error"
 
 
@@ -156,7 +154,7 @@ def test_full_fine_tuning_may_have_resources_of_its_own(tiny_text):
     baseline, probe = sweep.resources.of(search.baseline[0]), sweep.resources.of(search.trials_at(8)[0])
     assert (baseline.cpus_per_trial, baseline.gpus_per_trial) == (3, 1)
     assert (probe.cpus_per_trial, probe.gpus_per_trial) == (1, 0.25)
-    assert Place("x").within(baseline.cpus_per_trial).threads == 3
+    assert WorkerConfig("x").within(baseline.cpus_per_trial).threads == 3
     assert sweep.fingerprint == plain.fingerprint
     half = parse_sweep(head + "[resources]\ngpus_per_trial = 0.5\n[resources.baseline]\ncpus_per_trial = 2")
     assert half.resources.of(search.baseline[0]).gpus_per_trial == 0.5
@@ -167,8 +165,8 @@ import sys
 from distsub.config import load_sweep
 from distsub.results import Store
 from distsub.runtime import launch, worker
-Place = worker.Place
-worker.Place = lambda **given: Place(**given | {"device": "cpu"})  # no GPU is here
+Config = worker.WorkerConfig
+worker.WorkerConfig = lambda **given: Config(**given | {"device": "cpu"})  # no GPU is here
 sweep = load_sweep(sys.argv[1])
 sys.exit(launch.run(sweep, Store.create(sys.argv[2], sweep.text, sweep.fingerprint), "tune", adapters=False))
 """

@@ -4,10 +4,10 @@ import time
 import pytest
 
 from distsub.config import load_sweep, parse_sweep
-from distsub.finetune.train import failed
 from distsub.records import Observation
 from distsub.runtime.intervals import Intervals
 from distsub.runtime.progress import Progress, Reporter, bracket_text, left_text
+from distsub.runtime.worker import failed
 from distsub.search import Board, make_policy
 from distsub.search.spending import Limit
 

@@ -9,11 +9,11 @@ from distsub.cli.shell import unrelated_rows
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
 from distsub.finetune import adapters, trajectory
-from distsub.finetune.train import finish
+from distsub.finetune.observer import Stopped
 from distsub.records import label
 from distsub.results import Store
 from distsub.runtime import checks, launch, planning, recording
-from distsub.runtime.worker import Place, perform
+from distsub.runtime.worker import WorkerConfig, perform
 
 METHODS = """methods = [
   "random_matched",
@@ -71,20 +71,20 @@ def test_a_sweep_records_what_it_needs_once(sweep, store):
 
 
 def test_a_baseline_that_is_recorded_is_trained_once(sweep, store, tmp_path, monkeypatch):
-    trained, real = [], trajectory.train
+    trained, real = [], recording.train
 
     def note(trial, *given, **named):
         trained.append(trial.id)
         return real(trial, *given, **named)
 
-    monkeypatch.setattr(trajectory, "train", note)
+    monkeypatch.setattr(recording, "train", note)
     assert launch.run(sweep, store, "inline", plain=True) == 0
     [needed] = sweep.recordings()
     assert trained == [needed.trial.id]
     [row] = [row for row in store.read() if row.trial == needed.trial]
     [plain] = sweep.searches()[0].baseline
     again = Store.create(tmp_path / "again", sweep.text, sweep.fingerprint, str(tmp_path))
-    without = finish(perform(plain, Place(again.uri)))
+    without = perform(plain, WorkerConfig(again.uri))
     spent = {"wall_s": 0.0, "eval_s": 0.0, "peak_bytes": 0}
     assert dataclasses.replace(row, **spent) == dataclasses.replace(without, **spent)
 
@@ -113,19 +113,17 @@ def test_a_killed_recording_goes_on(sweep, tmp_path, trained_apart):
 @pytest.mark.parametrize("harm", [None, "missing", "other data"])
 def test_it_goes_on_unless_something_before_is_missing(sweep, store, harm, monkeypatch):
     [needed] = sweep.recordings()
-    steps = recording.ensure(needed, store)
-    while next(steps).step < 25:
-        pass
-    steps.close()  # as in a drain: what runs keeps where it stands
+    with pytest.raises(Stopped):  # as in a drain
+        recording.ensure(needed, store, report=lambda step, steps: step == 25)
     path = trajectory.directory(store.files.root, needed)
     assert [each["step"] for each in trajectory.read_meta(path)["checkpoints"]] == [20]
     if harm == "missing":
         (path / "step-000020.safetensors").unlink()
     elif harm == "other data":
         monkeypatch.setattr("distsub.finetune.train._DECISIVE", ("python",))
-    steps = recording.ensure(needed, store)
-    assert next(steps).step == (1 if harm else 26)
-    finish(steps)
+    seen = []
+    recording.ensure(needed, store, report=lambda step, steps: seen.append(step))
+    assert seen == list(range(1 if harm else 26, 41))
     assert trajectory.load(path).steps == (20, 40)
 
 
@@ -173,19 +171,18 @@ def test_one_that_diverged_is_not_trained_again_for_every_trial(sweep, tmp_path,
     [needed] = parse_sweep(text, tmp_path).recordings()
     for again in (False, True):
         if again:
-            monkeypatch.setattr(trajectory, "record", lambda *_: pytest.fail("trained again"))
+            monkeypatch.setattr(recording, "train", lambda *_: pytest.fail("trained again"))
         with pytest.raises(TrajectoryError, match=r"diverged at learning rate 1e\+20; lower \[trajectory\]"):
-            list(recording.ensure(needed, store))
+            recording.ensure(needed, store)
 
 
 def test_a_store_elsewhere_gets_and_gives_the_files(sweep, store, tmp_path, monkeypatch):
     [needed] = sweep.recordings()
     monkeypatch.setattr(type(store.files), "is_local", False)
-    for _ in recording.ensure(needed, store):
-        pass
+    assert recording.ensure(needed, store)
     here = trajectory.directory(recording.root_of(store), needed)
     there = tmp_path / "out" / "trajectories" / needed.id
     assert here != there and {file.name for file in here.iterdir()} == {file.name for file in there.iterdir()}
     for file in here.iterdir():
         file.unlink()
-    assert list(recording.ensure(needed, store)) == [] and trajectory.is_complete(here)
+    assert not recording.ensure(needed, store) and trajectory.load(here)

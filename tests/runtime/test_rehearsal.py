@@ -55,7 +55,7 @@ def test_what_is_accepted_trains(name, tmp_path):
         assert refused is not None and "does not hide padding; use another model" in refused
     else:
         assert refused is None
-        assert [train.run(trial).status for trial in made] == ["finished"] * 2
+        assert [train.train(trial).status for trial in made] == ["finished"] * 2
 
 
 def lengthen(folder, length):

@@ -16,10 +16,11 @@ from distsub.files import Files
 from distsub.records import Observation, Trial
 from distsub.results import Store
 from distsub.results.schema import setup_from_json
-from distsub.runtime import tune
+from distsub.runtime import crashes, tune
 from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
-from distsub.runtime.worker import Place
+from distsub.runtime.searcher import BoardSearcher, Searcher
+from distsub.runtime.worker import REPORTED, WorkerConfig
 from distsub.search import Board, make_policy
 
 SWEEP = """
@@ -59,11 +60,11 @@ def searcher_of(board_fails, reporter_fails):
     board = Board(parse_sweep(SWEEP).searches(), make_policy("bisection"))
     reporter = Faulty(Reporter(board), reporter_fails)
     board = Faulty(board, board_fails)
-    return tune.BoardSearcher(
+    return BoardSearcher(
         board,
         Store(Files.at("nowhere"), "", ""),
         reporter,
-        tune.CrashLog(),
+        crashes.CrashLog(),
         Counter(),
         Resources(retries=1),
     )
@@ -71,7 +72,7 @@ def searcher_of(board_fails, reporter_fails):
 
 def told(trial):
     row = Observation(trial, "finished", score=0.9 if trial.d is None or trial.d >= 400 else 0.5, chance=0.5)
-    return {"final": True, "reported": [getattr(row, name) for name in tune.REPORTED]}
+    return {"final": True, "reported": [getattr(row, name) for name in REPORTED]}
 
 
 @settings(max_examples=30, deadline=None)
@@ -95,12 +96,12 @@ def test_it_never_raises_and_ends(board_fails, reporter_fails, slots, data):
             searcher.on_trial_result(name, {"final": False, "at_step": 5, "of_steps": 10})
             wanted, trial = searcher.is_wanted(name), running.pop(name)
             searcher.on_trial_complete(name, told(trial) if wanted else {"final": False})
-    assert not running and searcher.suggest("last") == tune.Searcher.FINISHED
+    assert not running and searcher.suggest("last") == Searcher.FINISHED
     if searcher.broken is None:
         assert searcher._board.inner.finished
     else:
         assert "is broken" in str(searcher.broken)
-        assert searcher.suggest("another") == tune.Searcher.FINISHED and not searcher.is_wanted("another")
+        assert searcher.suggest("another") == Searcher.FINISHED and not searcher.is_wanted("another")
 
 
 def test_what_tune_pickles_reaches_nothing_of_this_process(monkeypatch):
@@ -122,7 +123,7 @@ def test_what_tune_pickles_reaches_nothing_of_this_process(monkeypatch):
     with pytest.raises(TypeError, match="pickle"):
         cloudpickle.dumps(reporter)
     with Drain() as drain:
-        tune.run(board, store, Place("nowhere"), reporter, drain, Resources())
+        tune.run(board, store, WorkerConfig("nowhere"), reporter, drain, Resources())
     assert len(pickled) == 5 and {name: len(data) for name, data in pickled if len(data) > 100} == {}
 
 
@@ -140,5 +141,5 @@ def test_what_broke_is_raised_after_the_run(tiny_text, tmp_path, monkeypatch):
 
     monkeypatch.setattr(reporter, "ended", ended)
     with Drain() as drain, pytest.raises(ValueError, match="the reporter is broken"):
-        tune.run(board, store, Place(store.uri), reporter, drain, Resources())
+        tune.run(board, store, WorkerConfig(store.uri), reporter, drain, Resources())
     assert store.read()

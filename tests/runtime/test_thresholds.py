@@ -97,7 +97,7 @@ def test_theta_0_scores_what_the_built_model_scores(text, tmp_path):
 
     sweep = parse_sweep(text + '\n[threshold]\nchance = "theta_0"\n')
     for trial in sweep.searches()[0].theta_0:
-        seen = train.run(trial)
+        seen = train.train(trial)
         prepared = pretrained.prepare(trial.model.name)
         model = pretrained.build(prepared, 2, trial.seeds.head).eval()
         tokenizer, split = pretrained.tokenizer(prepared), data.load(trial.task, trial.budget).validation

@@ -1,7 +1,7 @@
-"""Where a training stands: all that the rest of it depends on, in so few bytes that it can be kept every few seconds.
+"""Where a training stands: all that the rest of it depends on, small enough to be written every few seconds.
 
 The frozen weights, the projection and the order of the data follow from the trial; what does not is the trained
-numbers, the optimiser's moments and the random state. A training that goes on from them ends with the same bits.
+numbers, the optimizer's moments and the random state. A training that resumes from them ends with the same bits.
 """
 
 import hashlib
@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 
 from distsub.files import parse_json
+from distsub.finetune.train import Training
 from distsub.records import Trial
 
 FORMAT = 1
-"""Raised when what stands in a checkpoint changes; others are not read."""
+"""Raised when the content of a resume state changes; others are not read."""
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ResumeState:
     """A training after some of its steps.
 
     Attributes:
         trial_id: What is trained.
-        inputs: What else the numbers depend on: hashes of weights and data, precision, versions.
+        inputs: What else the numbers depend on (`Training.inputs`).
         step: Steps taken.
         num_tokens: Training tokens seen.
         wall_s: Seconds spent so far.
@@ -44,6 +45,33 @@ class Checkpoint:
     curve: tuple[tuple[int, float], ...]
     tensors: Mapping[str, Tensor]
 
+    @classmethod
+    def of(cls, training: Training) -> "ResumeState":
+        """Take the state of a training after a step; valid until the next one."""
+        return cls(
+            training.trial.id,
+            training.inputs,
+            training.step,
+            training.num_tokens,
+            training.wall_s,
+            training.evaluation.wall_s,
+            tuple(training.curve),
+            _tensors_of(training.trained, training.optimizer, training.device),
+        )
+
+    def restore(self, training: Training) -> bool:
+        """Move a training that has not begun to this state; False, and nothing changed, if it is of other inputs.
+
+        Raises:
+            ValueError: It is of another model; nothing was changed.
+        """
+        if (self.trial_id, self.inputs) != (training.trial.id, training.inputs):
+            return False
+        _restore(self.tensors, training.trained, training.optimizer, training.device)
+        _move_schedule(training.schedule, self.step)
+        training.move_to(self.step, self.num_tokens, self.curve, self.wall_s, self.eval_s)
+        return True
+
     @property
     def num_bytes(self) -> int:
         """Size of the tensors."""
@@ -59,7 +87,7 @@ class Checkpoint:
         return save(tensors, {"distsub": text})
 
     @classmethod
-    def from_bytes(cls, data: bytes, trial: Trial) -> "Checkpoint":
+    def from_bytes(cls, data: bytes, trial: Trial) -> "ResumeState":
         """Read what `to_bytes` wrote.
 
         Raises:
@@ -78,14 +106,14 @@ class Checkpoint:
             plain: dict[str, Any] = {name: record[name] for name in _PLAIN} | {"curve": curve}
             return cls(**plain, tensors=tensors)
         except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"no checkpoint of trial {trial.id}: {error}") from error
+            raise ValueError(f"no resume state of trial {trial.id}: {error}") from error
 
 
 _PLAIN = ("trial_id", "inputs", "step", "num_tokens", "wall_s", "eval_s", "curve")
 
 
-def tensors_of(trained: Sequence[Tensor], optimizer: torch.optim.Optimizer, device: str) -> dict[str, Tensor]:
-    """Name the trained numbers, the optimiser's state of each and the random states."""
+def _tensors_of(trained: Sequence[Tensor], optimizer: torch.optim.Optimizer, device: str) -> dict[str, Tensor]:
+    """Name the trained numbers, the optimizer's state of each and the random states."""
     named = {"random.cpu": torch.get_rng_state()}
     if torch.device(device).type == "cuda":
         named["random.cuda"] = torch.cuda.get_rng_state(device)
@@ -97,10 +125,10 @@ def tensors_of(trained: Sequence[Tensor], optimizer: torch.optim.Optimizer, devi
 
 
 @torch.no_grad()
-def restore(
+def _restore(
     tensors: Mapping[str, Tensor], trained: Sequence[Tensor], optimizer: torch.optim.Optimizer, device: str
 ) -> None:
-    """Put back what `tensors_of` named.
+    """Put back what `_tensors_of` named.
 
     Raises:
         ValueError: They are of another model; nothing was changed.
@@ -108,13 +136,13 @@ def restore(
     values = [tensors.get(f"{number}.value") for number in range(len(trained))]
     fits = all(value is not None and value.shape == p.shape for value, p in zip(values, trained, strict=True))
     if not fits or f"{len(trained)}.value" in tensors or "random.cpu" not in tensors:
-        raise ValueError("the checkpoint is of another model")
+        raise ValueError("the resume state is of another model")
     for number, (parameter, value) in enumerate(zip(trained, values, strict=True)):
         assert value is not None
         parameter.copy_(value)
         prefix = f"{number}.state."
         state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        # Counters stay on the CPU, moments are where the parameter is: as the optimiser itself makes them.
+        # Counters stay on the CPU, moments are where the parameter is: as the optimizer itself makes them.
         optimizer.state[parameter] = {
             key: tensor.clone() if tensor.dim() == 0 else tensor.to(parameter.device).clone()
             for key, tensor in state.items()
@@ -124,7 +152,7 @@ def restore(
         torch.cuda.set_rng_state(tensors["random.cuda"].clone(), device)
 
 
-def resume_schedule(schedule: Any, step: int) -> None:
+def _move_schedule(schedule: Any, step: int) -> None:
     """Set a LambdaLR, whose rates are a function of the step alone, to where it is after some steps."""
     schedule.last_epoch, schedule._step_count = step, step + 1
     for group, base, factor in zip(

@@ -1,36 +1,36 @@
-"""Checkpoints of running trials: checkpoints/<trial id>.safetensors of the results, gone once the row is written.
+"""Resume states of running trials: checkpoints/<trial id>.safetensors of the results, deleted once the row is written.
 
-A trial that is begun again, by whatever process on whatever node, goes on from there and leaves the row that it would
-have left uninterrupted. A checkpoint saves time and nothing else: one that is damaged or foreign is not used, and one
-that cannot be written is not missed.
+A trial that starts again, in whatever process on whatever node, resumes from there and leaves the row that it would
+have left uninterrupted. A resume state saves time and nothing else: a damaged or foreign one is not used, and one that
+cannot be written is not missed.
 """
 
 import contextlib
 import time
-from collections.abc import Generator
 
 import pyarrow as pa
 
 from distsub.files import Files
-from distsub.finetune.checkpoint import Checkpoint
-from distsub.finetune.train import Progress
+from distsub.finetune.observer import Observer
+from distsub.finetune.resume import ResumeState
+from distsub.finetune.train import Training
 from distsub.records import Observation, Trial
 from distsub.results import Store
 
 FOLDER = "checkpoints"
 
 LARGEST = 64 * 2**20
-"""Bytes: larger ones, those of full fine-tuning, are not kept. They would be three times the model, over and over."""
+"""Bytes: larger states, those of full fine-tuning, are not written: three times the model, over and over."""
 
 EVERY_S = 10.0
-"""Seconds between two, unless told otherwise."""
+"""Default seconds between two writes."""
 
 SHARE = 0.02
-"""Of the time, that writing checkpoints may take: on a slow storage they become rarer."""
+"""Of the time, that writing may take: on a slow storage states are written less often."""
 
 
-class Kept:
-    """The checkpoint of one trial."""
+class ResumeFile(Observer):
+    """Resumes a training from the file that an earlier attempt left, and keeps that file up to date."""
 
     def __init__(
         self,
@@ -45,37 +45,57 @@ class Kept:
         Args:
             files: Where the folder is, such as the results.
             trial: What is trained.
-            every_s: Seconds between two; None keeps none.
+            every_s: Seconds between two writes; None writes none.
             folder: Where it lies among the files.
-            largest: Bytes of the largest that is kept; None is `LARGEST`.
+            largest: Bytes of the largest state that is written; None is `LARGEST`.
         """
         self._files, self._trial, self._every_s = files, trial, every_s
         self._folder, self._largest = folder, LARGEST if largest is None else largest
         self._name = f"{folder}/{trial.id}.safetensors"
-        self._due = time.monotonic() + (every_s or 0.0)
+        self._state: ResumeState | None = None
+        self._due = 0.0
         self._written = False
 
-    def read(self) -> Checkpoint | None:
-        """Read what an earlier attempt has left, None if that is nothing that this trial can go on from."""
+    def read(self) -> ResumeState | None:
+        """Read what an earlier attempt left, to resume from it at the start; None if that cannot be used."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-            checkpoint = Checkpoint.from_bytes(self._files.read(self._name), self._trial)
+            self._state = ResumeState.from_bytes(self._files.read(self._name), self._trial)
             self._written = True
-            return checkpoint
-        return None
+        return self._state
 
-    def offer(self, progress: Progress, *, now: bool = False) -> None:
-        """Write where the training stands, if that is due or asked for."""
-        began = time.monotonic()
-        if self._every_s is None or progress.checkpoint is None or (began < self._due and not now):
+    def discard(self) -> None:
+        """Start over, whatever was read."""
+        self._state = None
+
+    def on_start(self, training: Training) -> None:
+        """Resume from the state that was read."""
+        self._due = time.monotonic() + (self._every_s or 0.0)
+        if self._state is not None:
+            with contextlib.suppress(ValueError):  # nothing was changed
+                self._state.restore(training)
+            self._state = None
+
+    def on_step(self, training: Training) -> None:
+        """Write the state, if that is due."""
+        if time.monotonic() >= self._due:
+            self._write(training)
+
+    def on_end(self, training: Training, observation: Observation | None) -> None:
+        """Write the state of a training that was stopped."""
+        if observation is None:
+            self._write(training)
+
+    def _write(self, training: Training) -> None:
+        if self._every_s is None or training.is_last:
             return
-        checkpoint = progress.checkpoint()
-        if checkpoint.num_bytes > self._largest:
+        began, state = time.monotonic(), ResumeState.of(training)
+        if state.num_bytes > self._largest:
             self._every_s = None
             return
         with contextlib.suppress(OSError, pa.ArrowException):
             if not self._written:
                 self._files.make(self._folder)
-            self._files.put(self._name, checkpoint.to_bytes())
+            self._files.put(self._name, state.to_bytes())
             self._written = True
         took = time.monotonic() - began
         self._due = began + took + max(self._every_s, took / SHARE)
@@ -87,28 +107,8 @@ class Kept:
                 self._files.delete(self._name)
 
 
-def kept_by(kept: Kept, training: Generator[Progress, None, Observation]) -> Generator[Progress, None, Observation]:
-    """Train to the end, keeping checkpoints; closing the generator keeps one too."""
-    try:
-        while True:
-            progress = next(training)
-            goes_on = progress.step < progress.steps
-            if goes_on:
-                kept.offer(progress)
-            try:
-                yield progress
-            except GeneratorExit:
-                if goes_on:
-                    kept.offer(progress, now=True)
-                raise
-    except StopIteration as end:
-        return end.value
-    finally:
-        training.close()
-
-
-class Begun:
-    """Which trials may have left a checkpoint, known to their driver.
+class StartedTrials:
+    """Which trials may have left a resume state, known to their driver.
 
     An object store is asked once, at the start: a look before every trial would be a request each.
     """
@@ -129,7 +129,7 @@ class Begun:
 
 
 def clear(store: Store) -> None:
-    """Delete all checkpoints: those of cancelled trials, once nothing is left to run."""
+    """Delete all resume states: those of cancelled trials, once nothing is left to run."""
     with contextlib.suppress(OSError, pa.ArrowException):
         if store.files.puts_whole:
             if store.files.names(FOLDER):

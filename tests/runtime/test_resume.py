@@ -1,4 +1,4 @@
-"""Checkpoints in the results: a killed trial goes on in another process and leaves the row of one that was not."""
+"""Resume states in the results: a killed trial goes on in another process and leaves the row of one that was not."""
 
 import dataclasses
 import time
@@ -6,9 +6,10 @@ import time
 import pytest
 
 from distsub.config import parse_sweep
+from distsub.finetune.observer import Stopped
 from distsub.results import Store
-from distsub.runtime import checkpoints
-from distsub.runtime.worker import Place, perform
+from distsub.runtime import resume
+from distsub.runtime.worker import WorkerConfig, perform
 
 
 @pytest.fixture
@@ -26,13 +27,17 @@ def row_of(store):
     return dataclasses.replace(row, wall_s=0.0, eval_s=0.0, peak_bytes=0)
 
 
-def finish(steps):
+def begin(trial, config, steps=1):
+    """Train so many steps, as a run that is told to end; give their numbers."""
     seen = []
-    while True:
-        try:
-            seen.append(next(steps).step)
-        except StopIteration as end:
-            return end.value, seen
+
+    def report(step, _):
+        seen.append(step)
+        return len(seen) == steps
+
+    with pytest.raises(Stopped):
+        perform(trial, config, report)
+    return seen
 
 
 @pytest.mark.slow
@@ -54,14 +59,12 @@ def test_a_killed_process_costs_nothing_but_time(sweep, tmp_path, trained_apart)
 def test_what_cannot_be_used_is_not_missed(sweep, tmp_path, data):
     store = store_at(sweep, tmp_path / "out")
     trial, other = sweep.searches()[0].trials_at(64)
-    steps = perform(other, Place(store.uri))
-    next(steps)
-    steps.close()
+    begin(other, WorkerConfig(store.uri))
     foreign = store.files.read(f"checkpoints/{other.id}.safetensors")
     store.files.put(f"checkpoints/{trial.id}.safetensors", foreign if data is None else data)
-    steps = perform(trial, Place(store.uri))
-    assert next(steps).step == 1
-    steps.close()
+    assert begin(trial, WorkerConfig(store.uri)) == [1]
+    assert begin(trial, WorkerConfig(store.uri)) == [2]
+    assert begin(trial, WorkerConfig(store.uri, resumes=False)) == [1]
 
 
 def test_no_larger_ones_and_none_when_not_wanted(sweep, tmp_path, monkeypatch):
@@ -69,26 +72,23 @@ def test_no_larger_ones_and_none_when_not_wanted(sweep, tmp_path, monkeypatch):
     trial = sweep.searches()[0].trials_at(64)[0]
 
     def begin_and_end(**options):
-        steps = perform(trial, Place(store.uri, **options))
-        next(steps)
-        steps.close()
+        begin(trial, WorkerConfig(store.uri, **options))
         return store.files.names("checkpoints")
 
     assert begin_and_end(checkpoint_s=None) == []
-    monkeypatch.setattr(checkpoints, "LARGEST", 100)
+    monkeypatch.setattr(resume, "LARGEST", 100)
     assert begin_and_end() == []
     monkeypatch.undo()
     assert begin_and_end() == [f"{trial.id}.safetensors"]
-    checkpoints.clear(store)
+    resume.clear(store)
     assert store.files.names("checkpoints") == []
 
 
 def test_a_folder_that_cannot_be_written_does_not_end_a_trial(sweep, tmp_path):
     store = store_at(sweep, tmp_path / "out")
     (tmp_path / "out" / "checkpoints").write_text("a file where the folder should be")
-    steps = perform(sweep.searches()[0].trials_at(64)[0], Place(store.uri, checkpoint_s=0.0))
-    assert [next(steps).step for _ in range(3)] == [1, 2, 3]
-    steps.close()
+    trial = sweep.searches()[0].trials_at(64)[0]
+    assert begin(trial, WorkerConfig(store.uri, checkpoint_s=0.0), steps=3) == [1, 2, 3]
 
 
 def test_they_become_rare_where_writing_is_slow(sweep, tmp_path, monkeypatch):
@@ -103,9 +103,6 @@ def test_they_become_rare_where_writing_is_slow(sweep, tmp_path, monkeypatch):
         return real(self, name, data, **options)
 
     monkeypatch.setattr(type(store.files), "put", slow)
-    steps = perform(sweep.searches()[0].trials_at(64)[0], Place(store.uri, checkpoint_s=0.0))
     began = time.monotonic()
-    for _ in range(20):
-        next(steps)
-    assert len(written) <= 1 + (time.monotonic() - began) / 10
-    steps.close()
+    begin(sweep.searches()[0].trials_at(64)[0], WorkerConfig(store.uri, checkpoint_s=0.0), steps=20)
+    assert 1 <= len(written) <= 2 + (time.monotonic() - began) / 10  # the last when it was stopped

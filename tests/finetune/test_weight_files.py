@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from distsub.errors import UnavailableError
-from distsub.finetune import checkpoints, pretrained
+from distsub.finetune import pretrained, weight_files
 from distsub.subspace import layout
 
 SMALL = {"vocab_size": 46, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -101,7 +101,7 @@ def in_shards(folder: Path, state, suffix: str, dtypes=(torch.float32,)) -> None
         else:
             save_file(held, folder / part, metadata={"format": "pt"})
     table = {name: part for part, mine in parts.items() for name in mine}
-    index = checkpoints.NAMES[3 if suffix == ".bin" else 1]
+    index = weight_files.NAMES[3 if suffix == ".bin" else 1]
     (folder / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": table}))
 
 
@@ -113,7 +113,7 @@ def strays(folder: Path, state) -> None:
         save_file(zeros, folder / f"{name}.safetensors", metadata={"format": "pt"})
     for name in ("pytorch_model.bin", "optimizer.bin", "pytorch_model.fp16.bin", "training_args.bin"):
         torch.save(zeros, folder / name)
-    (folder / checkpoints.NAMES[1]).write_text(json.dumps({"metadata": {}, "weight_map": {"a": "absent"}}))
+    (folder / weight_files.NAMES[1]).write_text(json.dumps({"metadata": {}, "weight_map": {"a": "absent"}}))
 
 
 def cast(state, *dtypes):
@@ -250,7 +250,7 @@ def test_the_config_may_name_the_file(tmp_path):
 
 
 def test_a_large_model_is_converted_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_SHARD_BYTES", 4000)
+    monkeypatch.setattr(weight_files, "_SHARD_BYTES", 4000)
     folder = tmp_path / "model"
     state = save(folder, ZOO["bert"]())
     write(folder, cast(state, torch.bfloat16))
@@ -347,10 +347,10 @@ REFUSED = {
     "other prefix": (renamed(lambda name: f"student.{name}"), "its first is student.embeddings"),
     "shard": (without_a_shard, "names 1-of-3.safetensors, which is missing"),
     "index": (
-        lambda f, s: (in_shards(f, s, ".bin"), text(checkpoints.NAMES[3], "{")(f, s)),
+        lambda f, s: (in_shards(f, s, ".bin"), text(weight_files.NAMES[3], "{")(f, s)),
         "index.json cannot be read",
     ),
-    "empty index": (lambda f, s: (in_shards(f, s, ".bin"), text(checkpoints.NAMES[3], "{}")(f, s)), "names no files"),
+    "empty index": (lambda f, s: (in_shards(f, s, ".bin"), text(weight_files.NAMES[3], "{}")(f, s)), "names no files"),
     "cut": (cut, "model.safetensors cannot be read"),
     "cut bin": (cut_bin(), "pytorch_model.bin"),
     "cut legacy bin": (cut_bin(_use_new_zipfile_serialization=False), "pytorch_model.bin"),

@@ -1,0 +1,95 @@
+"""Build what a trial trains: the model, its optimizer, and how the learning rate runs over the steps."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from distsub.finetune import pretrained
+from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size
+from distsub.records import Freeze, Full, Learned, Theta0, Trial
+from distsub.subspace import adapter, layout
+from distsub.subspace.model import SubspaceModel
+from distsub.subspace.trajectory import Snapshots
+
+
+def build_model(
+    trial: Trial, prepared: pretrained.Prepared, device: str = "cpu", snapshots: Snapshots | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the model that a trial trains, and the counts that its row reports.
+
+    Raises:
+        DimensionError: d does not fit the model.
+        ConfigError: The method is inconsistent, or needs snapshots.
+        TrajectoryError: The snapshots are of another layout.
+    """
+    method = trial.method
+    full = isinstance(method, Full)
+    assert trial.task.num_labels is not None, "the task's labels are counted"
+    base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head, full, trial.model.head_from).to(device)
+    adapter.name_labels(base, trial.task.labels)
+    if full:
+        size = sum(parameter.numel() for parameter in base.parameters())
+        return base, {"num_params": size, "num_trained": size, "step_size": trial.learning_rate}
+    if isinstance(method, Theta0):
+        return base, {"num_params": sum(parameter.numel() for parameter in base.parameters()), "step_size": 0.0}
+    if isinstance(method, Freeze):
+        apart = layout.outside(base.requires_grad_(False), method.head, method.embeddings)
+        beside = layout.free(base, {name for name, policy in apart.items() if policy == "trained"})
+        return base, {"num_trained_head": sum(p.numel() for p in beside.values()), "step_size": 0.0}
+    assert trial.d is not None and trial.eta is not None, "a subspace trial has d and eta"
+    projection = method.projection
+    model = SubspaceModel(base, trial.d, method, trial.seeds.projection, snapshots=snapshots)
+    size, num_coordinates = model.num_params, model.num_coordinates
+    if method.step is not None:
+        step = trial.eta * method.step
+    elif isinstance(projection, Learned):
+        step = learned_step_size(trial.eta, trial.learning_rate, size, num_coordinates)
+    else:
+        norm = projection.normalization
+        step = step_size(trial.eta, trial.learning_rate, size, num_coordinates, norm, len(model.entries))
+    return model, {
+        "num_params": model.num_params,
+        "num_trained": model.num_trained,
+        "num_trained_head": model.num_trained_head,
+        "num_scales": model.scales.numel(),
+        "step_size": step,
+    }
+
+
+def build_optimizer(trial: Trial, model: nn.Module, step: float) -> torch.optim.AdamW:
+    """Build AdamW over the trained numbers, each kind with its own step."""
+    decay = trial.budget.weight_decay
+    if not isinstance(model, SubspaceModel):
+        rate = trial.learning_rate if isinstance(trial.method, Freeze) else step
+        return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=decay)
+    assert trial.eta is not None, "a subspace trial has an eta"
+    groups: list[dict[str, Any]] = [{"params": [model.coordinates], "lr": step, "weight_decay": 0.0}]
+    if model.scales.numel():
+        groups.append({"params": [model.scales], "lr": trial.eta * SCALE_STEP, "weight_decay": 0.0})
+    if model.head:
+        groups.append({"params": list(model.head.values()), "lr": trial.learning_rate, "weight_decay": decay})
+    return torch.optim.AdamW(groups)
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Give the share of the peak learning rate at which a step is taken.
+
+    Rises linearly over the first w = min(round(warmup * steps), steps - 1) steps, is 1 at the next and falls linearly
+    from there. No step has a rate of 0, and without warm-up the first one has the full rate.
+
+    Args:
+        step: The step, from 0.
+        steps: Steps in all.
+        warmup: Share of them in which the rate rises.
+
+    Returns:
+        (step + 1) / (w + 1) before step w, (steps - step) / (steps - w) from it on.
+
+    >>> [learning_rate_factor(step, 4, 0.25) for step in range(4)]
+    [0.5, 1.0, 0.6666666666666666, 0.3333333333333333]
+    """
+    rising = min(round(warmup * steps), steps - 1)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return (steps - step) / (steps - rising)  # a scheduler asks once more after the last step: 0
