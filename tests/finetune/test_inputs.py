@@ -176,7 +176,7 @@ KILLED = """
 import os, signal, sys
 from distsub.files import Files
 from distsub.finetune import inputs, pretrained
-from distsub.places import ModelPlace, Places
+from distsub.records.places import ModelPlace, Places
 from distsub.records import Budget
 real, left = Files.send, int(sys.argv[3])
 def send(self, name, source):
