@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from distsub.results.compact import merge
 from distsub.results.drivers import Heartbeat
 from distsub.runtime.batch import Batch
 from distsub.runtime.drain import INTERRUPTED, TERMINATED, Drain
+from distsub.runtime.progress import Reporter
 from distsub.search import Board, Search, make_policy
 from distsub.search.plan import make_plan
 
@@ -109,71 +110,70 @@ def run(
     """
     from distsub.finetune.inputs import put
     from distsub.runtime.live import reporter_for
-    from distsub.runtime.resume import clear
     from distsub.runtime.worker import WorkerConfig
 
     table = store.read(answers=False)
     rows = [row for row in table if row.status in RESUMABLE]
     board = _board(sweep, table, shard) if trials is None else Batch(map(sweep.places.locate_trial, trials), rows)
-    resources = sweep.resources
     if store.files.puts_whole:
         store.folder = f"{ROWS}/{secrets.token_hex(8)}"
+    reporter = reporter_for(board, plain, rows, _expected(board), sweep.name)
+    reporter.final = final
+    for line in store.damaged:
+        reporter.line(f"skipped  {line}")
+    reporter.line(_opening(sweep.name, board, shard, taken or {}, reporter))
     config = WorkerConfig(
         out=out or (store.uri if "://" in store.uri else os.path.abspath(store.uri)),
         rows=store.folder,
-        device="cuda" if resources.gpus_per_trial else "cpu",
+        device="cuda" if sweep.resources.gpus_per_trial else "cpu",
         adapters=adapters,
         recordings={each.trial.id: each.how for each in sweep.recordings()},
         places=sweep.places,
         inputs=inputs,
     )
-    reporter = reporter_for(board, plain, rows, _expected(board), sweep.name)
-    reporter.final = final
-    for line in store.damaged:
-        reporter.line(f"skipped  {line}")
-    share = "" if shard == ALONE else f" (shard {shard[0]}/{shard[1]})"
-    reporter.line(
-        f"sweep    {sweep.name}{share}: {len(board.searches)} searches, about {reporter.progress.total} trainings "
-        f"and at most {board.max_trials()}, {board.num_observed} known{_taken(taken or {})}"
-    )
     # An interrupt ends a run as SIGTERM does; `drain.asked` says which it was.
     with contextlib.suppress(KeyboardInterrupt), Heartbeat(store.files, reporter.training), reporter, Drain() as drain:
         for each in put(store.files, sweep.places, sweep.budget) if inputs else ():
             reporter.line(f"inputs   {each.what} put into the results ({size_text(each.num_bytes)})")
-        if backend == "inline":
-            from distsub.runtime import inline
-
-            inline.run(board, store, config, reporter, drain, resources)
-        else:
-            from distsub.runtime import tune
-
-            tune.run(board, store, config, reporter, drain, resources)
+        # Imported here, since one of them imports Ray.
+        import_module(f"distsub.runtime.{backend}").run(board, store, config, reporter, drain, sweep.resources)
         if board.finished and store.files.puts_whole:  # before the reporter reads them: one file instead of a thousand
             try:
                 merge(store, own=store.folder)
             except OutputError as error:  # it only makes reading faster
                 reporter.line(f"merging  {error}")
+    return _end(board, store, reporter, drain)
+
+
+def _end(board: Board, store: Store, reporter: Reporter, drain: Drain) -> int:
+    """Say how a run ended, and give its exit code."""
+    from distsub.runtime.resume import clear
+
     counts = Counter(reporter.counts)
     if not board.finished:  # Tune returns from an interrupt as if all were done
         done = reporter.progress.done
         reporter.line(f"stopped  before the end: {done} finished trainings are kept, the same command resumes")
         return TERMINATED if drain.asked else INTERRUPTED
-    if not board.is_spent:  # what the limit has cut short goes on from its checkpoint when the limit is raised
+    if not board.is_spent:  # what the limit has cut short resumes when the limit is raised
         clear(store)
     ended = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
-    rows = store.read(answers=False)
     reporter.line(f"done     {ended}")
     if board.is_spent:
         reporter.line("limit    reached: open searches are marked budget_spent; raise [limit] and rerun to continue")
-    failed = (row for row in rows if row.status == "error")
+    failed = (row for row in store.read(answers=False) if row.status == "error")
     if counts["error"] or any(each.owns(row.trial) for row in failed for each in board.searches):
         return 3
     return 4 if board.is_spent else 0
 
 
-def _taken(taken: Mapping[str, int]) -> str:
-    """Write how many rows came from other results."""
-    return f" ({', '.join(f'{number} taken from {uri}' for uri, number in taken.items())})" if taken else ""
+def _opening(name: str, board: Board, shard: Shard, taken: Mapping[str, int], reporter: Reporter) -> str:
+    """Say what a run is about to do."""
+    share = "" if shard == ALONE else f" (shard {shard[0]}/{shard[1]})"
+    elsewhere = f" ({', '.join(f'{number} taken from {uri}' for uri, number in taken.items())})" if taken else ""
+    return (
+        f"sweep    {name}{share}: {len(board.searches)} searches, about {reporter.progress.total} trainings "
+        f"and at most {board.max_trials()}, {board.num_observed} known{elsewhere}"
+    )
 
 
 def _expected(board: Board) -> float:
