@@ -27,7 +27,7 @@ def _plain(kind: type) -> dict[str, pa.DataType]:
     """Give a column for each field of a record that holds a text or a number."""
     columns = {str: _TEXT, int: _INT, float: _FLOAT}
 
-    def held(hint: Any) -> set[type]:
+    def held(hint: Any) -> set[Any]:
         if hint in columns or isinstance(hint, str):
             return {hint} if hint in columns else {str}
         return {each for inner in get_args(hint) for each in held(inner)}

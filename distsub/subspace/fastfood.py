@@ -21,7 +21,8 @@ from torch import Tensor
 
 from distsub.errors import DimensionError
 from distsub.subspace import bits
-from distsub.subspace.projection import Blockwise, Projection
+from distsub.subspace.projection import Blockwise
+from distsub.subspace.stacked import Stacked
 
 _FEW = 256
 """From more blocks on s is even by itself: a condition number below 1.5, up to L = 16,384."""
@@ -134,7 +135,7 @@ class Fastfood(Blockwise):
         code.add_(hadamard(grad).mul_(state.to(code.dtype)).sum(0))
 
 
-class FastfoodPerTensor(Projection):
+class FastfoodPerTensor(Stacked):
     """One transform per tensor, padded to a power of two, as in the released code of Aghajanyan et al. 2020.
 
     For comparability: wasteful (any slice of a tensor costs the whole tensor's transform), but with the exact
@@ -159,7 +160,7 @@ class FastfoodPerTensor(Projection):
         floor = max(4, next_power_of_two(num_coordinates)) if block_length is None else block_length
         super().__init__(sizes, num_coordinates, seed, normalization)
         self.block_length = floor
-        self._parts = [
+        self.parts = [
             Fastfood(
                 (max(size, num_coordinates),),
                 num_coordinates,
@@ -172,41 +173,7 @@ class FastfoodPerTensor(Projection):
             for i, size in enumerate(self.sizes)
         ]
 
-    def _part_scale(self, tensor: int) -> float:
+    def scale(self, number: int) -> float:
         """Turn the part's own isometry into the chosen normalisation."""
-        full = self.sizes[tensor] if self.normalization == "per_tensor" else self.num_params
-        return (self._parts[tensor].num_params / full) ** 0.5
-
-    def _overlaps(self, start: int, stop: int) -> list[tuple[int, int, int, int]]:
-        """List (tensor, its first position, slice start, slice stop) for the tensors a slice touches."""
-        spans = zip(self.offsets, self.offsets[1:], strict=False)
-        return [(i, a, max(a, start), min(b, stop)) for i, (a, b) in enumerate(spans) if a < stop and b > start]
-
-    def apply(self, theta: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Map coordinates to a slice of the update; see `Projection.apply`."""
-        stop = self.num_params if stop is None else stop
-        self._check(theta, start, stop)
-        pieces = [
-            self._parts[i].apply(theta, first - base, last - base) * self._part_scale(i)
-            for i, base, first, last in self._overlaps(start, stop)
-        ]
-        return torch.cat(pieces) if pieces else theta.new_empty(0)
-
-    def adjoint(self, grad: Tensor, start: int = 0) -> Tensor:
-        """Map a slice's gradient to coordinates; see `Projection.adjoint`."""
-        self._check(None, start, start + grad.numel())
-        total = grad.new_zeros(self.num_coordinates)
-        for i, base, first, last in self._overlaps(start, start + grad.numel()):
-            piece = self._parts[i].adjoint(grad[first - start : last - start], first - base)
-            total.add_(piece, alpha=self._part_scale(i))
-        return total
-
-    def apply_rows(self, theta: Tensor, start: int, width: int, rows: Tensor) -> Tensor:
-        """Map coordinates to some rows' update; the whole matrix is transformed."""
-        [(i, base, _, _)] = self._overlaps(start, start + 1)
-        return self._parts[i].apply_rows(theta, start - base, width, rows) * self._part_scale(i)
-
-    def adjoint_rows(self, grad: Tensor, start: int, rows: Tensor) -> Tensor:
-        """Map some rows' gradient to coordinates; the whole matrix is transformed."""
-        [(i, base, _, _)] = self._overlaps(start, start + 1)
-        return self._parts[i].adjoint_rows(grad, start - base, rows) * self._part_scale(i)
+        full = self.sizes[number] if self.normalization == "per_tensor" else self.num_params
+        return (self.parts[number].num_params / full) ** 0.5

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from distsub.errors import ShapeError
-from distsub.subspace.assemble import PerLayer, build
+from distsub.subspace.assemble import build
+from distsub.subspace.stacked import PerLayer
 
 SIZES = ((40, 7), (100,), (20, 20))
 
