@@ -16,13 +16,13 @@ from distsub.config.sweep import Sweep
 from distsub.finetune import data, memory
 from distsub.finetune.observer import Progress, Stopped
 from distsub.finetune.train import train
-from distsub.records import InSetup, Method, Model, Trial, label
+from distsub.records import InSetup, Method, Model, Recording, Trial, label
 from distsub.report.listing import size_text
 from distsub.runtime.checks import check
 from distsub.runtime.launch import board_of, model_facts
 from distsub.runtime.recording import costs
 from distsub.runtime.rehearsal import without_checkpoints
-from distsub.search import make_policy
+from distsub.search import Board, Search, make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
 from distsub.search.spec import all_references, eta_tries
 
@@ -75,80 +75,91 @@ def plan(
     sweep = check(sweep, say)
     board = board_of(sweep)
     slots = slots or _slots(sweep, len(board.wanted()))
-    probes = _probe(sweep, board) if probe else {}
     splits = {task.name: data.load(task, sweep.budget) for task in sweep.tasks}
-    evaluated = {name: len(each.validation) for name, each in splits.items()}
+    costs_of = Costs(_probe(sweep, board) if probe else {}, splits)
     facts = lru_cache(maxsize=None)(model_facts)  # a model is built once, however many seeds and tasks it has
-
-    def row_bytes(task: str) -> float:
-        return ROW_BYTES + EXAMPLE_BYTES * evaluated[task]
-
-    def seconds(trial: Trial) -> float:
-        if trial.is_theta_0:  # as any other training of the model begins and ends
-            found = next(probe for (task, model, _), probe in probes.items() if (task, model) == _kind(trial)[:2])
-        else:
-            found = probes[_kind(trial)]
-        # Going forward only is about a third of a step's work.
-        eval_s = evaluated[trial.task.name] / trial.budget.batch_size * found.step_s / 3
-        return seconds_per_trial(lambda _: found.step_s, found.startup_s, eval_s)(trial) or 0.0
-
-    shared = all_references(board.searches) + eta_tries(board.searches)
-    shared += [(trial, 1) for trial in sweep.controls()]
-    rows, result_bytes = [], sum(number * row_bytes(trial.task.name) for trial, number in shared)
-    for search in board.searches:
-        method = search.method
-        num_labels = splits[search.task.name].task.num_labels or 0
-        about = facts(
-            search.model.name, search.model.revision, num_labels, method.head, method.scales, method.embeddings
-        )
-        found = probes.get(_kind(search))
-        most = board.policy.max_trials(search) - search.num_references
-        result_bytes += most * (row_bytes(search.task.name) + ADAPTER_BYTES + NUMBER_BYTES * search.dims[-1])
-        rows.append(
-            {
-                "task": search.task.name,
-                "model": search.model.name,
-                "method": label(method),
-                "seed": search.seeds.text,
-                "projection": method.family,
-                "head": method.head,
-                "D": about["num_params"],
-                "scales": about["groups"] if method.scales else 0,
-                "dims": f"{search.dims[0]}..{search.dims[-1]} ({len(search.dims)})",
-                "etas": search.eta_range.tries if search.eta_range else len(search.etas),
-                "max_trials": most,
-                "baseline_trials": search.num_baseline,
-                "steps_per_trial": search.budget.steps,
-                "s_per_step": found and round(found.step_s, 3),
-                "startup_s": found and round(found.startup_s, 1),
-                "shared_weights_bytes": about["num_params"] * 4,
-                "actor_peak_bytes": found and found.peak_bytes,
-            }
-        )
-    policy, controls = make_policy(sweep.policy), sweep.controls()
-    made = make_plan(board.searches, policy, slots, seconds if probe else None, price_per_hour, controls)
+    rows = [_search_row(search, board, costs_of, facts) for search in board.searches]
+    controls = sweep.controls()
+    seconds = costs_of.seconds if probe else None
+    made = make_plan(board.searches, make_policy(sweep.policy), slots, seconds, price_per_hour, controls)
+    shared = all_references(board.searches) + eta_tries(board.searches) + [(trial, 1) for trial in controls]
+    num_bytes = sum(number * costs_of.row_bytes(trial.task.name) for trial, number in shared)
+    for search, row in zip(board.searches, rows, strict=True):
+        one = costs_of.row_bytes(search.task.name) + ADAPTER_BYTES + NUMBER_BYTES * search.dims[-1]
+        num_bytes += row["max_trials"] * one
+    first = len(made.first_batch)
     totals = [
-        _total("at most", made.most, slots, len(made.first_batch)) | {"result_bytes": round(result_bytes)},
-        _total("expected", made.expected, slots, len(made.first_batch))
-        | {"result_bytes": round(result_bytes * made.expected.trials / made.most.trials)},
+        _total(name, cost, slots, first) | {"result_bytes": round(num_bytes * cost.trials / made.most.trials)}
+        for name, cost in (("at most", made.most), ("expected", made.expected))
     ]
     if sweep.limit:
         given = {"total": "limit", "trials": sweep.limit.trials, "slot_hours": sweep.limit.hours}
         totals.append(dict.fromkeys(totals[0]) | given)
     if recorded := costs(sweep):
-        anyway = {name for search in board.searches for name in search.reference_ids}
-        apart = [each.trial for each, _ in recorded if each.trial.id not in anyway]
-        known = [seconds(trial) for trial in apart] if probe else [None]
-        hours = None if None in known else round(sum(filter(None, known)) / 3600, 3)
-        given = {
-            "total": "trajectories, beside these",
-            "trials": len(apart),
-            "steps": sum(trial.budget.steps for trial in apart),
-            "slot_hours": hours,
-            "result_bytes": sum(size for _, size in recorded),
-        }
-        totals.append(dict.fromkeys(totals[0]) | given)
+        totals.append(dict.fromkeys(totals[0]) | _recorded(recorded, board, seconds))
     return pa.Table.from_pylist(rows), pa.Table.from_pylist(totals)
+
+
+class Costs:
+    """What one trial costs, from a probe of each kind."""
+
+    def __init__(self, probes: dict[tuple[str, Model, Method], Probe], splits: dict[str, data.Splits]) -> None:
+        self.probes, self.splits = probes, splits
+
+    def row_bytes(self, task: str) -> float:
+        """Size of the row of a trial of a task."""
+        return ROW_BYTES + EXAMPLE_BYTES * len(self.splits[task].validation)
+
+    def seconds(self, trial: Trial) -> float:
+        """Seconds of a trial."""
+        if trial.is_theta_0:  # as any other training of the model begins and ends
+            found = next(probe for (task, model, _), probe in self.probes.items() if (task, model) == _kind(trial)[:2])
+        else:
+            found = self.probes[_kind(trial)]
+        # Going forward only is about a third of a step's work.
+        eval_s = len(self.splits[trial.task.name].validation) / trial.budget.batch_size * found.step_s / 3
+        return seconds_per_trial(lambda _: found.step_s, found.startup_s, eval_s)(trial) or 0.0
+
+
+def _search_row(search: Search, board: Board, costs_of: Costs, facts: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """Describe a search and the most that it takes."""
+    method, found = search.method, costs_of.probes.get(_kind(search))
+    num_labels = costs_of.splits[search.task.name].task.num_labels or 0
+    about = facts(search.model.name, search.model.revision, num_labels, method.head, method.scales, method.embeddings)
+    return {
+        "task": search.task.name,
+        "model": search.model.name,
+        "method": label(method),
+        "seed": search.seeds.text,
+        "projection": method.family,
+        "head": method.head,
+        "D": about["num_params"],
+        "scales": about["groups"] if method.scales else 0,
+        "dims": f"{search.dims[0]}..{search.dims[-1]} ({len(search.dims)})",
+        "etas": search.eta_range.tries if search.eta_range else len(search.etas),
+        "max_trials": board.policy.max_trials(search) - search.num_references,
+        "baseline_trials": search.num_baseline,
+        "steps_per_trial": search.budget.steps,
+        "s_per_step": found and round(found.step_s, 3),
+        "startup_s": found and round(found.startup_s, 1),
+        "shared_weights_bytes": about["num_params"] * 4,
+        "actor_peak_bytes": found and found.peak_bytes,
+    }
+
+
+def _recorded(
+    recorded: list[tuple[Recording, int]], board: Board, seconds: Callable[[Trial], float] | None
+) -> dict[str, Any]:
+    """Add up the trajectories that are recorded beside the searches, whose own full fine-tunings count there."""
+    anyway = {name for search in board.searches for name in search.reference_ids}
+    apart = [each.trial for each, _ in recorded if each.trial.id not in anyway]
+    return {
+        "total": "trajectories, beside these",
+        "trials": len(apart),
+        "steps": sum(trial.budget.steps for trial in apart),
+        "slot_hours": round(sum(map(seconds, apart)) / 3600, 3) if seconds else None,
+        "result_bytes": sum(size for _, size in recorded),
+    }
 
 
 def side_by_side(totals: pa.Table) -> pa.Table:
