@@ -97,7 +97,7 @@ def test_help_loads_nothing_heavy():
 def test_reading_results_loads_nothing_heavy(tmp_path):
     text = known("org/model", "mrpc", tmp_path)
     store = Store.create(tmp_path / "out", text, parse_sweep(text).fingerprint)
-    heavy = ("torch", "ray", "transformers", "pandas", "scipy", "matplotlib", "optuna", "sklearn")
+    heavy = ("torch", "ray", "transformers", "scipy", "matplotlib", "optuna", "sklearn")
     code = (
         "import sys\nfrom distsub.cli import app\n"
         f"app(['status', {store.uri!r}, '--format', 'csv'], standalone_mode=False)\n"

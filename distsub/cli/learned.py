@@ -39,7 +39,7 @@ def transfer(
 
     Example: distsub transfer results/z23-transfer --format csv
     """
-    from distsub.learned import analyse
+    from distsub.learned import analyse, figures
 
     store = open_results(out)
     rows = store.read()
@@ -48,7 +48,7 @@ def transfer(
     if format is Format.table:
         show(with_notices(store, modes).select(list(analyse.MODE_COLUMNS)), format)
     show(scores, format)
-    list_figures(analyse.draw(store, ("modes", "dims", "transfer", "angles", "spectra")))
+    list_figures(figures.draw(store, ("modes", "dims", "transfer", "angles", "spectra")))
 
 
 def outliers(
@@ -63,7 +63,7 @@ def outliers(
 
     Example: distsub outliers results/z23
     """
-    from distsub.learned import analyse
+    from distsub.learned import analyse, figures
 
     store = open_results(out)
     updates = analyse.find_outliers(
@@ -71,7 +71,7 @@ def outliers(
     )
     analyse.find_recurrence(store, updates, scope=scope.value, permutations=permutations)
     show(analyse.outlier_listing(store, updates), format)
-    list_figures(analyse.draw(store, ("spikes", "components")))
+    list_figures(figures.draw(store, ("spikes", "components")))
 
 
 def ablate(
@@ -89,7 +89,7 @@ def ablate(
 
     Example: distsub ablate results/z23 --edit zero --edit reset --of intrinsic
     """
-    from distsub.learned import analyse
+    from distsub.learned import analyse, figures
     from distsub.runtime import launch
 
     store = open_results(out)
@@ -102,5 +102,5 @@ def ablate(
         raise Stopped(code)
     ablations = analyse.compare_ablations(store, store.read())
     show(ablations.select(list(analyse.ABLATION_COLUMNS)) if format is Format.table else ablations, format)
-    list_figures(analyse.draw(store, ("ablation",)))
+    list_figures(figures.draw(store, ("ablation",)))
     raise typer.Exit(code)

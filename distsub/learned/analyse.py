@@ -1,6 +1,5 @@
 """From a results directory to its analyses: read updates and rows, compute, write the tables."""
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +11,6 @@ from pyarrow import compute
 from distsub import paths
 from distsub.errors import AdapterError, ConfigError, DataError, OutputError, TrajectoryError, first_line, nearest
 from distsub.finetune import ablate, inputs, pretrained, trajectory
-from distsub.learned import figures
 from distsub.learned import masks as masking
 from distsub.learned.ablation import OUTLIERS as OUTLIER_MASK
 from distsub.learned.ablation import ablations_table
@@ -309,30 +307,6 @@ def measure_geometry(
     for name, table in zip(("spectra", "angles"), tables, strict=True):
         write_part(store.files, name, f"{name}-{mode}", table)
     return tables
-
-
-def draw(store: Store, names: Sequence[str]) -> list[str]:
-    """Draw figures from the tables of a results directory.
-
-    Args:
-        store: The results.
-        names: Of "spikes", "components", "ablation", "modes", "transfer", "angles", "dims", "spectra".
-
-    Returns:
-        The pictures' paths; none for a table without rows, no "dims" where no way of training has several d.
-    """
-    sources = {"spikes": "profiles", "components": "outlier_summaries", "ablation": "ablations", "dims": "modes"}
-    drawn = []
-    for name in names:
-        table = read_analysis(store.files, sources.get(name, name))
-        if not table.num_rows or (name == "dims" and not figures.curves(table.to_pylist())):
-            continue
-        sink = io.BytesIO()
-        getattr(figures, f"{name}_figure")(table, sink)
-        store.files.make(paths.FIGURES)
-        store.files.put(f"{paths.FIGURES}/{name}.png", sink.getvalue())
-        drawn.append(f"{store.uri.rstrip('/')}/figures/{name}.png")
-    return drawn
 
 
 def _of(updates: Sequence[Update], table: pa.Table) -> pa.Table:

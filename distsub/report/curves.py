@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from distsub.records import Observation
 from distsub.report.drawing import drawable, literal
+from distsub.report.lines import LINES, known_lines, label_lines
 from distsub.results.schema import METHOD_COLUMNS, method_columns
 
 if TYPE_CHECKING:
@@ -27,14 +28,6 @@ _REASONS = {
     "trial_failed": "no d90: a trial that decides it ended in an error",
 }
 """Words for a panel, by the outcome of its searches."""
-_ALWAYS = ("baseline_score", "threshold")
-"""The lines that every panel has."""
-_LINES = {
-    "baseline_score": ("full fine-tuning", {"color": "#009e73", "linestyle": "-", "linewidth": 1.0}),
-    "threshold": ("threshold", {"color": _INK, "linestyle": "-", "linewidth": 1.4}),
-    "threshold_chance_corrected": ("chance-corrected", {"color": _INK, "linestyle": "--", "linewidth": 1.2}),
-    "chance": ("chance", {"color": "#777777", "linestyle": ":", "linewidth": 1.2}),
-}
 
 
 @literal
@@ -84,7 +77,7 @@ def draw_curves(observations: Sequence[Observation], searches: pa.Table, *, d90:
         mine = [observation for observation in shown if observation.trial.condition.id == condition]
         found = [row for row in rows if row["condition_id"] == condition]
         scores = _panel(axes, panel, mine, found, (colours, shapes))
-        levels = _levels(found, scores)
+        levels = known_lines(found, scores)
         estimates = [row for row in (d90.to_pylist() if d90 is not None else []) if row["condition_id"] == condition]
         for row in estimates:
             band = _estimate(axes, row, [observation.trial.d for observation in mine if observation.trial.d])
@@ -185,8 +178,8 @@ def _share_scale(together: Sequence[tuple[Any, list[float], dict[str, float]]], 
             margin = 0.06 * max(max(values) - min(values), 0.05)
             axes.set_ylim(min(values) - 1.6 * margin, max(values) + margin)
         for name, value in levels.items():
-            axes.axhline(value, zorder=1.5, **_LINES[name][1])
-        _level_labels(axes, levels, rule)
+            axes.axhline(value, zorder=1.5, **LINES[name][1])
+        label_lines(axes, levels, rule)
 
 
 def _words_around(axes: Any, panel: Panel, rows: list[dict[str, Any]], metric: str) -> None:
@@ -246,51 +239,6 @@ def _floor(axes: Any, shown: Sequence[Observation], colours: dict[float, Any]) -
                 transform=axes.get_xaxis_transform(),
                 linestyle="none",
             )
-
-
-def _levels(rows: list[dict[str, Any]], scores: Sequence[float]) -> dict[str, float]:
-    """Give the lines of a panel; its searches share a baseline, so the first known value stands.
-
-    Full fine-tuning and the threshold always have one, chance and the chance-corrected threshold where scores reach it.
-    """
-    values = {name: next((row[name] for row in rows if row[name] is not None), None) for name in _LINES}
-    low, high = (min(scores), max(scores)) if scores else (-math.inf, math.inf)
-    return {name: at for name, at in values.items() if at is not None and (name in _ALWAYS or low <= at <= high)}
-
-
-def _level_labels(axes: Any, levels: dict[str, float], rule: str) -> None:
-    """Name the horizontal lines right of the axes, pushed apart where they would overlap."""
-    low, high = axes.get_ylim()
-    gap = 0.058 * (high - low)
-    names = sorted(levels, key=lambda name: levels[name])
-    for name, y in zip(names, spread_apart([levels[name] for name in names], gap, low, high), strict=True):
-        text = _LINES[name][0]
-        if name == "threshold" and rule.endswith(" x full"):
-            text = f"{float(rule.removesuffix(' x full')):.0%} of it"
-        axes.annotate(
-            f"{text} {levels[name]:.3f}",
-            xy=(1, levels[name]),
-            xytext=(1.035, y),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords=axes.get_yaxis_transform(),
-            fontsize=8,
-            va="center",
-            color=_LINES[name][1]["color"],
-            arrowprops={"arrowstyle": "-", "color": "#b0b0b0", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
-            annotation_clip=False,
-        )
-
-
-def spread_apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move ascending positions by as little as is simple so that neighbours are at least a gap apart."""
-    placed: list[float] = []
-    for value in values:
-        placed.append(max(value, placed[-1] + gap) if placed else max(value, low))
-    ceiling = high
-    for index in range(len(placed) - 1, -1, -1):
-        placed[index] = min(placed[index], ceiling)
-        ceiling = placed[index] - gap
-    return placed
 
 
 def _finding(rows: list[dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 
@@ -122,3 +122,22 @@ def plain_axes(axes: Any) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def save(figure: Any, to: str | IO[bytes]) -> None:
+    """Write a figure as PNG."""
+    figure.savefig(to, format="png")
+
+
+def rows_by(table: pa.Table, column: str) -> dict[str, list[dict[str, Any]]]:
+    """Group rows by a column, in the order in which its values come."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in drawable_rows(table):
+        found.setdefault(row[column], []).append(row)
+    return found
+
+
+def panel_title(model: str, rest: str) -> str:
+    """Name a panel after a model's short name and what it is of."""
+    short = model.removeprefix("package:").rstrip("/").rpartition("/")[2]
+    return f"{short} · {rest.strip()}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distsub.config import load_sweep, parse_sweep, sweep_file
+from distsub.config import load_sweep, parse_sweep, sweep_file, tables
 from distsub.errors import ConfigError
 from distsub.records import Budget, Freeze, Full, Random, Seeds, Subspace
 from distsub.runtime import checks
@@ -88,12 +88,9 @@ def test_fingerprint_is_of_what_decides_the_results(sweep):
 
 
 def test_the_tables_cover_their_records():
-    for table, record in (
-        ("_Budget", Budget),
-        ("_Resources", sweep_file.Resources),
-        ("_Seeds", Seeds),
-    ):
-        assert {field.name for field in dataclasses.fields(record)} == set(getattr(sweep_file, table).model_fields)
+    pairs = (tables.BudgetTable, Budget), (tables.ResourcesTable, tables.Resources), (tables.SeedsTable, Seeds)
+    for table, record in pairs:
+        assert {field.name for field in dataclasses.fields(record)} == set(table.model_fields)
 
 
 def test_the_table_of_methods_covers_its_records():
@@ -285,19 +282,19 @@ def test_the_documented_file_loads_and_every_key_is_documented():
     page = (SWEEPS.parent / "docs" / "sweep-file.md").read_text()
     parse_sweep(page.split("```toml\n")[1].split("```")[0])
     for table in (
-        "_File",
-        "_Model",
-        "TaskTable",
-        "MethodTable",
-        "TrajectoryTable",
-        "_Seeds",
-        "_Budget",
-        "_Resources",
-        "_Search",
-        "_Baseline",
-        "_Limit",
+        sweep_file._File,
+        tables.ModelTable,
+        sweep_file.TaskTable,
+        sweep_file.MethodTable,
+        sweep_file.TrajectoryTable,
+        tables.SeedsTable,
+        tables.BudgetTable,
+        tables.ResourcesTable,
+        tables.SearchTable,
+        tables.BaselineTable,
+        tables.LimitTable,
     ):
-        for key in getattr(sweep_file, table).model_fields:
+        for key in table.model_fields:
             assert f"`{key}`" in page or f"{key} =" in page or f"[{key}]" in page or f"] {key}`" in page, key
 
 

@@ -12,7 +12,7 @@ from distsub.errors import ConfigError, OutputError
 from distsub.finetune import adapters, pretrained, trajectory
 from distsub.finetune.recorder import Recorder
 from distsub.finetune.train import train
-from distsub.learned import analyse
+from distsub.learned import analyse, figures
 from distsub.learned.store import analysis_tables, read_analysis
 from distsub.learned.updates import adapter_layers, learned_updates
 from distsub.records import (
@@ -153,7 +153,7 @@ def test_the_whole_way_from_updates_to_ablations(study_of_two_seeds, capsys):
     }
     assert [row["source"] for row in transfer.to_pylist()] == ["tiny"]
     assert (
-        len(analyse.draw(store, ["spikes", "components", "ablation", "modes", "dims", "transfer"])) == 5
+        len(figures.draw(store, ["spikes", "components", "ablation", "modes", "dims", "transfer"])) == 5
     )  # one d: no curve
 
 
@@ -175,7 +175,7 @@ def test_spectra_and_angles_of_the_recordings(study_of_two_seeds):
     mine = [r for r in spectra.to_pylist() if (r["trajectory"], r["layer"]) == (path.name, "bert.encoder.layer.0")]
     assert [row["singular_value"] for row in mine] == pytest.approx(np.linalg.svd(dense)[1].tolist(), rel=1e-4)
     assert angles.num_rows == 2 * 3 and {row["source"] for row in angles.to_pylist()} == {"tiny"}
-    assert len(analyse.draw(store, ["angles", "spectra"])) == 2
+    assert len(figures.draw(store, ["angles", "spectra"])) == 2
 
 
 def test_what_cannot_be_done_is_said(study_of_two_seeds, tmp_path):

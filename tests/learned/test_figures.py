@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 from matplotlib.text import Text
 
-from distsub.learned import figures
+from distsub.learned import figures_of_scores, figures_of_updates
+from distsub.learned.figures import FIGURES
 from distsub.learned.schema import ABLATIONS, ANGLES, MODES, OUTLIER_SUMMARIES, PROFILES, SPECTRA, TRANSFER
 
 UPDATE = {
@@ -106,7 +107,7 @@ ROWS = {
 def test_a_figure_is_a_picture(name, some):
     schema, rows = ROWS[name]
     sink = io.BytesIO()
-    getattr(figures, f"{name}_figure")(pa.Table.from_pylist(rows if some else [], schema=schema), sink)
+    FIGURES[name](pa.Table.from_pylist(rows if some else [], schema=schema), sink)
     assert sink.getvalue().startswith(b"\x89PNG") and len(sink.getvalue()) > 1000
 
 
@@ -117,8 +118,9 @@ def test_names_are_drawn_as_they_are(name, monkeypatch):
     bad = {"task": "$x_$", "model": "a/$\\frac$", "method": "\x1b[2J\u6f22", "source": "$a$", "target": "\u202eb"}
     named = [row | {key: value for key, value in bad.items() if row.get(key) not in (None, "full")} for row in rows]
     drawn = []
-    monkeypatch.setattr(figures, "_save", lambda figure, to: (figure.canvas.draw(), drawn.append(figure)))
-    getattr(figures, f"{name}_figure")(pa.Table.from_pylist(named, schema=schema), io.BytesIO())
+    for module in (figures_of_scores, figures_of_updates):
+        monkeypatch.setattr(module, "save", lambda figure, to: (figure.canvas.draw(), drawn.append(figure)))
+    FIGURES[name](pa.Table.from_pylist(named, schema=schema), io.BytesIO())
     texts = [text for text in drawn[0].findobj(Text) if text.get_text()]
     assert texts and not any(text.get_parse_math() for text in texts)
     assert all(char.isprintable() or char == "\n" for text in texts for char in text.get_text())
@@ -127,5 +129,5 @@ def test_names_are_drawn_as_they_are(name, monkeypatch):
 
 def test_a_curve_takes_two_d_of_one_way_on_one_task():
     rows = [MODE | {"method": "intrinsic", "d": 4}, MODE | {"method": "last", "d": 1}]
-    assert figures.curves(rows) == []
-    assert figures.curves([*rows, MODE | {"method": "intrinsic", "d": 8}]) == ["intrinsic"]
+    assert figures_of_scores.curves(rows) == []
+    assert figures_of_scores.curves([*rows, MODE | {"method": "intrinsic", "d": 8}]) == ["intrinsic"]

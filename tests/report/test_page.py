@@ -13,7 +13,8 @@ from pyarrow import parquet as pq
 
 from distsub.errors import OutputError
 from distsub.records import Full, Seeds
-from distsub.report.curves import curve_figure, draw_curves, spread_apart
+from distsub.report.curves import curve_figure, draw_curves
+from distsub.report.lines import spread_apart
 from distsub.report.page import write_report
 from distsub.report.schema import D90, SEARCHES
 

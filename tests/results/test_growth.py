@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distsub.config import methods, sweep_file, tasks
+from distsub.config import methods, sweep_file, tables, tasks
 from distsub.records.places import ModelPlace, Places
 from distsub.results.growth import changes
 
@@ -168,16 +168,15 @@ def test_every_key_of_a_sweep_file_is_held_by_one_of_these_tests():
     ends = {
         name.rpartition(" ")[0].partition(" ")[0] + " " + name.rpartition(" ")[2] for name in named if "]] " in name
     }
-    tables = {"search": sweep_file._Search, "baseline": sweep_file._Baseline, "budget": sweep_file._Budget}
-    tables["threshold"] = sweep_file._Threshold
-    tables["trajectory"] = methods.TrajectoryTable
-    for table, record in tables.items():
+    of = {"search": tables.SearchTable, "baseline": tables.BaselineTable, "budget": tables.BudgetTable}
+    of |= {"threshold": tables.ThresholdTable, "trajectory": methods.TrajectoryTable}
+    for table, record in of.items():
         assert keys(f"[{table}] ", record) <= named
-    assert keys("", sweep_file._File) - tables.keys() <= named
-    for table, record in (("resources", sweep_file._Resources), ("limit", sweep_file._Limit)):
+    assert keys("", sweep_file._File) - of.keys() <= named
+    for table, record in (("resources", tables.ResourcesTable), ("limit", tables.LimitTable)):
         assert set(record.model_fields) == set(FREE[table])
     # A path is where a content lies; a name tells entries apart; "training" stands for several other keys.
-    assert keys("[[models]] ", sweep_file._Model) - {"[[models]] name", "[[models]] path"} <= ends
+    assert keys("[[models]] ", tables.ModelTable) - {"[[models]] name", "[[models]] path"} <= ends
     assert keys("[[tasks]] ", tasks.TaskTable) - {"[[tasks]] name", "[[tasks]] path"} <= ends
     assert keys("[[methods]] ", methods.MethodTable) - {"[[methods]] name", "[[methods]] training"} <= ends
 

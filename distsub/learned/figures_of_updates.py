@@ -1,0 +1,161 @@
+"""Figures of learned updates, each one PNG that is drawn from rows of a table alone: spikes, components, spectra."""
+
+from typing import IO, Any
+
+import pyarrow as pa
+
+from distsub.report.drawing import (
+    INK,
+    add_legend,
+    drawable_rows,
+    heat_map,
+    literal,
+    make_grid,
+    make_panels,
+    panel_title,
+    plain_axes,
+    rows_by,
+    save,
+)
+
+Target = str | IO[bytes]
+
+_INK, _GREY, _BLUE, _RED = INK, "#8c96a3", "#0072b2", "#d55e00"
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c96a3", "#1b1b1b")
+
+_COMPONENTS = (
+    *("attention query", "attention key", "attention value", "attention output"),
+    *("intermediate", "output dense", "LayerNorm", "biases"),
+)
+"""In the order in which a block's data pass them; components of unknown names come first."""
+
+
+@literal
+def spikes_figure(profiles: pa.Table, to: Target, *, k: float = 3.0, layers: int = 3, updates: int = 6) -> None:
+    """Draw updates along their layers, one row per update and one column per layer: does anything stand out?
+
+    Each stretch of positions is drawn from its smallest to its largest entry, in sigma of the layer; shaded: within k
+    sigma. Compare with Zhang et al. 2023, Figure 4.
+
+    Args:
+        profiles: Rows of PROFILES.
+        to: Where the PNG goes.
+        k: Where outliers begin.
+        layers: At most so many layers, evenly from the first to the last.
+        updates: At most so many updates: of each task and way of training one, learned and random ones first.
+    """
+    by_method: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for part in rows_by(profiles, "update").values():
+        by_method.setdefault((part[0]["task"], part[0]["method"]), part)
+    first = ("full", "intrinsic", "random", "random_matched")
+    order = sorted(by_method, key=lambda key: first.index(key[1]) if key[1] in first else len(first))
+    shown = [by_method[key] for key in order[:updates]]
+    names = list(dict.fromkeys(row["layer"] for part in shown for row in part))
+    kept = [names[round(i * (len(names) - 1) / max(1, layers - 1))] for i in range(min(layers, len(names)))]
+    figure, grid = make_grid(len(shown), len(kept), 4.6, 1.9)
+    heights = [abs(row[end]) for part in shown for row in part if row["layer"] in kept for end in ("low", "high")]
+    top = 1.15 * max([1.5 * k, *heights])  # one scale for all, so that what stands out in one is seen beside the others
+    for number, part in enumerate(shown):
+        for axes, layer in zip(grid[number], kept, strict=True):
+            _spikes(axes, [row for row in part if row["layer"] == layer], k)
+            axes.set_ylim(-top, top)
+            axes.set_title(f"layer {_number(layer)}" if number == 0 else "", fontsize=9)
+        grid[number][0].set_ylabel(f"{_update_name(part[0])}\nsigma", fontsize=8)
+    for axes in grid[-1]:
+        axes.set_xlabel("position in the layer, millions", fontsize=8)
+    save(figure, to)
+
+
+def _spikes(axes: Any, rows: list[dict[str, Any]], k: float) -> None:
+    """Draw one layer of one update, its LayerNorms and biases marked below."""
+    middle = [(row["start"] + row["stop"]) / 2e6 for row in rows]
+    axes.axhspan(-k, k, color=_GREY, alpha=0.2, linewidth=0)
+    axes.vlines(middle, [row["low"] for row in rows], [row["high"] for row in rows], color=_BLUE, linewidth=0.6)
+    norms = [x for x, row in zip(middle, rows, strict=True) if "norm" in row["tensor"].lower()]
+    axes.plot(norms, [0.03] * len(norms), "|", color=_RED, markersize=7, transform=axes.get_xaxis_transform())
+    peak = max((max(abs(row["low"]), abs(row["high"])) for row in rows), default=1.0)
+    axes.text(0.99, 0.95, f"max {peak:.1f} sigma", transform=axes.transAxes, fontsize=7.5, ha="right", va="top")
+    plain_axes(axes)
+
+
+@literal
+def components_figure(summaries: pa.Table, to: Target) -> None:
+    """Draw which components and layers hold the outliers by the layer's sigma, one panel per way of training.
+
+    A cell is the share of the component's entries in the layer that are outliers, averaged over updates; beside the
+    layer's name, how many times as many as in a Gaussian. Compare with Zhang et al. 2023, Table 4.
+
+    Args:
+        summaries: Rows of OUTLIER_SUMMARIES.
+        to: Where the PNG goes.
+    """
+    rows = drawable_rows(summaries)
+    panels = list(dict.fromkeys((row["model"], row["method"], row["kind"]) for row in rows))
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    components = list(dict.fromkeys(row["component"] for row in rows if row["component"]))
+    components.sort(key=lambda name: _COMPONENTS.index(name) if name in _COMPONENTS else -1)
+    drawn = [(panel, [row for row in rows if (row["model"], row["method"], row["kind"]) == panel]) for panel in panels]
+    parts = [[[_share(mine, layer, part) for part in components] for layer in layers] for _, mine in drawn]
+    top = max([0.01, *(cell for cells in parts for line in cells for cell in line if cell is not None)])
+    figure, grid = make_grid(len(panels), 1, 1.4 + 0.95 * len(components), 1.1 + 0.34 * len(layers))
+    for axes, (panel, mine), cells in zip([line[0] for line in grid], drawn, parts, strict=False):
+        labels = [f"{_number(layer)}  ({_times(mine, layer)})" for layer in layers]
+        heat_map(axes, cells, labels, components, lambda value: f"{100 * value:.2g}%", "Reds", (0.0, top))
+        axes.set_ylabel("layer (times a Gaussian)", fontsize=8)
+        axes.set_title(panel_title(panel[0], f"{panel[1]} {'' if panel[2] == 'adapter' else 'θ_T - θ₀'}"), fontsize=9)
+    save(figure, to)
+
+
+def _share(rows: list[dict[str, Any]], layer: str, component: str) -> float | None:
+    mine = [row for row in rows if (row["layer"], row["component"]) == (layer, component)]
+    size = sum(row["size"] for row in mine)
+    return sum(row["layer_outliers"] for row in mine) / size if size else None
+
+
+def _times(rows: list[dict[str, Any]], layer: str) -> str:
+    mine = [row for row in rows if row["layer"] == layer and row["tensor"] is None]
+    expected = sum(row["expected_outliers"] for row in mine)
+    return f"{sum(row['outliers'] for row in mine) / expected:.1f}" if expected else "-"
+
+
+@literal
+def spectra_figure(spectra: pa.Table, to: Target) -> None:
+    """Draw the share of a trajectory's movement outside its first directions, one line per layer, a panel per task.
+
+    Args:
+        spectra: Rows of SPECTRA.
+        to: Where the PNG goes.
+    """
+    from matplotlib import colormaps
+
+    rows = drawable_rows(spectra)
+    panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    shades = {layer: colormaps["viridis"](0.9 * i / max(1, len(layers) - 1)) for i, layer in enumerate(layers)}
+    figure, places = make_panels(len(panels), 3, 4.0, 2.8)
+    for axes, panel in zip(places, panels, strict=True):
+        lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in rows:
+            if (row["model"], row["task"]) == panel:
+                lines.setdefault((row["trajectory"], row["layer"]), []).append(row)
+        for (_, layer), line in lines.items():
+            outside = [(row["rank"], 1 - row["cumulative"]) for row in line if row["cumulative"] < 1 - 1e-12]
+            axes.plot([rank for rank, _ in outside], [rest for _, rest in outside], color=shades[layer], linewidth=1.1)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.yaxis.set_minor_formatter(lambda x, _: "")
+        axes.set_title(panel_title(panel[0], panel[1]), fontsize=9)
+        axes.set_xlabel("directions", fontsize=8)
+        axes.set_ylabel("share of |W|² outside", fontsize=8)
+        plain_axes(axes)
+    add_legend(figure, [(f"layer {_number(layer)}", shades[layer]) for layer in layers])
+    save(figure, to)
+
+
+def _update_name(row: dict[str, Any]) -> str:
+    what = row["method"] if row["kind"] == "adapter" else "θ_T - θ₀"
+    return f"{row['task']}, seed {row['data_seed']}\n{what}"
+
+
+def _number(layer: str) -> str:
+    return layer.rpartition(".")[2]
