@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distsub.errors import DataError
-from distsub.finetune.observer import Observer
-from distsub.finetune.train import Training
+from distsub.finetune.train import Observer, Training
 from distsub.records import Ablation
 
 Positions = Mapping[str, np.ndarray]

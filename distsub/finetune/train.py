@@ -5,7 +5,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
@@ -19,13 +19,47 @@ from distsub.errors import ConfigError, DataError
 from distsub.finetune import batches, data, memory, pretrained
 from distsub.finetune.building import build_model, build_optimizer, learning_rate_factor
 from distsub.finetune.evaluation import Evaluation
-from distsub.finetune.observer import Observer, Stopped
 from distsub.finetune.precision import autocast_for
 from distsub.records import Observation, Trial
 from distsub.subspace.trajectory import Snapshots
 
 _DECISIVE = ("weights_sha256", "dataset_sha256", "precision", "distsub", "torch", "transformers")
 """Of the provenance, what must be the same for a training to resume."""
+
+
+Report = Callable[[int, int], bool | None]
+"""Told of (steps taken, steps in all); True asks the training to stop."""
+
+
+class Stopped(Exception):
+    """An observer stopped a training before its end; there is no observation."""
+
+
+class Observer:
+    """Watches a training. Observers are called in their order; each method does nothing unless overridden."""
+
+    def on_start(self, training: "Training") -> None:
+        """Act on the model before its first step; may move `training` to where an earlier attempt stood."""
+
+    def on_evaluation(self, training: "Training") -> None:
+        """Act before the model is scored; may change its weights."""
+
+    def on_step(self, training: "Training") -> bool | None:
+        """Act after a step and its evaluation, if it has one; True stops the training unless this was the last step."""
+
+    def on_end(self, training: "Training", observation: Observation | None) -> None:
+        """Act at the end; without an observation the training was stopped. Not called where it crashed."""
+
+
+class Progress(Observer):
+    """Reports every step."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def on_step(self, training: "Training") -> bool | None:
+        """Report the step, and stop if asked to."""
+        return self._report(training.step, training.trial.budget.steps)
 
 
 def train(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from distsub.config.sweep import Resources
 from distsub.errors import OutOfMemoryError, OutputError
-from distsub.finetune.observer import Stopped
+from distsub.finetune.train import Stopped
 from distsub.records import Observation, Trial
 from distsub.results import Store
 from distsub.runtime.drain import Drain

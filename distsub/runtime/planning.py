@@ -14,8 +14,7 @@ import pyarrow as pa
 
 from distsub.config.sweep import Sweep
 from distsub.finetune import data, memory
-from distsub.finetune.observer import Progress, Stopped
-from distsub.finetune.train import train
+from distsub.finetune.train import Progress, Stopped, train
 from distsub.records import InSetup, Method, Model, Recording, Trial, label
 from distsub.report.listing import size_text
 from distsub.runtime.checks import check

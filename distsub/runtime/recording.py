@@ -22,9 +22,8 @@ from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, OutputError, TrajectoryError, first_line
 from distsub.files import Files
 from distsub.finetune import data, pretrained, trajectory
-from distsub.finetune.observer import Progress, Report, Stopped
 from distsub.finetune.recorder import Recorder
-from distsub.finetune.train import train
+from distsub.finetune.train import Progress, Report, Stopped, train
 from distsub.records import Observation, Recording, Trial
 from distsub.results import Store
 from distsub.runtime.claims import Claim

@@ -11,9 +11,8 @@ import time
 import pyarrow as pa
 
 from distsub.files import Files
-from distsub.finetune.observer import Observer
 from distsub.finetune.resume import ResumeState
-from distsub.finetune.train import Training
+from distsub.finetune.train import Observer, Training
 from distsub.records import Observation, Trial
 from distsub.results import Store
 

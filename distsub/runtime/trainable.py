@@ -11,7 +11,7 @@ from distsub.runtime import cluster  # isort: skip  # sets Ray's environment bef
 from ray import tune
 
 from distsub.errors import DataError, OutOfMemoryError, UnavailableError
-from distsub.finetune.observer import Report, Stopped
+from distsub.finetune.train import Report, Stopped
 from distsub.records import Observation, Trial
 from distsub.results.schema import setup_from_json
 from distsub.runtime.worker import REPORTED, WorkerConfig, perform

@@ -15,8 +15,7 @@ import torch
 
 from distsub.errors import DistsubError, OutOfMemoryError, OutputError, first_line
 from distsub.finetune import ablate, inputs, memory
-from distsub.finetune.observer import Observer, Progress, Report
-from distsub.finetune.train import Training, train
+from distsub.finetune.train import Observer, Progress, Report, Training, train
 from distsub.paths import ROWS
 from distsub.records import Observation, Recording, Subspace, Trial
 from distsub.records.places import Places

@@ -6,8 +6,7 @@ import torch
 
 from distsub.errors import ConfigError, DataError
 from distsub.finetune import ablate, pretrained
-from distsub.finetune.observer import Observer
-from distsub.finetune.train import train
+from distsub.finetune.train import Observer, train
 from distsub.records import Ablation, Budget, Full, Model, Seeds, Setup, Task, Trial
 
 NAME = "bert.encoder.layer.0.output.dense.weight"

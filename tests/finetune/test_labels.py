@@ -189,7 +189,7 @@ def test_a_task_of_plain_numbers_has_no_names():
 
 def test_names_stay_with_the_adapter_and_the_row(tmp_path, tiny_model):
     from distsub.finetune import adapters, train
-    from distsub.finetune.observer import Observer
+    from distsub.finetune.train import Observer
     from distsub.records import Seeds, Trial
 
     write(tmp_path, "jsonl", ["pos", "neg", "meh", "pos"], texts=["good w1", "bad w2", "w3", "good w4"])

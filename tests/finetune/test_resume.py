@@ -7,8 +7,8 @@ import torch
 
 from distsub.config import load_sweep
 from distsub.finetune import train
-from distsub.finetune.observer import Observer, Stopped
 from distsub.finetune.resume import ResumeState
+from distsub.finetune.train import Observer, Stopped
 from distsub.records import Random, Subspace
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from distsub.config import load_sweep
 from distsub.errors import DimensionError
 from distsub.finetune import train
-from distsub.finetune.observer import Observer, Stopped
 from distsub.finetune.step_size import learned_step_size, step_size
+from distsub.finetune.train import Observer, Stopped
 from distsub.records import Freeze, Model, Random, Subspace
 
 

@@ -13,7 +13,7 @@ import torch
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError, OutOfMemoryError
 from distsub.finetune import memory, train
-from distsub.finetune.observer import Stopped
+from distsub.finetune.train import Stopped
 from distsub.results import Store
 from distsub.runtime import launch
 from distsub.runtime.worker import WorkerConfig, failed, perform

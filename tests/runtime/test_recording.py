@@ -9,7 +9,7 @@ from distsub.cli.shell import unrelated_rows
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
 from distsub.finetune import adapters, trajectory
-from distsub.finetune.observer import Stopped
+from distsub.finetune.train import Stopped
 from distsub.records import label
 from distsub.results import Store
 from distsub.runtime import checks, launch, planning, recording

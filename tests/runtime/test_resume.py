@@ -6,7 +6,7 @@ import time
 import pytest
 
 from distsub.config import parse_sweep
-from distsub.finetune.observer import Stopped
+from distsub.finetune.train import Stopped
 from distsub.results import Store
 from distsub.runtime import resume
 from distsub.runtime.worker import WorkerConfig, perform

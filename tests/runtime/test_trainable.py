@@ -6,7 +6,7 @@ import time
 import pytest
 
 from distsub.errors import OutOfMemoryError
-from distsub.finetune.observer import Stopped
+from distsub.finetune.train import Stopped
 from distsub.runtime.trainable import Background, TrainTrial
 from distsub.runtime.worker import WorkerConfig
 
