@@ -232,7 +232,7 @@ def bucket(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("where", ["environment", "address"])
-def test_secrets_are_in_no_row_no_log_and_no_copy(tmp_path, tiny_text, bucket, where):
+def test_secrets_are_in_no_row_no_log_and_no_copy(tmp_path, tiny_text, bucket, where, warm):
     rest, client = bucket
     small = tiny_text.replace("seeds = 2", "seeds = 1").replace('["said", "did"]', '["did"]')
     (tmp_path / "tiny.toml").write_text(small.replace("dims = [8, 16, 64, 256]", "dims = [8, 16]"))
@@ -244,13 +244,7 @@ def test_secrets_are_in_no_row_no_log_and_no_copy(tmp_path, tiny_text, bucket, w
         uri = f"s3://planted-key:{SECRET}@{rest}"
 
     def distsub(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "distsub.cli", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        return warm.run(*arguments, cwd=tmp_path, env=environment)
 
     runs = [
         distsub("run", "tiny.toml", "--out", uri, "--backend", "inline"),

@@ -70,12 +70,12 @@ def trained_apart():
 class Run(subprocess.Popen):
     """`distsub run` in a process group of its own, its lines in a file."""
 
-    def __init__(self, sweep, out, environment, *more):
+    def __init__(self, program, sweep, out, environment, *more):
         beside = os.path.join(environment["RAY_TMPDIR"], "run") if "://" in str(out) else out
         self.out, self._lines = out, f"{beside}-{time.monotonic_ns()}.log"
         with open(self._lines, "w") as sink:
             super().__init__(
-                [sys.executable, "-m", "distsub.cli", "run", str(sweep), "--out", str(out), "--no-adapters", *more],
+                [*program, "run", str(sweep), "--out", str(out), "--no-adapters", *more],
                 env=environment,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
@@ -112,7 +112,7 @@ class Run(subprocess.Popen):
             assert not Store.open(str(self.out)).damaged
 
     def end(self):
-        """End the group this process leads."""
+        """End the group this process leads; a warm one takes the command and the Ray it has started with it."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
@@ -141,12 +141,14 @@ def environment(folder, light_site):
 
 
 @pytest.fixture
-def distsub_run():
+def distsub_run(warm):
     """Start `distsub run`; whatever still runs at the end of the test is ended."""
     runs = []
 
     def start(sweep, out, environment, *more):
-        runs.append(Run(sweep, out, environment, *more))
+        # A Ray of its own is started, and looked at, from a process of its own.
+        program = warm.command if "RAY_ADDRESS" in environment else (sys.executable, "-m", "distsub.cli")
+        runs.append(Run(program, sweep, out, environment, *more))
         return runs[-1]
 
     yield start

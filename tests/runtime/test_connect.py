@@ -108,14 +108,13 @@ COMMANDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", COMMANDS)
-def test_the_command_ends_with_one_line_and_exit_code_2(case, small_sweep, environment, tmp_path, deaf, shut):
+def test_the_command_ends_with_one_line_and_exit_code_2(case, small_sweep, environment, tmp_path, deaf, shut, warm):
     long = tmp_path / ("x" * 80)
     long.mkdir()
     given, message = COMMANDS[case]
     fill = {"deaf": deaf, "shut": shut, "long": long}
     environment |= {key: value.format(**fill) for key, value in given.items()}
-    command = [sys.executable, "-m", "distsub.cli", "run", str(small_sweep), "--out", str(tmp_path / "out"), "--plain"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+    done = warm.run("run", small_sweep, "--out", tmp_path / "out", "--plain", env=environment, timeout=150)
     assert done.returncode == 2, done.stderr
     assert message.format(**fill) in done.stderr and len(done.stderr.strip().splitlines()) == 1
 

@@ -76,14 +76,14 @@ def test_inline_ends_in_the_middle_of_a_trial_and_goes_on_there(tiny_text, tmp_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_status_says_what_runs_and_that_nothing_does_afterwards(number, tiny_text, tmp_path):
+def test_status_says_what_runs_and_that_nothing_does_afterwards(number, tiny_text, tmp_path, warm):
     """By the command line, whatever ends the driver: Ctrl-C, a job that is stopped, a machine without memory."""
     (tmp_path / "long.toml").write_text(tiny_text.replace("steps = 40", "steps = 1000000"))
     program, out = [sys.executable, "-m", "distsub.cli"], str(tmp_path / "out")
     command = [*program, "run", str(tmp_path / "long.toml"), "--out", out, "--backend", "inline", "--plain"]
 
     def status():
-        done = subprocess.run([*program, "status", out], capture_output=True, text=True)
+        done = warm.run("status", out)
         return done.stdout if done.returncode == 0 else ""
 
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:

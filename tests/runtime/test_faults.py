@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -81,68 +82,7 @@ def test_kills_of_the_driver(small_sweep, tmp_path, starts, environment, distsub
     assert all((out / "observations" / name).stat().st_mtime_ns == stamp for name, stamp in written.items())
 
 
-def test_a_killed_worker(two, starts, small_sweep, tmp_path, truth, distsub_run):
-    run = distsub_run(small_sweep, tmp_path / "worker", two.environment)
-    both_busy(run, starts, two)
-    _, _, pid, trial = starts.read()[-1]
-    two.signal(pid, signal.SIGKILL)
-    say("worker killed", again(run, starts, trial, 2))
-    run.finish(truth)
-    assert "retry" in run.log()
-
-
 DIE = "sys.modules['distsub.runtime.tune'].perform = lambda *_: os.kill(os.getpid(), 9)"
-
-
-def test_a_process_killed_while_it_waits_for_its_next_trial(two, starts, small_sweep, tmp_path, truth, distsub_run):
-    flag = tmp_path / "once"
-    starts.patch(more=DIE, once=flag)
-    run = distsub_run(small_sweep, tmp_path / "between", two.environment)
-    run.finish(truth)
-    assert flag.exists() and "the trial's process died" in run.log()
-
-
-def test_the_hard_loss_of_a_node(two, starts, small_sweep, tmp_path, truth, distsub_run):
-    run = distsub_run(small_sweep, tmp_path / "lost", two.environment)
-    lost = both_busy(run, starts, two)[two.nodes[0].node_id]
-    two.cluster.remove_node(two.nodes[0], allow_graceful=False)
-    say("node lost", again(run, starts, lost, 2))
-    run.finish(truth)
-
-
-def test_a_spot_notice_and_the_loss_that_follows(two, starts, small_sweep, tmp_path, truth, distsub_run):
-    run = distsub_run(small_sweep, tmp_path / "spot", two.environment)
-    both_busy(run, starts, two)
-    two.drain(two.nodes[0], seconds=4)
-    noticed = time.time()
-    time.sleep(4)
-    two.cluster.remove_node(two.nodes[0], allow_graceful=False)
-    rows, gone = run.rows(), two.nodes[0].node_id
-    say("spot notice, node lost 4 s later", run.until(lambda: run.rows() > rows, "a row"))
-    run.finish(truth)
-    assert not [when for when, node, *_ in starts.read() if node == gone and when > noticed + 1.0]
-
-
-@pytest.mark.parametrize("seconds", [4, 60])
-def test_a_node_that_stands_still_for_a_while(two, starts, small_sweep, tmp_path, truth, distsub_run, seconds):
-    """A short stop is waited out; a long one is a loss, and what then wakes up again does no harm."""
-    run = distsub_run(small_sweep, tmp_path / "still", two.environment)
-    held = both_busy(run, starts, two)[two.nodes[0].node_id]
-    stopped = two.processes(two.nodes[0])
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
-    began = time.monotonic()
-    if seconds > 30:  # Ray declares a node dead that has not answered for about half a minute
-        say("node stopped for good", again(run, starts, held, 2))
-    while time.monotonic() - began < seconds and run.poll() is None:
-        time.sleep(0.2)
-    for pid in stopped:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-    run.finish(truth)
-    rows = [row.trial.id for row in Store.open(str(run.out)).read()]
-    assert len(rows) == len(set(rows))
-
 
 LIMIT = """\
 import resource
@@ -154,18 +94,91 @@ finally:
     resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))
 """
 
+ONE_AFTER_THE_OTHER = """\
+first, second = {first!r}, {second!r}
+if not os.path.exists(first):
+    open(first, "w").close()
+{limit}
+elif not os.path.exists(second):
+    open(second, "w").close()
+{die}
+"""
+
+
+def test_processes_that_fail_are_killed_or_stand_still_under_one_run(
+    two, starts, small_sweep, tmp_path, truth, distsub_run
+):
+    """No memory for a trial, one killed while it waits for its next, one killed while it trains, a node that pauses."""
+    flags = [tmp_path / "first", tmp_path / "second"]
+    first, second = map(str, flags)
+    faults = ONE_AFTER_THE_OTHER.format(first=first, second=second, limit=indent(LIMIT, " " * 4), die=f"    {DIE}")
+    starts.patch(delay=2.0, more=faults)
+    run = distsub_run(small_sweep, tmp_path / "processes", two.environment)
+    run.until(lambda: all(flag.exists() for flag in flags), "both faults inside")
+    run.until(lambda: "the trial's process died" in run.log(), "loss of the process that waited")
+    began = len(starts.read())
+    run.until(lambda: len(starts.read()) > began, "another start")
+    _, _, pid, trial = starts.read()[-1]
+    before = sum(each == trial for *_, each in starts.read())
+    two.signal(pid, signal.SIGKILL)
+    say("worker killed", again(run, starts, trial, before + 1))
+    stopped = two.processes(two.nodes[0])
+    with still(stopped):
+        end = time.monotonic() + 4.0  # a short stop is waited out
+        while time.monotonic() < end and run.poll() is None:
+            time.sleep(0.2)
+    run.finish(truth)
+    assert "MemoryError" in run.log() and "retry" in run.log()
+
+
+@contextlib.contextmanager
+def still(pids):
+    """Let processes stand still for a while."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_nodes_that_stand_still_leave_with_notice_and_are_lost_under_one_run(
+    two, starts, small_sweep, tmp_path, distsub_run, request
+):
+    """One stands still until it counts as lost, and wakes again; meanwhile one leaves after a notice, one without."""
+    small_sweep.write_text(small_sweep.read_text().replace("seeds = 2", "seeds = 4"))
+    truth = request.getfixturevalue("truth")
+    run = distsub_run(small_sweep, tmp_path / "nodes", two.environment)
+    frozen, leaves = two.nodes
+    held = both_busy(run, starts, two)[frozen.node_id]
+    with still(two.processes(frozen)):
+        stopped, third = time.monotonic(), two.add()
+        two.drain(leaves, seconds=4)
+        noticed = time.time()
+        time.sleep(4)
+        two.cluster.remove_node(leaves, allow_graceful=False)
+        rows = run.rows()
+        say("spot notice, node lost 4 s later", run.until(lambda: run.rows() > rows, "a row"))
+        two.add()
+        run.until(lambda: third.node_id in [node for _, node, *_ in starts.read()], "use of the third node")
+        lost = [trial for _, node, _, trial in starts.read() if node == third.node_id][-1]
+        before = sum(trial == lost for *_, trial in starts.read())
+        two.cluster.remove_node(third, allow_graceful=False)
+        say("node lost", again(run, starts, lost, before + 1))
+        again(run, starts, held, 2)  # Ray declares a node dead that has not answered for about half a minute
+        say("node stopped for good", time.monotonic() - stopped)
+    run.finish(truth)
+    rows = [row.trial.id for row in Store.open(str(run.out)).read()]
+    assert len(rows) == len(set(rows))
+    assert not [when for when, node, *_ in starts.read() if node == leaves.node_id and when > noticed + 1.0]
+
+
 EAT = """\
 eaten = b"x" * (5 << 30)
 time.sleep(60)
 """
-
-
-def test_a_trial_that_its_process_has_no_memory_for(two, starts, small_sweep, tmp_path, truth, distsub_run):
-    flag = tmp_path / "once"
-    starts.patch(more=LIMIT, once=flag)
-    run = distsub_run(small_sweep, tmp_path / "memory", two.environment)
-    run.finish(truth)
-    assert flag.exists() and "MemoryError" in run.log()
 
 
 def memory(name):

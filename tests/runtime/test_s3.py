@@ -94,7 +94,7 @@ def options(address):
     return f"endpoint_override={address[0]}:{address[1]}&scheme=http&region=us-east-1"
 
 
-def test_every_command_on_s3_and_no_credentials_anywhere(bucket, tiny_text, tmp_path):
+def test_every_command_on_s3_and_no_credentials_anywhere(bucket, tiny_text, tmp_path, warm):
     address, filesystem, _ = bucket
     text = tiny_text.replace("steps = 40", "steps = 4").replace("dims = [8, 16, 64, 256]", "dims = [8, 16]")
     sweep = tmp_path / "small.toml"
@@ -104,8 +104,7 @@ def test_every_command_on_s3_and_no_credentials_anywhere(bucket, tiny_text, tmp_
     said = []
 
     def distsub(*arguments):
-        command = [sys.executable, "-m", "distsub.cli", *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        done = warm.run(*arguments, env=environment, cwd=tmp_path)
         said.append(done.stdout + done.stderr)
         assert done.returncode == 0, said[-1]
         return done.stdout
@@ -181,15 +180,17 @@ def test_one_put_in_five_fails_and_no_row_is_lost_or_twice(bucket):
 
 
 @pytest.mark.parametrize("backend", ["inline", "tune"])
-def test_a_trial_costs_at_most_four_requests_and_the_end_one_pass_over_the_rows(bucket, tiny_text, tmp_path, backend):
+def test_a_trial_costs_at_most_four_requests_and_the_end_one_pass_over_the_rows(
+    bucket, tiny_text, tmp_path, backend, warm
+):
     address, _, server = bucket
     text = tiny_text.replace("eval_every = 10", "eval_every = 5")
     (tmp_path / "sweep.toml").write_text(text)
     out = f"s3://bucket/runs/counted?{options(address)}"
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "distsub.cli", "run", str(tmp_path / "sweep.toml"), "--out", out]
-    command += ["--backend", backend, "--plain"]
+    program = warm.command if backend == "inline" else (sys.executable, "-m", "distsub.cli")
+    command = [*program, "run", str(tmp_path / "sweep.toml"), "--out", out, "--backend", backend, "--plain"]
 
     def requests():
         server.requests.clear()

@@ -52,18 +52,17 @@ def test_a_board_takes_its_share_and_an_empty_one_is_refused(tiny_sweep):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, tiny_text):
+def small(tmp_path_factory, tiny_text, warm):
     """A sweep of a few very short trainings, and its table when one driver runs it."""
     folder = tmp_path_factory.mktemp("shards")
     text = tiny_text.replace("steps = 40", "steps = 4").replace("dims = [8, 16, 64, 256]", "dims = [8, 16]")
     (folder / "small.toml").write_text(text.replace("etas = [1.0, 3.0]", "etas = [1.0]"))
-    assert start(folder, "one").wait(600) == 0
+    assert start(folder, "one", program=warm.command).wait(600) == 0
     return folder
 
 
-def start(folder, out, *options, code=None):
-    program = ["-c", code] if code else ["-m", "distsub.cli"]
-    command = [sys.executable, *program, "run", str(folder / "small.toml"), "--out", str(folder / out)]
+def start(folder, out, *options, program):
+    command = [*program, "run", str(folder / "small.toml"), "--out", str(folder / out)]
     with (folder / f"{out}.log").open("a") as log:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         return subprocess.Popen([*command, "--backend", "inline", *options], stdout=log, stderr=log, env=environment)
@@ -79,15 +78,16 @@ def table(folder, out):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_drivers_by_mistake_and_a_clock_that_jumps_back_do_no_harm(small):
-    drivers = [start(small, "two"), start(small, "two", code=JUMPING)]
+def test_two_drivers_by_mistake_and_a_clock_that_jumps_back_do_no_harm(small, warm):
+    programs = [warm.command, (sys.executable, "-c", JUMPING)]
+    drivers = [start(small, "two", program=program) for program in programs]
     assert [driver.wait(900) for driver in drivers] == [0, 0], (small / "two.log").read_text()
     assert table(small, "two") == table(small, "one")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_shards_together_make_the_table_of_one_driver(small):
-    drivers = [start(small, "shards", "--shard", f"{index}/2") for index in range(2)]
+def test_shards_together_make_the_table_of_one_driver(small, warm):
+    drivers = [start(small, "shards", "--shard", f"{index}/2", program=warm.command) for index in range(2)]
     assert [driver.wait(900) for driver in drivers] == [0, 0], (small / "shards.log").read_text()
     assert table(small, "shards") == table(small, "one")

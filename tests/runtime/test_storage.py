@@ -38,12 +38,13 @@ def sweep(tiny_text, tmp_path):
 
 
 @pytest.fixture
-def run(sweep):
+def run(sweep, warm):
     ray = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # Ray's sockets need a short path
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_TMPDIR": ray}
 
     def start(out, backend):
-        command = [sys.executable, "-m", "distsub.cli", "run", str(sweep), "--out", str(out), "--backend", backend]
+        program = warm.command if backend == "inline" else (sys.executable, "-m", "distsub.cli")
+        command = [*program, "run", str(sweep), "--out", str(out), "--backend", backend]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     yield start
