@@ -16,7 +16,7 @@ import numpy as np
 
 from distsub.estimate.curves import BASELINE, FLOOR, MIDDLE, PENALTY, RESIDUAL, SHIFT, SLOPE, TILT, TOP, Noise
 from distsub.estimate.d90 import fit
-from distsub.estimate.shared import influences
+from distsub.metrics import influences
 from distsub.records import Observation, label
 from distsub.search import Search
 from distsub.search.synthetic import Curve

@@ -187,11 +187,10 @@ def scores(table: pa.Table, places: Places) -> list[Observation]:
     if not table.num_rows:
         return []
     column = table["setup"].unify_dictionaries().combine_chunks()
-    setups = [places.locate(setup_from_json(text)) for text in column.dictionary.to_pylist()]
+    texts, of_row = column.dictionary.to_pylist(), column.indices.to_pylist()
+    setups = {i: places.locate(setup_from_json(texts[i])) for i in set(of_row)}  # of rows that were left out, none
     found = []
-    for i, d, eta, *values in zip(
-        column.indices.to_pylist(), *(table[name].to_pylist() for name in _VALUES), strict=True
-    ):
+    for i, d, eta, *values in zip(of_row, *(table[name].to_pylist() for name in _VALUES), strict=True):
         status, score, chance, *numbers = values
         wall_s, num_params, num_scales, num_examples = (number or 0 for number in numbers)
         found.append(

@@ -55,7 +55,7 @@ def test_records(sweep):
     )
     assert sweep.seeds == (Seeds(0, 0, 0), Seeds(1, 1, 1))
     assert sweep.etas == (0.1, 1.0) and sweep.baseline_learning_rates == (5e-5, 1e-4)
-    assert sweep.budget == Budget(steps=10) and sweep.resources == sweep_file.Resources()
+    assert sweep.budget == Budget(steps=10) and sweep.resources == tables.Resources()
 
 
 def test_baseline_trials_are_shared_by_projection_seeds():

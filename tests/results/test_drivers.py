@@ -14,7 +14,7 @@ from distsub.results.drivers import STALE_S, Heartbeat, drivers
 
 HOLD = """
 import sys, time
-from distsub.results import Files
+from distsub.files import Files
 from distsub.results.drivers import Heartbeat
 with Heartbeat(Files.at(sys.argv[1]), lambda: ["mrpc did d=8"]):
     print("there", flush=True)

@@ -169,7 +169,7 @@ def test_rows_in_any_order_and_all_at_once_fold_to_the_same(bench, seed, data):
             state = state.add(row)
         assert Evidence.of(search, own) == state
         assert Bisection().propose(Evidence.of(search, own), 9) == Bisection().propose(state, 9)
-        assert sorted(row.trial_id for row in own) == sorted(row.trial.id for row in part if search.owns(row.trial))
+        assert sorted(row.trial.id for row in own) == sorted(row.trial.id for row in part if search.owns(row.trial))
 
 
 def test_the_two_best_go_to_all_seeds_and_are_what_the_estimate_is_of(bench):
