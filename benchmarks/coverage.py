@@ -25,7 +25,7 @@ import numpy as np
 
 from distsub.estimate.d90 import fit
 from distsub.records import Budget, Full, Model, Random, Seeds, Setup, Subspace, Task, Trial
-from distsub.search import Board, Rule, Search, log_grid, make_policy
+from distsub.search import Rule, Search, TrialQueue, log_grid, make_policy
 from distsub.search.rule import D90_RULE
 from distsub.search.synthetic import Curve
 
@@ -187,17 +187,17 @@ def sweep(world: World, index: int, for_value: bool = False) -> dict[str, Any]:
     these = searches(world, curve.num_examples, rule)
     smallest, largest = these[0].dims[0], these[0].dims[-1]
     true = curve.crossing(world.etas, world.rates, rule=rule)
-    board, rows = Board(these, make_policy(world.policy)), []
-    while (trial := board.next(frozenset(), 1)) is not None:
+    queue, rows = TrialQueue(these, make_policy(world.policy)), []
+    while (trial := queue.next(frozenset(), 1)) is not None:
         rows.append(curve.observe(trial, arrays=index % 2 == 0))
-        board.observe(rows[-1])
+        queue.observe(rows[-1])
     began = time.process_time()
     fitted = fit(these, rows)
     found = fitted.d_at()
     took = time.process_time() - began
     low, high = found.low or 0.0, found.high or math.inf
     ends = {"below_range": smallest, "above_range": largest}
-    firsts = [finding.d or ends.get(finding.outcome.name, math.nan) for finding in board.findings()]
+    firsts = [finding.d or ends.get(finding.outcome.name, math.nan) for finding in queue.findings()]
     inside = min(max(true, smallest), largest)
     error = lambda d: math.log(min(max(d, smallest), largest) / inside)  # noqa: E731
     return {

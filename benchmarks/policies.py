@@ -128,12 +128,12 @@ def measure(drawn: list[tuple[Curve, list[Search]]], truth: Truth, policy: str, 
     """Run one policy over all searches; return what it took, and what it found."""
     searches = [search for _, each in drawn for search in each]
     began = time.process_time()
-    board, ledger = play(searches, policy, truth, Machines(slots))
+    queue, ledger = play(searches, policy, truth, Machines(slots))
     took = time.process_time() - began
     trainings = (ledger.steps - ledger.baseline_steps) / STEPS / len(searches)
     probes = Counter((row.trial.task.name, row.trial.seeds) for row in ledger.rows if not row.trial.is_baseline)
     most = max(probes.values())
-    assert len(ledger.rows) <= board.max_trials()
+    assert len(ledger.rows) <= queue.max_trials()
     result = {
         "searches": len(searches),
         "trainings": round(trainings, 2),
@@ -141,10 +141,10 @@ def measure(drawn: list[tuple[Curve, list[Search]]], truth: Truth, policy: str, 
         "utilisation": round(ledger.busy_s / ledger.wall_s / slots, 3),
         "cancelled": round(ledger.cancelled_steps / STEPS / len(searches), 3),
         "most_of_a_search": most,
-        "promised_of_a_search": board.policy.max_trials(searches[0]) - len(searches[0].baseline),
+        "promised_of_a_search": queue.policy.max_trials(searches[0]) - len(searches[0].baseline),
         "cpu_seconds": round(took, 1),
     }
-    return result, list(board.findings())
+    return result, list(queue.findings())
 
 
 def alone(drawn: list[tuple[Curve, list[Search]]], truth: Truth, slots: int) -> dict:

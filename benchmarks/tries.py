@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 
 from distsub.records import Budget, Full, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
-from distsub.search import KEPT, Board, Evidence, Grid, Range, Search, log_grid
+from distsub.search import KEPT, Evidence, Grid, Range, Search, TrialQueue, log_grid
 from distsub.search.synthetic import Curve
 from distsub.search.thresholds import Trained, judge
 
@@ -179,16 +179,16 @@ def measure(kind: str, count: int) -> dict[str, dict[str, float]]:
     return {name: {key: round(value, 4) for key, value in each.items()} for name, each in found.items()}
 
 
-def whole_board(count: int) -> dict[str, float]:
+def whole_queue(count: int) -> dict[str, float]:
     """Run sweeps with both ranges to their end: trainings beside what was promised."""
     shares = []
     for world in worlds_of("usual", count):
-        board, taken = Board(search_of(RATES, ETAS), Grid()), 0
-        while (trial := board.next(set(), 1)) is not None:
-            board.observe(world.observe(trial, arrays=False))
+        queue, taken = TrialQueue(search_of(RATES, ETAS), Grid()), 0
+        while (trial := queue.next(set(), 1)) is not None:
+            queue.observe(world.observe(trial, arrays=False))
             taken += 1
-        assert taken <= board.max_trials()
-        shares.append(taken / board.max_trials())
+        assert taken <= queue.max_trials()
+        shares.append(taken / queue.max_trials())
     return {"sweeps": count, "least": min(shares), "most": max(shares)}
 
 
@@ -201,7 +201,7 @@ def main() -> None:
     for kind in KINDS:
         report[kind] = measure(kind, options.worlds)
         print(kind, json.dumps(report[kind]), flush=True)
-    report["promised trainings that were taken"] = whole_board(3)
+    report["promised trainings that were taken"] = whole_queue(3)
     if options.out != "-":
         Path(options.out).write_text(json.dumps(report, indent=2) + "\n")
 

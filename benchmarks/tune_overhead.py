@@ -1,4 +1,4 @@
-"""What Tune, the searcher, the board, the store and the reporter add to a trial that itself takes no time.
+"""What Tune, the searcher, the queue, the store and the reporter add to a trial that itself takes no time.
 
     python benchmarks/tune_overhead.py --trials 1000 --slots 2 --out benchmarks/tune_overhead.json
     python benchmarks/tune_overhead.py --trials 5000 1000 --slots 2 --out benchmarks/driver_scale.json
@@ -30,7 +30,7 @@ from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
 from distsub.runtime.trainable import TrainTrial
 from distsub.runtime.worker import WorkerConfig
-from distsub.search import Board, Search, log_grid, make_policy
+from distsub.search import Search, TrialQueue, log_grid, make_policy
 
 BUDGET = Budget(steps=10, eval_every=5)
 ETAS = (0.3, 1.0)
@@ -104,7 +104,7 @@ def main() -> None:
     tune.TrainTrial = NoTraining  # type: ignore[misc]
     with tempfile.TemporaryDirectory(prefix="ds-", dir="/tmp") as folder:
         store = Store.create(f"{folder}/out", "name = 'nothing'", "0" * 16)
-        board = Board(searches(trials), make_policy("grid"))
+        queue = TrialQueue(searches(trials), make_policy("grid"))
         resources = Resources(max_concurrent_trials=options.slots, cpus_per_trial=1.0)
         marks: list[tuple[float, float, float]] = []
 
@@ -115,12 +115,12 @@ def main() -> None:
 
         config = WorkerConfig(store.uri)
         profile = cProfile.Profile()
-        with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), Drain() as drain, Marking(board) as told:
+        with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), Drain() as drain, Marking(queue) as told:
             if options.profile:
                 profile.enable()
-            tune.run(board, store, config, told, drain, resources)
+            tune.run(queue, store, config, told, drain, resources)
             profile.disable()
-        assert board.finished and {row.status for row in store.read()} == {"finished"}, store.read()[0].error
+        assert queue.finished and {row.status for row in store.read()} == {"finished"}, store.read()[0].error
     if options.profile:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(60)
     skip = len(marks) // 10  # while processes start

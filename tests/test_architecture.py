@@ -58,6 +58,21 @@ def test_the_rooms_form_no_circle():
     assert len(list(TopologicalSorter(graph).static_order())) == len(MAY_IMPORT)
 
 
+def test_no_files_import_each_other_in_a_circle():
+    """At the top of a module; inside functions a heavy import may come late."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES}
+
+    def used(path: Path) -> set[str]:
+        found = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom) and node.module]
+        asked = {f"{node.module}.{alias.name}" for node in found for alias in node.names}
+        return {name if name in names else name.rpartition(".")[0] for name in asked} & names
+
+    graph = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): used(path) for path in MODULES
+    }
+    assert list(TopologicalSorter(graph).static_order())
+
+
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 

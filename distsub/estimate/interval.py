@@ -89,16 +89,6 @@ class Estimate:
         return self.rule.fraction
 
     @property
-    def low_censored(self) -> bool:
-        """Whether the interval reaches below the smallest d."""
-        return self._has_interval and self.low is None
-
-    @property
-    def high_censored(self) -> bool:
-        """Whether the interval reaches beyond the largest d."""
-        return self._has_interval and self.high is None
-
-    @property
     def width(self) -> float:
         """Length of the interval in log d, censored ends cut at the range; infinite without a fit."""
         if not self._has_interval:

@@ -6,7 +6,6 @@ follows from what is in it: the same analysis again replaces its own files and n
 
 import io
 import re
-from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
@@ -66,8 +65,3 @@ def read_analysis(files: Files, name: str) -> pa.Table:
                 f"{files.uri}/{name}/{file} cannot be read ({first_line(error)}); delete it and make it again"
             ) from error
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-
-
-def analysis_tables(files: Files, names: Iterable[str] = tuple(TABLES)) -> Mapping[str, pa.Table]:
-    """Read every analysis by the name of its view."""
-    return {name: read_analysis(files, name) for name in names}

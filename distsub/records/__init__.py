@@ -23,13 +23,14 @@ from distsub.records.method import (
     label,
     on,
 )
-from distsub.records.observation import Observation, Status
+from distsub.records.observation import TRUST, Observation, Status, is_final
 from distsub.records.setup import Condition, InSetup, Recording, Setup, Trial, id_of, theta_0_of
 from distsub.records.task import Budget, Empty, HeadFrom, Model, Seeds, Task
 
 __all__ = [
     "DEFAULT_FAMILY",
     "IDENTITY_VERSION",
+    "TRUST",
     "ZHANG2023",
     "Ablation",
     "Budget",
@@ -61,6 +62,7 @@ __all__ = [
     "condition_labels",
     "digest",
     "id_of",
+    "is_final",
     "label",
     "method_labels",
     "model_labels",

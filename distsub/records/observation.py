@@ -7,6 +7,14 @@ from distsub.records.setup import Trial
 
 Status = Literal["finished", "diverged", "error"]
 
+TRUST: dict[str, int] = {"error": 0, "diverged": 1, "finished": 2}
+"""Of two rows of one trial the one of higher trust counts: an error says least, a finished training everything."""
+
+
+def is_final(status: str) -> bool:
+    """Return whether a trial of this status needs no further try; one in error does."""
+    return TRUST[status] > TRUST["error"]
+
 
 @dataclass(frozen=True)
 class Observation:

@@ -85,7 +85,7 @@ class Summary:
         if limit is None:
             decide = make_policy(policy)
             found = [decide.outcome(Evidence.of(*each)) for each in zip(searches, self._shared, strict=True)]
-        else:  # only a board that has every row knows whether it ended the sweep
+        else:  # only a queue that has every row knows whether it ended the sweep
             found = findings(searches, policy, self._rows, limit)
         return searches_table(searches, found, self._shared)
 
@@ -128,13 +128,13 @@ def findings(
     searches: Sequence[Search], policy: str, observations: Iterable[Observation], limit: Limit | None = None
 ) -> list[Finding]:
     """Fold the rows into what each search knows, in the order of the searches."""
-    from distsub.search import Board
+    from distsub.search import TrialQueue
 
-    board = Board(searches, make_policy(policy), limit)
+    queue = TrialQueue(searches, make_policy(policy), limit)
     for observation in observations:
-        board.observe(observation)
-    board.next(frozenset(), 1)  # closes what the limit no longer allows
-    return list(board.findings())
+        queue.observe(observation)
+    queue.next(frozenset(), 1)  # closes what the limit no longer allows
+    return list(queue.findings())
 
 
 def searches_table(

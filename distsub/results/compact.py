@@ -19,8 +19,9 @@ from pyarrow import compute as pc
 
 from distsub.errors import OutputError, first_line
 from distsub.paths import LOCK, PARTS, ROWS
+from distsub.records import is_final
 from distsub.results.row_files import CONNECTIONS, digest
-from distsub.results.rows import FINAL, MOST_VALUES, distinct, encode, odd_rows, ranks
+from distsub.results.rows import MOST_VALUES, distinct, encode, odd_rows, ranks
 from distsub.results.schema import OBSERVATIONS
 from distsub.results.store import Store
 
@@ -94,7 +95,7 @@ def _merge(store: Store, names: list[str], rows_per_part: int, mine: set[str]) -
     digests: dict[str, bytes] = {}
     loose = store.read_rows(names, None, digests)
     if not store.files.is_local:
-        loose = {name: table for name, table in loose.items() if name in mine or ranks(table)[0][1] == FINAL}
+        loose = {name: table for name, table in loose.items() if name in mine or is_final(table["status"][0].as_py())}
     keys = store.read_parts(["trial_id", "status"], whole=True)
     full = {name: table for name, table in keys.items() if table.num_rows >= rows_per_part}
     room = keys.keys() - full.keys()

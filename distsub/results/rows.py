@@ -15,19 +15,13 @@ from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
 from distsub.errors import first_line
-from distsub.records import Observation, Setup, Trial, id_of
+from distsub.records import TRUST, Observation, Setup, Trial, id_of
 from distsub.records.places import Places
 from distsub.results.checks import check_d_and_eta
 from distsub.results.schema import IDENTITY, OBSERVATIONS, SCHEMA_VERSION, setup_from_json
 
 NAME = re.compile(r"[0-9a-f]{16}\.parquet")
 """Of a row file (the trial's id) and of a part (a hash of its bytes)."""
-
-RANK = {"error": 0, "diverged": 1, "finished": 1}
-"""A row is replaced only by one of higher rank: an error says least, a finished training everything."""
-
-FINAL = max(RANK.values())
-"""Nothing replaces a row of this rank."""
 
 _KEYS = ("schema_version", "status", *IDENTITY)
 _VALUES = ("d", "eta", "status", "score", "chance", "wall_s", "num_params", "num_scales", "num_examples")
@@ -80,7 +74,7 @@ def parse_row(data: bytes, name: str, columns: Sequence[str] | None) -> pa.Table
         key = {column: table[column][0].as_py() for column in _KEYS}
         if key["schema_version"] > SCHEMA_VERSION:
             return _newer(key["schema_version"])
-        if key["status"] not in RANK:
+        if key["status"] not in TRUST:
             return f"foreign, status {key['status']!r}"
         odd = odd_rows(table)
     except _UNREADABLE as error:
@@ -106,7 +100,7 @@ def parse_part(source: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table
                 return large
             columns = _all(present) if columns is None else columns
             table = _conform(file.read([column for column in columns if column in present]), columns)
-        if "status" in columns and not set(table["status"].unique().to_pylist()) <= RANK.keys():
+        if "status" in columns and not set(table["status"].unique().to_pylist()) <= TRUST.keys():
             return "foreign, unknown status"
     except _UNREADABLE as error:
         return f"not readable ({first_line(error)})"
@@ -161,7 +155,7 @@ def _true(mask: Any) -> list[int]:
 
 
 def distinct(table: pa.Table) -> pa.Table:
-    """Keep each trial once: of several rows the one of highest rank, of equal ones the first."""
+    """Keep each trial once: of several rows the one of highest trust, of equal ones the first."""
     if len(table["trial_id"].unique()) == table.num_rows:
         return table
     best: dict[str, tuple[int, int]] = {}
@@ -174,7 +168,7 @@ def distinct(table: pa.Table) -> pa.Table:
 def ranks(table: pa.Table) -> list[tuple[str, int]]:
     """Give (trial id, rank) of each row."""
     statuses = table["status"].to_pylist()
-    return [(trial_id, RANK[status]) for trial_id, status in zip(table["trial_id"].to_pylist(), statuses, strict=True)]
+    return [(trial_id, TRUST[status]) for trial_id, status in zip(table["trial_id"].to_pylist(), statuses, strict=True)]
 
 
 def scores(table: pa.Table, places: Places) -> list[Observation]:

@@ -21,13 +21,11 @@ from distsub import paths
 from distsub.errors import OutputError, first_line
 from distsub.files import Files
 from distsub.paths import LOCK, PARTS, ROWS
-from distsub.records import Observation
+from distsub.records import TRUST, Observation, is_final
 from distsub.records.places import Places
 from distsub.results import held
 from distsub.results.row_files import RowFiles
 from distsub.results.rows import (
-    FINAL,
-    RANK,
     SCORES,
     distinct,
     encode,
@@ -184,7 +182,7 @@ class Store(RowFiles):
         name = f"{observation.trial.id}.parquet"
         path = f"{self.folder}/{name}"
         try:
-            if self.files.puts_whole and RANK[observation.status] == FINAL:
+            if self.files.puts_whole and is_final(observation.status):
                 return self.files.put(path, data)
             while not self.files.put(path, data, replace=False):
                 with self.files.locked(LOCK):
@@ -192,7 +190,7 @@ class Store(RowFiles):
                         known = parse_row(self.files.read(path), name, OBSERVATIONS.names)
                     except FileNotFoundError:
                         continue  # merged into a part just now
-                    if not isinstance(known, str) and RANK[known["status"][0].as_py()] >= RANK[observation.status]:
+                    if not isinstance(known, str) and TRUST[known["status"][0].as_py()] >= TRUST[observation.status]:
                         return False
                     return self.files.put(path, data)
             return True
@@ -233,7 +231,7 @@ class Store(RowFiles):
                     self.damaged.append(f"{name}: trial {row['trial_id']}: {first_line(error)}")
                     continue
                 known = best.get(found.trial.id)
-                if known is None or RANK[found.status] > RANK[known.status]:
+                if known is None or TRUST[found.status] > TRUST[known.status]:
                     best[found.trial.id] = found
         self.num_rows = len(best)
         return [best[trial_id] for trial_id in sorted(best)]

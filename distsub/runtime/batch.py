@@ -3,12 +3,12 @@
 from collections.abc import Iterable, KeysView, Set
 
 from distsub.records import Observation, Trial
-from distsub.search.board import Board
 from distsub.search.policies import make_policy
+from distsub.search.queue import TrialQueue
 
 
-class Batch(Board):
-    """A board without searches that hands out given trials, each until it is observed, in their order.
+class Batch(TrialQueue):
+    """A queue without searches that hands out given trials, each until it is observed, in their order.
 
     Args:
         trials: What is to be run; one that is given twice runs once.

@@ -12,11 +12,11 @@ from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
 from distsub.runtime.resume import StartedTrials
 from distsub.runtime.worker import WorkerConfig, failed, perform
-from distsub.search import Board
+from distsub.search import TrialQueue
 
 
 def run(
-    board: Board,
+    queue: TrialQueue,
     store: Store,
     config: WorkerConfig,
     reporter: Reporter,
@@ -27,7 +27,7 @@ def run(
     """Run until no search wants another trial, or until asked to end.
 
     Args:
-        board: The searches, with what is known already.
+        queue: The searches, with what is known already.
         store: Where errors are recorded; results are written by the trial itself.
         config: Where trials run.
         reporter: Receives every step and result.
@@ -45,13 +45,13 @@ def run(
         own = replace(config.within(resources.of(trial).cpus_per_trial), resumes=started.note(trial))
         return perform(trial, own, lambda step, steps: report(trial, step, steps))
 
-    while not drain.asked and (trial := board.next(set(), 1)) is not None:
+    while not drain.asked and (trial := queue.next(set(), 1)) is not None:
         reporter.started(trial)
         try:
             observation = _attempt(trial, perform_one or train, store, reporter, resources.retries)
         except Stopped:
             return
-        board.observe(observation)
+        queue.observe(observation)
         reporter.ended(observation)
 
 

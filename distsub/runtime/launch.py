@@ -25,7 +25,7 @@ from distsub.results.drivers import Heartbeat
 from distsub.runtime.batch import Batch
 from distsub.runtime.drain import INTERRUPTED, TERMINATED, Drain
 from distsub.runtime.progress import Reporter
-from distsub.search import Board, Search, make_policy
+from distsub.search import Search, TrialQueue, make_policy
 from distsub.search.plan import make_plan
 
 RESUMABLE = frozenset({"finished", "diverged"})
@@ -52,13 +52,13 @@ def parse_shard(text: str) -> Shard:
     )
 
 
-def board_of(sweep: Sweep, store: Store | None = None, shard: Shard = ALONE) -> Board:
+def queue_of(sweep: Sweep, store: Store | None = None, shard: Shard = ALONE) -> TrialQueue:
     """Set up a sweep's searches, or a shard of them, with what its table knows."""
-    return _board(sweep, store.read(answers=False) if store else (), shard)
+    return _queue(sweep, store.read(answers=False) if store else (), shard)
 
 
-def _board(sweep: Sweep, rows: Iterable[Observation], shard: Shard) -> Board:
-    """Set up a board with the rows of a table; an error counts as cost only, since its trial is retried."""
+def _queue(sweep: Sweep, rows: Iterable[Observation], shard: Shard) -> TrialQueue:
+    """Set up a queue with the rows of a table; an error counts as cost only, since its trial is retried."""
     index, count = shard
     searches = sweep.searches()[index::count]
     if not searches and not sweep.searches():
@@ -68,13 +68,13 @@ def _board(sweep: Sweep, rows: Iterable[Observation], shard: Shard) -> Board:
             f"--shard {index}/{count}: the sweep has {len(sweep.searches())} searches, so none is left for this "
             "driver; give at most as many drivers as searches"
         )
-    board = Board(searches, make_policy(sweep.policy), sweep.limit, sweep.controls()[index::count])
+    queue = TrialQueue(searches, make_policy(sweep.policy), sweep.limit, sweep.controls()[index::count])
     for row in rows:
         if row.status in RESUMABLE:
-            board.observe(row)
+            queue.observe(row)
         else:
-            board.spend(row)
-    return board
+            queue.spend(row)
+    return queue
 
 
 def run(
@@ -114,14 +114,14 @@ def run(
 
     table = store.read(answers=False)
     rows = [row for row in table if row.status in RESUMABLE]
-    board = _board(sweep, table, shard) if trials is None else Batch(map(sweep.places.locate_trial, trials), rows)
+    queue = _queue(sweep, table, shard) if trials is None else Batch(map(sweep.places.locate_trial, trials), rows)
     if store.files.puts_whole:
         store.folder = f"{ROWS}/{secrets.token_hex(8)}"
-    reporter = reporter_for(board, plain, rows, _expected(board), sweep.name)
+    reporter = reporter_for(queue, plain, rows, _expected(queue), sweep.name)
     reporter.final = final
     for line in store.damaged:
         reporter.line(f"skipped  {line}")
-    reporter.line(_opening(sweep.name, board, shard, taken or {}, reporter))
+    reporter.line(_opening(sweep.name, queue, shard, taken or {}, reporter))
     config = WorkerConfig(
         out=out or (store.uri if "://" in store.uri else os.path.abspath(store.uri)),
         rows=store.folder,
@@ -136,51 +136,51 @@ def run(
         for each in put(store.files, sweep.places, sweep.budget) if inputs else ():
             reporter.line(f"inputs   {each.what} put into the results ({size_text(each.num_bytes)})")
         # Imported here, since one of them imports Ray.
-        import_module(f"distsub.runtime.{backend}").run(board, store, config, reporter, drain, sweep.resources)
-        if board.finished and store.files.puts_whole:  # before the reporter reads them: one file instead of a thousand
+        import_module(f"distsub.runtime.{backend}").run(queue, store, config, reporter, drain, sweep.resources)
+        if queue.finished and store.files.puts_whole:  # before the reporter reads them: one file instead of a thousand
             try:
                 merge(store, own=store.folder)
             except OutputError as error:  # it only makes reading faster
                 reporter.line(f"merging  {error}")
-    return _end(board, store, reporter, drain)
+    return _end(queue, store, reporter, drain)
 
 
-def _end(board: Board, store: Store, reporter: Reporter, drain: Drain) -> int:
+def _end(queue: TrialQueue, store: Store, reporter: Reporter, drain: Drain) -> int:
     """Say how a run ended, and give its exit code."""
     from distsub.runtime.resume import clear
 
     counts = Counter(reporter.counts)
-    if not board.finished:  # Tune returns from an interrupt as if all were done
+    if not queue.finished:  # Tune returns from an interrupt as if all were done
         done = reporter.progress.done
         reporter.line(f"stopped  before the end: {done} finished trainings are kept, the same command resumes")
         return TERMINATED if drain.asked else INTERRUPTED
-    if not board.is_spent:  # what the limit has cut short resumes when the limit is raised
+    if not queue.is_spent:  # what the limit has cut short resumes when the limit is raised
         clear(store)
     ended = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing left to do"
     reporter.line(f"done     {ended}")
-    if board.is_spent:
+    if queue.is_spent:
         reporter.line("limit    reached: open searches are marked budget_spent; raise [limit] and rerun to continue")
     failed = (row for row in store.read(answers=False) if row.status == "error")
-    if counts["error"] or any(each.owns(row.trial) for row in failed for each in board.searches):
+    if counts["error"] or any(each.owns(row.trial) for row in failed for each in queue.searches):
         return 3
-    return 4 if board.is_spent else 0
+    return 4 if queue.is_spent else 0
 
 
-def _opening(name: str, board: Board, shard: Shard, taken: Mapping[str, int], reporter: Reporter) -> str:
+def _opening(name: str, queue: TrialQueue, shard: Shard, taken: Mapping[str, int], reporter: Reporter) -> str:
     """Say what a run is about to do."""
     share = "" if shard == ALONE else f" (shard {shard[0]}/{shard[1]})"
     elsewhere = f" ({', '.join(f'{number} taken from {uri}' for uri, number in taken.items())})" if taken else ""
     return (
-        f"sweep    {name}{share}: {len(board.searches)} searches, about {reporter.progress.total} trainings "
-        f"and at most {board.max_trials()}, {board.num_observed} known{elsewhere}"
+        f"sweep    {name}{share}: {len(queue.searches)} searches, about {reporter.progress.total} trainings "
+        f"and at most {queue.max_trials()}, {queue.num_observed} known{elsewhere}"
     )
 
 
-def _expected(board: Board) -> float:
+def _expected(queue: TrialQueue) -> float:
     """Estimate the share of its possible subspace trainings that a sweep takes."""
-    if not board.searches:
+    if not queue.searches:
         return 1.0
-    plan = make_plan(board.searches, board.policy)
+    plan = make_plan(queue.searches, queue.policy)
     most = plan.most.trials - plan.baselines
     return (plan.expected.trials - plan.baselines) / most if most else 1.0
 

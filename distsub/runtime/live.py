@@ -21,7 +21,7 @@ from distsub.records import Observation, Trial
 from distsub.report.terminal import Terminal, printable
 from distsub.runtime.labels import PARTS, shorten
 from distsub.runtime.progress import Reporter, bracket_text
-from distsub.search import Board, Finding, Outcome
+from distsub.search import Finding, Outcome, TrialQueue
 
 if TYPE_CHECKING:
     from rich.console import RenderResult
@@ -55,16 +55,18 @@ class Row:
 class LiveReporter(Reporter):
     """Shows one line per search, refreshed in place, and the trials that run below."""
 
-    def __init__(self, board: Board, rows: Iterable[Observation] = (), expected: float = 1.0, title: str = "") -> None:
+    def __init__(
+        self, queue: TrialQueue, rows: Iterable[Observation] = (), expected: float = 1.0, title: str = ""
+    ) -> None:
         """Prepare the live table; see `Reporter`.
 
         Args:
-            board: The searches.
+            queue: The searches.
             rows: What is known already.
             expected: Subspace trainings that are expected, as a share of the most that they can be.
             title: Stands before what all rows have in common.
         """
-        super().__init__(board, rows, expected)
+        super().__init__(queue, rows, expected)
         self._title = printable(title)
         self._is_open = False
         self._live = Live(get_renderable=lambda: _Picture(self), console=Console(), refresh_per_second=2)
@@ -126,7 +128,7 @@ class LiveReporter(Reporter):
                 tried.setdefault(one.trial.setup.id, []).append(one.trial.d)
         rows = []
         for index in indices:
-            search, found = self.board.searches[index], known[index]
+            search, found = self.queue.searches[index], known[index]
             cells = {
                 "bracket": bracket_text(found) if any(found.bracket) else "-",
                 "best": "-" if found.best_score is None else f"{found.best_score:.4f}",
@@ -230,9 +232,9 @@ def _table(rows: Sequence[Row], names: Sequence[str], columns: Sequence[str], wi
 
 
 def reporter_for(
-    board: Board, plain: bool = False, rows: Iterable[Observation] = (), expected: float = 1.0, title: str = ""
+    queue: TrialQueue, plain: bool = False, rows: Iterable[Observation] = (), expected: float = 1.0, title: str = ""
 ) -> Reporter:
     """Choose the live table on a terminal that can move its cursor, lines otherwise or when asked."""
     if plain or not sys.stdout.isatty() or Console().is_dumb_terminal or not Terminal.of(sys.stdout).shows("…━"):
-        return Reporter(board, rows, expected)
-    return LiveReporter(board, rows, expected, title)
+        return Reporter(queue, rows, expected)
+    return LiveReporter(queue, rows, expected, title)

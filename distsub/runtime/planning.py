@@ -18,10 +18,10 @@ from distsub.finetune.train import Progress, Stopped, train
 from distsub.records import InSetup, Method, Model, Recording, Trial, label
 from distsub.report.listing import size_text
 from distsub.runtime.checks import check
-from distsub.runtime.launch import board_of, model_facts
+from distsub.runtime.launch import model_facts, queue_of
 from distsub.runtime.recording import costs
 from distsub.runtime.rehearsal import without_checkpoints
-from distsub.search import Board, Search, make_policy
+from distsub.search import Search, TrialQueue, make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
 from distsub.search.spec import all_references, eta_tries
 
@@ -72,18 +72,18 @@ def plan(
         DistsubError: The sweep cannot run.
     """
     sweep = check(sweep, say)
-    board = board_of(sweep)
-    slots = slots or _slots(sweep, len(board.wanted()))
+    queue = queue_of(sweep)
+    slots = slots or _slots(sweep, len(queue.wanted()))
     splits = {task.name: data.load(task, sweep.budget) for task in sweep.tasks}
-    costs_of = Costs(_probe(sweep, board) if probe else {}, splits)
+    costs_of = Costs(_probe(sweep, queue) if probe else {}, splits)
     facts = lru_cache(maxsize=None)(model_facts)  # a model is built once, however many seeds and tasks it has
-    rows = [_search_row(search, board, costs_of, facts) for search in board.searches]
+    rows = [_search_row(search, queue, costs_of, facts) for search in queue.searches]
     controls = sweep.controls()
     seconds = costs_of.seconds if probe else None
-    made = make_plan(board.searches, make_policy(sweep.policy), slots, seconds, price_per_hour, controls)
-    shared = all_references(board.searches) + eta_tries(board.searches) + [(trial, 1) for trial in controls]
+    made = make_plan(queue.searches, make_policy(sweep.policy), slots, seconds, price_per_hour, controls)
+    shared = all_references(queue.searches) + eta_tries(queue.searches) + [(trial, 1) for trial in controls]
     num_bytes = sum(number * costs_of.row_bytes(trial.task.name) for trial, number in shared)
-    for search, row in zip(board.searches, rows, strict=True):
+    for search, row in zip(queue.searches, rows, strict=True):
         one = costs_of.row_bytes(search.task.name) + ADAPTER_BYTES + NUMBER_BYTES * search.dims[-1]
         num_bytes += row["max_trials"] * one
     first = len(made.first_batch)
@@ -95,7 +95,7 @@ def plan(
         given = {"total": "limit", "trials": sweep.limit.trials, "slot_hours": sweep.limit.hours}
         totals.append(dict.fromkeys(totals[0]) | given)
     if recorded := costs(sweep):
-        totals.append(dict.fromkeys(totals[0]) | _recorded(recorded, board, seconds))
+        totals.append(dict.fromkeys(totals[0]) | _recorded(recorded, queue, seconds))
     return pa.Table.from_pylist(rows), pa.Table.from_pylist(totals)
 
 
@@ -120,7 +120,9 @@ class Costs:
         return seconds_per_trial(lambda _: found.step_s, found.startup_s, eval_s)(trial) or 0.0
 
 
-def _search_row(search: Search, board: Board, costs_of: Costs, facts: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def _search_row(
+    search: Search, queue: TrialQueue, costs_of: Costs, facts: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
     """Describe a search and the most that it takes."""
     method, found = search.method, costs_of.probes.get(_kind(search))
     num_labels = costs_of.splits[search.task.name].task.num_labels or 0
@@ -136,7 +138,7 @@ def _search_row(search: Search, board: Board, costs_of: Costs, facts: Callable[.
         "scales": about["groups"] if method.scales else 0,
         "dims": f"{search.dims[0]}..{search.dims[-1]} ({len(search.dims)})",
         "etas": search.eta_range.tries if search.eta_range else len(search.etas),
-        "max_trials": board.policy.max_trials(search) - search.num_references,
+        "max_trials": queue.policy.max_trials(search) - search.num_references,
         "baseline_trials": search.num_baseline,
         "steps_per_trial": search.budget.steps,
         "s_per_step": found and round(found.step_s, 3),
@@ -147,10 +149,10 @@ def _search_row(search: Search, board: Board, costs_of: Costs, facts: Callable[.
 
 
 def _recorded(
-    recorded: list[tuple[Recording, int]], board: Board, seconds: Callable[[Trial], float] | None
+    recorded: list[tuple[Recording, int]], queue: TrialQueue, seconds: Callable[[Trial], float] | None
 ) -> dict[str, Any]:
     """Add up the trajectories that are recorded beside the searches, whose own full fine-tunings count there."""
-    anyway = {name for search in board.searches for name in search.reference_ids}
+    anyway = {name for search in queue.searches for name in search.reference_ids}
     apart = [each.trial for each, _ in recorded if each.trial.id not in anyway]
     return {
         "total": "trajectories, beside these",
@@ -226,15 +228,15 @@ def _kind(trained: InSetup) -> tuple[str, Model, Method]:
     return trained.task.name, trained.model, trained.method
 
 
-def _probe(sweep: Sweep, board: Any) -> dict[tuple[str, Model, Method], Probe]:
+def _probe(sweep: Sweep, queue: Any) -> dict[tuple[str, Model, Method], Probe]:
     """Time real steps of each model, task and method at the middle of the grid."""
     import torch
 
     torch.set_num_threads(max(1, int(sweep.resources.cpus_per_trial)))
     device = "cuda" if sweep.resources.gpus_per_trial else "cpu"
     found: dict[tuple[str, Model, Method], Probe] = {}
-    middles = [search.trials_at(search.dims[len(search.dims) // 2])[0] for search in board.searches]
-    references = [trial for search in board.searches for trial in search.baseline[:1]]
+    middles = [search.trials_at(search.dims[len(search.dims) // 2])[0] for search in queue.searches]
+    references = [trial for search in queue.searches for trial in search.baseline[:1]]
     for trial in (*references, *middles, *sweep.controls()):
         if _kind(trial) in found:
             continue

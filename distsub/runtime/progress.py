@@ -15,7 +15,7 @@ from distsub.report.streams import say
 from distsub.report.terminal import Terminal, printable
 from distsub.runtime.intervals import Intervals
 from distsub.runtime.labels import Labels
-from distsub.search import Board, Finding, Outcome, Search
+from distsub.search import Finding, Outcome, Search, TrialQueue
 
 EVERY_S = 8.0
 """Seconds between two progress lines."""
@@ -63,7 +63,7 @@ class Running:
 class Progress:
     """How far a sweep is: trainings done, how many it may take, how long.
 
-    `look` reads the board, in the thread of the run; other threads show what it found last.
+    `look` reads the queue, in the thread of the run; other threads show what it found last.
 
     Attributes:
         done: Trainings with a result, those known before the run included.
@@ -72,15 +72,15 @@ class Progress:
         slots: Trainings at once.
     """
 
-    def __init__(self, board: Board, rows: Iterable[Observation] = (), expected: float = 1.0) -> None:
-        """Start from what the board knows.
+    def __init__(self, queue: TrialQueue, rows: Iterable[Observation] = (), expected: float = 1.0) -> None:
+        """Start from what the queue knows.
 
         Args:
-            board: The searches.
+            queue: The searches.
             rows: Results from before, for the seconds of a training.
             expected: Subspace trainings that are expected, as a share of the most that they can be.
         """
-        self._board, self._expected = board, expected
+        self._queue, self._expected = queue, expected
         self._running: dict[str, Running] = {}
         self.waiting: dict[str, Trial] = {}
         self.slots = 1
@@ -91,8 +91,8 @@ class Progress:
 
     def look(self) -> None:
         """Count what is done and what is left."""
-        baselines, probes = self._board.most_left()
-        self.done = self._board.num_observed
+        baselines, probes = self._queue.most_left()
+        self.done = self._queue.num_observed
         self.left = max(baselines + round(self._expected * probes), len(self._running) + len(self.waiting))
         if probes and not self.left:
             self.left = 1
@@ -126,7 +126,7 @@ class Progress:
         """Note a result."""
         self.leave(row.trial)
         self._measure(row)
-        # Until the board is read again, which is rare when it is large.
+        # Until the queue is read again, which is rare when it is large.
         self.done, self.left = self.done + 1, max(self.left - 1, len(self._running))
 
     def _measure(self, row: Observation) -> None:
@@ -162,22 +162,22 @@ class Progress:
 class Reporter:
     """Prints one flushed line per event, and every few seconds how far the sweep is."""
 
-    def __init__(self, board: Board, rows: Iterable[Observation] = (), expected: float = 1.0) -> None:
-        """Report on a board's searches.
+    def __init__(self, queue: TrialQueue, rows: Iterable[Observation] = (), expected: float = 1.0) -> None:
+        """Report on a queue's searches.
 
         Args:
-            board: The searches.
+            queue: The searches.
             rows: What is known already, for the intervals.
             expected: Subspace trainings that are expected, as a share of the most that they can be.
         """
         rows = list(rows)
-        self.board = board
-        self.labels = Labels(board.searches)
-        self.intervals = Intervals(board.searches, rows)
-        self.progress = Progress(board, rows, expected)
+        self.queue = queue
+        self.labels = Labels(queue.searches)
+        self.intervals = Intervals(queue.searches, rows)
+        self.progress = Progress(queue, rows, expected)
         self.counts: Counter[str] = Counter()
         self.began = time.monotonic()
-        self._reported: list[Finding] = list(board.findings())
+        self._reported: list[Finding] = list(queue.findings())
         self._known, self._again = self._reported, 0.0
         self.final: Callable[[], Mapping[Search, str]] | None = None
         self._closed, self._printing = threading.Event(), threading.Lock()
@@ -226,7 +226,7 @@ class Reporter:
         now = time.monotonic()
         if fresh or now >= self._again:
             self.progress.look()
-            self._known = list(self.board.findings())
+            self._known = list(self.queue.findings())
             self._again = now + 20 * (time.monotonic() - now)
         return self._known
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 from distsub.errors import ConfigError
 from distsub.records import Observation
 from distsub.runtime.simulated import ONE_SLOT, Ledger, Machines, Recorded, Source, simulate
-from distsub.search import Board, Finding, Search, make_policy
+from distsub.search import Finding, Search, TrialQueue, make_policy
 
 REPLAY = pa.schema(
     [
@@ -58,8 +58,8 @@ def replay(
     tables = []
     for name in policies:
         source = Recorded(rows)
-        board, ledger = play(searches, name, source, machines)
-        tables.append(_table(name, board, ledger, source.missing))
+        queue, ledger = play(searches, name, source, machines)
+        tables.append(_table(name, queue, ledger, source.missing))
     return pa.concat_tables(tables)
 
 
@@ -68,15 +68,15 @@ def play(
     policy: str,
     source: Source,
     machines: Machines = ONE_SLOT,
-) -> tuple[Board, Ledger]:
+) -> tuple[TrialQueue, Ledger]:
     """Run one policy to its end; return what it found and what that took."""
-    board = Board(searches, make_policy(policy))
-    return board, simulate(board, source, machines)
+    queue = TrialQueue(searches, make_policy(policy))
+    return queue, simulate(queue, source, machines)
 
 
-def _table(name: str, board: Board, ledger: Ledger, missing: set[str]) -> pa.Table:
+def _table(name: str, queue: TrialQueue, ledger: Ledger, missing: set[str]) -> pa.Table:
     records = []
-    for search, finding in zip(board.searches, board.findings(), strict=True):
+    for search, finding in zip(queue.searches, queue.findings(), strict=True):
         own = [row for row in ledger.rows if search.owns(row.trial)]
         records.append(
             {

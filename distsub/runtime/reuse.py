@@ -9,10 +9,9 @@ import pyarrow as pa
 from distsub import paths
 from distsub.config.sweep import Sweep
 from distsub.errors import OutputError, first_line
-from distsub.records import Trial
+from distsub.records import TRUST, Trial, is_final
 from distsub.results import Store
 from distsub.results.compact import write_parts
-from distsub.results.rows import FINAL, RANK
 from distsub.results.schema import SetupReader
 from distsub.search.spec import by_key, key
 
@@ -41,14 +40,14 @@ def take(sweep: Sweep, store: Store, others: Sequence[Store], adapters: bool = T
         return {}
     asked = _asked(sweep)
     taken: dict[str, int] = {}
-    known = store.trial_ids({status for status, rank in RANK.items() if rank == FINAL})
+    known = store.trial_ids(set(filter(is_final, TRUST)))
     for other in others:
         table, reader = other.table(), SetupReader(other.places)
 
         def wants(
             trial_id: str, status: str, text: str, d: int | None, eta: float | None, reader: SetupReader = reader
         ) -> bool:
-            return RANK.get(status) == FINAL and trial_id not in known and asked(Trial(reader.read(text), d, eta))
+            return is_final(status) and trial_id not in known and asked(Trial(reader.read(text), d, eta))
 
         columns = (table[name].to_pylist() for name in ("trial_id", "status", "setup", "d", "eta"))
         wanted = list(starmap(wants, zip(*columns, strict=True)))

@@ -1,4 +1,4 @@
-"""A Tune searcher that only translates between Tune and the board.
+"""A Tune searcher that only translates between Tune and the queue.
 
 It accepts a verdict only from a result flagged final, since Tune reports a trial that was stopped exactly like one that
 finished; and it never raises, since an exception in it would end the whole run.
@@ -22,24 +22,24 @@ from distsub.runtime.crashes import CrashLog
 from distsub.runtime.progress import Reporter
 from distsub.runtime.resume import StartedTrials
 from distsub.runtime.worker import REPORTED, failed
-from distsub.search import Board
+from distsub.search import TrialQueue
 
 
-class BoardSearcher(cluster.DriverOnly, Searcher):
-    """Translates between Tune and the board."""
+class QueueSearcher(cluster.DriverOnly, Searcher):
+    """Translates between Tune and the queue."""
 
     def __init__(
         self,
-        board: Board,
+        queue: TrialQueue,
         store: Store,
         reporter: Reporter,
         crashes: CrashLog,
         losses: Counter[str],
         resources: Resources,
     ) -> None:
-        """Serve a board's trials; `losses` counts, by trial, those that Tune does not."""
+        """Serve a queue's trials; `losses` counts, by trial, those that Tune does not."""
         super().__init__(metric="score", mode="max")
-        self._board, self._store, self.reporter = board, store, reporter
+        self._queue, self._store, self.reporter = queue, store, reporter
         self.crashes, self._losses, self._resources = crashes, losses, resources
         self._started_trials, self._alone = StartedTrials(store), set[str]()
         self.slots = 1
@@ -51,7 +51,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
     @property
     def demand(self) -> int:
         """How many trials the searches would run at once, before any runs ahead of what it knows."""
-        return len(self._board.wanted())
+        return len(self._queue.wanted())
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -69,9 +69,9 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         return Searcher.FINISHED
 
     def _suggest(self, trial_id: str) -> Any:
-        trial = self._board.next({trial.id for trial in self.running.values()}, self.slots)
+        trial = self._queue.next({trial.id for trial in self.running.values()}, self.slots)
         if trial is None:
-            return Searcher.FINISHED if not self.running and self._board.finished else None
+            return Searcher.FINISHED if not self.running and self._queue.finished else None
         self.reporter.handed_out(trial)
         self.running[trial_id] = trial
         needs = self._resources.of(trial)
@@ -89,7 +89,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         """Tell whether some search still wants a running trial's result."""
         trial = self.running.get(trial_id)
         with self._guarded():
-            return self.broken is None and (trial is None or trial.id in self._board.wanted())
+            return self.broken is None and (trial is None or trial.id in self._queue.wanted())
         return False
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
                 self.reporter.stepped(trial, result.get("at_step", 0), result.get("of_steps", trial.budget.steps))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the board of a verdict; a trial that was stopped has none."""
+        """Tell the queue of a verdict; a trial that was stopped has none."""
         with self._guarded():
             self._complete(trial_id, result, error)
 
@@ -130,7 +130,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         else:
             self.reporter.cancelled(trial)
             return
-        self._board.observe(observation)
+        self._queue.observe(observation)
         self.reporter.ended(observation)
 
     def lose_all(self, reason: str) -> None:
@@ -141,7 +141,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         self.running.clear()
 
     def _lose(self, trial: Trial, reason: str, began: bool) -> bool:
-        """Record the error of a trial that failed too often; else the board proposes it again, and True comes back.
+        """Record the error of a trial that failed too often; else the queue proposes it again, and True comes back.
 
         Tune counts the failures of trials that ran. One whose process dies before it begins (a reused process that is
         gone, with its node for instance) Tune gives up at once, so such losses are counted here.
@@ -156,7 +156,7 @@ class BoardSearcher(cluster.DriverOnly, Searcher):
         self._refuse_to_go_on(reason)
         observation = failed(trial, DistsubError(reason))
         self._store.write(observation)
-        self._board.observe(observation)
+        self._queue.observe(observation)
         self.reporter.ended(observation)
 
     def _refuse_to_go_on(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Run a sweep on a virtual clock: the same board and policies, with recorded or synthetic scores and no training.
+"""Run a sweep on a virtual clock: the same queue and policies, with recorded or synthetic scores and no training.
 
 For comparing policies, for planning, and for testing what a cluster does to a search: slots, start-up cost, crashes
 and preemptions. Nothing here is random but what follows from the machines' seed and a trial's id.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from distsub.records import Observation, Trial
-from distsub.search import Board
+from distsub.search import TrialQueue
 
 Source = Callable[[Trial], Observation]
 """What a trial gives when it runs to its end."""
@@ -26,7 +26,7 @@ class Machines:
         startup_s: Seconds before a trial's first step, at each attempt.
         crash: Chance that an attempt crashes, at any point of its way.
         retries: Further attempts after a crash before the trial is in error.
-        preempted_per_hour: Rate at which a slot is taken away under its trial; the board then offers it again.
+        preempted_per_hour: Rate at which a slot is taken away under its trial; the queue then offers it again.
         seed: Draws crashes and preemptions.
     """
 
@@ -100,22 +100,22 @@ class Recorded:
         return row
 
 
-def simulate(board: Board, source: Source, machines: Machines = ONE_SLOT) -> Ledger:
+def simulate(queue: TrialQueue, source: Source, machines: Machines = ONE_SLOT) -> Ledger:
     """Run until no search wants another trial.
 
     Args:
-        board: The searches, with what is known already.
+        queue: The searches, with what is known already.
         source: What a trial gives.
         machines: What it runs on.
     """
-    return _Clock(board, source, machines).run()
+    return _Clock(queue, source, machines).run()
 
 
 class _Clock:
     """The events of a simulated sweep in the order of time."""
 
-    def __init__(self, board: Board, source: Source, machines: Machines) -> None:
-        self.board, self.source, self.machines = board, source, machines
+    def __init__(self, queue: TrialQueue, source: Source, machines: Machines) -> None:
+        self.queue, self.source, self.machines = queue, source, machines
         self.ledger, self.now = Ledger(), 0.0
         self.running: dict[str, _Attempt] = {}
         self.events: list[tuple[float, int, str, _Attempt]] = []
@@ -142,7 +142,7 @@ class _Clock:
 
     def fill(self) -> None:
         """Start trials while slots are free."""
-        while (trial := self.board.next(self.running.keys(), self.machines.slots)) is not None:
+        while (trial := self.queue.next(self.running.keys(), self.machines.slots)) is not None:
             self.start(trial)
 
     def start(self, trial: Trial) -> None:
@@ -177,11 +177,11 @@ class _Clock:
 
     def tell(self, row: Observation) -> None:
         self.ledger.rows.append(row)
-        self.board.observe(row)
+        self.queue.observe(row)
 
     def cancel(self) -> None:
         """Stop what is no longer worth running."""
-        wanted = self.board.wanted()
+        wanted = self.queue.wanted()
         for attempt in [each for trial_id, each in self.running.items() if trial_id not in wanted]:
             self.ledger.cancelled += 1
             self.ledger.cancelled_steps += self.leave(attempt)

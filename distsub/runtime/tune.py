@@ -18,10 +18,10 @@ from distsub.runtime.crashes import CrashLog
 from distsub.runtime.drain import Drain
 from distsub.runtime.metrics import Gauges
 from distsub.runtime.progress import Reporter
-from distsub.runtime.searcher import BoardSearcher
+from distsub.runtime.searcher import QueueSearcher
 from distsub.runtime.trainable import TrainTrial
 from distsub.runtime.worker import WorkerConfig
-from distsub.search import Board
+from distsub.search import TrialQueue
 
 
 class CancelUnwanted(cluster.DriverOnly, FIFOScheduler):
@@ -30,7 +30,7 @@ class CancelUnwanted(cluster.DriverOnly, FIFOScheduler):
     A trial stops itself this way; nothing is done to trials that are pending or do not report.
     """
 
-    def __init__(self, searcher: BoardSearcher) -> None:
+    def __init__(self, searcher: QueueSearcher) -> None:
         super().__init__()
         self._searcher = searcher
         self._busy_at = time.monotonic()
@@ -61,16 +61,16 @@ class CancelUnwanted(cluster.DriverOnly, FIFOScheduler):
 
 
 def run(
-    board: Board, store: Store, config: WorkerConfig, reporter: Reporter, drain: Drain, resources: Resources
+    queue: TrialQueue, store: Store, config: WorkerConfig, reporter: Reporter, drain: Drain, resources: Resources
 ) -> None:
     """Run until no search wants another trial, or until interrupted or asked to end.
 
     Ray ends a whole run when its memory monitor kills an actor (RuntimeError, "Caught unexpected exception"). The
-    board knows all results, so the run goes on with a fresh connection; a trial that was in flight too often when
+    queue knows all results, so the run goes on with a fresh connection; a trial that was in flight too often when
     that happened is recorded as an error.
 
     Args:
-        board: The searches, with what is known already.
+        queue: The searches, with what is known already.
         store: Where errors are recorded; results are written by the trials themselves.
         config: Where trials run.
         reporter: Receives every step and result.
@@ -79,13 +79,13 @@ def run(
 
     Raises:
         ConfigError: The cluster can never run a trial.
-        Exception: What the board or the reporter raised, once the run is over.
+        Exception: What the queue or the reporter raised, once the run is over.
     """
     drain.interrupts = True
     losses: Counter[str] = Counter()
     while not drain.asked:
         crashes = CrashLog()
-        searcher = BoardSearcher(board, store, reporter, crashes, losses, resources)
+        searcher = QueueSearcher(queue, store, reporter, crashes, losses, resources)
         reporter.line("ray      connecting")
         try:
             with (
@@ -106,7 +106,7 @@ def run(
 
 
 def _fit(
-    searcher: BoardSearcher, config: WorkerConfig, watchers: list[tune.Callback], resources: Resources, folder: str
+    searcher: QueueSearcher, config: WorkerConfig, watchers: list[tune.Callback], resources: Resources, folder: str
 ) -> None:
     """Run one Tuner to its end."""
     searcher.slots = searcher.reporter.progress.slots = cluster.slots(resources, searcher.demand)

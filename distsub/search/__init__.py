@@ -1,12 +1,12 @@
-"""What to try next: the grid of d, the policies, what they find, and the board that all searches share.
+"""What to try next: the grid of d, the policies, what they find, and the queue that all searches share.
 
 Pure: no clock, no files, no randomness, no torch, no Ray.
 """
 
-from distsub.search.board import Board
 from distsub.search.evidence import Evidence, share
 from distsub.search.outcome import Finding, Outcome, Thresholds
 from distsub.search.policies import POLICIES, Bisection, Grid, Policy, make_policy
+from distsub.search.queue import TrialQueue
 from distsub.search.ranges import KEPT, Range
 from distsub.search.rule import Rule
 from distsub.search.spec import PUBLISHED_RATIO, Search, log_grid
@@ -18,7 +18,6 @@ __all__ = [
     "POLICIES",
     "PUBLISHED_RATIO",
     "Bisection",
-    "Board",
     "Evidence",
     "Finding",
     "Grid",
@@ -30,6 +29,7 @@ __all__ = [
     "Rule",
     "Search",
     "Thresholds",
+    "TrialQueue",
     "log_grid",
     "make_policy",
     "reaches",

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from distsub.records import Trial
-from distsub.search.board import Board, same_but_seeds
 from distsub.search.policies import Grid, Policy
+from distsub.search.queue import TrialQueue, same_but_seeds
 from distsub.search.spec import Search, all_references, eta_tries
 
 if TYPE_CHECKING:
@@ -158,9 +158,9 @@ def _cost(
 
 
 def _first_batch(searches: Sequence[Search], policy: Policy, slots: int) -> tuple[Trial, ...]:
-    board = Board(searches, policy)
+    queue = TrialQueue(searches, policy)
     batch: dict[str, Trial] = {}
-    while (trial := board.next(batch.keys(), slots)) is not None:
+    while (trial := queue.next(batch.keys(), slots)) is not None:
         batch[trial.id] = trial
     return tuple(batch.values())
 
@@ -198,13 +198,13 @@ def _expect(members: Sequence[Search], policy: Policy, slots: int) -> tuple[floa
 
 def _play(members: Sequence[Search], policy: Policy, slots: int, curve: "Curve") -> tuple[int, int]:
     """Return the number of subspace trials and of rounds, each of as many trials at once as there are slots."""
-    board, trials, rounds = Board(members, policy), 0, 0
-    while not board.finished:
+    queue, trials, rounds = TrialQueue(members, policy), 0, 0
+    while not queue.finished:
         batch: dict[str, Trial] = {}
-        while (trial := board.next(batch.keys(), slots)) is not None:
+        while (trial := queue.next(batch.keys(), slots)) is not None:
             batch[trial.id] = trial
         probes = sum(not trial.is_reference for trial in batch.values())
         trials, rounds = trials + probes, rounds + (probes > 0)
         for trial in batch.values():
-            board.observe(curve.observe(trial, arrays=False))
+            queue.observe(curve.observe(trial, arrays=False))
     return trials, rounds

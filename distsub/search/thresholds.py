@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distsub.metrics import variance
-from distsub.records import Observation, Status, Trial
+from distsub.records import TRUST, Observation, Status, Trial
 from distsub.search.outcome import Thresholds
 from distsub.search.rule import floor_of
 from distsub.search.spec import Search
@@ -94,9 +94,6 @@ def judge(full: Sequence[Trained], chance: float | None, metric: str) -> Verdict
     return Verdict(failed, kept, tuple(sorted(trained - left)), in_doubt)
 
 
-_TRUST = {"error": 0, "diverged": 1, "finished": 2}
-
-
 @dataclass(frozen=True)
 class Result:
     """The part of an observation that a verdict needs; its arrays stay in the table.
@@ -130,7 +127,7 @@ class Result:
 
     def _rank(self) -> tuple[int, float, bool, float, int]:
         known = self.chance is not None
-        return (_TRUST[self.status], -(self.score or 0.0), known, self.chance or 0.0, self.num_examples)
+        return (TRUST[self.status], -(self.score or 0.0), known, self.chance or 0.0, self.num_examples)
 
 
 @lru_cache(maxsize=10_000)  # scores are counts over the same evaluation set: few of them differ

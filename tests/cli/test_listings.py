@@ -18,7 +18,7 @@ from rich.cells import cell_len
 from distsub import cli
 from distsub.config import parse_sweep
 from distsub.results import Store
-from distsub.search import Board, make_policy
+from distsub.search import TrialQueue, make_policy
 from distsub.search.synthetic import Curve
 
 
@@ -29,10 +29,13 @@ def out(tmp_path_factory, tiny_text):
     text = tiny_text.replace('name = "tiny"', 'name = "t\\u001b[2J $x_1$ \\u6f22"')
     sweep = parse_sweep(text, folder, "tiny.toml")
     store = Store.create(folder / "out dir", text, sweep.fingerprint, str(folder))
-    board, curve = Board(sweep.searches(), make_policy(sweep.policy)), Curve(middle=3.0, eta_best=1.0, rate_best=3e-3)
-    while (trial := board.next(set(), 1)) is not None:
+    queue, curve = (
+        TrialQueue(sweep.searches(), make_policy(sweep.policy)),
+        Curve(middle=3.0, eta_best=1.0, rate_best=3e-3),
+    )
+    while (trial := queue.next(set(), 1)) is not None:
         row = replace(curve.observe(trial), peak_bytes=3 * 2**30)
-        board.observe(row)
+        queue.observe(row)
         store.write(row)
         if trial.d is not None:
             store.files.make(f"adapters/{trial.id}")
@@ -173,10 +176,13 @@ def hostile(tmp_path_factory, tiny_text):
     sweep = parse_sweep(text, folder, "tiny.toml")
     assert STEERING in sweep.name and STEERING in sweep.tasks[0].name
     store = Store.create(folder / "out\x1b[2Jdir\u202e", text, sweep.fingerprint, str(folder))
-    board, curve = Board(sweep.searches(), make_policy(sweep.policy)), Curve(middle=3.0, eta_best=1.0, rate_best=3e-3)
-    while (trial := board.next(set(), 1)) is not None:
+    queue, curve = (
+        TrialQueue(sweep.searches(), make_policy(sweep.policy)),
+        Curve(middle=3.0, eta_best=1.0, rate_best=3e-3),
+    )
+    while (trial := queue.next(set(), 1)) is not None:
         row = replace(curve.observe(trial), labels=(STEERING, "b"), provenance=((STEERING, STEERING),))
-        board.observe(row)
+        queue.observe(row)
         store.write(row)
     store.files.put("observations/a\x1b[31mb\u202e.parquet", b"x")
     store.files.make("drivers")

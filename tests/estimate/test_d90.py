@@ -14,7 +14,7 @@ from distsub.estimate.curves import Noise
 from distsub.estimate.d90 import Estimate, Fit, estimate, fit
 from distsub.estimate.posterior import ENOUGH
 from distsub.records import Budget, Full, Model, Observation, Seeds, Setup, Subspace, Task, Trial
-from distsub.search import Board, Outcome, Search, log_grid, make_policy
+from distsub.search import Outcome, Search, TrialQueue, log_grid, make_policy
 from distsub.search.synthetic import Curve
 
 ETAS, RATES = (0.1, 0.3, 1.0), (1e-5, 2e-5, 5e-5)
@@ -38,10 +38,10 @@ def searches(seeds: int = 3, etas=ETAS, rates=RATES, dims=DIMS, **changes) -> li
 
 
 def run(curve: Curve, these: list[Search], policy: str = "bisection", arrays: bool = True) -> list[Observation]:
-    board, rows = Board(these, make_policy(policy)), []
-    while (trial := board.next(frozenset(), 1)) is not None:
+    queue, rows = TrialQueue(these, make_policy(policy)), []
+    while (trial := queue.next(frozenset(), 1)) is not None:
         rows.append(curve.observe(trial, arrays))
-        board.observe(rows[-1])
+        queue.observe(rows[-1])
     return rows
 
 
@@ -69,15 +69,15 @@ def test_interval_covers_the_true_crossing(shape):
         curve = Curve(seed=seed, shape=shape, middle=middle, floor=0.51, plateau=0.9, full=0.9, num_examples=872)
         these = searches(1 + seed % 3)
         true = curve.crossing(ETAS, RATES)
-        board = Board(these, make_policy("bisection"))
+        queue = TrialQueue(these, make_policy("bisection"))
         rows = run(curve, these, arrays=seed % 2 == 0)
         for row in rows:
-            board.observe(row)
+            queue.observe(row)
         found = fit(these, rows).d_at()
         held += holds(found, true)
-        if found.d and all(finding.d for finding in board.findings()):
+        if found.d and all(finding.d for finding in queue.findings()):
             errors.append(math.log(found.d / true))
-            plain.append(math.log(np.median([finding.d for finding in board.findings()]) / true))
+            plain.append(math.log(np.median([finding.d for finding in queue.findings()]) / true))
     assert held >= 52
     assert abs(np.mean(errors)) < 0.12
     assert np.sqrt(np.mean(np.square(errors))) < np.sqrt(np.mean(np.square(plain))) + 0.02
@@ -90,12 +90,12 @@ def test_best_of_many_etas_is_not_too_good():
     for seed in range(25):
         curve = Curve(seed=seed, floor=0.51, plateau=0.9, full=0.9, eta_penalty=0.0)
         these = searches(3, etas=etas, rates=(2e-5,))
-        board, true = Board(these, make_policy("bisection")), curve.crossing(etas, (2e-5,))
+        queue, true = TrialQueue(these, make_policy("bisection")), curve.crossing(etas, (2e-5,))
         rows = run(curve, these, arrays=False)
         for row in rows:
-            board.observe(row)
+            queue.observe(row)
         errors.append(math.log((fit(these, rows).d_at().d or DIMS[-1]) / true))
-        plain += [math.log((finding.d or DIMS[-1]) / true) for finding in board.findings()]
+        plain += [math.log((finding.d or DIMS[-1]) / true) for finding in queue.findings()]
     assert np.mean(plain) < -0.15
     assert abs(np.mean(errors)) < 0.1
 
@@ -189,7 +189,7 @@ def test_text_of_a_found_d90(measured):
     found = measured[3].d_at()
     assert found.outcome is Outcome.found
     assert found.text.startswith(f"d90 = {found.d:.3g} (95%: ")
-    assert not found.low_censored and found.warnings == ()
+    assert found.low is not None and found.warnings == ()
     assert found.num_seeds == 3
 
 
@@ -206,7 +206,7 @@ def test_crossings_outside_the_range_are_censored(middle, outcome, words, warnin
     assert found.outcome is outcome
     assert found.d is None
     assert found.text.startswith(words)
-    assert (found.high_censored, found.low_censored) == (outcome is Outcome.above_range, outcome is Outcome.below_range)
+    assert (found.high is None, found.low is None) == (outcome is Outcome.above_range, outcome is Outcome.below_range)
     assert warning in " ".join(found.warnings)
     assert holds(found, curve.crossing(ETAS, RATES))
 

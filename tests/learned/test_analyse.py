@@ -13,7 +13,8 @@ from distsub.finetune import adapters, pretrained, trajectory
 from distsub.finetune.recorder import Recorder
 from distsub.finetune.train import train
 from distsub.learned import analyse, figures
-from distsub.learned.store import analysis_tables, read_analysis
+from distsub.learned.schema import TABLES
+from distsub.learned.store import read_analysis
 from distsub.learned.updates import adapter_layers, learned_updates
 from distsub.records import (
     Ablation,
@@ -119,7 +120,7 @@ def test_the_whole_way_from_updates_to_ablations(study_of_two_seeds, capsys):
     assert capsys.readouterr().out.count("outliers ") == 6
     analyse.find_outliers(store, rows, k=1.5)
     assert capsys.readouterr().out.count("known ") == 6  # nothing is read twice
-    tables = analysis_tables(store.files)
+    tables = {name: read_analysis(store.files, name) for name in TABLES}
     assert set(tables["outliers"]["update"].to_pylist()) == {update.id for update in updates}
     assert tables["outlier_summaries"].num_rows == 6 * 2 * 17
     assert {row["across"] for row in analyse.find_recurrence(store, updates, permutations=19).to_pylist()} == {

@@ -7,7 +7,7 @@ from pyarrow import parquet
 from distsub.errors import OutputError
 from distsub.files import Files
 from distsub.learned.schema import SPECTRA, TABLES
-from distsub.learned.store import analysis_tables, read_analysis, write_part
+from distsub.learned.store import read_analysis, write_part
 from distsub.results.sql import query
 
 
@@ -34,11 +34,12 @@ def test_the_same_part_replaces_itself(tmp_path):
 
 
 def test_what_was_never_made_has_no_rows_and_can_be_queried(tmp_path):
-    tables = analysis_tables(Files.at(tmp_path))
+    tables = {name: read_analysis(Files.at(tmp_path), name) for name in TABLES}
     assert set(tables) == set(TABLES) and all(table.num_rows == 0 for table in tables.values())
     write_part(Files.at(tmp_path), "spectra", "b", spectrum("b", [3.0, 1.0]))
     found = query(
-        analysis_tables(Files.at(tmp_path)), "select trajectory, max(singular_value) m from spectra group by 1"
+        {name: read_analysis(Files.at(tmp_path), name) for name in TABLES},
+        "select trajectory, max(singular_value) m from spectra group by 1",
     )
     assert found.to_pylist() == [{"trajectory": "b", "m": 3.0}]
 

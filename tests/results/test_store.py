@@ -99,6 +99,7 @@ def test_writing_everything_twice_changes_nothing(store, observation):
     [
         ("error", "finished", True),
         ("error", "diverged", True),
+        ("diverged", "finished", True),
         ("error", "error", False),
         ("finished", "error", False),
         ("diverged", "error", False),

@@ -1,4 +1,4 @@
-"""A fixed list of trials on the board's interface."""
+"""A fixed list of trials on the queue's interface."""
 
 from distsub.records import Budget, Full, Model, Observation, Seeds, Setup, Task, Trial
 from distsub.runtime.batch import Batch

@@ -85,8 +85,8 @@ def test_a_sweep_runs_to_its_end_and_again_does_nothing(tiny_sweep, tmp_path, ca
     store = open_store(sweep, tmp_path)
     assert launch.run(sweep, store, "inline") == 0
     rows = store.read()
-    assert len(rows) <= launch.board_of(sweep).max_trials()
-    assert all(f.outcome is not Outcome.open for f in launch.board_of(sweep, store).findings())
+    assert len(rows) <= launch.queue_of(sweep).max_trials()
+    assert all(f.outcome is not Outcome.open for f in launch.queue_of(sweep, store).findings())
     assert len(list((tmp_path / "out" / "adapters").iterdir())) == sum(not row.trial.is_baseline for row in rows)
     capsys.readouterr()
     assert launch.run(sweep, store, "inline") == 0
@@ -102,8 +102,8 @@ def test_ranges_run_to_the_same_end_from_any_rows(tiny_sweep, tmp_path, capsys):
     store = open_store(sweep, tmp_path)
     assert launch.run(sweep, store, "inline") == 0
     said = capsys.readouterr().out
-    rows, board = store.read(), launch.board_of(sweep)
-    assert f"and at most {board.max_trials()}, 0 known" in said and len(rows) <= board.max_trials()
+    rows, queue = store.read(), launch.queue_of(sweep)
+    assert f"and at most {queue.max_trials()}, 0 known" in said and len(rows) <= queue.max_trials()
     full = [row.trial for row in rows if row.trial.is_baseline]
     assert len(full) == 4 + 2 and len({trial.learning_rate for trial in full}) == 4
     assert len({row.trial.eta for row in rows if row.trial.d == 64 and row.trial.seeds.head == 0}) == 3
@@ -133,7 +133,7 @@ def test_a_crashing_trial_is_retried_then_recorded_and_the_others_go_on(tiny_swe
     assert len(calls) == 2 * len(set(calls))  # each tried twice: retries = 1
     errors = [row for row in store.read() if row.status == "error"]
     assert {row.error for row in errors} == {"RuntimeError: boom"}
-    _, did = launch.board_of(sweep, store).findings()
+    _, did = launch.queue_of(sweep, store).findings()
     assert did.outcome.is_over and did.outcome is not Outcome.trial_failed
     monkeypatch.setattr(inline, "perform", real)
     assert launch.run(sweep, store, "inline") == 0  # errors are tried again, and heal

@@ -13,7 +13,7 @@ from distsub.runtime.batch import Batch
 from distsub.runtime.live import LiveReporter, reporter_for
 from distsub.runtime.progress import Reporter
 from distsub.runtime.worker import failed
-from distsub.search import Board, make_policy
+from distsub.search import TrialQueue, make_policy
 
 SWEEP = """
 name = "zoo"
@@ -41,7 +41,7 @@ ZOO = {
 KINDS = pytest.mark.parametrize("kind", ZOO)
 
 
-def board_of(models='["package:nobody"]', tasks=("sst2",), methods='["did"]', seeds=1):
+def queue_of(models='["package:nobody"]', tasks=("sst2",), methods='["did"]', seeds=1):
     """Tasks are renamed afterwards: what a sweep file may name is decided elsewhere."""
     known = ["sst2", "mrpc", "cola", "rte"][: len(tasks)]
     text = SWEEP.format(models=models, tasks=", ".join(f'"{each}"' for each in known), methods=methods, seeds=seeds)
@@ -51,22 +51,22 @@ def board_of(models='["package:nobody"]', tasks=("sst2",), methods='["did"]', se
         task = replace(search.task, name=names[search.task.name])
         return search.vary(task=task, baseline=tuple(trial.vary(task=task) for trial in search.baseline))
 
-    return Board([renamed(search) for search in parse_sweep(text).searches()], make_policy("bisection"))
+    return TrialQueue([renamed(search) for search in parse_sweep(text).searches()], make_policy("bisection"))
 
 
-def play(board, reporter, number, passes_from=400):
+def play(queue, reporter, number, passes_from=400):
     """Run so many trials, and start the next."""
     for _ in range(number):
-        trial = board.next(set(), 1)
+        trial = queue.next(set(), 1)
         if trial is None:
             break
         reporter.started(trial)
         reporter.stepped(trial, 3, 40)
         score = 0.9 if trial.is_baseline or trial.d >= passes_from else 0.6
         row = Observation(trial, "finished", score=score, chance=0.5, wall_s=30.0)
-        board.observe(row)
+        queue.observe(row)
         reporter.ended(row)
-    if (trial := board.next(set(), 1)) is not None:
+    if (trial := queue.next(set(), 1)) is not None:
         reporter.started(trial)
     reporter.findings(fresh=True)
 
@@ -82,22 +82,22 @@ def drawn(reporter, width, height):
 @pytest.mark.parametrize("number", [0, 7, 1000])
 @pytest.mark.parametrize(("width", "height"), [(40, 12), (80, 24), (120, 50), (200, 60)])
 def test_it_fits_and_tells_its_rows_apart(kind, number, width, height):
-    board = board_of(**ZOO[kind])
-    reporter = LiveReporter(board, title="zoo")
+    queue = queue_of(**ZOO[kind])
+    reporter = LiveReporter(queue, title="zoo")
     reporter._live.console = Console(file=io.StringIO(), width=width)
     reporter._is_open = True
-    play(board, reporter, number)
+    play(queue, reporter, number)
     lines = drawn(reporter, width, height)
     assert all(cell_len(line) <= width for line in lines)
     assert all(line.isprintable() for line in lines)
     assert len(lines) < height
     start = next(index for index, line in enumerate(lines) if line.split()[-1] in ("state", "seeds"))
-    rows = lines[start + 1 :][: min(len(board.searches), height - start - 2)]
+    rows = lines[start + 1 :][: min(len(queue.searches), height - start - 2)]
     end = (index for index, line in enumerate(rows) if "more searches" in line or "trainings" in line)
     rows = rows[: next(end, len(rows))]
     behind = next(lines[start].index(name) for name in ("bracket", "state") if name in lines[start])
     names = [line[:behind] for line in rows]
-    if len(board.searches) > 1:
+    if len(queue.searches) > 1:
         assert len(rows) > 1 and len(set(names)) == len(names)
     bar = next(line for line in lines if "trainings" in line)
     assert f" {reporter.progress.done}/{reporter.progress.total} trainings" in bar
@@ -105,29 +105,29 @@ def test_it_fits_and_tells_its_rows_apart(kind, number, width, height):
 
 @KINDS
 def test_every_row_is_there_where_there_is_room(kind):
-    board = board_of(**ZOO[kind])
-    reporter = LiveReporter(board)
+    queue = queue_of(**ZOO[kind])
+    reporter = LiveReporter(queue)
     reporter._live.console = Console(file=io.StringIO(), width=200)
-    play(board, reporter, 1000)
+    play(queue, reporter, 1000)
     text = "\n".join(drawn(reporter, 200, 80))
-    for index in range(min(24, len(board.searches))):
+    for index in range(min(24, len(queue.searches))):
         assert all(reporter.labels.parts(index)[part] in text for part in reporter.labels.varying)
-    assert text.count("passes at d = 400") >= min(24, len(board.searches))
+    assert text.count("passes at d = 400") >= min(24, len(queue.searches))
 
 
 def test_what_all_rows_have_in_common_stands_once_above():
-    reporter = LiveReporter(board_of(seeds=3), title="mine")
+    reporter = LiveReporter(queue_of(seeds=3), title="mine")
     caption, header, *_ = drawn(reporter, 80, 24)
     assert caption == "mine: task sst2, model nobody, method did" and header.split()[0] == "seed"
 
 
 @pytest.mark.parametrize("error", ["[/mnt/x] is not there", "[a1b2]", "\x1b[2Jgone", "[bold", "a\nb"])
 def test_an_error_is_shown_as_it_is(error):
-    board = board_of()
-    reporter = LiveReporter(board)
+    queue = queue_of()
+    reporter = LiveReporter(queue)
     sink = io.StringIO()
     reporter._live.console = Console(file=sink, width=200)
-    trial = board.next(set(), 1)
+    trial = queue.next(set(), 1)
     with reporter:
         reporter.crashed(trial, error)
         reporter.ended(replace(failed(trial, OSError()), error=error))
@@ -138,10 +138,10 @@ def test_an_error_is_shown_as_it_is(error):
 
 
 def test_what_trains_and_what_waits():
-    board = board_of(**ZOO["thirty"])
-    reporter = LiveReporter(board)
+    queue = queue_of(**ZOO["thirty"])
+    reporter = LiveReporter(queue)
     reporter._is_open = True
-    trials = [search.trials_at(d)[0] for search in board.searches for d in (100, 200)]
+    trials = [search.trials_at(d)[0] for search in queue.searches for d in (100, 200)]
     for trial in trials[:12]:
         reporter.handed_out(trial)
     for trial in trials[:10]:
@@ -158,7 +158,7 @@ def test_what_trains_and_what_waits():
 
 
 def test_a_list_of_trials_without_searches_has_a_bar():
-    trials = [trial for search in board_of(seeds=2).searches for trial in search.trials_at(100)]
+    trials = [trial for search in queue_of(seeds=2).searches for trial in search.trials_at(100)]
     batch = Batch(trials)
     reporter = LiveReporter(batch)
     play(batch, reporter, 1)
@@ -172,5 +172,5 @@ def test_a_table_only_where_a_cursor_moves(terminal, kind, monkeypatch):
     monkeypatch.setenv("TERM", terminal)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda self: True))
-    assert type(reporter_for(board_of())) is kind
-    assert type(reporter_for(board_of(), plain=True)) is Reporter
+    assert type(reporter_for(queue_of())) is kind
+    assert type(reporter_for(queue_of(), plain=True)) is Reporter

@@ -202,7 +202,7 @@ def on_a_gpu(rig, starts, tiny_sweep, tmp_path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=os.getcwd())
         lines = [line.split() for line in log.read_text().splitlines()]
         loaded = load_sweep(sweep)
-        return done, lines, launch.board_of(loaded, Store.open(str(out)))
+        return done, lines, launch.queue_of(loaded, Store.open(str(out)))
 
     return run
 
@@ -211,26 +211,26 @@ def on_a_gpu(rig, starts, tiny_sweep, tmp_path):
 @pytest.mark.timeout(900)
 def test_what_a_share_is_too_small_for_is_tried_once_more_alone(on_a_gpu):
     short = 'trial.method.kind == "full" and gpus < 1'
-    done, starts, board = on_a_gpu(short, "gpus_per_trial = 0.5")
+    done, starts, queue = on_a_gpu(short, "gpus_per_trial = 0.5")
     assert done.returncode == 0, done.stdout + done.stderr
     full = [(trial, gpus) for method, _, gpus, trial in starts if method == "full"]
     assert sorted(full) == sorted((trial, gpus) for trial in {trial for trial, _ in full} for gpus in ("0.5", "1"))
     assert {gpus for method, _, gpus, _ in starts if method == "subspace"} == {"0.5"}
     assert "out of " in done.stdout and "tried once more, alone on a GPU" in done.stdout
-    assert [finding.outcome.name for finding in board.findings()] == ["found"]
+    assert [finding.outcome.name for finding in queue.findings()] == ["found"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_a_whole_gpu_is_too_small_for_ends_no_other_search(on_a_gpu):
     short = 'trial.method.kind == "full" and trial.task.name == "other"'
-    done, starts, board = on_a_gpu(short, "gpus_per_trial = 0.5", second_task=True)
+    done, starts, queue = on_a_gpu(short, "gpus_per_trial = 0.5", second_task=True)
     assert done.returncode == 3, done.stdout + done.stderr
     full = [(trial, gpus) for method, task, gpus, trial in starts if method == "full" and task == "other"]
     assert sorted(full) == sorted((trial, gpus) for trial in {trial for trial, _ in full} for gpus in ("0.5", "1"))
     assert "Traceback" not in done.stdout + done.stderr
     outcome = {
-        search.task.name: each.outcome.name for search, each in zip(board.searches, board.findings(), strict=True)
+        search.task.name: each.outcome.name for search, each in zip(queue.searches, queue.findings(), strict=True)
     }
     assert outcome["tiny"] == "found"
 
@@ -238,10 +238,10 @@ def test_what_a_whole_gpu_is_too_small_for_ends_no_other_search(on_a_gpu):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_full_fine_tuning_gets_what_is_written_for_it(on_a_gpu):
-    done, starts, board = on_a_gpu(
+    done, starts, queue = on_a_gpu(
         "gpus < 1 and trial.method.kind == 'full'", "gpus_per_trial = 0.5\n[resources.baseline]\ngpus_per_trial = 1"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert {(method, gpus) for method, _, gpus, _ in starts} == {("full", "1"), ("subspace", "0.5")}
     assert len({trial for *_, trial in starts}) == len(starts) and "out of " not in done.stdout
-    assert [finding.outcome.name for finding in board.findings()] == ["found"]
+    assert [finding.outcome.name for finding in queue.findings()] == ["found"]

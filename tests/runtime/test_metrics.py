@@ -17,13 +17,13 @@ DASHBOARD = Path(__file__).resolve().parents[2] / "cluster" / "grafana.json"
 
 
 def test_the_dashboard_draws_exactly_what_is_exported():
-    board = json.loads(DASHBOARD.read_text())
-    drawn = {name for panel in board["panels"] for target in panel["targets"] for name in NAME.findall(target["expr"])}
+    queue = json.loads(DASHBOARD.read_text())
+    drawn = {name for panel in queue["panels"] for target in panel["targets"] for name in NAME.findall(target["expr"])}
     assert drawn == metrics.exported()
-    asked = NAME.findall(json.dumps(board["templating"]))
+    asked = NAME.findall(json.dumps(queue["templating"]))
     assert asked and set(asked) <= metrics.exported()
-    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]]
-    assert len({panel["id"] for panel in board["panels"]}) == len(set(places)) == len(places)
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in queue["panels"]]
+    assert len({panel["id"] for panel in queue["panels"]}) == len(set(places)) == len(places)
 
 
 NAME = re.compile(r"ray_distsub_\w+")

@@ -19,9 +19,9 @@ from distsub.results.schema import setup_from_json
 from distsub.runtime import crashes, tune
 from distsub.runtime.drain import Drain
 from distsub.runtime.progress import Reporter
-from distsub.runtime.searcher import BoardSearcher, Searcher
+from distsub.runtime.searcher import QueueSearcher, Searcher
 from distsub.runtime.worker import REPORTED, WorkerConfig
-from distsub.search import Board, make_policy
+from distsub.search import TrialQueue, make_policy
 
 SWEEP = """
 name = "none"
@@ -56,12 +56,12 @@ class Faulty:
         return call
 
 
-def searcher_of(board_fails, reporter_fails):
-    board = Board(parse_sweep(SWEEP).searches(), make_policy("bisection"))
-    reporter = Faulty(Reporter(board), reporter_fails)
-    board = Faulty(board, board_fails)
-    return BoardSearcher(
-        board,
+def searcher_of(queue_fails, reporter_fails):
+    queue = TrialQueue(parse_sweep(SWEEP).searches(), make_policy("bisection"))
+    reporter = Faulty(Reporter(queue), reporter_fails)
+    queue = Faulty(queue, queue_fails)
+    return QueueSearcher(
+        queue,
         Store(Files.at("nowhere"), "", ""),
         reporter,
         crashes.CrashLog(),
@@ -77,9 +77,9 @@ def told(trial):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 120), st.integers(0, 60), st.integers(1, 4), st.data())
-def test_it_never_raises_and_ends(board_fails, reporter_fails, slots, data):
+def test_it_never_raises_and_ends(queue_fails, reporter_fails, slots, data):
     """0 never fails. Driven as Tune does: suggestions while slots are free, then results and ends in any order."""
-    searcher = searcher_of(board_fails, reporter_fails)
+    searcher = searcher_of(queue_fails, reporter_fails)
     searcher.slots = slots
     running, number = {}, 0
     with contextlib.redirect_stdout(None):
@@ -98,14 +98,14 @@ def test_it_never_raises_and_ends(board_fails, reporter_fails, slots, data):
             searcher.on_trial_complete(name, told(trial) if wanted else {"final": False})
     assert not running and searcher.suggest("last") == Searcher.FINISHED
     if searcher.broken is None:
-        assert searcher._board.inner.finished
+        assert searcher._queue.inner.finished
     else:
         assert "is broken" in str(searcher.broken)
         assert searcher.suggest("another") == Searcher.FINISHED and not searcher.is_wanted("another")
 
 
 def test_what_tune_pickles_reaches_nothing_of_this_process(monkeypatch):
-    """Tune pickles all that it is given before it starts; a live table, a lock or a board must not be among it."""
+    """Tune pickles all that it is given before it starts; a live table, a lock or a queue must not be among it."""
     monkeypatch.setattr(tune, "connect", contextlib.nullcontext)
     monkeypatch.setattr(tune.cluster, "slots", lambda resources, demand: 2)
     monkeypatch.setattr("distsub.runtime.metrics.metrics", MagicMock())
@@ -117,13 +117,13 @@ def test_what_tune_pickles_reaches_nothing_of_this_process(monkeypatch):
         return MagicMock()
 
     monkeypatch.setattr(tune.tune, "Tuner", tuner)
-    board = Board(parse_sweep(SWEEP).searches(), make_policy("bisection"))
-    reporter = Reporter(board)
+    queue = TrialQueue(parse_sweep(SWEEP).searches(), make_policy("bisection"))
+    reporter = Reporter(queue)
     reporter.lock, store = threading.RLock(), Store(Files.at("nowhere"), "", "")
     with pytest.raises(TypeError, match="pickle"):
         cloudpickle.dumps(reporter)
     with Drain() as drain:
-        tune.run(board, store, WorkerConfig("nowhere"), reporter, drain, Resources())
+        tune.run(queue, store, WorkerConfig("nowhere"), reporter, drain, Resources())
     assert len(pickled) == 5 and {name: len(data) for name, data in pickled if len(data) > 100} == {}
 
 
@@ -133,13 +133,13 @@ def test_what_broke_is_raised_after_the_run(tiny_text, tmp_path, monkeypatch):
     """On a real cluster: the trial that runs is stopped, then the very error comes out."""
     sweep = parse_sweep(tiny_text)
     store = Store.create(str(tmp_path / "out"), sweep.text, sweep.fingerprint, str(tmp_path))
-    board = Board(sweep.searches(), make_policy("bisection"))
-    reporter = Reporter(board)
+    queue = TrialQueue(sweep.searches(), make_policy("bisection"))
+    reporter = Reporter(queue)
 
     def ended(observation):
         raise ValueError("the reporter is broken")
 
     monkeypatch.setattr(reporter, "ended", ended)
     with Drain() as drain, pytest.raises(ValueError, match="the reporter is broken"):
-        tune.run(board, store, WorkerConfig(store.uri), reporter, drain, Resources())
+        tune.run(queue, store, WorkerConfig(store.uri), reporter, drain, Resources())
     assert store.read()

@@ -17,7 +17,7 @@ from distsub.runtime import launch
 def test_controls_alone_are_no_sweep_and_it_is_not_the_shard_that_is_wrong(tiny_text):
     sweep = parse_sweep(tiny_text.replace('["said", "did"]', '["freeze"]'))
     with pytest.raises(ConfigError, match=r'^methods has controls only, and no d to search for: add .* "did"$'):
-        launch.board_of(sweep)
+        launch.queue_of(sweep)
 
 
 JUMPING = """
@@ -43,12 +43,12 @@ def test_what_is_no_shard_is_one_clear_line(text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_board_takes_its_share_and_an_empty_one_is_refused(tiny_sweep):
+def test_a_queue_takes_its_share_and_an_empty_one_is_refused(tiny_sweep):
     sweep = load_sweep(tiny_sweep)
-    taken = [search for index in range(3) for search in launch.board_of(sweep, shard=(index, 3)).searches]
+    taken = [search for index in range(3) for search in launch.queue_of(sweep, shard=(index, 3)).searches]
     assert sorted(search.id for search in taken) == sorted(search.id for search in sweep.searches())
     with pytest.raises(ConfigError, match="none is left"):
-        launch.board_of(sweep, shard=(4, 5))
+        launch.queue_of(sweep, shard=(4, 5))
 
 
 @pytest.fixture(scope="module")

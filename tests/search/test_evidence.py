@@ -197,7 +197,7 @@ def test_merging_is_order_free_and_idempotent(seen: list[Result]):
 
 
 def test_rows_that_say_nothing_new_return_the_same_evidence(bench):
-    """So that a board need not ask again."""
+    """So that a queue need not ask again."""
     search = bench.search()
     row = bench.see(search.trials_at(10)[0], 0.6)
     evidence = Evidence(search).add(row)

@@ -3,7 +3,7 @@
 import pytest
 
 from distsub.records import Freeze
-from distsub.search import Bisection, Board, Grid, Rule
+from distsub.search import Bisection, Grid, Rule, TrialQueue
 from distsub.search.plan import make_plan, seconds_per_trial
 
 
@@ -15,11 +15,11 @@ def searches(bench):
 
 
 @pytest.mark.parametrize("policy", [Grid(), Bisection()])
-def test_most_is_the_boards_bound_and_expected_is_less(searches, policy):
+def test_most_is_the_queues_bound_and_expected_is_less(searches, policy):
     """Shared baselines once; steps are trials times the budget."""
     plan = make_plan(searches, policy)
     assert (plan.searches, plan.baselines) == (3, 6)
-    assert plan.most.trials == Board(searches, policy).max_trials()
+    assert plan.most.trials == TrialQueue(searches, policy).max_trials()
     assert plan.most.steps == 10 * plan.most.trials
     assert plan.expected.trials <= plan.most.trials
     assert plan.most.hours is plan.most.price is plan.expected.wall_hours is None
@@ -29,7 +29,7 @@ def test_most_is_the_boards_bound_and_expected_is_less(searches, policy):
 def test_controls_beside_the_searches_count(searches, policy):
     controls = [search.try_at(1.0).vary(method=Freeze(), d=0, eta=None) for search in searches]
     plan, without = make_plan(searches, policy, controls=controls), make_plan(searches, policy)
-    assert plan.most.trials == Board(searches, policy, controls=controls).max_trials() == without.most.trials + 3
+    assert plan.most.trials == TrialQueue(searches, policy, controls=controls).max_trials() == without.most.trials + 3
     assert plan.expected.trials == without.expected.trials + 3
     assert plan.most.steps == without.most.steps + 30
 
@@ -55,7 +55,7 @@ def test_first_batch_is_what_a_run_starts_with(searches, slots):
     batch = make_plan(searches, Bisection(), slots).first_batch
     assert len({trial.id for trial in batch}) == len(batch) <= slots
     assert all(trial.is_baseline for trial in batch[:6])
-    assert batch[0] == Board(searches, Bisection()).next(set(), slots)
+    assert batch[0] == TrialQueue(searches, Bisection()).next(set(), slots)
 
 
 def test_hours_and_price(searches):

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 
 from distsub.errors import ConfigError
 from distsub.records import Random, Seeds, Subspace
-from distsub.search import POLICIES, Bisection, Board, Evidence, Finding, Grid, Outcome, Search, log_grid, make_policy
+from distsub.search import (
+    POLICIES,
+    Bisection,
+    Evidence,
+    Finding,
+    Grid,
+    Outcome,
+    Search,
+    TrialQueue,
+    log_grid,
+    make_policy,
+)
 from distsub.search.synthetic import Curve
 
 
@@ -372,27 +383,27 @@ def test_policies_by_name():
 @pytest.mark.parametrize("policy", [Grid(), Bisection()])
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 40), slots=st.integers(1, 30), tries=st.integers(1, 4))
-def test_a_board_never_exceeds_the_maximum_nor_the_tries(bench, policy, seed, size, slots, tries):
+def test_a_queue_never_exceeds_the_maximum_nor_the_tries(bench, policy, seed, size, slots, tries):
     """Of four etas, any scores, trials that end in any order, those no longer wanted cancelled."""
     rng = random.Random(seed)
     search = bench.search(size, 4, tries=tries, baseline=bench.baselines((1e-5, 3e-5)), seed=seed % 3)
-    board, running, count = Board([search], policy), {}, 0
+    queue, running, count = TrialQueue([search], policy), {}, 0
     state = policy.init(search)
-    while not board.finished:
-        while (trial := board.next(running.keys(), slots)) is not None:
+    while not queue.finished:
+        while (trial := queue.next(running.keys(), slots)) is not None:
             running[trial.id] = trial
         trial = running.pop(rng.choice(sorted(running)))
         status = rng.choices(("finished", "diverged", "error"), (8, 1, 1))[0] if trial.d else "finished"
         score = rng.choice((0.55, 0.7, 0.75)) if trial.d else 0.8
         row = bench.see(trial, score if status == "finished" else None, status)
-        board.observe(row)
+        queue.observe(row)
         state = policy.observe(state, row)
         count += 1
-        running = {key: trial for key, trial in running.items() if key in board.wanted()}
+        running = {key: trial for key, trial in running.items() if key in queue.wanted()}
     assert not running
-    assert count <= board.max_trials() == policy.max_trials(search)
+    assert count <= queue.max_trials() == policy.max_trials(search)
     assert max(map(len, state.results.values()), default=0) <= tries
-    finding = board.findings()[0]
+    finding = queue.findings()[0]
     assert finding.outcome.is_over and finding == policy.outcome(state)
     if finding.outcome is Outcome.found:
         assert state.passed(finding.d) and state.passed(finding.bracket[0]) is False
@@ -407,7 +418,7 @@ def test_a_grid_of_fewer_tries_follows_the_list(bench):
     assert Grid().outcome(state).outcome is Outcome.above_range
 
 
-def test_what_a_board_shares_depends_on_the_rows_alone(bench):
+def test_what_a_queue_shares_depends_on_the_rows_alone(bench):
     """Rows read back in any order: the same findings, and the same trials next."""
     curve = Curve(middle=math.log(3000.0), eta_best=0.1)
     baseline = bench.baselines((1e-5, 2e-5), seeds=3)
@@ -415,16 +426,16 @@ def test_what_a_board_shares_depends_on_the_rows_alone(bench):
         bench.search(dims=log_grid(100, 1_000_000), etas=(0.03, 0.1, 0.3, 1.0), seeds=Seeds(s, s, s), baseline=baseline)
         for s in range(3)
     ]
-    board, rows = Board(searches, Bisection()), []
-    while (trial := board.next(set(), 1)) is not None:
+    queue, rows = TrialQueue(searches, Bisection()), []
+    while (trial := queue.next(set(), 1)) is not None:
         rows.append(curve.observe(trial, arrays=False))
-        board.observe(rows[-1])
+        queue.observe(rows[-1])
     probes = [row.trial.seeds.data for row in rows if row.trial.d]
     assert probes == sorted(probes) and probes.count(2) <= probes.count(0)
     for seed in range(5):
         rng = random.Random(seed)
         cut = rng.randrange(len(rows))
-        twins = [Board(searches, Bisection()) for _ in range(2)]
+        twins = [TrialQueue(searches, Bisection()) for _ in range(2)]
         for twin, kept in zip(twins, (rows[:cut], rng.sample(rows[:cut], cut)), strict=True):
             for row in kept:
                 twin.observe(row)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from distsub.errors import ConfigError
 from distsub.estimate.gather import gather
 from distsub.records import Seeds, theta_0_of
-from distsub.search import KEPT, Bisection, Board, Evidence, Grid, Range, share
+from distsub.search import KEPT, Bisection, Evidence, Grid, Range, TrialQueue, share
 from distsub.search.evidence import tuned
 from distsub.search.plan import make_plan
 from distsub.search.ranges import MOST_TRIES, course, propose
@@ -45,19 +45,19 @@ def world(bench, seed):
     return train
 
 
-def drive(board, train, slots, rng, stop_after=None):
-    """Run a board with slots that end in any order, until nothing is wanted or so many rows are there."""
+def drive(queue, train, slots, rng, stop_after=None):
+    """Run a queue with slots that end in any order, until nothing is wanted or so many rows are there."""
     running, rows = {}, []
     while stop_after is None or len(rows) < stop_after:
-        while trial := board.next(running.keys(), slots):
+        while trial := queue.next(running.keys(), slots):
             running[trial.id] = trial
-        wanted = board.wanted()
+        wanted = queue.wanted()
         running = {name: trial for name, trial in running.items() if name in wanted}
         if not running:
             break
         name = rng.choice(sorted(running))
         rows.append(train(running.pop(name)))
-        board.observe(rows[-1])
+        queue.observe(rows[-1])
     return rows
 
 
@@ -128,29 +128,29 @@ def test_a_range_without_room_is_refused_in_one_line(low, high, tries, said):
 def test_a_killed_run_asks_the_same_and_keeps_its_promise(bench, policy, rates, etas, seed, slots, seeds, size):
     these = searches(bench, rates, etas, seeds, size)
     train, rng = world(bench, seed), random.Random(seed)
-    board = Board(these, policy)
-    assert make_plan(these, policy).most.trials == board.max_trials() == sum(board.most_left())
-    rows, left = [], board.max_trials()
-    while batch := drive(board, train, slots, rng, stop_after=1):
+    queue = TrialQueue(these, policy)
+    assert make_plan(these, policy).most.trials == queue.max_trials() == sum(queue.most_left())
+    rows, left = [], queue.max_trials()
+    while batch := drive(queue, train, slots, rng, stop_after=1):
         rows += batch
-        assert sum(board.most_left()) <= left
-        left = sum(board.most_left())
-    assert len({row.trial.id for row in rows}) == len(rows) <= board.max_trials()
-    if isinstance(policy, Grid) and all(found.thresholds for found in board.findings()):
-        assert len(rows) == board.max_trials()
+        assert sum(queue.most_left()) <= left
+        left = sum(queue.most_left())
+    assert len({row.trial.id for row in rows}) == len(rows) <= queue.max_trials()
+    if isinstance(policy, Grid) and all(found.thresholds for found in queue.findings()):
+        assert len(rows) == queue.max_trials()
 
-    kept = drive(Board(these, policy), train, slots, rng, stop_after=rng.randint(0, len(rows)))
-    resumed = Board(these, policy)
+    kept = drive(TrialQueue(these, policy), train, slots, rng, stop_after=rng.randint(0, len(rows)))
+    resumed = TrialQueue(these, policy)
     for row in rng.sample(kept, len(kept)):
         resumed.observe(row)
     more = drive(resumed, train, slots, rng)
     assert {row.trial.id for row in kept}.isdisjoint(row.trial.id for row in more)
-    assert len(kept) + len(more) <= board.max_trials()
-    assert [f.thresholds for f in resumed.findings()] == [f.thresholds for f in board.findings()]
+    assert len(kept) + len(more) <= queue.max_trials()
+    assert [f.thresholds for f in resumed.findings()] == [f.thresholds for f in queue.findings()]
     one, other = tuned(these, kept + more), tuned(these, rows)
     assert [(search.etas, search.baseline) for search in one] == [(search.etas, search.baseline) for search in other]
     if isinstance(policy, Grid):  # where a bisection goes may depend on which of two trainings ended first
-        assert [f.outcome for f in resumed.findings()] == [f.outcome for f in board.findings()]
+        assert [f.outcome for f in resumed.findings()] == [f.outcome for f in queue.findings()]
     if rates:
         full = [{row.trial.id for row in run if row.trial.is_baseline} for run in (rows, kept + more)]
         assert full[0] == full[1] and len(full[0]) == these[0].num_baseline
@@ -160,7 +160,7 @@ def test_a_killed_run_asks_the_same_and_keeps_its_promise(bench, policy, rates, 
 @given(seed=st.integers(0, 10**6), data=st.data())
 def test_rows_in_any_order_and_all_at_once_fold_to_the_same(bench, seed, data):
     these, rng = searches(bench), random.Random(seed)
-    rows = drive(Board(these, Bisection()), world(bench, seed), 4, rng)
+    rows = drive(TrialQueue(these, Bisection()), world(bench, seed), 4, rng)
     part = rng.sample(rows, data.draw(st.integers(0, len(rows))))
     shared = share(these, part)
     for search, own in zip(these, shared, strict=True):
@@ -174,7 +174,7 @@ def test_rows_in_any_order_and_all_at_once_fold_to_the_same(bench, seed, data):
 
 def test_the_two_best_go_to_all_seeds_and_are_what_the_estimate_is_of(bench):
     these = searches(bench)
-    rows = drive(Board(these, Grid()), world(bench, 3), 5, random.Random(0))
+    rows = drive(TrialQueue(these, Grid()), world(bench, 3), 5, random.Random(0))
     found = tuned(these, rows)
     rates = {trial.learning_rate for trial in found[0].baseline}
     assert len(rates) == len(found[0].etas) == KEPT and len(found[0].baseline) == 2 * 3
@@ -211,7 +211,7 @@ def test_the_two_best_go_to_all_seeds_and_are_what_the_estimate_is_of(bench):
 )
 def test_unequal_tries_are_counted(bench, rates, etas, said):
     these = searches(bench, rates, etas)
-    rows = drive(Board(these, Bisection()), world(bench, 3), 5, random.Random(0))
+    rows = drive(TrialQueue(these, Bisection()), world(bench, 3), 5, random.Random(0))
     warned = [line for line in gather(these, rows).warnings if "equal tries" in line]
     assert len(warned) == (said is not None) and all(said in line for line in warned if said)
 
@@ -252,11 +252,11 @@ def test_a_range_goes_with_every_kind_of_threshold(bench, policy, kind):
     else:
         zero = tuple(map(theta_0_of, searches(bench)[0].baseline))
         these = [replace(search, rule=Rule(chance="theta_0"), theta_0=zero) for search in searches(bench)]
-    board, train = Board(these, policy), world(bench, 4)
-    promised = board.max_trials()
-    assert make_plan(these, policy).most.trials == promised == sum(board.most_left())
-    rows = drive(board, train, 3, random.Random(0))
-    assert len(rows) <= promised and all(found.outcome.is_over for found in board.findings())
+    queue, train = TrialQueue(these, policy), world(bench, 4)
+    promised = queue.max_trials()
+    assert make_plan(these, policy).most.trials == promised == sum(queue.most_left())
+    rows = drive(queue, train, 3, random.Random(0))
+    assert len(rows) <= promised and all(found.outcome.is_over for found in queue.findings())
     assert {len(search.etas) for search in tuned(these, rows)} == {KEPT}
     full, etas = tries([row for row in rows if row.trial.method.kind != "theta_0"])
     assert len(full) == (0 if kind == "a value" else 6) and len(etas) == 4

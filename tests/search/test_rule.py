@@ -11,7 +11,7 @@ from distsub.errors import ConfigError
 from distsub.estimate.d90 import estimate, fit
 from distsub.estimate.gather import gather
 from distsub.records import Budget, Full, Model, Random, Seeds, Setup, Subspace, Task, Trial, theta_0_of
-from distsub.search import Board, Evidence, Outcome, Range, Rule, Search, make_policy, share
+from distsub.search import Evidence, Outcome, Range, Rule, Search, TrialQueue, make_policy, share
 from distsub.search.plan import make_plan
 from distsub.search.rule import RANGES
 from distsub.search.synthetic import Curve
@@ -44,13 +44,13 @@ def searches(rule: Rule, seeds: int = 2, metric: str = "accuracy", dims: tuple[i
     ]
 
 
-def run(curve: Curve, these: list[Search], policy: str = "bisection") -> tuple[Board, list]:
+def run(curve: Curve, these: list[Search], policy: str = "bisection") -> tuple[TrialQueue, list]:
     """Run searches one trial after the other."""
-    board, rows = Board(these, make_policy(policy)), []
-    while (trial := board.next(frozenset(), 1)) is not None:
+    queue, rows = TrialQueue(these, make_policy(policy)), []
+    while (trial := queue.next(frozenset(), 1)) is not None:
         rows.append(curve.observe(trial))
-        board.observe(rows[-1])
-    return board, rows
+        queue.observe(rows[-1])
+    return queue, rows
 
 
 RULES = [Rule(), Rule(0.8), Rule(None, 0.8), Rule(chance="theta_0"), Rule(None, 0.8, "theta_0")]
@@ -59,18 +59,18 @@ RULES = [Rule(), Rule(0.8), Rule(None, 0.8), Rule(chance="theta_0"), Rule(None, 
 @pytest.mark.parametrize("policy", ["bisection", "grid"])
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_every_rule_is_searched_planned_and_estimated_alike(rule, policy):
-    """What comes first, how many trials at most, and the threshold of the board, the tables and the estimate."""
+    """What comes first, how many trials at most, and the threshold of the queue, the tables and the estimate."""
     these, curve = searches(rule), Curve(seed=1, floor=0.5, theta_0=0.4, full=0.9, plateau=0.92)
-    board, rows = run(curve, these, policy)
+    queue, rows = run(curve, these, policy)
     kinds = [row.trial.method.kind for row in rows]
     assert kinds.count("full") == (4 if rule.value is None else 0)
     assert kinds.count("theta_0") == (2 if rule.chance == "theta_0" else 0)
     assert "did" not in kinds[: len(these[0].references)]
-    assert len(rows) <= board.max_trials()
+    assert len(rows) <= queue.max_trials()
     plan = make_plan(these, make_policy(policy))
-    assert (plan.baselines, plan.most.trials) == (len(these[0].references), board.max_trials())
+    assert (plan.baselines, plan.most.trials) == (len(these[0].references), queue.max_trials())
     assert plan.expected.trials <= plan.most.trials
-    assert all(finding.outcome is Outcome.found for finding in board.findings())
+    assert all(finding.outcome is Outcome.found for finding in queue.findings())
     for search, own in zip(these, share(these, rows), strict=True):
         folded = Evidence(search)
         for row in random.Random(0).sample(rows, len(rows)):
@@ -106,11 +106,11 @@ def test_ranges_of_step_sizes_go_with_every_rule(rule):
         )
         for search in searches(rule)
     ]
-    board, rows = run(Curve(seed=1, floor=0.5, theta_0=0.4, full=0.9, plateau=0.92), these)
+    queue, rows = run(Curve(seed=1, floor=0.5, theta_0=0.4, full=0.9, plateau=0.92), these)
     kinds = [row.trial.method.kind for row in rows]
     assert (kinds.count("theta_0"), kinds.count("full")) == (len(these[0].theta_0), 0 if rule.value else 6)
-    assert len(rows) <= board.max_trials() == make_plan(these, make_policy("bisection")).most.trials
-    assert all(finding.outcome is Outcome.found for finding in board.findings())
+    assert len(rows) <= queue.max_trials() == make_plan(these, make_policy("bisection")).most.trials
+    assert all(finding.outcome is Outcome.found for finding in queue.findings())
     for search, own in zip(these, share(these, rows), strict=True):
         folded = Evidence(search)
         for row in rows:
@@ -139,8 +139,8 @@ def test_an_absolute_interval_covers_the_true_crossing_without_any_full_fine_tun
 def test_any_value_of_any_metric_has_an_answer_or_a_reason(metric, value):
     """Below chance, beyond the plateau, on every metric's scale, from no row at all to all of them."""
     these = searches(Rule(None, value), metric=metric)
-    board, rows = run(Curve(seed=2, floor=0.5, full=0.92, plateau=0.92), these)
-    assert all(finding.outcome.is_over for finding in board.findings())
+    queue, rows = run(Curve(seed=2, floor=0.5, full=0.92, plateau=0.92), these)
+    assert all(finding.outcome.is_over for finding in queue.findings())
     for number in (0, 1, len(rows)):
         found = estimate(these, rows[:number])
         if number:

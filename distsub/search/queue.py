@@ -25,7 +25,7 @@ PATIENCE = 2
 _NOTHING: dict[str, dict[int, None]] = {}
 
 
-class Board:
+class TrialQueue:
     """Multiplexes searches under one policy.
 
     Order of trials: baselines of all searches first, since each unlocks every search that shares it and shows early
