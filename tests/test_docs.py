@@ -1,5 +1,6 @@
 """The pages: every link leads somewhere, every page is in the index, the README is short."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -60,3 +61,15 @@ def test_every_page_that_the_code_names_exists():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 80
+
+
+def test_the_page_of_settings_lists_every_number_with_its_value():
+    from distsub.estimate.settings import EstimateSettings
+    from distsub.search.settings import SearchSettings
+
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([^|]+) \| (measured|assumed|technical) \| \S", (ROOT / "docs/settings.md").read_text(), re.M
+    )
+    values = {**dataclasses.asdict(SearchSettings()), **dataclasses.asdict(EstimateSettings())}
+    shown = {name: str(list(value) if isinstance(value, tuple) else value) for name, value in values.items()}
+    assert {name: value for name, value, _ in rows} == shown

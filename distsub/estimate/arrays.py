@@ -9,7 +9,7 @@ from distsub.estimate.d90 import fit_rows
 from distsub.estimate.interval import LEVEL, Estimate
 from distsub.estimate.rows import Row, prepare
 from distsub.search.rule import RANGES, Rule, check_score
-from distsub.search.thresholds import UNKNOWN_EXAMPLES
+from distsub.search.settings import SETTINGS
 
 Numbers = Sequence[float]
 """A list, or anything with numbers in a row: a NumPy array, a column of pandas or polars."""
@@ -85,7 +85,7 @@ def d90(
     rule = _rule(fraction, threshold, metric, full is not None)
     if eval_examples is not None and not eval_examples >= 1:
         raise ConfigError(f"eval_examples = {eval_examples!r}: give the number of examples evaluated, at least 1")
-    examples = int(eval_examples or UNKNOWN_EXAMPLES)
+    examples = int(eval_examples or SETTINGS.unknown_examples)
     ends = dims or (math.floor(min(places, default=1.0)), math.ceil(max(places, default=1.0)))
     if not 1 <= ends[0] <= ends[1]:
         raise ConfigError(f"dims = {dims!r}: give the smallest and the largest d that could have been tried")

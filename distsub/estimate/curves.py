@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distsub.estimate.settings import SETTINGS
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -106,7 +108,6 @@ PARAMETERS = (
 
 SLOPE, ASYMMETRY, FLOOR, TOP, FULL, RESIDUAL, SHIFT, BASELINE, MIDDLE, PENALTY, TILT, DRIFT = range(12)
 
-_POINTS = 80  # of the range at which curves are looked up; between them they are straight
 _STEP = math.sqrt(3.0)  # Gauss-Hermite with three nodes: the mean over a normal shift
 
 
@@ -188,16 +189,16 @@ class Draws:
         Args:
             bars: Gains to reach; [draws, any number].
         """
-        x = np.linspace(*self.handicaps.range, _POINTS)
+        x = np.linspace(*self.handicaps.range, SETTINGS.curve_points)
         levels = np.maximum.accumulate(self.level(x[None]), axis=1)
         found, draw = np.empty(bars.shape), np.arange(len(bars))
         for column, bar in zip(found.T, bars.T, strict=True):
             after = (levels < bar[:, None]).sum(1)
-            right = np.clip(after, 1, _POINTS - 1)
+            right = np.clip(after, 1, SETTINGS.curve_points - 1)
             low, high = levels[draw, right - 1], levels[draw, right]
             share = np.clip((bar - low) / np.maximum(high - low, 1e-12), 0.0, 1.0)
             inside = x[right - 1] + share * (x[1] - x[0])
-            column[:] = np.where(after == 0, -np.inf, np.where(after == _POINTS, np.inf, inside))
+            column[:] = np.where(after == 0, -np.inf, np.where(after == SETTINGS.curve_points, np.inf, inside))
         return found
 
 

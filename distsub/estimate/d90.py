@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from distsub.errors import ConfigError
 from distsub.estimate.interval import LEVEL, Estimate
+from distsub.estimate.settings import SETTINGS
 from distsub.records import Observation
 from distsub.search.outcome import Outcome
 from distsub.search.rule import D90_RULE, Rule, check_score
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from distsub.estimate.curves import Draws, Noise
     from distsub.estimate.rows import Rows
     from distsub.estimate.shared import Shared
-
-_EACH = 8  # evaluation sets drawn for every curve
 
 
 @dataclass(frozen=True)
@@ -212,8 +211,10 @@ class Fit:
         assert self.shared is not None
         bar, share = self._bar(rule, chance_corrected), rule.fraction or 0.0
         error = self.shared.error(float(self.draws.weight @ bar), share, (1.0 - share) * chance_corrected)
-        moved = error * standard_normal(_EACH * len(bar)).reshape(len(bar), _EACH)
-        return self.draws.crossing(bar[:, None] + moved).ravel(), np.repeat(self.draws.weight / _EACH, _EACH)
+        moved = error * standard_normal(SETTINGS.sets_per_curve * len(bar)).reshape(len(bar), SETTINGS.sets_per_curve)
+        return self.draws.crossing(bar[:, None] + moved).ravel(), np.repeat(
+            self.draws.weight / SETTINGS.sets_per_curve, SETTINGS.sets_per_curve
+        )
 
     def _range_warnings(self, rule: Rule, is_above: bool, is_below: bool, threshold: float) -> tuple[str, ...]:
         smallest, largest = self.range
@@ -279,7 +280,7 @@ def fit_rows(rows: "Rows", ends: tuple[int, int], noise: "Noise | None" = None) 
         noise: As for `fit`.
     """
     from distsub.estimate.curves import Noise
-    from distsub.estimate.posterior import ENOUGH, draw
+    from distsub.estimate.posterior import draw
     from distsub.estimate.remarks import falls, remarks
 
     noise = noise or Noise()
@@ -312,7 +313,7 @@ def fit_rows(rows: "Rows", ends: tuple[int, int], noise: "Noise | None" = None) 
             f"{sum(has_failed)} of {tried} subspace trainings failed to train: d is that of those that train",
             *warnings,
         )
-    if draws.effective < ENOUGH:
+    if draws.effective < SETTINGS.enough_draws:
         warnings = (
             *warnings,
             f"the interval rests on {draws.effective:.0f} effective draws: its ends are uncertain by 10%",

@@ -9,8 +9,9 @@ from distsub.records import Condition, Observation
 from distsub.search.evidence import tuned
 from distsub.search.ranges import KEPT
 from distsub.search.rule import check_score
+from distsub.search.settings import SETTINGS
 from distsub.search.spec import Search
-from distsub.search.thresholds import UNKNOWN_EXAMPLES, Result, mean_known
+from distsub.search.thresholds import Result, mean_known
 
 
 def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> Rows:
@@ -70,7 +71,7 @@ def _row(result: Result, observation: Observation, metric: str) -> Row:
         arm=eta,
         seeds=(trial.seeds.projection, trial.seeds.head, trial.seeds.data),
         score=result.score,
-        num_examples=result.num_examples or trial.budget.eval_examples or UNKNOWN_EXAMPLES,
+        num_examples=result.num_examples or trial.budget.eval_examples or SETTINGS.unknown_examples,
         influences=None if result.score is None else influences(observation),
     )
 
@@ -92,7 +93,7 @@ def _unknown_examples(found: Sequence[tuple[Result, Observation]]) -> tuple[str,
     scored = [observation for result, observation in found if result.score is not None]
     if all(row.num_examples or row.predicted or row.trial.budget.eval_examples for row in scored):
         return ()
-    return (f"rows do not tell how many examples were evaluated: {UNKNOWN_EXAMPLES} are assumed",)
+    return (f"rows do not tell how many examples were evaluated: {SETTINGS.unknown_examples} are assumed",)
 
 
 def _tries(searches: Sequence[Search], rates: int) -> tuple[str, ...]:

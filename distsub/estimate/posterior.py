@@ -33,17 +33,9 @@ from distsub.estimate.curves import (
     rise,
     shape,
 )
+from distsub.estimate.settings import SETTINGS
 
-ENOUGH = 200
-"""Independent draws that an estimate must be worth, else it says so."""
-
-_WANTED = 800  # independent draws from which there are no further rounds
-_DRAWS = 1000  # in a round
-_ROUNDS = 20  # at most
 _CACHED = 15_000  # numbers in an array that stays in a processor's cache: twice as fast
-_DEGREES = 8.0  # of freedom of the proposal: tails heavier than the posterior's
-_TAILS = 8.0  # of freedom of the residual
-_FAILED = 0.05  # how far from the floor in gain a training that failed may end
 
 
 class _Model:
@@ -132,8 +124,10 @@ class _Model:
         """Return the log likelihood of every subspace trial as one that trained and as one that failed."""
         scores, share = self.scores, self.noise.failure
         y, below = scores.y[: self.k], scores.below
-        trained = -0.5 * np.log(variance) - 0.5 * (_TAILS + 1) * np.log(1.0 + (y - mean) ** 2 / (_TAILS * variance))
-        spread = scores.own[: self.k] + _FAILED**2
+        trained = -0.5 * np.log(variance) - 0.5 * (SETTINGS.residual_df + 1) * np.log(
+            1.0 + (y - mean) ** 2 / (SETTINGS.residual_df * variance)
+        )
+        spread = scores.own[: self.k] + SETTINGS.failed_gain**2
         failed = -0.5 * np.log(spread) - 0.5 * (y - theta[:, [FLOOR]]) ** 2 / spread
         if below.any():
             trained[:, below] = self._log_ndtr((y - mean)[:, below] / np.sqrt(variance[:, below]))
@@ -162,7 +156,7 @@ class _Model:
         trust[:k] = 1.0 - self.failed(theta[None])[0]
         trust[:k][below] *= 0.3
         inverse *= trust
-        inverse[:k] *= (_TAILS + 1) / (_TAILS + 3)
+        inverse[:k] *= (SETTINGS.residual_df + 1) / (SETTINGS.residual_df + 3)
         found = (slopes * inverse) @ slopes.T + 0.4 * (swells * trust) @ swells.T
         common = math.exp(2 * theta[BASELINE])
         lost = (slopes[:, k:] * inverse[k:]) @ self.members
@@ -221,7 +215,7 @@ def draw(scores: Scores, noise: Noise) -> Draws:
         log_weight = target - _mixture(theta, proposals)
         weight = _weights(log_weight)
         effective = _kish(weight)
-        if len(proposals) > 1 and (effective >= _WANTED or len(proposals) == _ROUNDS):
+        if len(proposals) > 1 and (effective >= SETTINGS.wanted_draws or len(proposals) == SETTINGS.rounds):
             # A draw far out in a thin tail of the proposals must not stand for everything.
             weight = np.minimum(weight, 1.0 / math.sqrt(len(weight)))
             relevant = weight > 1e-3 * weight.max()  # the others, most of the first rounds, only cost time
@@ -242,7 +236,9 @@ def _mixture(theta: np.ndarray, proposals: list[tuple[np.ndarray, np.ndarray]]) 
     found = np.full(len(theta), -1e300)
     for mean, root in proposals:
         square = (((theta - mean) @ np.linalg.inv(root).T) ** 2).sum(1)
-        density = -0.5 * (_DEGREES + size) * np.log1p(square / _DEGREES) - np.log(np.diag(root)).sum()
+        density = (
+            -0.5 * (SETTINGS.proposal_df + size) * np.log1p(square / SETTINGS.proposal_df) - np.log(np.diag(root)).sum()
+        )
         found = _either(found, density)
     return found
 
@@ -286,8 +282,8 @@ def _mode(model: _Model) -> np.ndarray:
 def _base(size: int, stream: int) -> np.ndarray:
     """Return standard multivariate t draws, the same ones always; each with its mirror image."""
     random = np.random.Generator(np.random.Philox(key=2**64 * stream + size))
-    normal = random.standard_normal((_DRAWS // 2, size))
-    half = normal / np.sqrt(random.chisquare(_DEGREES, (_DRAWS // 2, 1)) / _DEGREES)
+    normal = random.standard_normal((SETTINGS.draws // 2, size))
+    half = normal / np.sqrt(random.chisquare(SETTINGS.proposal_df, (SETTINGS.draws // 2, 1)) / SETTINGS.proposal_df)
     return np.concatenate([half, -half])
 
 

@@ -13,13 +13,11 @@ from functools import cached_property
 import numpy as np
 
 from distsub.estimate.curves import Noise, Scores
+from distsub.estimate.settings import SETTINGS
 from distsub.estimate.shared import Shared, knot_scores, shared
 from distsub.metrics import variance
 from distsub.search.rule import D90_RULE, RANGES, Rule, floor_of
 from distsub.search.thresholds import Trained, judge
-
-_OWN_GROUP = 4  # rows from which seeds have a place of their own
-_MOST_GROUPS = 12
 
 
 @dataclass(frozen=True)
@@ -282,8 +280,8 @@ def _places(subspace: Sequence[Row]) -> tuple[list[int], np.ndarray]:
         The place of each row, and how the places correlate: as far as they share projection, head and data seed.
     """
     count = Counter(row.seeds for row in subspace)
-    own = [seeds for seeds, times in count.items() if times >= _OWN_GROUP]
-    own = sorted(own, key=lambda seeds: -count[seeds])[:_MOST_GROUPS]
+    own = [seeds for seeds, times in count.items() if times >= SETTINGS.own_group]
+    own = sorted(own, key=lambda seeds: -count[seeds])[: SETTINGS.most_groups]
     shares = Noise().shares
 
     def alike(a: tuple[Hashable, ...], b: tuple[Hashable, ...]) -> float:

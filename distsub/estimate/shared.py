@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distsub.estimate.settings import SETTINGS
+
 _KNOTS = np.linspace(0.0, 1.0, 7)
-_WIDTH = 0.12  # of the neighbourhood, in gain, whose rows tell what is shared there
-_TRUST = 4.0  # pairs of trainings that the usual correlations are worth
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Shared:
 
     def _correlations(self, gain: float) -> tuple[float, float, float]:
         """Return the shared part of two subspace trials' errors at a gain, of two baselines', and of one of each."""
-        near = np.exp(-0.5 * ((_KNOTS - min(max(gain, 0.0), 1.0)) / _WIDTH) ** 2)
+        near = np.exp(-0.5 * ((_KNOTS - min(max(gain, 0.0), 1.0)) / SETTINGS.near_gain) ** 2)
         inner, outer, cross = self.usual
         # The majority class at one end, the easy examples at the other.
         usual = ((1.0 - gain) + inner * gain, outer, cross * math.sqrt(max(gain, 0.0)))
@@ -59,7 +59,9 @@ class Shared:
         groups = ((subspace, subspace), (baseline, baseline), (subspace, baseline))
         for (left, right), prior in zip(groups, usual, strict=True):
             count = float(left @ self.pairs @ right)
-            found.append((float(left @ self.total @ right) + _TRUST * prior) / (count + _TRUST))
+            found.append(
+                (float(left @ self.total @ right) + SETTINGS.prior_pairs * prior) / (count + SETTINGS.prior_pairs)
+            )
         inner, outer = (min(max(each, 0.0), 1.0) for each in found[:2])
         limit = math.sqrt(inner * outer)
         return inner, outer, min(max(found[2], -limit), limit)

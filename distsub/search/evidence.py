@@ -15,11 +15,9 @@ from distsub.metrics import variance
 from distsub.records import Observation, Trial
 from distsub.search.outcome import Bracket, Finding, Outcome, Thresholds
 from distsub.search.ranges import Course, Score, course
+from distsub.search.settings import SETTINGS
 from distsub.search.spec import Search, by_key, key
-from distsub.search.thresholds import UNKNOWN_EXAMPLES, Result, reaches, thresholds
-
-FALL = 3.5
-"""Standard errors by which a score must fall with d before it is said that no d90 fits."""
+from distsub.search.thresholds import Result, reaches, thresholds
 
 Key = TypeVar("Key", str, float)
 
@@ -261,14 +259,14 @@ class Evidence:
         Cautious: the noise of training is taken to be as large as that of the evaluation set, and no pairing.
         """
         top: int | None = None
-        metric, examples = self.search.task.metric, self.search.budget.eval_examples or UNKNOWN_EXAMPLES
+        metric, examples = self.search.task.metric, self.search.budget.eval_examples or SETTINGS.unknown_examples
         for x, passed in self.verdicts.items():
             if passed:
                 top = x if top is None or self._best(x) > self._best(top) else top
             elif top is not None:
                 above, below = self._best(top), self._best(x)
                 spread = math.sqrt(2 * (variance(above, metric, examples) + variance(below, metric, examples)))
-                if above - below > FALL * spread:
+                if above - below > SETTINGS.fall_errors * spread:
                     return self.search.dims[x], self.search.dims[top]
         return None
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from distsub.records import Trial
 from distsub.search.policies import Grid, Policy
 from distsub.search.queue import TrialQueue, same_but_seeds
+from distsub.search.settings import SETTINGS
 from distsub.search.spec import Search, all_references, eta_tries
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 Seconds = Callable[[Trial], float | None]
 """Seconds that a trial takes in one slot, start-up and evaluation included; None where nobody knows."""
-
-WORLDS = 7
-"""Positions of the crossing, spread evenly over the range, that expectations are averaged over."""
 
 
 @dataclass(frozen=True)
@@ -189,11 +187,11 @@ def _expect(members: Sequence[Search], policy: Policy, slots: int) -> tuple[floa
         return float(bound), math.ceil(bound / slots)
     beyond = math.log(crossing)
     trials = rounds = 0
-    for k in range(WORLDS):
-        place = first + (k + 0.5) / WORLDS * (last - first)
+    for k in range(SETTINGS.worlds):
+        place = first + (k + 0.5) / SETTINGS.worlds * (last - first)
         more = _play(members, policy, slots, replace(curve, seed=k, middle=place - beyond))
         trials, rounds = trials + more[0], rounds + more[1]
-    return trials / WORLDS, rounds / WORLDS
+    return trials / SETTINGS.worlds, rounds / SETTINGS.worlds
 
 
 def _play(members: Sequence[Search], policy: Policy, slots: int, curve: "Curve") -> tuple[int, int]:

@@ -16,17 +16,8 @@ from distsub.errors import ConfigError
 from distsub.records import Method, Observation, Subspace, Trial
 from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding, Outcome
+from distsub.search.settings import SETTINGS
 from distsub.search.spec import Search
-
-STEPS = (0, 1, 4, 9)
-"""How many steps of the grid a search goes out from where it expects its answer, before it halves what is left.
-
-With the published grid of 16% a step, seeds differ by some two to four.
-"""
-
-
-REACH = 3
-"""How many times the trials of plain bisection's worst case a search may take; it rarely takes a third of one."""
 
 
 class Policy(Protocol):
@@ -131,7 +122,10 @@ class Bisection:
         A third of it is what halving takes where every d is given all its tries. As soon as no more is left than
         that, this is done.
         """
-        return search.num_references + min(REACH * len(search.dims).bit_length(), len(search.dims)) * search.num_tries
+        return (
+            search.num_references
+            + min(SETTINGS.reach * len(search.dims).bit_length(), len(search.dims)) * search.num_tries
+        )
 
     def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
         """Return the open baseline, then the trials that are needed next, at most `slots` in all."""
@@ -195,7 +189,7 @@ def _marks(state: Evidence, favourite: float) -> list[int]:
         if not answers:
             return []
         centre = statistics.median_low(answers)
-    return [centre + step for size in STEPS for step in (-size, size)]
+    return [centre + step for size in SETTINGS.steps for step in (-size, size)]
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {"bisection": Bisection, "grid": Grid}

@@ -13,14 +13,9 @@ from distsub.records import Observation, Trial
 from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding, Outcome
 from distsub.search.policies import Policy
+from distsub.search.settings import SETTINGS
 from distsub.search.spec import Search, all_references, by_key, eta_tries, key
 from distsub.search.spending import Limit, Spending
-
-EARLIER = 8
-"""How many searches of earlier seeds a search learns from, at most; bounds what one result can set in motion."""
-
-PATIENCE = 2
-"""By how many ranks a search stands back for each of them that is still open."""
 
 _NOTHING: dict[str, dict[int, None]] = {}
 
@@ -82,9 +77,9 @@ class TrialQueue:
             alike: dict[Hashable, list[int]] = {}
             for index, search in enumerate(self.searches):
                 members = alike.setdefault(same_but_seeds(search), [])
-                for earlier in members[-EARLIER:]:
+                for earlier in members[-SETTINGS.earlier :]:
                     self._later[earlier].append(index)
-                self._waits[index] = min(len(members), EARLIER)
+                self._waits[index] = min(len(members), SETTINGS.earlier)
                 members.append(index)
         # How many trials each search is asked for: at first the baseline and one d. Wider only when slots are idle,
         # since with many searches the far ends of their wish lists are never reached; never narrower, since a lost
@@ -243,7 +238,7 @@ class TrialQueue:
         self._version[index] += 1
         if rank < len(self._proposed[index]):
             is_probe = not self._proposed[index][rank].is_reference
-            order = rank + PATIENCE * self._waits[index]
+            order = rank + SETTINGS.patience * self._waits[index]
             heapq.heappush(self._heap, (is_probe, order, index, self._version[index], rank))
 
     def _widen(self) -> None:

@@ -15,19 +15,11 @@ from distsub.metrics import variance
 from distsub.records import TRUST, Observation, Status, Trial
 from distsub.search.outcome import Thresholds
 from distsub.search.rule import floor_of
+from distsub.search.settings import SETTINGS
 from distsub.search.spec import Search
 
 SLACK = 1e-12
 """0.9 * 0.8 is 0.7200000000000001 in floating point; a score of 0.72 reaches it all the same."""
-
-FAILED = 0.25
-"""Share of the way from chance up to a good baseline in which a full fine-tuning has failed to train."""
-
-ERRORS = 3.0
-"""Standard errors by which it must lie below a good one besides: of few examples any score may be low."""
-
-UNKNOWN_EXAMPLES = 400
-"""Evaluation examples assumed where nothing tells."""
 
 
 class Trained(NamedTuple):
@@ -80,7 +72,10 @@ def judge(full: Sequence[Trained], chance: float | None, metric: str) -> Verdict
         if each.score is None:
             return True
         error = math.sqrt(2 * variance(each.score, metric, each.num_examples))
-        return each.score < floor + FAILED * (good - floor) and good - each.score > ERRORS * error
+        return (
+            each.score < floor + SETTINGS.failed_share * (good - floor)
+            and good - each.score > SETTINGS.failed_errors * error
+        )
 
     failed = tuple(has_failed(each, good) for each in full)
     below_best = sum(has_failed(each, max(scores, default=good)) for each in full)
@@ -173,7 +168,7 @@ def thresholds(search: Search, results: Mapping[str, Result], others: Iterable[R
         if result is None or result.status == "error":
             return None
         known.append((trial, result))
-        number = result.num_examples or trial.budget.eval_examples or UNKNOWN_EXAMPLES
+        number = result.num_examples or trial.budget.eval_examples or SETTINGS.unknown_examples
         full += [] if trial.is_theta_0 else [Trained(trial.learning_rate, result.score, number)]
     majority, theta_0 = _chances(known)
     chance = rule.chance_of(majority, theta_0)

@@ -12,7 +12,7 @@ import pytest
 from distsub.errors import ConfigError
 from distsub.estimate.curves import Noise
 from distsub.estimate.d90 import Estimate, Fit, estimate, fit
-from distsub.estimate.posterior import ENOUGH
+from distsub.estimate.settings import SETTINGS
 from distsub.records import Budget, Full, Model, Observation, Seeds, Setup, Subspace, Task, Trial
 from distsub.search import Outcome, Search, TrialQueue, log_grid, make_policy
 from distsub.search.synthetic import Curve
@@ -375,7 +375,7 @@ def test_draws_are_worth_enough_and_the_interval_does_not_hang_on_them(measured,
     from distsub.estimate import posterior
 
     _, these, rows, found = measured
-    assert found.effective_draws >= ENOUGH
+    assert found.effective_draws >= SETTINGS.enough_draws
     base, ends = posterior._base, []
     for other in range(100, 800, 100):
         monkeypatch.setattr(posterior, "_base", lambda size, stream, other=other: base(size, other + stream))
@@ -390,10 +390,10 @@ def test_too_few_draws_are_told(measured, monkeypatch):
     from distsub.estimate import posterior
 
     _, these, rows, _ = measured
-    monkeypatch.setattr(posterior, "_ROUNDS", 2)
+    monkeypatch.setattr(posterior, "SETTINGS", replace(SETTINGS, rounds=2))
     monkeypatch.setattr(posterior, "_base", lambda size, stream: 9.0 * np.eye(1000, size))
     found = fit(these, rows)
-    assert found.effective_draws < ENOUGH
+    assert found.effective_draws < SETTINGS.enough_draws
     assert "effective draws" in found.warnings[-1]
 
 
