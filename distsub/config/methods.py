@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -34,6 +35,7 @@ from distsub.records import (
     Span,
     Subspace,
     Task,
+    modules_pattern,
 )
 from distsub.search import Range
 
@@ -106,6 +108,11 @@ StepSizes = Annotated[
 """A list of step sizes, or a `Range`."""
 
 
+def _modules(value: str) -> str:
+    modules_pattern(value)
+    return value
+
+
 class MethodTable(Table):
     """One entry of [[methods]]."""
 
@@ -114,6 +121,7 @@ class MethodTable(Table):
     normalization: Literal["global", "per_tensor"] | None = None
     groups: Literal["layer", "tensor"] | None = None
     head: Role | None = None
+    modules: Annotated[str, AfterValidator(_modules)] | None = None
     block_length: PositiveInt | None = None
     training: Literal["default", "zhang2023"] | None = None
     scope: Literal["model", "layer"] | None = None
@@ -149,7 +157,7 @@ class MethodTable(Table):
         for key in ("projection", "normalization", "block_length"):
             if self.name in (*LEARNED, "freeze") and getattr(self, key) is not None:
                 raise ValueError(f'{key} is for random subspaces, not "{self.name}"')
-        for key in ("dims", "etas", "scope", "ensemble", "start", "step"):
+        for key in ("dims", "etas", "modules", "scope", "ensemble", "start", "step"):
             if self.name == "freeze" and getattr(self, key) is not None:
                 raise ValueError(f'{key} is for subspaces; "freeze" has no coordinates')
         if self.name == "freeze" and "in_subspace" in (self.head, self.embeddings):
@@ -182,9 +190,10 @@ class MethodTable(Table):
             raise ConfigError(
                 f"[[methods]] block_length = {self.block_length} is below the largest of dims, {context.largest}"
             )
+        modules = self.modules or "all"
         if self.name in ("did", "said"):
             scales = (self.groups or "layer") if self.name == "said" else None
-            return Subspace(self._random(context), scales=scales, head=self.head or "in_subspace")
+            return Subspace(self._random(context), scales, head=self.head or "in_subspace", modules=modules)
         whole = self.scope == "model"
         usual: dict[str, Any] = (
             {"head": "in_subspace", "embeddings": "in_subspace"}
@@ -203,7 +212,7 @@ class MethodTable(Table):
             projection = self._random(context)
             if self.name == "random_matched":
                 projection = replace(projection, match=replace(context.span, last=True))
-        return Subspace(projection, scope=self.scope or "layer", **usual)
+        return Subspace(projection, modules=modules, scope=self.scope or "layer", **usual)
 
     def _random(self, context: Context) -> Random:
         family = self.projection or DEFAULT_FAMILY

@@ -28,15 +28,16 @@ def build_model(
     assert trial.task.num_labels is not None, "the task's labels are counted"
     base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head, full, trial.model.head_from).to(device)
     adapter.name_labels(base, trial.task.labels)
+    whole = sum(parameter.numel() for parameter in base.parameters())
+    counts: dict[str, Any] = {"num_params_model": whole}
     if full:
-        size = sum(parameter.numel() for parameter in base.parameters())
-        return base, {"num_params": size, "num_trained": size, "step_size": trial.learning_rate}
+        return base, counts | {"num_params": whole, "num_trained": whole, "step_size": trial.learning_rate}
     if isinstance(method, Theta0):
-        return base, {"num_params": sum(parameter.numel() for parameter in base.parameters()), "step_size": 0.0}
+        return base, counts | {"num_params": whole, "step_size": 0.0}
     if isinstance(method, Freeze):
         apart = layout.outside(base.requires_grad_(False), method.head, method.embeddings)
         beside = layout.free(base, {name for name, policy in apart.items() if policy == "trained"})
-        return base, {"num_trained_head": sum(p.numel() for p in beside.values()), "step_size": 0.0}
+        return base, counts | {"num_trained_head": sum(p.numel() for p in beside.values()), "step_size": 0.0}
     assert trial.d is not None and trial.eta is not None, "a subspace trial has d and eta"
     projection = method.projection
     model = SubspaceModel(base, trial.d, method, trial.seeds.projection, snapshots=snapshots)
@@ -48,7 +49,7 @@ def build_model(
     else:
         norm = projection.normalization
         step = step_size(trial.eta, trial.learning_rate, size, num_coordinates, norm, len(model.entries))
-    return model, {
+    return model, counts | {
         "num_params": model.num_params,
         "num_trained": model.num_trained,
         "num_trained_head": model.num_trained_head,

@@ -114,7 +114,8 @@ def _is_random(method: Method) -> bool:
 
 def _alike(method: Method) -> Key:
     """Give what two ways of training in layers share when they differ in the subspace alone."""
-    return tuple(getattr(method, name, None) for name in ("scope", "head", "embeddings", "ensemble", "start", "step"))
+    fields = ("scope", "head", "embeddings", "modules", "ensemble", "start", "step")
+    return tuple(getattr(method, name, None) for name in fields)
 
 
 def _source(method: Method, task: str) -> tuple[str | None, str | None]:

@@ -21,6 +21,7 @@ from distsub.records.method import (
     Subspace,
     Theta0,
     label,
+    modules_pattern,
     on,
 )
 from distsub.records.observation import TRUST, Observation, Status, is_final
@@ -66,6 +67,7 @@ __all__ = [
     "label",
     "method_labels",
     "model_labels",
+    "modules_pattern",
     "on",
     "theta_0_of",
 ]

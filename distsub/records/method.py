@@ -1,5 +1,6 @@
 """How the update of the weights is parametrised: all of them, none beyond the head, or a subspace."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,6 +11,9 @@ DEFAULT_FAMILY = "partition"
 
 Role = Literal["in_subspace", "trained", "frozen"]
 """What becomes of parameters outside the blocks: they move in the subspace, are trained beside it, or stay."""
+
+MODULES = ("all", "attention", "mlp")
+"""What a subspace may span by name; anything else is a pattern."""
 
 Beside = Literal["trained", "frozen"]
 Edit = Literal["zero", "hold", "reset"]
@@ -141,6 +145,8 @@ class Subspace:
             (DID, Eq. 1).
         head: Policy of the classification head.
         embeddings: Policy of the base model's parameters outside its blocks (embeddings, pooler).
+        modules: Which of the base model's parameters that the policies leave to the subspace it spans: "all",
+            "attention", "mlp", or "regex:" and a pattern searched for in their names; the others stay at theta_0.
         scope: "model": one theta for all parameters; "layer": one of length d for each transformer block, nothing else
             in the subspace (Zhang et al. 2023, Eq. 2).
         ensemble: Number h of coordinate vectors whose mean is theta (Zhang et al. 2023, Eq. 4).
@@ -153,6 +159,7 @@ class Subspace:
     scales: Literal["layer", "tensor"] | None = None
     head: Role = "in_subspace"
     embeddings: Role = "in_subspace"
+    modules: str = "all"
     scope: Literal["model", "layer"] = "model"
     ensemble: int = 1
     start: Literal["zero", "random"] = "zero"
@@ -188,6 +195,28 @@ ZHANG2023 = {"head": "trained", "embeddings": "trained", "ensemble": 16, "start"
 """What Zhang et al. 2023 say of their training; the size of their random start is not known."""
 
 
+def modules_pattern(modules: str) -> re.Pattern[str] | None:
+    """Read what a subspace spans: the pattern of "regex:...", None for the other choices.
+
+    Raises:
+        ValueError: It is no choice, or no pattern.
+
+    >>> modules_pattern("regex:query|value"), modules_pattern("attention")
+    (re.compile('query|value'), None)
+    """
+    if modules in MODULES:
+        return None
+    if not modules.startswith("regex:"):
+        raise ValueError(f'{modules!r} is unknown; use one of {", ".join(MODULES)}, or "regex:PATTERN"')
+    try:
+        pattern = re.compile(modules.removeprefix("regex:"))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{modules!r} holds no regular expression of Python: {error}") from None
+    if not pattern.pattern:
+        raise ValueError('"regex:" has no pattern; give one, as "regex:query|value", or "all"')
+    return pattern
+
+
 def on(method: Method, task: Task) -> Method:
     """Return the method as it is on a task: in the subspace of that very task, "inductive" is "intrinsic"."""
     if not isinstance(method, Subspace) or method.span is None or method.span.sources != (Source(task),):
@@ -207,8 +236,9 @@ def label(method: Method) -> str:
     if isinstance(method, Freeze):
         paper = (method.head, method.embeddings) == ("trained", "trained")
         return "freeze embeddings trained" if paper else "freeze"
+    modules = [method.modules] if method.modules != "all" else []
     if method.span is None and method.scope == "model":
-        return "said" if method.scales else "did"
+        return " ".join(["said" if method.scales else "did", *modules])
     projection = method.projection
     if isinstance(projection, Learned):
         name, mode = projection.span.name, projection.span.mode
@@ -216,6 +246,7 @@ def label(method: Method) -> str:
         name, mode = "random_matched" if projection.match else "random", "difference"
     paper = all(getattr(method, key) == value for key, value in ZHANG2023.items())
     parts = [
+        *modules,
         mode if mode != "difference" else "",
         "model" if method.scope == "model" else "",
         "zhang2023" if paper else f"h={method.ensemble}" if method.ensemble > 1 else "",

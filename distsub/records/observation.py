@@ -39,6 +39,7 @@ class Observation:
         eval_s: Seconds of those in evaluation.
         peak_bytes: Peak resident set size (CPU) or allocated memory (GPU) during the trial.
         num_params: D, the parameters that the subspace spans (all for full fine-tuning).
+        num_params_model: Parameters in the model, spanned or not.
         num_trained: Numbers trained in the subspace, scales included; num_params for full fine-tuning.
         num_trained_head: Numbers trained beside it in the head.
         num_scales: SAID scales among num_trained.
@@ -63,6 +64,7 @@ class Observation:
     eval_s: float = 0.0
     peak_bytes: int = 0
     num_params: int = 0
+    num_params_model: int = 0
     num_trained: int = 0
     num_trained_head: int = 0
     num_scales: int = 0

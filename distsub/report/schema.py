@@ -33,6 +33,8 @@ SEARCHES = pa.schema(
         ("best_score", _FLOAT),
         ("trials", _INT),
         ("num_params", _INT),
+        ("num_params_model", _INT),
+        ("num_trained_head", _INT),
         ("num_scales", _INT),
         ("wall_s", _FLOAT),
     ]
@@ -77,6 +79,8 @@ D90 = pa.schema(
         ("threshold_chance_corrected", _FLOAT),
         ("trials", _INT),
         ("num_params", _INT),
+        ("num_params_model", _INT),
+        ("num_trained_head", _INT),
         ("num_scales", _INT),
         ("wall_s", _FLOAT),
     ]

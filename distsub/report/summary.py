@@ -18,7 +18,7 @@ from distsub.search import Evidence, Finding, Limit, Search, make_policy, share
 
 D90_COLUMNS = (
     "task", "model", "label", "projection", "d90_text", "first_passing_d", "baseline_score", "threshold",
-    "chance", "num_params", "num_scales", "trials",
+    "chance", "num_params", "num_params_model", "num_scales", "trials",
 )  # fmt: skip
 """What `distsub run` and `distsub report` show at the end; `distsub query` has the rest."""
 
@@ -45,9 +45,11 @@ CURVE_POINTS = 41
 
 _KEYS = ("condition_id", "task", "model", "label", *METHOD_COLUMNS)
 
+_PARAMS = ("num_params", "num_params_model")
+
 _SHARED = (
     *("threshold_rule", "chance_rule", "baseline_score", "chance", "threshold", "threshold_chance_corrected"),
-    *("num_params", "num_scales"),
+    *("num_params", "num_params_model", "num_trained_head", "num_scales"),
 )
 """What the searches of one task, model and method have in common."""
 
@@ -175,7 +177,8 @@ def searches_table(
                 "threshold_chance_corrected": thresholds and thresholds.chance_corrected,
                 "best_score": finding.best_score,
                 "trials": finding.num_trials,
-                "num_params": max((row.num_params for row in subspace), default=0) or None,
+                **{name: max((getattr(row, name) for row in subspace), default=0) or None for name in _PARAMS},
+                "num_trained_head": max((row.num_trained_head for row in subspace if row.num_params), default=None),
                 "num_scales": max((row.num_scales for row in subspace if row.num_params), default=None),
                 "wall_s": sum(row.wall_s for row in own),
             }

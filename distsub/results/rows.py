@@ -24,7 +24,8 @@ NAME = re.compile(r"[0-9a-f]{16}\.parquet")
 """Of a row file (the trial's id) and of a part (a hash of its bytes)."""
 
 _KEYS = ("schema_version", "status", *IDENTITY)
-_VALUES = ("d", "eta", "status", "score", "chance", "wall_s", "num_params", "num_scales", "num_examples")
+_VALUES = ("d", "eta", "status", "score", "chance", "wall_s", "num_params", "num_params_model")
+_VALUES += ("num_trained_head", "num_scales", "num_examples")
 
 SCORES = (*IDENTITY, *_VALUES[2:])
 """The columns that verdicts and costs are made of."""
@@ -186,19 +187,8 @@ def scores(table: pa.Table, places: Places) -> list[Observation]:
     found = []
     for i, d, eta, *values in zip(of_row, *(table[name].to_pylist() for name in _VALUES), strict=True):
         status, score, chance, *numbers = values
-        wall_s, num_params, num_scales, num_examples = (number or 0 for number in numbers)
-        found.append(
-            Observation(
-                Trial(setups[i], d, eta),
-                status,
-                score,
-                chance,
-                num_examples=num_examples,
-                wall_s=wall_s,
-                num_params=num_params,
-                num_scales=num_scales,
-            )
-        )
+        counts = dict(zip(_VALUES[5:], (number or 0 for number in numbers), strict=True))
+        found.append(Observation(Trial(setups[i], d, eta), status, score, chance, **counts))
     return found
 
 

@@ -81,6 +81,7 @@ OBSERVATIONS = pa.schema(
         ("eval_s", _FLOAT),
         ("peak_bytes", _INT),
         ("num_params", _INT),
+        ("num_params_model", _INT),
         ("num_trained", _INT),
         ("num_trained_head", _INT),
         ("num_scales", _INT),
@@ -193,7 +194,7 @@ def to_table(observation: Observation) -> pa.Table:
     model, task, budget = trial.model, trial.task, trial.budget
     same = ("status", "score", "chance", "num_examples", "steps", "num_tokens", "wall_s", "eval_s", "peak_bytes")
     same += ("metrics",)
-    same += ("num_params", "num_trained", "num_trained_head", "num_scales", "step_size", "error")
+    same += ("num_params", "num_params_model", "num_trained", "num_trained_head", "num_scales", "step_size", "error")
     same += ("predicted", "target", "labels", "provenance")
     row: dict[str, Any] = {name: getattr(observation, name) for name in same}
     row |= {

@@ -103,7 +103,7 @@ def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:
     if isinstance(method, Freeze):
         layout.outside(model, method.head, method.embeddings)
         return
-    entries = layout.entries(model, method.head, method.embeddings)
+    entries = layout.entries(model, method.head, method.embeddings, method.modules)
     projection = method.projection
     if not isinstance(projection, Random):  # its d is checked with its checkpoints
         if method.scope == "layer":

@@ -192,27 +192,40 @@ def model_facts(
     head: str = "in_subspace",
     groups: str | None = "layer",
     embeddings: str = "in_subspace",
+    modules: str = "all",
 ) -> dict[str, Any]:
-    """Count a model's parameters, tensors and SAID groups without training it.
+    """Count a model's parameters, and those, the tensors and SAID's groups that a subspace of it spans.
 
     Raises:
         UnavailableError: The model is not here.
+        ConfigError: A policy, the modules or the groups do not fit it.
     """
     from distsub.finetune import pretrained
     from distsub.subspace import layout
+    from distsub.subspace.modules import kinds
 
     prepared = pretrained.prepare(name, revision)
     model = pretrained.build(prepared, num_labels, head_seed=0)
-    entries = layout.entries(model, head, embeddings)
-    runs = layout.scale_groups(entries, groups or "layer")
-    apart = layout.head_names(model)
+    entries = layout.entries(model, head, embeddings, modules)
+    runs = layout.scale_groups(entries, groups)
+    policies, heads, kind_of = layout.outside(model, head, embeddings), layout.head_names(model), kinds(model)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return {
         "model": name,
         "architecture": type(model).__name__,
         "num_params": entries[-1].stop,
-        "num_params_head": sum(p.numel() for n, p in model.named_parameters() if n in apart),
+        "num_params_model": sum(sizes.values()),
+        "num_params_head": sum(sizes[name] for name in heads),
+        **{
+            f"num_params_{kind}": sum(
+                size for name, size in sizes.items() if kind_of[name] == kind and name not in heads
+            )
+            for kind in ("attention", "mlp")
+        },
+        "num_trained_head": sum(sizes[name] for name, policy in policies.items() if policy == "trained"),
         "tensors": len(entries),
         "groups": len({group for *_, group in runs}),
+        "spanned_layers": len({entry.layer for entry in entries}),
         "blocks": len(set(layout.blocks(model).values())),
         "max_positions": getattr(model.config, "max_position_embeddings", None),
         "weights_sha256": prepared.sha256,
@@ -239,7 +252,8 @@ def inspect(what: str) -> dict[str, Any]:
         facts = model_facts(what, None, 2)
         tensor = model_facts(what, None, 2, groups="tensor")
         facts = facts | {"groups_layer": facts["groups"], "groups_tensor": tensor["groups"]}
-        del facts["groups"]
+        for name in ("groups", "num_trained_head", "spanned_layers"):  # of a method
+            del facts[name]
     return facts
 
 

@@ -126,7 +126,10 @@ def _search_row(
     """Describe a search and the most that it takes."""
     method, found = search.method, costs_of.probes.get(_kind(search))
     num_labels = costs_of.splits[search.task.name].task.num_labels or 0
-    about = facts(search.model.name, search.model.revision, num_labels, method.head, method.scales, method.embeddings)
+    spans = (method.head, method.scales, method.embeddings, method.modules)
+    about = facts(search.model.name, search.model.revision, num_labels, *spans)
+    times = method.ensemble * (about["spanned_layers"] if method.scope == "layer" else 1)
+    trained = " to ".join(dict.fromkeys(str(d * times) for d in (search.dims[0], search.dims[-1])))
     return {
         "task": search.task.name,
         "model": search.model.name,
@@ -134,7 +137,9 @@ def _search_row(
         "seed": search.seeds.text,
         "projection": method.family,
         "head": method.head,
+        "trained": trained + (f" + {about['num_trained_head']} in full" if about["num_trained_head"] else ""),
         "D": about["num_params"],
+        "num_params_model": about["num_params_model"],
         "scales": about["groups"] if method.scales else 0,
         "dims": f"{search.dims[0]}..{search.dims[-1]} ({len(search.dims)})",
         "etas": search.eta_range.tries if search.eta_range else len(search.etas),
@@ -143,7 +148,7 @@ def _search_row(
         "steps_per_trial": search.budget.steps,
         "s_per_step": found and round(found.step_s, 3),
         "startup_s": found and round(found.startup_s, 1),
-        "shared_weights_bytes": about["num_params"] * 4,
+        "shared_weights_bytes": about["num_params_model"] * 4,
         "actor_peak_bytes": found and found.peak_bytes,
     }
 

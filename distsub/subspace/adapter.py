@@ -45,7 +45,8 @@ class Config:
         projection_seed: Seed of P.
         subspace: What the subspace is made of.
         snapshots: The checkpoints among that.
-        num_params: D.
+        num_params: D, the parameters that the subspace spans.
+        num_params_model: Parameters in the model.
         num_scales: Scales among the trained numbers.
         num_trained: Numbers trained in the subspace.
         num_trained_head: Numbers trained in full beside it.
@@ -71,6 +72,7 @@ class Config:
     subspace: Subspace
     snapshots: MadeOf | None
     num_params: int
+    num_params_model: int
     num_scales: int
     num_trained: int
     num_trained_head: int

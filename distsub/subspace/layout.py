@@ -11,6 +11,7 @@ from itertools import accumulate, groupby
 from torch import Tensor, nn
 
 from distsub.errors import ConfigError, DimensionError
+from distsub.subspace import modules as choice
 
 HEADS = ("in_subspace", "trained", "frozen")
 
@@ -131,16 +132,20 @@ def _ancestors(name: str) -> list[str]:
     return list(accumulate(name.split("."), lambda module, child: f"{module}.{child}"))[:-1]
 
 
-def outside(model: nn.Module, head: str = "in_subspace", embeddings: str = "in_subspace") -> dict[str, str]:
+def outside(
+    model: nn.Module, head: str = "in_subspace", embeddings: str = "in_subspace", modules: str = "all"
+) -> dict[str, str]:
     """Name the parameters that the subspace does not span, each with its policy, "trained" or "frozen".
 
     Args:
         model: The model.
         head: Policy of the head's parameters (see `head_names`).
         embeddings: Policy of the base model's parameters outside its blocks: embeddings, pooler.
+        modules: Which of those that the policies leave to the subspace it spans (see `modules.chosen`).
 
     Raises:
-        ConfigError: A policy is unknown, or the model has no head, or no layers, for it to keep apart.
+        ConfigError: A policy is unknown, or the model has no head, or no layers, for it to keep apart; or the modules
+            are none of the model's.
     """
     for key, policy in (("head", head), ("embeddings", embeddings)):
         if policy not in HEADS:
@@ -158,16 +163,20 @@ def outside(model: nn.Module, head: str = "in_subspace", embeddings: str = "in_s
         policy = head if part == "head" else "in_subspace" if block else embeddings
         if policy != "in_subspace":
             found[name] = policy
-    return found
+    heads = {name for name, (_, part) in places.items() if part == "head"}
+    spanned = choice.chosen(model, modules, [name for name in places if name not in found], heads)
+    return found | {name: "frozen" for name in places if name not in found and name not in spanned}
 
 
-def entries(model: nn.Module, head: str = "in_subspace", embeddings: str = "in_subspace") -> list[Entry]:
+def entries(
+    model: nn.Module, head: str = "in_subspace", embeddings: str = "in_subspace", modules: str = "all"
+) -> list[Entry]:
     """Lay out the parameters that the subspace spans, tied ones once: embeddings, layer by layer, what follows.
 
     Raises:
-        ConfigError: A policy does not fit (see `outside`).
+        ConfigError: A policy, or the choice of modules, does not fit (see `outside`).
     """
-    apart, places = outside(model, head, embeddings), _places(model)
+    apart, places = outside(model, head, embeddings, modules), _places(model)
     order = {"embeddings": -1, "output": len(places)}
     for layer, _ in places.values():
         order.setdefault(layer, len(order))

@@ -81,7 +81,7 @@ class SubspaceModel(Wrapper):
         self.d, self.spec, self.projection_seed = d, spec, projection_seed
         self.original = Original(model)
         model.requires_grad_(False)
-        self.entries = layouts.entries(model, spec.head, spec.embeddings)
+        self.entries = layouts.entries(model, spec.head, spec.embeddings, spec.modules)
         self.groups = layouts.scale_groups(self.entries, spec.scales)
         self.projection = assemble(self.entries, d, spec, projection_seed, snapshots)
         self.made_of = snapshots and snapshots.made_of
@@ -135,6 +135,11 @@ class SubspaceModel(Wrapper):
         return self.coordinates.numel() + self.scales.numel()
 
     @property
+    def num_params_model(self) -> int:
+        """Parameters in the model, spanned or not, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
     def num_trained_head(self) -> int:
         """Numbers trained in full beside the subspace, in the head and the embeddings."""
         return sum(parameter.numel() for parameter in self.head.values())
@@ -182,6 +187,7 @@ class SubspaceModel(Wrapper):
         """Save the trained numbers; see `adapter.save` for what else may be said of them."""
         counts = {
             "num_params": self.num_params,
+            "num_params_model": self.num_params_model,
             "num_scales": self.scales.numel(),
             "num_trained": self.num_trained,
             "num_trained_head": self.num_trained_head,

@@ -137,9 +137,12 @@ def test_the_documented_questions_run_as_the_page_prints_them(finished, capsys):
 
 def test_inspect_a_model_and_an_adapter(finished, tiny_model, capsys):
     facts = json.loads(call(capsys, "inspect", tiny_model, "--format", "json")[1])
+    spanned = {name: facts[f"num_params_{name}"] for name in ("model", "head", "attention", "mlp")}
+    assert spanned["model"] == facts["num_params"] > spanned["attention"] + spanned["mlp"] + spanned["head"] > 0
     assert facts["blocks"] == 2 and facts["groups_layer"] == 4 and facts["groups_tensor"] > 30
     adapter = next((finished / "out" / "adapters").iterdir())
     facts = json.loads(call(capsys, "inspect", adapter, "--format", "json")[1])
+    assert facts["num_trained"] == facts["d"] < facts["num_params"] == facts["num_params_model"]
     assert isinstance(facts["d"], int) and len(facts["base_sha256"]) == 64 and facts["revision"] is None
     assert isinstance(facts["fingerprint"], list) and "torch" in facts["versions"]
     fields = {f"subspace.{name}" for name in canonical(Subspace()) if name != "projection"}

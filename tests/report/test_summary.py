@@ -99,6 +99,7 @@ PAIRS = {
     "normalization": [Subspace(Random("fastfood", normalization)) for normalization in ("global", "per_tensor")],
     "scales": [Subspace(scales=scales) for scales in ("layer", "tensor")],
     "head": [Subspace(head=head) for head in ("in_subspace", "trained", "frozen")],
+    "modules": [replace(LAYER, modules=each) for each in ("all", "attention")],
     "embeddings": [replace(LAYER, embeddings=policy) for policy in ("trained", "frozen")],
     "ensemble": [replace(LAYER, ensemble=number) for number in (2, 3)],
     "start": [replace(LAYER, start=start) for start in ("zero", "random")],

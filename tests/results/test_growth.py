@@ -125,7 +125,7 @@ CHANGED = {
             ("said", "groups", {}, "tensor"), ("did", "head", {}, "frozen"), ("random", "scope", {}, "model"),
             ("random", "embeddings", {}, "trained"), ("random", "ensemble", {}, 4), ("random", "start", {}, "random"),
             ("random", "step", {}, 0.1), ("random_matched", "step", {}, 0.1), ("intrinsic", "mode", {}, "raw"),
-            ("intrinsic", "first", {}, 3), ("other_seed", "shift", {}, 2),
+            ("intrinsic", "first", {}, 3), ("did", "modules", {}, "mlp"), ("other_seed", "shift", {}, 2),
             ("inductive", "sources", {"sources": "a"}, ["b"]), ("unified", "step", {}, 0.1),
             ("zero_shot", "step", {}, 0.1), ("last", "step", {}, 0.1), ("freeze", "embeddings", {}, "trained"),
         )
