@@ -164,3 +164,25 @@ def test_an_unwritable_table_ends_the_run(tiny_sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "write", full)
     with pytest.raises(OutputError):
         launch.run(sweep, store, "inline")
+
+
+def test_modules_side_by_side_from_the_file_to_the_table(tiny_text, tmp_path, capsys):
+    sweep, out = tmp_path / "sweep.toml", str(tmp_path / "out")
+    methods = '["did", { name = "did", modules = "attention" }, { name = "did", modules = "regex:intermediate" }]'
+    text = (
+        tiny_text.replace('["said", "did"]', methods).replace("seeds = 2", "seeds = 1").replace("[1.0, 3.0]", "[3.0]")
+    )
+    sweep.write_text(text.replace("dims = [8, 16, 64, 256]", "dims = [8, 16]"))
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(sweep), "--out", out, "--backend", "inline"])
+    assert not ended.value.code
+    rows = [row for row in Store.open(out).table().to_pylist() if row["d"]]
+    spanned = {row["modules"]: row["num_params"] for row in rows}
+    [whole] = {row["num_params_model"] for row in rows}
+    assert spanned["all"] == whole > spanned["attention"] > spanned["regex:intermediate"] > 0
+    assert {row["method"] for row in rows} == {"did", "did attention", "did regex:intermediate"}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["query", out, "select label, num_params, num_params_model, num_trained_head from d90"])
+    shown = capsys.readouterr().out
+    assert not ended.value.code and all(each in shown for each in ("attention", "regex", str(spanned["attention"])))
