@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import tempfile
 import urllib.request
 
@@ -16,6 +17,7 @@ os.environ["DISTSUB_CACHE"] = tempfile.mkdtemp(prefix="distsub-test-cache-")
 import pytest
 from hypothesis import settings
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
 settings.register_profile("a shared machine", deadline=None)  # how long an example takes is no property of the code
 settings.load_profile("a shared machine")
 

@@ -148,7 +148,7 @@ def test_a_limit_ends_the_sweep_and_what_it_cut_short_keeps_its_checkpoint(tiny_
     store.files.make("checkpoints")
     store.files.put("checkpoints/0123456789abcdef.safetensors", b"of a trial that the limit cut short")
     assert launch.run(sweep, store, "inline") == 4
-    assert "raise [limit] and run the same command" in capsys.readouterr().out
+    assert "raise [limit] and rerun to continue" in capsys.readouterr().out
     assert len(store.read()) == 1 and store.files.names("checkpoints") == ["0123456789abcdef.safetensors"]
 
 

@@ -76,7 +76,7 @@ def test_theta_0_is_scored_once_per_head_without_a_step(text, tmp_path):
         assert (row["status"], row["steps"], row["num_trained"], row["d"]) == ("finished", 0, 0, None)
         assert row["learning_rate"] is None and row["wall_s"] > 0 and row["num_examples"] == 128
         assert len(row["predicted"]) == 128 and len(row["curve"]) == 1
-    assert "0.9 \N{MULTIPLICATION SIGN} full 0." in written_on(distsub.open(out).plot())
+    assert "90% of it 0." in written_on(distsub.open(out).plot())
     chance = sum(row["score"] for row in untouched) / 2
     [row] = rows(out, "select * from d90")
     assert (row["threshold_rule"], row["chance_rule"]) == ("0.9 x full", "theta_0")
