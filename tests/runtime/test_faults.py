@@ -109,6 +109,7 @@ def test_processes_that_fail_are_killed_or_stand_still_under_one_run(
     two, starts, small_sweep, tmp_path, truth, distsub_run
 ):
     """No memory for a trial, one killed while it waits for its next, one killed while it trains, a node that pauses."""
+    small_sweep.write_text(small_sweep.read_text().replace("retries = 1", "retries = 9"))  # all may hit one trial
     flags = [tmp_path / "first", tmp_path / "second"]
     first, second = map(str, flags)
     faults = ONE_AFTER_THE_OTHER.format(first=first, second=second, limit=indent(LIMIT, " " * 4), die=f"    {DIE}")
@@ -150,7 +151,7 @@ def test_nodes_that_stand_still_leave_with_notice_and_are_lost_under_one_run(
     """One stands still until it counts as lost, and wakes again; meanwhile one leaves after a notice, one without."""
     # A grid asks for the same trials whatever is known when; bisection learns from the seeds that are ahead.
     text = small_sweep.read_text().replace("seeds = 2", "seeds = 4").replace('"bisection"', '"grid"')
-    small_sweep.write_text(text)
+    small_sweep.write_text(text.replace("retries = 1", "retries = 9"))
     truth = request.getfixturevalue("truth")
     run = distsub_run(small_sweep, tmp_path / "nodes", two.environment)
     frozen, leaves = two.nodes
