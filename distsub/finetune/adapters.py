@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from distsub import paths
 from distsub.errors import AdapterError, OutputError, UnavailableError, first_line
 from distsub.files import Files
 from distsub.finetune import inputs, pretrained, trajectory
@@ -58,8 +59,8 @@ def load_adapter(
                     f"{path} lives in a learned subspace: give results, a local copy of the results directory"
                 )
             root = Path(directory).resolve().parents[1] if results is None else Path(results)
-            paths = [root / trajectory.FOLDER / name for name in made_of.recordings]
-            snapshots = trajectory.collect(paths, sha256, span)
+            folders = [root / paths.trajectory(name) for name in made_of.recordings]
+            snapshots = trajectory.collect(folders, sha256, span)
         return SubspaceModel.from_pretrained(path, model, snapshots)
 
 

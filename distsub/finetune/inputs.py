@@ -19,10 +19,11 @@ from distsub.errors import DataError, OutputError, UnavailableError, first_line
 from distsub.files import Files, parse_json
 from distsub.finetune import cache, data, packages, pretrained, reading
 from distsub.finetune.pretrained import Prepared
+from distsub.paths import INPUTS
 from distsub.records import Budget, Task, Trial
 from distsub.records.places import ModelPlace, Places
 
-FOLDER, MARK = "inputs", "inputs.json"
+MARK = "inputs.json"
 """The mark is written last: a folder without it is not whole."""
 
 
@@ -67,12 +68,12 @@ def put(files: Files, places: Places, budget: Budget) -> Iterator[Put]:
 
 
 def _mark(content: str) -> str:
-    return f"{FOLDER}/{content}/{MARK}"
+    return f"{INPUTS}/{content}/{MARK}"
 
 
 def _send(files: Files, content: str, sources: dict[str, Path]) -> int:
     """Copy files to their place, then what says that they are whole; gives their bytes."""
-    folder, sizes = f"{FOLDER}/{content}", {}
+    folder, sizes = f"{INPUTS}/{content}", {}
     try:
         for name, source in sources.items():
             files.make(f"{folder}/{name}".rpartition("/")[0])
@@ -81,7 +82,7 @@ def _send(files: Files, content: str, sources: dict[str, Path]) -> int:
         files.put(_mark(content), json.dumps({"files": sizes}, indent=1).encode())
     except (OSError, pa.ArrowException) as error:
         raise OutputError(
-            f"cannot put the inputs into {files.uri}/{FOLDER} ({first_line(error)}); fix that and run the same "
+            f"cannot put the inputs into {files.uri}/{INPUTS} ({first_line(error)}); fix that and run the same "
             "command again, or give --no-inputs where every node finds them at their address"
         ) from error
     return sum(sizes.values())
@@ -94,7 +95,7 @@ def copy(files: Files, content: str) -> Path | None:
         UnavailableError: They have, and it cannot be read.
     """
     if files.is_local:
-        return Path(files.path(FOLDER), content) if files.exists(_mark(content)) else None
+        return Path(files.path(INPUTS), content) if files.exists(_mark(content)) else None
     target = _cached(content)
     if not target.is_dir():
         try:
@@ -103,13 +104,13 @@ def copy(files: Files, content: str) -> Path | None:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UnavailableError(f"{files.uri}/{_mark(content)} cannot be read ({first_line(error)})") from None
-        below = Files(f"{files.uri}/{FOLDER}/{content}", files.filesystem, files.path(f"{FOLDER}/{content}"))
+        below = Files(f"{files.uri}/{INPUTS}/{content}", files.filesystem, files.path(f"{INPUTS}/{content}"))
         cache.fetched(below, lambda _: names, target)
     return target
 
 
 def _cached(content: str) -> Path:
-    return cache.cache_directory() / FOLDER / content
+    return cache.cache_directory() / INPUTS / content
 
 
 def model(name: str, revision: str | None, content: str | None, files: Files | None) -> Prepared:
@@ -138,7 +139,7 @@ def model(name: str, revision: str | None, content: str | None, files: Files | N
             return found
         other = other or found
     if other is None:
-        kept = f", and {files.uri}/{FOLDER} has no copy of it" if content and files else ""
+        kept = f", and {files.uri}/{INPUTS} has no copy of it" if content and files else ""
         raise UnavailableError(f"{reason}{kept}")
     return other
 
@@ -198,5 +199,5 @@ def _rows(task: Task, files: Files) -> Task:
         return replace(task, source=f"{data.ROWS}{found}")
     if reason or not os.path.exists(source):
         reason = reason or f"no file or directory {source}"
-        raise UnavailableError(f"{task.name}: {reason}, and {files.uri}/{FOLDER} has no copy of its rows")
+        raise UnavailableError(f"{task.name}: {reason}, and {files.uri}/{INPUTS} has no copy of its rows")
     return task

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distsub import paths
 from distsub.errors import TrajectoryError
 from distsub.files import parse_json
 from distsub.finetune import pretrained
@@ -32,7 +33,6 @@ FORMAT, FORMAT_VERSION = "distsub-trajectory", 1
 """The version is raised when older programs would read other numbers from the same files."""
 
 META = "trajectory.json"
-FOLDER = "trajectories"
 """Where a results directory keeps them, by id."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -67,7 +67,7 @@ class Trajectory:
 
 def directory(root: str | os.PathLike[str], recording: Recording) -> Path:
     """Give the place of a recording under a results directory."""
-    return Path(root) / FOLDER / recording.id
+    return Path(root) / paths.trajectory(recording.id)
 
 
 def snapshot_steps(recording: Recording, num_rows: int) -> list[int]:

@@ -291,7 +291,7 @@ def measure_geometry(
         for name, trial in chosen.items():
             seeds_of = {"head_seed": trial.seeds.head, "data_seed": trial.seeds.data}
             about[name] = {"task": trial.task.name, "model": trial.model.name} | seeds_of
-        read = {name: trajectory.load(root / trajectory.FOLDER / name) for name in chosen}
+        read = {name: trajectory.load(root / paths.trajectory(name)) for name in chosen}
         checkpoints = {name: each.updates for name, each in read.items()}
         labels = next(iter(read.values())).meta["num_labels"]
         some = next(iter(chosen.values()))

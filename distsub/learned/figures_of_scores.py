@@ -2,12 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
 from distsub.report.drawing import (
+    BLUE,
+    COLOURS,
+    GREY,
     INK,
+    Target,
     add_legend,
     drawable_rows,
     heat_map,
@@ -18,11 +22,6 @@ from distsub.report.drawing import (
     plain_axes,
     save,
 )
-
-Target = str | IO[bytes]
-
-_INK, _GREY, _BLUE, _RED = INK, "#8c96a3", "#0072b2", "#d55e00"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c96a3", "#1b1b1b")
 
 _MASKS = {
     "none": ("none", "#44505c"),
@@ -81,12 +80,12 @@ def _bars(axes: Any, at: int, rows: list[dict[str, Any]]) -> None:
     width = 0.82 / len(bars)
     for number, (mask, score, low, high, scores) in enumerate(bars):
         x = at + (number - (len(bars) - 1) / 2) * width
-        axes.bar(x, score, width * 0.9, color=_MASKS.get(mask, (mask, _GREY))[1], alpha=0.85, zorder=2)
+        axes.bar(x, score, width * 0.9, color=_MASKS.get(mask, (mask, GREY))[1], alpha=0.85, zorder=2)
         if low is not None and high is not None:
-            axes.vlines(x, low, high, color=_INK, linewidth=1.1, zorder=4)
-        axes.plot([x] * len(scores), scores, "o", color="white", markeredgecolor=_INK, markersize=3.5, zorder=5)
+            axes.vlines(x, low, high, color=INK, linewidth=1.1, zorder=4)
+        axes.plot([x] * len(scores), scores, "o", color="white", markeredgecolor=INK, markersize=3.5, zorder=5)
     if first["chance"] is not None:
-        axes.hlines(first["chance"], at - 0.45, at + 0.45, color=_INK, linestyle=":", linewidth=1.1, zorder=3)
+        axes.hlines(first["chance"], at - 0.45, at + 0.45, color=INK, linestyle=":", linewidth=1.1, zorder=3)
 
 
 @literal
@@ -170,7 +169,7 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
     rows = drawable_rows(modes)
     panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
     names = curves(rows)
-    colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
     figure, places = make_panels(len(panels), 3, 4.0, 3.0)
     for axes, panel in zip(places, panels, strict=True):
         mine = [row for row in rows if (row["model"], row["task"]) == panel]
@@ -178,10 +177,10 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
             _curve(axes, sorted((row for row in mine if _name(row) == name), key=lambda row: row["d"]), colours[name])
         for method, look in (("full", "-"), ("freeze", "--")):
             for row in (row for row in mine if row["method"].startswith(method) and row["d"] is None):
-                axes.axhline(row["score"], color=_INK, linestyle=look, linewidth=1.1)
+                axes.axhline(row["score"], color=INK, linestyle=look, linewidth=1.1)
         _limit(axes.set_ylim, mine)
         if mine and mine[0]["chance"] is not None:
-            axes.axhline(mine[0]["chance"], color=_INK, linestyle=":", linewidth=1.0)
+            axes.axhline(mine[0]["chance"], color=INK, linestyle=":", linewidth=1.0)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.xaxis.set_minor_formatter(lambda x, _: "")
@@ -234,15 +233,15 @@ def modes_figure(modes: pa.Table, to: Target) -> None:
     for axes, panel in zip(places, panels, strict=True):
         mine = sorted((row for row in rows if (row["model"], row["task"]) == panel), key=lambda row: row["score"])
         for y, row in enumerate(mine):
-            colour = _INK if row["method"] == "full" else _BLUE if row["projection"] == "trajectory" else _GREY
+            colour = INK if row["method"] == "full" else BLUE if row["projection"] == "trajectory" else GREY
             if row["score_low"] is not None:
                 axes.hlines(y, row["score_low"], row["score_high"], color=colour, linewidth=1.2)
             axes.plot(row["scores"], [y] * len(row["scores"]), "o", color=colour, markersize=3.0, alpha=0.6)
             axes.plot(row["score"], y, "|", color=colour, markersize=9)
             if row["method"] == "full":
-                axes.axvline(row["score"], color=_INK, linewidth=0.9)
+                axes.axvline(row["score"], color=INK, linewidth=0.9)
         if mine[0]["chance"] is not None:
-            axes.axvline(mine[0]["chance"], color=_INK, linestyle=":", linewidth=0.9)
+            axes.axvline(mine[0]["chance"], color=INK, linestyle=":", linewidth=0.9)
         names = [_name(row) + (f", d = {row['d']}" if row["d"] is not None else "") for row in mine]
         axes.set_yticks(range(len(mine)), names)
         axes.set_ylim(-0.7, len(mine) - 0.3)

@@ -1,11 +1,14 @@
 """Figures of learned updates, each one PNG that is drawn from rows of a table alone: spikes, components, spectra."""
 
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
 from distsub.report.drawing import (
-    INK,
+    BLUE,
+    GREY,
+    RED,
+    Target,
     add_legend,
     drawable_rows,
     heat_map,
@@ -17,11 +20,6 @@ from distsub.report.drawing import (
     rows_by,
     save,
 )
-
-Target = str | IO[bytes]
-
-_INK, _GREY, _BLUE, _RED = INK, "#8c96a3", "#0072b2", "#d55e00"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c96a3", "#1b1b1b")
 
 _COMPONENTS = (
     *("attention query", "attention key", "attention value", "attention output"),
@@ -69,10 +67,10 @@ def spikes_figure(profiles: pa.Table, to: Target, *, k: float = 3.0, layers: int
 def _spikes(axes: Any, rows: list[dict[str, Any]], k: float) -> None:
     """Draw one layer of one update, its LayerNorms and biases marked below."""
     middle = [(row["start"] + row["stop"]) / 2e6 for row in rows]
-    axes.axhspan(-k, k, color=_GREY, alpha=0.2, linewidth=0)
-    axes.vlines(middle, [row["low"] for row in rows], [row["high"] for row in rows], color=_BLUE, linewidth=0.6)
+    axes.axhspan(-k, k, color=GREY, alpha=0.2, linewidth=0)
+    axes.vlines(middle, [row["low"] for row in rows], [row["high"] for row in rows], color=BLUE, linewidth=0.6)
     norms = [x for x, row in zip(middle, rows, strict=True) if "norm" in row["tensor"].lower()]
-    axes.plot(norms, [0.03] * len(norms), "|", color=_RED, markersize=7, transform=axes.get_xaxis_transform())
+    axes.plot(norms, [0.03] * len(norms), "|", color=RED, markersize=7, transform=axes.get_xaxis_transform())
     peak = max((max(abs(row["low"]), abs(row["high"])) for row in rows), default=1.0)
     axes.text(0.99, 0.95, f"max {peak:.1f} sigma", transform=axes.transAxes, fontsize=7.5, ha="right", va="top")
     plain_axes(axes)

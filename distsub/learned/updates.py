@@ -96,7 +96,7 @@ def recorded(
     """
     needed = (each for observation in observations for each in observation.trial.recordings)
     for name, recording in {each.id: each for each in (*needed, *asked)}.items():
-        path = root / trajectory.FOLDER / name
+        path = root / paths.trajectory(name)
         try:
             if path.is_dir():
                 trajectory.load(path)

@@ -34,6 +34,11 @@ class Record:
         return json.dumps({"version": IDENTITY_VERSION, **canonical(self)}, sort_keys=True)
 
     @cached_property
+    def _canonical(self) -> Any:
+        """As part of other records, of which many share it."""
+        return canonical(self)
+
+    @cached_property
     def id(self) -> str:
         """Sixteen hex digits that name the record everywhere."""
         return digest(self.identity)
@@ -53,7 +58,7 @@ def digest(text: str) -> str:
 
 
 def canonical(record: Any) -> Any:
-    """Return what a record's identity is made of, as plain values for JSON."""
+    """Return what a record's identity is made of, as plain values for JSON; a new dict, whose parts are shared."""
     if isinstance(record, tuple | list):
         return [canonical(each) for each in record]
     if not dataclasses.is_dataclass(record):
@@ -63,7 +68,10 @@ def canonical(record: Any) -> Any:
     for name, is_float in _fields(type(record)):
         if name not in left_out:
             value = getattr(record, name)
-            values[name] = float(value) if is_float and isinstance(value, int) else canonical(value)
+            if isinstance(value, Record):
+                values[name] = value._canonical
+            else:
+                values[name] = float(value) if is_float and isinstance(value, int) else canonical(value)
     return values
 
 

@@ -49,6 +49,11 @@ class Setup(Record):
         """The setup without its seeds."""
         return Condition(self.model, self.task, self.method, self.learning_rate, self.budget)
 
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is full fine-tuning, of all weights."""
+        return isinstance(self.method, Full) and self.method.ablation is None
+
     @cached_property
     def id_at_any_rate(self) -> str:
         """What setups have in common that differ in their learning rate only."""
@@ -136,7 +141,7 @@ class Trial(InSetup):
     @property
     def is_baseline(self) -> bool:
         """Whether this is full fine-tuning, of all weights."""
-        return isinstance(self.method, Full) and self.method.ablation is None
+        return self.setup.is_baseline
 
     @property
     def is_theta_0(self) -> bool:

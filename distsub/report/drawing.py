@@ -12,7 +12,11 @@ from distsub.report.terminal import printable
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-INK = "#1b1b1b"
+Target = str | IO[bytes]
+"""Where a figure is written."""
+
+INK, GREY, BLUE, RED = "#1b1b1b", "#8c96a3", "#0072b2", "#d55e00"
+COLOURS = (BLUE, RED, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", GREY, INK)
 
 
 def literal(draw: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -124,7 +128,7 @@ def plain_axes(axes: Any) -> None:
         axes.spines[side].set_visible(False)
 
 
-def save(figure: Any, to: str | IO[bytes]) -> None:
+def save(figure: Any, to: Target) -> None:
     """Write a figure as PNG."""
     figure.savefig(to, format="png")
 

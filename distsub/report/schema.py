@@ -2,21 +2,26 @@
 
 import pyarrow as pa
 
+from distsub.results.schema import METHOD_COLUMNS
+
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+
+_CONDITION = [(name, _TEXT) for name in ("task", "model", "label", *METHOD_COLUMNS)]
+_GOAL = [
+    *((name, _TEXT) for name in ("threshold_rule", "chance_rule")),
+    *((name, _FLOAT) for name in ("baseline_score", "chance", "threshold", "threshold_chance_corrected")),
+]
+_COUNTS = [
+    *((name, _INT) for name in ("trials", "num_params", "num_params_model", "num_trained_head", "num_scales")),
+    ("wall_s", _FLOAT),
+]
 
 SEARCHES = pa.schema(
     [
         ("search", _TEXT),
         ("setup_id", _TEXT),
         ("condition_id", _TEXT),
-        ("task", _TEXT),
-        ("model", _TEXT),
-        ("label", _TEXT),
-        ("method", _TEXT),
-        ("projection", _TEXT),
-        ("normalization", _TEXT),
-        ("scales", _TEXT),
-        ("head", _TEXT),
+        *_CONDITION,
         ("projection_seed", _INT),
         ("head_seed", _INT),
         ("data_seed", _INT),
@@ -24,19 +29,9 @@ SEARCHES = pa.schema(
         ("first_passing_d", _INT),
         ("bracket_low", _INT),
         ("bracket_high", _INT),
-        ("threshold_rule", _TEXT),
-        ("chance_rule", _TEXT),
-        ("baseline_score", _FLOAT),
-        ("chance", _FLOAT),
-        ("threshold", _FLOAT),
-        ("threshold_chance_corrected", _FLOAT),
+        *_GOAL,
         ("best_score", _FLOAT),
-        ("trials", _INT),
-        ("num_params", _INT),
-        ("num_params_model", _INT),
-        ("num_trained_head", _INT),
-        ("num_scales", _INT),
-        ("wall_s", _FLOAT),
+        *_COUNTS,
     ]
 )
 """One row per search: a setup (a condition with its seeds) and a grid.
@@ -50,14 +45,7 @@ chance_rule whether chance is the "majority" class or "theta_0", the untouched m
 D90 = pa.schema(
     [
         ("condition_id", _TEXT),
-        ("task", _TEXT),
-        ("model", _TEXT),
-        ("label", _TEXT),
-        ("method", _TEXT),
-        ("projection", _TEXT),
-        ("normalization", _TEXT),
-        ("scales", _TEXT),
-        ("head", _TEXT),
+        *_CONDITION,
         ("d90", _FLOAT),
         ("d90_low", _FLOAT),
         ("d90_high", _FLOAT),
@@ -71,18 +59,8 @@ D90 = pa.schema(
         ("fit", pa.list_(pa.struct([("d", _FLOAT), ("low", _FLOAT), ("middle", _FLOAT), ("high", _FLOAT)]))),
         ("searches", _INT),
         ("outcomes", pa.map_(_TEXT, _INT)),
-        ("threshold_rule", _TEXT),
-        ("chance_rule", _TEXT),
-        ("baseline_score", _FLOAT),
-        ("chance", _FLOAT),
-        ("threshold", _FLOAT),
-        ("threshold_chance_corrected", _FLOAT),
-        ("trials", _INT),
-        ("num_params", _INT),
-        ("num_params_model", _INT),
-        ("num_trained_head", _INT),
-        ("num_scales", _INT),
-        ("wall_s", _FLOAT),
+        *_GOAL,
+        *_COUNTS,
     ]
 )
 """One row per condition (model, task, method, learning rate, budget) over all its seeds.

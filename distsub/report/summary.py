@@ -43,15 +43,10 @@ INTERVAL = ("d90", "d90_low", "d90_high")
 CURVE_POINTS = 41
 """Points at which the fitted score is tabulated, evenly in log d."""
 
-_KEYS = ("condition_id", "task", "model", "label", *METHOD_COLUMNS)
-
 _PARAMS = ("num_params", "num_params_model")
 
-_SHARED = (
-    *("threshold_rule", "chance_rule", "baseline_score", "chance", "threshold", "threshold_chance_corrected"),
-    *("num_params", "num_params_model", "num_trained_head", "num_scales"),
-)
-"""What the searches of one task, model and method have in common."""
+_COMMON = [name for name in D90.names if name in SEARCHES.names]
+"""What the searches of a condition have in common, and sums or lists of them replace."""
 
 
 class Summary:
@@ -76,9 +71,9 @@ class Summary:
             beside: Ids of trials that a sweep asks for beside its searches. Full fine-tunings with disabled weights
                 belong to an analysis, and are left out too.
         """
-        own = {row.trial.id for each in self._shared for row in each}.union(beside)
-        others = (row.trial for row in self._rows if row.trial.id not in own)
-        return list(Counter(trial.setup for trial in others if not trial.ablation).items())
+        own = {id(row) for each in self._shared for row in each}  # the very objects: a trial's id is a hash
+        others = (row.trial for row in self._rows if id(row) not in own)
+        return list(Counter(each.setup for each in others if not each.ablation and each.id not in beside).items())
 
     @cached_property
     def searches(self) -> pa.Table:
@@ -198,7 +193,7 @@ def d90_table(table: pa.Table, estimates: Sequence[tuple[list[int], Estimate]]) 
     for members, estimate in estimates:
         found = [searches[index] for index in members]
         rows.append(
-            {name: found[0][name] for name in (*_KEYS, *_SHARED)}
+            {name: found[0][name] for name in _COMMON}
             | {
                 "first_passing_d": [m["first_passing_d"] for m in found],
                 "searches": len(found),

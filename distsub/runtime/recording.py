@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from distsub import paths
 from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, OutputError, TrajectoryError, first_line
 from distsub.files import Files
@@ -109,7 +110,7 @@ def record(
         if claim is None:
             return None
         files, recorder = Files.at(root_of(store)), Recorder(recording, path)
-        resume = ResumeFile(files, trial, checkpoint_s, folder=trajectory.FOLDER, largest=math.inf)
+        resume = ResumeFile(files, trial, checkpoint_s, folder=paths.TRAJECTORIES, largest=math.inf)
         if (state := resume.read()) is not None and not recorder.holds(state.step):
             resume.discard()
         with claim:
@@ -156,8 +157,8 @@ def _claimed(
     """Wait until no other machine records a trajectory; None if it is there then, else what to record it under."""
     if store.files.is_local:  # all machines have the lock
         return None if _is_there(path, recording.trial) else contextlib.nullcontext()
-    store.files.make(trajectory.FOLDER)
-    claim, taken = Claim(store.files, f"{trajectory.FOLDER}/{recording.id}.claim"), False
+    store.files.make(paths.TRAJECTORIES)
+    claim, taken = Claim(store.files, f"{paths.trajectory(recording.id)}.claim"), False
     while True:
         _fetch(store, recording, path)
         if _is_there(path, recording.trial):
@@ -263,7 +264,7 @@ def _fetch(store: Store, recording: Recording, path: Path) -> None:
     """Copy a trajectory from an object store, if it has it."""
     if store.files.is_local:
         return
-    folder = f"{trajectory.FOLDER}/{recording.id}"
+    folder = paths.trajectory(recording.id)
     with contextlib.suppress(OSError, pa.ArrowException):
         if trajectory.META not in store.files.names(folder):
             return
@@ -276,7 +277,7 @@ def _publish(store: Store, recording: Recording, path: Path) -> None:
     """Copy a trajectory to an object store, what completes it last."""
     if store.files.is_local:
         return
-    folder = f"{trajectory.FOLDER}/{recording.id}"
+    folder = paths.trajectory(recording.id)
     try:
         store.files.make(folder)
         for file in sorted(path.iterdir(), key=lambda file: file.name == trajectory.META):

@@ -13,10 +13,9 @@ import pyarrow as pa
 from distsub.files import Files
 from distsub.finetune.resume import ResumeState
 from distsub.finetune.train import Observer, Training
+from distsub.paths import RESUME
 from distsub.records import Observation, Trial
 from distsub.results import Store
-
-FOLDER = "checkpoints"
 
 LARGEST = 64 * 2**20
 """Bytes: larger states, those of full fine-tuning, are not written: three times the model, over and over."""
@@ -36,7 +35,7 @@ class ResumeFile(Observer):
         files: Files,
         trial: Trial,
         every_s: float | None = EVERY_S,
-        folder: str = FOLDER,
+        folder: str = RESUME,
         largest: float | None = None,
     ) -> None:
         """Address it.
@@ -116,7 +115,7 @@ class StartedTrials:
         self._trials: set[str] | None = None
         if store.files.puts_whole:
             with contextlib.suppress(OSError, pa.ArrowException):
-                self._trials = {name.partition(".")[0] for name in store.files.names(FOLDER)}
+                self._trials = {name.partition(".")[0] for name in store.files.names(RESUME)}
 
     def note(self, trial: Trial) -> bool:
         """Note that a trial begins, and tell whether it may have begun before."""
@@ -131,8 +130,8 @@ def clear(store: Store) -> None:
     """Delete all resume states: those of cancelled trials, once nothing is left to run."""
     with contextlib.suppress(OSError, pa.ArrowException):
         if store.files.puts_whole:
-            if store.files.names(FOLDER):
-                store.files.delete_all(FOLDER)
+            if store.files.names(RESUME):
+                store.files.delete_all(RESUME)
             return
-        for name in store.files.names(FOLDER):
-            store.files.delete(f"{FOLDER}/{name}")
+        for name in store.files.names(RESUME):
+            store.files.delete(f"{RESUME}/{name}")

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from distsub import paths
 from distsub.errors import DistsubError, OutOfMemoryError, OutputError, first_line
 from distsub.finetune import ablate, inputs, memory
 from distsub.finetune.train import Observer, Progress, Report, Training, train
-from distsub.paths import ROWS
 from distsub.records import Observation, Recording, Subspace, Trial
 from distsub.records.places import Places
 from distsub.results import Store
@@ -48,7 +48,7 @@ class WorkerConfig:
     """
 
     out: str
-    rows: str = ROWS
+    rows: str = paths.ROWS
     device: str = "cpu"
     gpu_share: float = 1.0
     threads: int = 1
@@ -136,7 +136,7 @@ def read_mask(store: Store, mask: str) -> ablate.Positions:
         DataError: It is damaged.
     """
     try:
-        data = store.files.read(f"masks/{mask}.safetensors")
+        data = store.files.read(paths.mask(mask))
     except OSError as error:
         raise OutputError(
             f"{store.uri} has no mask {mask} ({first_line(error)}); make it with `distsub ablate`"
@@ -170,7 +170,7 @@ class SaveAdapter(Observer):
                 task=trial.task.name,
                 base_content=trial.model.content,
             )
-            target = f"adapters/{trial.id}"
+            target = paths.adapter(trial.id)
             try:
                 store.files.make(target)
                 for file in sorted(Path(folder).iterdir()):

@@ -8,14 +8,14 @@ from functools import cached_property
 from itertools import pairwise
 
 from distsub.errors import ConfigError
-from distsub.records import IDENTITY_VERSION, Full, InSetup, Seeds, Setup, Subspace, Trial, canonical, label
+from distsub.records import IDENTITY_VERSION, InSetup, Seeds, Setup, Subspace, Trial, canonical, label
 from distsub.search.ranges import KEPT, Course, Range
 from distsub.search.rule import D90_RULE, Rule, check_score
 
 
 def key(setup: Setup) -> str:
     """Return what tells who may ask for a trial: its setup's id, of full fine-tuning whatever the learning rate."""
-    return setup.id_at_any_rate if setup.method == Full() else setup.id
+    return setup.id_at_any_rate if setup.is_baseline else setup.id
 
 
 def by_key(searches: "Sequence[Search]") -> dict[str, list[int]]:
