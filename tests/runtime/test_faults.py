@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import random
+import re
 import signal
 import statistics
 import tempfile
@@ -28,15 +29,25 @@ def say(fault, seconds):
 
 
 def both_busy(run, starts, rig):
-    """Wait until both nodes have begun a trial; give the trial that each runs."""
-    nodes = [node.node_id for node in rig.nodes]
-    run.until(lambda: {node for _, node, *_ in starts.read()} >= set(nodes), "use of both nodes")
-    return {node: trial for _, node, _, trial in starts.read()}
+    """Wait until both nodes have begun a trial."""
+    nodes = {node.node_id for node in rig.nodes}
+    run.until(lambda: {node for _, node, *_ in starts.read()} >= nodes, "use of both nodes")
 
 
-def again(run, starts, trial, times):
-    """Wait until a trial has begun so many times; give the seconds."""
-    return run.until(lambda: sum(t == trial for *_, t in starts.read()) >= times, f"start {times} of {trial}")
+def lost(run):
+    """List the beginnings of the ids of the trials that the run has begun again so far, in order."""
+    return re.findall(r"^\[[^]]*\] retry .*\[(\w+)\]$", run.log(), re.MULTILINE)
+
+
+def back(run, starts, number, since):
+    """Wait until a run has lost so many trials and the last of these has begun again; give the seconds since then.
+
+    Which trial a fault hits is asked of the run: a process may have ended one and not begun the next.
+    """
+    run.until(lambda: len(lost(run)) >= number, f"loss of {number} trials")
+    trial = lost(run)[number - 1]
+    run.until(lambda: any(t.startswith(trial) and at > since for at, *_, t in starts.read()), f"new start of {trial}")
+    return time.time() - since
 
 
 @pytest.fixture
@@ -119,10 +130,10 @@ def test_processes_that_fail_are_killed_or_stand_still_under_one_run(
     run.until(lambda: "the trial's process died" in run.log(), "loss of the process that waited")
     began = len(starts.read())
     run.until(lambda: len(starts.read()) > began, "another start")
-    _, _, pid, trial = starts.read()[-1]
-    before = sum(each == trial for *_, each in starts.read())
+    _, _, pid, _ = starts.read()[-1]
+    known, killed = len(lost(run)), time.time()
     two.signal(pid, signal.SIGKILL)
-    say("worker killed", again(run, starts, trial, before + 1))
+    say("worker killed", back(run, starts, known + 1, killed))
     stopped = two.processes(two.nodes[0])
     with still(stopped):
         end = time.monotonic() + 4.0  # a short stop is waited out
@@ -155,7 +166,7 @@ def test_nodes_that_stand_still_leave_with_notice_and_are_lost_under_one_run(
     truth = request.getfixturevalue("truth")
     run = distsub_run(small_sweep, tmp_path / "nodes", two.environment)
     frozen, leaves = two.nodes
-    held = both_busy(run, starts, two)[frozen.node_id]
+    both_busy(run, starts, two)
     with still(two.processes(frozen)):
         stopped, third = time.monotonic(), two.add()
         two.drain(leaves, seconds=4)
@@ -166,12 +177,13 @@ def test_nodes_that_stand_still_leave_with_notice_and_are_lost_under_one_run(
         say("spot notice, node lost 4 s later", run.until(lambda: run.rows() > rows, "a row"))
         two.add()
         run.until(lambda: third.node_id in [node for _, node, *_ in starts.read()], "use of the third node")
-        lost = [trial for _, node, _, trial in starts.read() if node == third.node_id][-1]
-        before = sum(trial == lost for *_, trial in starts.read())
+        known, removed = len(lost(run)), time.time()
         two.cluster.remove_node(third, allow_graceful=False)
-        say("node lost", again(run, starts, lost, before + 1))
-        again(run, starts, held, 2)  # Ray declares a node dead that has not answered for about half a minute
-        say("node stopped for good", time.monotonic() - stopped)
+        say("node lost", back(run, starts, known + 1, removed))
+        # Ray declares a node dead that has not answered for a while: half a minute to a minute.
+        gone = re.compile(rf"node id: {frozen.node_id} .*marked dead")
+        run.until(lambda: gone.search(run.log()), "loss of the node that stands still")
+        say("node stopped for good, known as lost", time.monotonic() - stopped)
     run.finish(truth)
     rows = [row.trial.id for row in Store.open(str(run.out)).read()]
     assert len(rows) == len(set(rows))
