@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 from pyarrow import fs as pafs
 
@@ -45,6 +46,13 @@ def check_scheme(text: str) -> None:
     if "://" in text and scheme not in _SCHEMES:
         known = ", ".join(f"{each}://" for each in _SCHEMES)
         raise OutputError(f"{refused}: no scheme {scheme}://; give a local path, or a URI with one of {known}")
+
+
+def absolute(path: str, directory: Path) -> str:
+    """Start a path at the sweep file: trials run in other directories, and a link may stand for a moving target."""
+    if "://" in path:
+        return refuse_credentials(path)
+    return os.path.abspath(directory / Path(path).expanduser())
 
 
 def output_address(given: str) -> str:

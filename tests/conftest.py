@@ -118,6 +118,37 @@ def tiny_sweep(tiny_text, tmp_path):
     return path
 
 
+@pytest.fixture(scope="session")
+def series(tmp_path_factory, tiny_text):
+    """A fine-tuning that is recorded, and leaves checkpoints at the same steps; theta_0 with its head beside them."""
+    import json
+
+    import torch
+
+    from distsub.config import load_sweep
+    from distsub.finetune.recorder import Recorder
+    from distsub.finetune.train import Observer, train
+    from distsub.records import Recording
+
+    folder = tmp_path_factory.mktemp("series")
+    (folder / "tiny.toml").write_text(tiny_text)
+
+    class Save(Observer):
+        def on_start(self, training):
+            training.model.save_pretrained(folder / "theta_0")
+
+        def on_step(self, training):
+            if training.step % 10 == 0:
+                place = folder / f"checkpoint-{training.step}"
+                training.model.save_pretrained(place)
+                (place / "trainer_state.json").write_text(json.dumps({"global_step": training.step}))
+
+    torch.set_num_threads(1)
+    recording = Recording(load_sweep(folder / "tiny.toml").searches()[0].baseline[0], every=10, dtype="float32")
+    train(recording.trial, [Recorder(recording, folder / "recorded"), Save()])
+    return folder
+
+
 @pytest.fixture
 def bucket(monkeypatch):
     """An object store on loopback: the address of its bucket, and the options to reach it."""

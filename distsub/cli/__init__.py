@@ -28,7 +28,7 @@ GROUPS = {
         *(measure.init, measure.plan, measure.run, measure.status),
         *(measure.query, measure.report, measure.inspect),
     ),
-    "Learned subspaces": (learned.trajectory, learned.transfer, learned.outliers, learned.ablate),
+    "Learned subspaces": (learned.transfer, learned.outliers, learned.ablate),
     "Maintenance": (maintenance.replay, maintenance.compact, maintenance.export, maintenance.doctor),
 }
 """The commands as the help text lists them."""
@@ -36,6 +36,7 @@ GROUPS = {
 for _group, _commands in GROUPS.items():
     for _command in _commands:
         app.command(rich_help_panel=_group)(_command)
+app.add_typer(learned.trajectories, name="trajectory", rich_help_panel="Learned subspaces")
 
 
 @app.callback()

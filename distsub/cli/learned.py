@@ -1,23 +1,33 @@
 """The commands of learned subspaces: record trajectories, compare ways of training, find outliers, ablate them."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from distsub.api import sweep_of
-from distsub.cli.options import As, Backend, Format, NewOut, Out, Plain, Scope, SweepFile
+from distsub.cli.options import As, Backend, Dtype, Format, NewOut, Out, Plain, Scope, SweepFile
 from distsub.cli.shell import Stopped, list_figures, open_results, open_sweep, say, show, with_notices
 from distsub.runtime.drain import INTERRUPTED, TERMINATED
 
 Sigmas = Annotated[float, typer.Option(min=0.1, help="An outlier is at least this many sigma from the mean.")]
 SigmaOf = Annotated[Scope, typer.Option(help="Compute sigma over the layer or over the tensor.")]
+Snapshots = Annotated[Dtype, typer.Option(help="Precision in which the differences from BASE are kept.")]
 EveryD = Annotated[bool, typer.Option("--every-d", help="Read the updates of every d, not only of the largest.")]
 
 
-def trajectory(sweep_file: SweepFile, out: NewOut, format: As = Format.table) -> None:
+trajectories = typer.Typer(
+    no_args_is_help=True,
+    help="Record full fine-tunings, or import checkpoints, of which learned subspaces are made.",
+)
+"""The commands of `distsub trajectory`."""
+
+
+@trajectories.command()
+def record(sweep_file: SweepFile, out: NewOut, format: As = Format.table) -> None:
     """Record the full fine-tunings of which learned subspaces are made. The same command again resumes.
 
-    Example: distsub trajectory mine.toml --out results/mine
+    Example: distsub trajectory record mine.toml --out results/mine
     """
     sweep, store = open_sweep(sweep_file, out)
     from distsub.runtime import recording
@@ -27,6 +37,27 @@ def trajectory(sweep_file: SweepFile, out: NewOut, format: As = Format.table) ->
         say(f"{'recorded' if is_new else 'known   '} {each.id} {each.trial.task.name}")
         recordings.append(each)
     show(recording.listing(tuple(recordings), store), format)
+
+
+@trajectories.command("import")
+def import_(
+    base: Annotated[str, typer.Argument(help="The model that training began from, as a sweep's models; ORG/NAME@REV.")],
+    checkpoints: Annotated[list[str], typer.Argument(help="Folders of transformers checkpoints, or ORG/NAME@REV.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the trajectory, which is not there yet.")],
+    dtype: Snapshots = Dtype.bfloat16,
+    format: As = Format.table,
+) -> None:
+    """Make a trajectory of checkpoints from elsewhere, for a method's trajectory key.
+
+    Example: distsub trajectory import org/base checkpoint-*/ --out imported
+    """
+    from distsub.finetune import importing
+
+    found = importing.import_checkpoints(base, checkpoints, out, dtype.value)
+    show(importing.listing(found), format)
+    if left_out := found.meta["left_out"]:
+        say(f"note: without {', '.join(left_out)}, whose start {base} does not say; subspaces of layers need it not")
+    say(f'name it in a sweep file: methods = [{{ name = "intrinsic", trajectory = "{out}" }}]')
 
 
 def transfer(

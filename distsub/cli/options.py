@@ -35,6 +35,13 @@ class Backend(StrEnum):
     inline = "inline"
 
 
+class Dtype(StrEnum):
+    """In which precision checkpoints are kept."""
+
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
 class Scope(StrEnum):
     """The entries over which sigma is computed."""
 

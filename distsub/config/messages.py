@@ -1,12 +1,15 @@
 """What pydantic finds wrong in a sweep file, as one line each that names the table and the key."""
 
 import json
+from collections.abc import Iterable
 from types import UnionType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
-from distsub.errors import nearest
+from distsub.errors import ConfigError, nearest
+
+T = TypeVar("T")
 
 
 def message_of(error: Any, file: type[BaseModel]) -> str:
@@ -67,3 +70,16 @@ def _inner(annotation: Any) -> type[BaseModel] | None:
     if get_origin(annotation) in (list, Annotated, UnionType):
         return next((found for each in get_args(annotation) if (found := _inner(each))), None)
     return None
+
+
+def distinct(records: Iterable[T], key: str) -> tuple[T, ...]:
+    """Refuse a list of a sweep file in which an entry stands twice.
+
+    Raises:
+        ConfigError: One does.
+    """
+    found = list(records)
+    for number, record in enumerate(found, start=1):
+        if record in found[: number - 1]:
+            raise ConfigError(f"{key}: entry {number} repeats entry {found.index(record) + 1}")
+    return tuple(found)

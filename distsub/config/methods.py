@@ -6,6 +6,7 @@ compare and the controls that their comparison lacks; docs/learned-subspaces.md 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from distsub.addresses import absolute
 from distsub.config.messages import message_of
 from distsub.errors import ConfigError, nearest
 from distsub.records import (
@@ -35,6 +37,7 @@ from distsub.records import (
     Span,
     Subspace,
     Task,
+    imported,
     modules_pattern,
 )
 from distsub.search import Range
@@ -45,6 +48,9 @@ NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 
 LEARNED = ("intrinsic", "inductive", "unified", "zero_shot", "last", "other_seed")
 """Subspaces made of trajectories."""
+
+IMPORTED = ("intrinsic", "last", "random_matched")
+"""Methods for which an imported trajectory may stand in the place of the trial's own."""
 
 Name = Literal[
     "did", "said", "freeze", "random", "random_matched",
@@ -66,11 +72,13 @@ class Context:
         largest: The largest d of the method's grid.
         tasks: The sweep's tasks by name.
         span: The trial's own trajectory as [trajectory] describes it.
+        directory: Where relative paths start.
     """
 
     largest: int
     tasks: Mapping[str, Task]
     span: Span
+    directory: Path
 
 
 def _as_list(value: Any) -> Any:
@@ -133,6 +141,7 @@ class MethodTable(Table):
     sources: Annotated[list[str], BeforeValidator(_as_list)] | None = None
     first: PositiveInt | None = None
     shift: PositiveInt | None = None
+    trajectory: Annotated[str, Field(min_length=1)] | None = None
     dims: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
     etas: StepSizes | None = None
 
@@ -164,6 +173,8 @@ class MethodTable(Table):
             raise ValueError('"freeze" has no subspace: give head and embeddings each "trained" or "frozen"')
         if self.name == "freeze" and self.head == "frozen" and self.embeddings in (None, "frozen"):
             raise ValueError('"freeze" with frozen head and embeddings trains nothing')
+        if self.trajectory and self.name not in IMPORTED:
+            raise ValueError(f'trajectory is for {", ".join(IMPORTED)}, not "{self.name}"')
         if self.name == "inductive" and not self.sources:
             raise ValueError('method "inductive" needs sources: the task whose subspace it trains in')
         if self.sources and self.name in ("intrinsic", "last", "other_seed"):
@@ -211,7 +222,7 @@ class MethodTable(Table):
         else:
             projection = self._random(context)
             if self.name == "random_matched":
-                projection = replace(projection, match=replace(context.span, last=True))
+                projection = replace(projection, match=replace(self._own(context), last=True))
         return Subspace(projection, modules=modules, scope=self.scope or "layer", **usual)
 
     def _random(self, context: Context) -> Random:
@@ -223,6 +234,12 @@ class MethodTable(Table):
             block_length=length if family.startswith("fastfood") else None,
         )
 
+    def _own(self, context: Context) -> Span:
+        """Give the trial's own trajectory, or the imported one that stands for it."""
+        if self.trajectory is None:
+            return context.span
+        return imported(absolute(self.trajectory, context.directory))
+
     def _span(self, context: Context) -> Span:
         several = self.name in ("unified", "zero_shot")
         names = self.sources or (list(context.tasks) if several else [])
@@ -232,12 +249,12 @@ class MethodTable(Table):
             )
         if several and len(names) < 2:
             raise ConfigError(f'[[methods]] "{self.name}" needs two tasks or more, in sources or in tasks')
-        sources = tuple(Source(context.tasks[name]) for name in names)
-        if not sources:
-            sources = (Source(shift=(self.shift or 1) if self.name == "other_seed" else 0),)
+        own, sources = self._own(context), tuple(Source(context.tasks[name]) for name in names)
+        if self.name == "other_seed":
+            sources = (Source(shift=self.shift or 1),)
         return replace(
-            context.span,
-            sources=sources,
+            own,
+            sources=sources or own.sources,
             first=self.first,
             last=several or self.name == "last",
             mode=self.mode or "difference",

@@ -2,17 +2,17 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from distsub.errors import ConfigError
+from distsub.config.messages import distinct
 from distsub.records import (
     IDENTITY_VERSION,
     Budget,
     Freeze,
     Full,
+    Imported,
     Learned,
     Method,
     Model,
@@ -20,6 +20,7 @@ from distsub.records import (
     Recording,
     Seeds,
     Setup,
+    Source,
     Span,
     Subspace,
     Task,
@@ -37,8 +38,6 @@ Policy = Literal["bisection", "grid"]
 
 StepSizes = tuple[float, ...] | Range
 """A list, rising, or a range in which some are tried."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,14 @@ class Sweep:
     def places(self) -> Places:
         """Where the models and tasks lie whose content is known."""
         models = (ModelPlace(each.name, each.revision, each.content) for each in self.models if each.content)
-        return Places(tuple(models), tuple(task for task in self.tasks if task.content))
+        known = tuple(each for each in self.imported if each.content)
+        return Places(tuple(models), tuple(task for task in self.tasks if task.content), known)
+
+    @property
+    def imported(self) -> tuple[Imported, ...]:
+        """The imported trajectories that the methods name, each once."""
+        spans = [each.span for each in self.methods if isinstance(each, Subspace)]
+        return tuple(dict.fromkeys(each for span in spans if span for each in span.imported))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -153,7 +159,9 @@ class Sweep:
             "search": search,
             "baseline": {"learning_rates": _plain(self.baseline_learning_rates)},
             "budget": budget,
-            "trajectory": next((_recorded(span, self.trajectory) for span in spans if span), None),
+            "trajectory": next(
+                (_recorded(span, self.trajectory) for span in spans if span and not span.imported), None
+            ),
         }
         return json.loads(json.dumps(found))
 
@@ -161,23 +169,29 @@ class Sweep:
         """Return the sweep with the contents of its models and tasks, which are then what they are told by.
 
         Args:
-            places: What lies at the addresses of its models and under the names of its tasks.
+            places: What lies at the addresses of its models and imported trajectories, and under the names of its
+                tasks.
 
         Raises:
             ConfigError: Two models are the same.
         """
         at = {(place.name, place.revision): place.content for place in places.models}
         named = {task.name: task for task in places.tasks}
+        imported = {each.path: each for each in places.imported}
 
         def task_of(task: Task) -> Task:
             found = named.get(task.name, task)
             return dataclasses.replace(task, content=found.content, num_labels=found.num_labels)
 
+        def source_of(each: Source | Imported) -> Source | Imported:
+            if isinstance(each, Imported):
+                return imported.get(each.path, each)
+            return dataclasses.replace(each, task=each.task and task_of(each.task))
+
         def span_of(span: Span | None) -> Span | None:
             if span is None:
                 return None
-            sources = (dataclasses.replace(each, task=each.task and task_of(each.task)) for each in span.sources)
-            return dataclasses.replace(span, sources=tuple(sources))
+            return dataclasses.replace(span, sources=tuple(map(source_of, span.sources)))
 
         def method_of(method: Method) -> Method:
             span = span_of(method.span) if isinstance(method, Subspace) else None
@@ -305,13 +319,18 @@ def _method(method: Method) -> dict[str, Any]:
             name = "random_matched" if span else "random"
     if span is None:
         return {"name": name, **made}
-    sources = [source.task.name for source in span.sources if source.task]
+    for each in span.imported:
+        name = name if isinstance(projection, Random) else "last" if span.last else "intrinsic"
+        given = f"sha256:{each.content}" if each.content else each.path
+        return {"name": name, **made, "trajectory": given, "first": span.first, "mode": span.mode}
+    recorded = [source for source in span.sources if isinstance(source, Source)]
+    sources = [source.task.name for source in recorded if source.task]
     if isinstance(projection, Learned) and len(span.sources) > 1:
         name = "zero_shot" if span.leave_out else "unified"
     elif isinstance(projection, Learned):
         name = "inductive" if sources else span.name.partition(" ")[0]
         name = name if name in ("inductive", "other_seed", "last") else "intrinsic"
-    shift = next(iter(span.sources)).shift
+    shift = recorded[0].shift
     made |= {"sources": sources or None, "first": span.first, "mode": span.mode, "shift": shift or None}
     return {"name": name, **made}
 
@@ -320,16 +339,3 @@ def _recorded(span: Span, asked: Span | None) -> dict[str, Any]:
     """Write what [trajectory] says, and whether the file has it."""
     same = {key: getattr(span, key) for key in ("learning_rate", "every", "checkpoints", "dtype")}
     return {**same, "steps": span.budget.steps, "every": span.every or "epoch", "asked": asked is not None}
-
-
-def distinct(records: Iterable[T], key: str) -> tuple[T, ...]:
-    """Refuse a list of a sweep file in which an entry stands twice.
-
-    Raises:
-        ConfigError: One does.
-    """
-    found = list(records)
-    for number, record in enumerate(found, start=1):
-        if record in found[: number - 1]:
-            raise ConfigError(f"{key}: entry {number} repeats entry {found.index(record) + 1}")
-    return tuple(found)

@@ -15,9 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-from distsub.config.messages import message_of
+from distsub.config.messages import distinct, message_of
 from distsub.config.methods import Context, MethodTable, Table, TrajectoryTable
-from distsub.config.sweep import Policy, Sweep, distinct
+from distsub.config.sweep import Policy, Sweep
 from distsub.config.tables import (
     BaselineTable,
     BudgetTable,
@@ -161,7 +161,7 @@ class _File(Table):
         span = (self.trajectory or TrajectoryTable()).record(budget, self.search.learning_rate)
         grids, by_name = tuple(each.grid() for each in self.methods), {task.name: task for task in found}
         methods = [
-            each.record(Context((own or dims)[-1], by_name, span))
+            each.record(Context((own or dims)[-1], by_name, span, directory))
             for each, (own, _) in zip(self.methods, grids, strict=True)
         ]
         return Sweep(

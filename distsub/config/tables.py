@@ -13,9 +13,10 @@ from pydantic import (
     model_validator,
 )
 
+from distsub.addresses import absolute
+from distsub.config.messages import distinct
 from distsub.config.methods import NonNegativeInt, PositiveInt, StepSizes, Table
-from distsub.config.sweep import Resources, distinct
-from distsub.config.tasks import absolute
+from distsub.config.sweep import Resources
 from distsub.errors import ConfigError
 from distsub.records import Budget, HeadFrom, Model
 from distsub.search import PUBLISHED_RATIO, Range, Rule, log_grid

@@ -1,23 +1,15 @@
 """The tables of tasks in a sweep file."""
 
-import os
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from distsub.addresses import refuse_credentials
+from distsub.addresses import absolute, refuse_credentials
 from distsub.config.methods import PositiveInt, Table
 from distsub.finetune import tasks
 from distsub.records import Empty, Task
-
-
-def absolute(path: str, directory: Path) -> str:
-    """Start a path at the sweep file: trials run in other directories, and a link may stand for a moving target."""
-    if "://" in path:
-        return refuse_credentials(path)
-    return os.path.abspath(directory / Path(path).expanduser())
 
 
 def _as_list(value: Any) -> Any:

@@ -20,7 +20,7 @@ from distsub.files import Files, parse_json
 from distsub.finetune import cache, data, packages, pretrained, reading
 from distsub.finetune.pretrained import Prepared
 from distsub.paths import INPUTS
-from distsub.records import Budget, Task, Trial
+from distsub.records import Budget, Source, Task, Trial
 from distsub.records.places import ModelPlace, Places
 
 MARK = "inputs.json"
@@ -172,7 +172,8 @@ def here(trial: Trial, files: Files) -> Trial:
         UnavailableError: A model or rows are neither at their address nor among the inputs of the results.
     """
     sources = trial.span.sources if trial.span else ()
-    tasks = {task.content: task for task in (trial.task, *(each.task for each in sources)) if task and task.content}
+    others = (each.task for each in sources if isinstance(each, Source))
+    tasks = {task.content: task for task in (trial.task, *others) if task and task.content}
     models = ()
     if trial.model.content:
         found = model(trial.model.name, trial.model.revision, trial.model.content, files)

@@ -58,13 +58,18 @@ class Prepared:
     content: str = ""
 
 
-def prepare(model: str, revision: str | None = None) -> Prepared:
+def prepare(model: str, revision: str | None = None, cache: Path | None = None) -> Prepared:
     """Find a model, and make its weights float32 safetensors once per machine.
 
     A checkpoint that is float32 safetensors already is used where it lies. Files are known by their content, which is
     read once per process as long as nobody touches them. Of several processes that prepare the same model at once, one
     converts and the others wait for it; where the lock does not work, as on some network file systems, each writes a
     directory of its own and the first rename wins.
+
+    Args:
+        model: Its address, see `locate`.
+        revision: Hub revision.
+        cache: Where converted weights go; None takes this machine's cache.
 
     Raises:
         UnavailableError: The model cannot be found or loaded, or the cache cannot be written.
@@ -75,7 +80,8 @@ def prepare(model: str, revision: str | None = None) -> Prepared:
         files = weight_files.files(source, config)
         config.pop("transformers_weights", None)  # in the cache they have the usual names
         hashes = [weight_files.content_hash(file) for file in files]
-        found = _prepare(model, source, json.dumps(config), tuple(zip(files, hashes, strict=True)), cache_directory())
+        known = tuple(zip(files, hashes, strict=True))
+        found = _prepare(model, source, json.dumps(config), known, cache or cache_directory())
         return replace(found, content=_content(found.sha256, config, source))
     except UnavailableError as error:
         raise UnavailableError(f"model {model!r}: {error}") from None
@@ -135,7 +141,7 @@ def _convert(model: str, config: str, files: list[Path], in_place: bool, work: P
         weight_files.link(files, work)
     else:
         weight_files.write_float32(files, work)
-    loaded, fresh = _load(Prepared(work, "", model, work))
+    loaded, fresh = _load(Prepared(work, "", model, work), is_language_model(work))
     (work / "distsub.json").write_text(json.dumps({"sha256": _hash(loaded, fresh)}))
     weight_files.share(work)
 
@@ -154,13 +160,56 @@ def _hash(model: Any, fresh: set[str]) -> str:
     return digest.hexdigest()
 
 
-def _load(prepared: Prepared, **settings: Any) -> tuple[Any, set[str]]:
-    """Load a sequence classifier as transformers does; the second value names what the checkpoint does not give."""
+def is_language_model(directory: Path) -> bool:
+    """Tell whether a checkpoint was saved as a model that generates text, whose output layer it then holds."""
+    from transformers.models.auto import modeling_auto
+
+    config = weight_files.read_json(directory / "config.json")
+    names = {*modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    names |= {*modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()}
+    return not names.isdisjoint(config.get("architectures") or ())
+
+
+def load_given(prepared: Prepared, language_model: bool, num_labels: int = 0) -> tuple[nn.Module, set[str]]:
+    """Load a model on memory-mapped weights as its checkpoint has it, and name what it does not give.
+
+    Args:
+        prepared: From `prepare`.
+        language_model: Load one that generates, else a sequence classifier.
+        num_labels: Classes of a classifier; 0 takes the checkpoint's own.
+
+    Raises:
+        UnavailableError: transformers cannot make such a model of it.
+    """
+    settings = {"num_labels": num_labels} if num_labels else {}
+    try:
+        return _load(prepared, language_model, **settings)
+    except UnavailableError as error:
+        raise UnavailableError(f"model {prepared.name!r}: {error}") from None
+
+
+def _load(prepared: Prepared, language_model: bool = False, **settings: Any) -> tuple[Any, set[str]]:
+    """Load a model as transformers does; the second value names what the checkpoint does not give.
+
+    Args:
+        prepared: Where it lies.
+        language_model: Load one that generates, else a sequence classifier.
+        **settings: Of its configuration.
+    """
+    what = "language model" if language_model else "sequence classifier"
     try:
         with _quiet():
-            from transformers import AutoModelForSequenceClassification
+            import transformers
 
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            loader: Any = transformers.AutoModelForSequenceClassification
+            if language_model:
+                config = transformers.AutoConfig.from_pretrained(prepared.path, local_files_only=True)
+                loader = (
+                    transformers.AutoModelForSeq2SeqLM
+                    if config.is_encoder_decoder
+                    else transformers.AutoModelForCausalLM
+                )
+            model, info = loader.from_pretrained(
                 prepared.path,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
@@ -172,7 +221,7 @@ def _load(prepared: Prepared, **settings: Any) -> tuple[Any, set[str]]:
     except MemoryError:
         raise
     except Exception as error:  # whatever a config can make the constructors of some hundred architectures raise
-        raise UnavailableError(f"no sequence classifier can be made of it: {explain.reason(error)}") from None
+        raise UnavailableError(f"no {what} can be made of it: {explain.reason(error)}") from None
     fresh = set(info["missing_keys"]) | {
         item[0] if isinstance(item, tuple) else item for item in info["mismatched_keys"]
     }

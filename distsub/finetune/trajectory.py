@@ -8,7 +8,8 @@ A trajectory is a directory:
 Differences are kept, not weights: they are a thousand times smaller, and bfloat16 with its 8 bits would round most of
 an update away if it were added to a weight first. theta_0 itself is the pretrained model with the head of its
 head_seed and is not stored. trajectory.json is replaced after every snapshot and says when it is complete; a
-recording that was cut short resumes or starts over, and writes the same bytes (`recorder`). Source: Zhang et al. 2023,
+recording that was cut short resumes or starts over, and writes the same bytes (`recorder`). One that was imported
+(`importing`) says of what in place of a task, and has no head where its base has none. Source: Zhang et al. 2023,
 Sec. 3.1.
 """
 
@@ -25,8 +26,8 @@ from torch import Tensor
 from distsub import paths
 from distsub.errors import TrajectoryError
 from distsub.files import parse_json
-from distsub.finetune import pretrained
-from distsub.records import Recording, Span, Trial
+from distsub.finetune import cache, pretrained
+from distsub.records import Imported, Recording, Span, Trial
 from distsub.subspace.trajectory import MadeOf, Snapshots
 
 FORMAT, FORMAT_VERSION = "distsub-trajectory", 1
@@ -64,9 +65,14 @@ class Trajectory:
         """The sha256 of each snapshot's file: the content's identity."""
         return tuple(snapshot["sha256"] for snapshot in self.meta["checkpoints"])
 
+    @property
+    def content(self) -> str:
+        """Hash of the base model's weights and of all snapshots: what it is, wherever it lies."""
+        return hashlib.sha256("\n".join([self.meta["weights_sha256"], *self.hashes]).encode()).hexdigest()
 
-def directory(root: str | os.PathLike[str], recording: Recording) -> Path:
-    """Give the place of a recording under a results directory."""
+
+def directory(root: str | os.PathLike[str], recording: Recording | Imported) -> Path:
+    """Give the place of a trajectory under a results directory."""
     return Path(root) / paths.trajectory(recording.id)
 
 
@@ -110,7 +116,8 @@ def load(path: str | os.PathLike[str]) -> Trajectory:
                 f"trajectory {path} ({meta['task']}) has {kept}: its fine-tuning diverged at learning rate "
                 f"{meta['learning_rate']:g}; lower [trajectory] learning_rate"
             )
-        raise TrajectoryError(f"trajectory {path} is incomplete: {kept}; run `distsub trajectory` again")
+        raise TrajectoryError(f"trajectory {path} is incomplete: {kept}; run `distsub trajectory record` again")
+    again = "import it again" if meta.get("imported") else "run `distsub trajectory record` again"
     parameters = tuple((name, tuple(shape)) for name, shape in meta["parameters"])
     updates = []
     for snapshot in meta["checkpoints"]:
@@ -118,19 +125,16 @@ def load(path: str | os.PathLike[str]) -> Trajectory:
         size = file.stat().st_size if file.is_file() else None
         if size != snapshot["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes, not {snapshot['bytes']}: truncated"
-            raise TrajectoryError(f"checkpoint {file} {found}; run `distsub trajectory` again")
+            raise TrajectoryError(f"checkpoint {file} {found}; {again}")
         try:
             with safe_open(file, framework="pt") as opened:
                 update = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError, ValueError) as error:
             raise TrajectoryError(
-                f"checkpoint {file} is no safetensors file ({str(error).splitlines()[0]}); "
-                f"run `distsub trajectory` again"
+                f"checkpoint {file} is no safetensors file ({str(error).splitlines()[0]}); {again}"
             ) from None
         if {name: tuple(tensor.shape) for name, tensor in update.items()} != dict(parameters):
-            raise TrajectoryError(
-                f"checkpoint {file} has other parameters than {META} says; run `distsub trajectory` again"
-            )
+            raise TrajectoryError(f"checkpoint {file} has other parameters than {META} says; {again}")
         updates.append(update)
     return Trajectory(path, meta, parameters, tuple(updates))
 
@@ -146,12 +150,13 @@ def read_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
         meta = parse_json(file.read_bytes())
     except OSError as error:
         raise TrajectoryError(
-            f"no trajectory in {path}: {META} cannot be read ({error.strerror}); record it with `distsub trajectory`"
+            f"no trajectory in {path}: {META} cannot be read ({error.strerror}); make one with `distsub trajectory "
+            "record` or `import`"
         ) from None
     except ValueError as error:
-        raise TrajectoryError(f"{file} is not JSON ({error}); run `distsub trajectory` again") from None
+        raise TrajectoryError(f"{file} is not JSON ({error}); record or import it again") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise TrajectoryError(f"{file} is not of a trajectory; give a directory that `distsub trajectory` wrote")
+        raise TrajectoryError(f"{file} is not of a trajectory; give a folder that `distsub trajectory` wrote")
     if (found := meta.get("format_version")) != FORMAT_VERSION:
         raise TrajectoryError(f"{file} has format version {found}, this distsub reads {FORMAT_VERSION}")
     return meta
@@ -182,18 +187,18 @@ def snapshots(trial: Trial, root: str | os.PathLike[str]) -> Snapshots:
             seeds = recording.trial.seeds
             raise TrajectoryError(
                 f"the trajectory of task {recording.trial.task.name!r} (head and data seed {seeds.head}, {seeds.data}) "
-                f"is not in {path}; record it first: distsub trajectory SWEEP --out {root}"
+                f"is not in {path}; record it first: distsub trajectory record SWEEP --out {root}"
             )
-    paths = [directory(root, recording) for recording in trial.recordings]
+    found = [Path(root) / paths.trajectory(name) for name in trial.trajectories]
     weights = pretrained.prepare(trial.model.name, trial.model.revision).sha256
-    return collect(paths, weights, span)
+    return collect(found, weights, span)
 
 
-def collect(paths: Sequence[Path], weights_sha256: str, span: Span) -> Snapshots:
+def collect(folders: Sequence[Path], weights_sha256: str, span: Span) -> Snapshots:
     """Map the snapshots of some trajectories as the rows of W.
 
     Args:
-        paths: Directories, in the order of the rows.
+        folders: Directories, in the order of the rows.
         weights_sha256: Of the pretrained model that they must be of.
         span: Which of their checkpoints are taken, and as what.
 
@@ -203,7 +208,7 @@ def collect(paths: Sequence[Path], weights_sha256: str, span: Span) -> Snapshots
     first, last = span.first, span.last
     rows: list[Mapping[str, Tensor]] = []
     hashes: list[str] = []
-    for path in paths:
+    for path in folders:
         found = load(path)
         check_weights(found, weights_sha256)
         if first is not None and first > len(found.updates):
@@ -213,7 +218,7 @@ def collect(paths: Sequence[Path], weights_sha256: str, span: Span) -> Snapshots
         rows += found.updates[:first][-1:] if last else found.updates[:first]
         hashes += found.hashes[:first][-1:] if last else found.hashes[:first]
     fingerprint = hashlib.sha256("\n".join([span.mode, *hashes]).encode()).hexdigest()
-    return Snapshots(tuple(rows), MadeOf(tuple(path.name for path in paths), fingerprint))
+    return Snapshots(tuple(rows), MadeOf(tuple(path.name for path in folders), fingerprint))
 
 
 def check_weights(found: Trajectory, weights_sha256: str) -> None:
@@ -226,8 +231,23 @@ def check_weights(found: Trajectory, weights_sha256: str) -> None:
         raise TrajectoryError(
             f"trajectory {found.path} is of other weights: sha256 {given[:12]} ({found.meta['model']}, revision "
             f"{found.meta['revision']}), this model has {weights_sha256[:12]}; give the model that it is of, or delete "
-            "it and run `distsub trajectory` again"
+            "it and record or import it again"
         )
+
+
+def elsewhere(path: str) -> tuple[Trajectory, Imported]:
+    """Read a trajectory that a sweep names by its folder, usually an imported one, and say by its content which it is.
+
+    Args:
+        path: The folder, or an address such as s3://, of which a local copy is made.
+
+    Raises:
+        TrajectoryError: It is none, or not whole.
+        UnavailableError: The address cannot be read.
+    """
+    folder = cache.copied(path, lambda _, names: names, deep=False) if "://" in path else Path(path)
+    found = load(folder)
+    return found, Imported(path, found.content)
 
 
 def num_bytes(recording: Recording, num_params: int, num_rows: int) -> int:

@@ -10,7 +10,7 @@ from pyarrow import compute
 
 from distsub import paths
 from distsub.errors import AdapterError, ConfigError, DataError, OutputError, TrajectoryError, first_line, nearest
-from distsub.finetune import ablate, inputs, pretrained, trajectory
+from distsub.finetune import ablate, trajectory
 from distsub.learned import masks as masking
 from distsub.learned.ablation import OUTLIERS as OUTLIER_MASK
 from distsub.learned.ablation import ablations_table
@@ -20,7 +20,7 @@ from distsub.learned.recurrence import recurrence_table
 from distsub.learned.schema import MASKS, OUTLIER_SUMMARIES, OUTLIERS, PROFILES, TABLES
 from distsub.learned.store import read_analysis, write_part
 from distsub.learned.transfer import geometry_tables, layer_geometry, transfer_table
-from distsub.learned.updates import Say, Update, blocks, learned_updates, recorded, root_of
+from distsub.learned.updates import Recorded, Say, Update, base_of, blocks, learned_updates, recorded, root_of
 from distsub.records import Ablation, Edit, Full, Observation, Recording, Trial
 from distsub.results import Store
 from distsub.subspace import layout
@@ -182,7 +182,7 @@ def make_masks(
             continue  # nothing to disable; the summaries say so
         kinds = {OUTLIER_MASK: mask}
         for number, (kind, match) in enumerate(masking.CONTROLS.items()):
-            kinds[kind] = match(mask, theta_0, np.random.default_rng([update.trial.seeds.data, number]))
+            kinds[kind] = match(mask, theta_0, np.random.default_rng([update.about["data_seed"], number]))
         rows = [_write_mask(store, update, kind, at, mask, theta_0) for kind, at in kinds.items()]
         rows = [row | {"scope": scope, "k": k} for row in rows]
         tables.append(pa.Table.from_pylist(rows, schema=MASKS))
@@ -281,23 +281,18 @@ def measure_geometry(
         Rows of SPECTRA and of ANGLES; none where no trajectory was recorded.
     """
     root, by_model = root_of(store), {}
-    for path, recording in recorded(root, observations, asked, say):
-        trial = recording.trial
-        tasks = by_model.setdefault(trial.model, {})
-        tasks.setdefault(trial.task.name, []).append((trial.seeds.head, trial.seeds.data, path.name, trial))
+    for each in recorded(root, observations, asked, say):
+        by_model.setdefault(each.model, {}).setdefault(each.task, []).append(each)
     spectra, angles, about = [], [], {}
     for tasks in by_model.values():
-        chosen = {item[2]: item[3] for task in sorted(tasks) for item in sorted(tasks[task], key=_by_seed)[:seeds]}
-        for name, trial in chosen.items():
-            seeds_of = {"head_seed": trial.seeds.head, "data_seed": trial.seeds.data}
-            about[name] = {"task": trial.task.name, "model": trial.model.name} | seeds_of
+        chosen = {each.path.name: each for task in sorted(tasks) for each in sorted(tasks[task], key=_by_seed)[:seeds]}
+        for name, each in chosen.items():
+            seeds_of = {f"{kind}_seed": each.seeds and getattr(each.seeds, kind) for kind in ("head", "data")}
+            about[name] = {"task": each.task, "model": each.model.name} | seeds_of
         read = {name: trajectory.load(root / paths.trajectory(name)) for name in chosen}
         checkpoints = {name: each.updates for name, each in read.items()}
         labels = next(iter(read.values())).meta["num_labels"]
-        some = next(iter(chosen.values()))
-        base = pretrained.build(
-            inputs.model(some.model.name, some.model.revision, some.model.content, store.files), labels, 0
-        )
+        base = base_of(next(iter(chosen.values())), labels, store.files)
         for layer, entries in blocks(layout.entries(base)):
             found = layer_geometry(checkpoints, layer, [entry.name for entry in entries], d, mode)
             spectra += found[0]
@@ -316,8 +311,8 @@ def _of(updates: Sequence[Update], table: pa.Table) -> pa.Table:
     return table.filter(mask)
 
 
-def _by_seed(item: tuple[Any, ...]) -> tuple[Any, ...]:
-    return item[:3]
+def _by_seed(each: Recorded) -> tuple[Any, ...]:
+    return (each.seeds.head, each.seeds.data, each.path.name) if each.seeds else (0, 0, each.path.name)
 
 
 def _read_part(root: Path, name: str, part: str) -> pa.Table:

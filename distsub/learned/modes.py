@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from distsub.learned.ablation import score_of, t_interval
 from distsub.learned.schema import MODES
-from distsub.records import Full, Learned, Method, Observation, Subspace, label
+from distsub.records import Full, Imported, Learned, Method, Observation, Subspace, label
 
 Key = tuple[Any, ...]
 
@@ -126,11 +126,15 @@ def _source(method: Method, task: str) -> tuple[str | None, str | None]:
     if len(span.sources) != 1:
         return None, None
     [source] = span.sources
-    if source.task is None and (source.shift or span.first or span.last):
+    own = isinstance(source, Imported) or source.task is None
+    if own and (getattr(source, "shift", 0) or span.first or span.last):
         return None, None
-    name = "intrinsic" if source.task is None else f"inductive:{source.task.name}"
-    training = label(method).removeprefix(name).strip() or "default"
-    return (task if source.task is None else source.task.name), training
+    name, origin = "intrinsic", task
+    if isinstance(source, Imported):
+        name = origin = source.name
+    elif source.task is not None:
+        name, origin = f"inductive:{source.task.name}", source.task.name
+    return origin, label(method).removeprefix(name).strip() or "default"
 
 
 def _key(observation: Observation) -> Key:

@@ -1,6 +1,5 @@
 """Learned updates, one layer at a time: P theta of a saved adapter, or theta_T - theta_0 of a recorded fine-tuning."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from distsub import paths
 from distsub.errors import OutputError, TrajectoryError
 from distsub.files import Files
 from distsub.finetune import adapters, inputs, pretrained, trajectory
-from distsub.records import Observation, Recording, Subspace, Trial, label
+from distsub.records import Imported, Model, Observation, Recording, Seeds, Subspace, Trial, label
 from distsub.results import Store
 from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
@@ -43,33 +42,61 @@ class Update:
     Attributes:
         id: The trial, or the trajectory.
         kind: "adapter" or "trajectory".
-        trial: The training that gave it.
+        source: The training that gave it, or the imported trajectory that it is of.
+        model: The pretrained model.
         full: The full fine-tuning that its subspace is made of, where that is one, of its own task and seeds.
         layers: Reads the transformer blocks, one after the other.
     """
 
     id: str
     kind: str
-    trial: Trial
+    source: Trial | Imported
+    model: Model
     full: Trial | None
     layers: Callable[[], Iterator[Layer]]
 
     @property
     def about(self) -> dict[str, Any]:
-        """What every row of the update's tables says."""
-        trial = self.trial
-        return {
-            "update": self.id,
-            "kind": self.kind,
-            "task": trial.task.name,
-            "model": trial.model.name,
-            "method": label(trial.method),
-            "projection": trial.method.family if isinstance(trial.method, Subspace) else None,
-            "d": trial.d,
-            "projection_seed": trial.seeds.projection,
-            "head_seed": trial.seeds.head,
-            "data_seed": trial.seeds.data,
+        """What every row of the update's tables says; what is not known of an imported one is null."""
+        found = {"update": self.id, "kind": self.kind, "model": self.model.name}
+        source = self.source
+        if isinstance(source, Imported):
+            unknown = ("projection", "d", "projection_seed", "head_seed", "data_seed")
+            return found | {"task": source.name, "method": "imported"} | dict.fromkeys(unknown)
+        return found | {
+            "task": source.task.name,
+            "method": label(source.method),
+            "projection": source.method.family if isinstance(source.method, Subspace) else None,
+            "d": source.d,
+            "projection_seed": source.seeds.projection,
+            "head_seed": source.seeds.head,
+            "data_seed": source.seeds.data,
         }
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A trajectory that is there to the end.
+
+    Attributes:
+        path: Its directory.
+        model: The pretrained model that it is of.
+        source: The full fine-tuning, or where it was imported from.
+    """
+
+    path: Path
+    model: Model
+    source: Trial | Imported
+
+    @property
+    def task(self) -> str:
+        """The task's name, or what an imported one is called."""
+        return self.source.name if isinstance(self.source, Imported) else self.source.task.name
+
+    @property
+    def seeds(self) -> Seeds | None:
+        """Of the full fine-tuning."""
+        return None if isinstance(self.source, Imported) else self.source.seeds
 
 
 def root_of(store: Store) -> Path:
@@ -85,8 +112,8 @@ def root_of(store: Store) -> Path:
 
 def recorded(
     root: Path, observations: Sequence[Observation], asked: Iterable[Recording] = (), say: Say = print
-) -> Iterator[tuple[Path, Recording]]:
-    """Give the trajectories that are there to the end, each with its directory; say why another is not used.
+) -> Iterator[Recorded]:
+    """Give the trajectories that are there to the end; say why another is not used.
 
     Args:
         root: A results directory.
@@ -94,13 +121,17 @@ def recorded(
         asked: Others that may be there, such as those that the sweep asks for.
         say: Prints why one is not used.
     """
-    needed = (each for observation in observations for each in observation.trial.recordings)
-    for name, recording in {each.id: each for each in (*needed, *asked)}.items():
+    trials = {row.trial.setup.id: row.trial for row in observations if row.trial.span is not None}.values()
+    sources: dict[str, tuple[Model, Trial | Imported]] = {}
+    for each in (*(each for trial in trials for each in trial.recordings), *asked):
+        sources[each.id] = each.trial.model, each.trial
+    sources |= {each.id: (trial.model, each) for trial in trials for each in trial.imported}
+    for name, (model, source) in sources.items():
         path = root / paths.trajectory(name)
         try:
             if path.is_dir():
                 trajectory.load(path)
-                yield path, recording
+                yield Recorded(path, model, source)
         except TrajectoryError as error:
             say(f"skipped  {error}")
 
@@ -133,7 +164,7 @@ def learned_updates(
         if key not in best or _rank(observation) > _rank(best[key]):
             best[key] = observation
     found = [_adapter(root, observation.trial) for observation in best.values()]
-    found += [_trajectory(path, recording, store.files) for path, recording in recorded(root, observations, asked, say)]
+    found += [_trajectory(each, store.files) for each in recorded(root, observations, asked, say)]
     return sorted(found, key=_place)
 
 
@@ -154,18 +185,14 @@ def _adapter(root: Path, trial: Trial) -> Update:
 
     seeds = replace(trial.seeds, projection=0)
     own = [each.trial for each in trial.recordings if (each.trial.task, each.trial.seeds) == (trial.task, seeds)]
-    return Update(trial.id, "adapter", trial, own[0] if len(trial.recordings) == len(own) == 1 else None, layers)
+    full = own[0] if len(trial.trajectories) == len(own) == 1 else None
+    return Update(trial.id, "adapter", trial, trial.model, full, layers)
 
 
-def _trajectory(path: str | os.PathLike[str], recording: Recording, files: Files) -> Update:
+def _trajectory(found: Recorded, files: Files) -> Update:
     def layers() -> Iterator[Layer]:
-        trial = recording.trial
-        prepared = inputs.model(trial.model.name, trial.model.revision, trial.model.content, files)
-        recorded = trajectory.load(path)
-        base = pretrained.build(
-            prepared, recorded.meta["num_labels"], trial.seeds.head, head_from=trial.model.head_from
-        )
-        last = recorded.updates[-1]
+        read = trajectory.load(found.path)
+        base, last = base_of(found, read.meta["num_labels"], files), read.updates[-1]
         for name, entries in blocks(layout.entries(base)):
             yield Layer(
                 name,
@@ -173,7 +200,14 @@ def _trajectory(path: str | os.PathLike[str], recording: Recording, files: Files
                 {entry.name: _array(entry.frozen) for entry in entries},
             )
 
-    return Update(recording.id, "trajectory", recording.trial, recording.trial, layers)
+    full = None if isinstance(found.source, Imported) else found.source
+    return Update(found.path.name, "trajectory", found.source, found.model, full, layers)
+
+
+def base_of(found: Recorded, num_labels: int, files: Files) -> torch.nn.Module:
+    """Build the model that a trajectory is of; its blocks are read, which no seed decides."""
+    model = found.model
+    return pretrained.build(inputs.model(model.name, model.revision, model.content, files), num_labels, 0)
 
 
 @torch.no_grad()

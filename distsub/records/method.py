@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from distsub.records.identity import Record
 from distsub.records.task import Budget, Task
 
 DEFAULT_FAMILY = "partition"
@@ -16,6 +17,7 @@ MODULES = ("all", "attention", "mlp")
 """What a subspace may span by name; anything else is a pattern."""
 
 Beside = Literal["trained", "frozen"]
+Mode = Literal["difference", "centered", "raw"]
 Edit = Literal["zero", "hold", "reset"]
 
 
@@ -32,12 +34,35 @@ class Source:
     shift: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Imported(Record):
+    """Checkpoints from elsewhere that a learned subspace is made of (`distsub trajectory import`).
+
+    Attributes:
+        path: The folder that they were imported to.
+        content: Hash of the base model and of all checkpoints; None before it is read.
+        kind: Tells it from a `Source` in JSON.
+    """
+
+    ADDRESS = frozenset({"path"})
+
+    path: str
+    content: str | None = None
+    kind: Literal["imported"] = "imported"
+
+    @property
+    def name(self) -> str:
+        """What listings call it: by its content, wherever it lies."""
+        return f"imported:{self.content[:8] if self.content else self.path}"
+
+
 @dataclass(frozen=True)
 class Span:
     """What a learned subspace is spanned by: checkpoints of full fine-tunings (Zhang et al. 2023, Eq. 2).
 
     Attributes:
-        sources: Which fine-tunings, in the order of their rows in W.
+        sources: Which fine-tunings, in the order of their rows in W; or checkpoints from elsewhere, of which nothing
+            is recorded, so that learning rate and budget are 0 and what follows them is as it is by default.
         learning_rate: Of the fine-tunings.
         budget: Of the fine-tunings.
         every: Steps between checkpoints; None is one at the end of every epoch.
@@ -49,7 +74,7 @@ class Span:
         leave_out: Leave the trial's own task out of the sources.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[Source | Imported, ...]
     learning_rate: float
     budget: Budget
     every: int | None = None
@@ -57,8 +82,13 @@ class Span:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     first: int | None = None
     last: bool = False
-    mode: Literal["difference", "centered", "raw"] = "difference"
+    mode: Mode = "difference"
     leave_out: bool = False
+
+    @property
+    def imported(self) -> tuple[Imported, ...]:
+        """Those of the sources that are checkpoints from elsewhere."""
+        return tuple(each for each in self.sources if isinstance(each, Imported))
 
     @property
     def name(self) -> str:
@@ -67,6 +97,8 @@ class Span:
             return "zero_shot" if self.leave_out else "unified"
         source = next(iter(self.sources))
         part = ("last" if self.last else "") + (f"first{self.first}" if self.first else "")
+        if isinstance(source, Imported):
+            return f"{source.name} {part}".strip()
         if source.task is not None:
             return f"inductive:{source.task.name}" + (f" {part}" if part else "")
         return " ".join(filter(None, ("other_seed" if source.shift else "", part))) or "intrinsic"
@@ -215,6 +247,11 @@ def modules_pattern(modules: str) -> re.Pattern[str] | None:
     if not pattern.pattern:
         raise ValueError('"regex:" has no pattern; give one, as "regex:query|value", or "all"')
     return pattern
+
+
+def imported(path: str, first: int | None = None, last: bool = False, mode: Mode = "difference") -> Span:
+    """Return the span of imported checkpoints, of which nothing is recorded."""
+    return Span((Imported(path),), 0.0, Budget(steps=0), first=first, last=last, mode=mode)
 
 
 def on(method: Method, task: Task) -> Method:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
-from distsub.records import Setup, Source, Subspace, Task, Trial
+from distsub.records import Imported, Setup, Source, Subspace, Task, Trial
 
 
 class ModelPlace(NamedTuple):
@@ -33,10 +33,12 @@ class Places:
     Attributes:
         models: Address and content of each model.
         tasks: Each task, with its address and content.
+        imported: Imported trajectories, each with its path and content.
     """
 
     models: tuple[ModelPlace, ...] = ()
     tasks: tuple[Task, ...] = ()
+    imported: tuple[Imported, ...] = ()
 
     @cached_property
     def _models(self) -> dict[str, ModelPlace]:
@@ -53,13 +55,18 @@ class Places:
             changes["model"] = replace(setup.model, name=place.name, revision=place.revision)
         method = setup.method
         if isinstance(method, Subspace) and (span := method.span) is not None:
-            sources = tuple(Source(each.task and self._locate(each.task), each.shift) for each in span.sources)
+            sources = tuple(map(self._locate_source, span.sources))
             changes["method"] = method.spanned_by(replace(span, sources=sources))
         return replace(setup, **changes)
 
     def locate_trial(self, trial: Trial) -> Trial:
         """Give a trial the addresses at which its contents lie here; it stays the same trial."""
         return replace(trial, setup=self.locate(trial.setup))
+
+    def _locate_source(self, source: Source | Imported) -> Source | Imported:
+        if isinstance(source, Imported):
+            return next((each for each in self.imported if each == source), source)
+        return Source(source.task and self._locate(source.task), source.shift)
 
     def _locate(self, task: Task) -> Task:
         found = self._tasks.get(task.content) if task.content else None
@@ -69,6 +76,7 @@ class Places:
         """List what has the same address, or a task's name, in both and another content."""
         models = {(place.name, place.revision): place.content for place in now.models}
         tasks = {task.name: task.content or "" for task in now.tasks}
+        imported = {each.path: each.content or "" for each in now.imported}
         found = [
             Change(f"model {place.name}", "model_content", place.content, new)
             for place in self.models
@@ -79,11 +87,17 @@ class Places:
             for task in self.tasks
             if (new := tasks.get(task.name, task.content)) != task.content and new
         ]
+        found += [
+            Change(f"trajectory {each.path}", "trajectories", each.content or "", new)
+            for each in self.imported
+            if (new := imported.get(each.path, each.content)) != each.content and new
+        ]
         return found
 
     def to_json(self) -> dict[str, Any]:
         """Write them as plain values."""
-        return {"models": [place._asdict() for place in self.models], "tasks": [asdict(task) for task in self.tasks]}
+        found = {name: [asdict(each) for each in getattr(self, name)] for name in ("tasks", "imported")}
+        return {"models": [place._asdict() for place in self.models], **found}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Places":

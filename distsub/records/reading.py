@@ -35,6 +35,7 @@ def addressed(record: Any) -> Any:
     if record.get("content"):
         address = f"sha256:{record['content']}"
         lacking = {"name": address} if "head_from" in record else {"source": address, "text": []}
+        lacking = {"path": address} if record.get("kind") == "imported" else lacking
     return lacking | {key: addressed(value) for key, value in record.items()}
 
 

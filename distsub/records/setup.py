@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal, Self
 
 from distsub.records.identity import Record, digest
-from distsub.records.method import Ablation, Full, Method, Span, Subspace, Theta0
+from distsub.records.method import Ablation, Full, Imported, Method, Span, Subspace, Theta0
 from distsub.records.task import Budget, Model, Seeds, Task
 
 
@@ -161,6 +161,8 @@ class Trial(InSetup):
             return ()
         found = []
         for source in span.sources:
+            if isinstance(source, Imported):
+                continue
             task = self.task if source.task is None else source.task
             if span.leave_out and task == self.task:
                 continue
@@ -168,6 +170,16 @@ class Trial(InSetup):
             full = Trial(Setup(self.model, task, Full(), span.learning_rate, span.budget, seeds))
             found.append(Recording(full, span.every, span.checkpoints, span.dtype))
         return tuple(found)
+
+    @property
+    def imported(self) -> tuple[Imported, ...]:
+        """The checkpoints from elsewhere that the method's subspace is made of; none for most methods."""
+        return self.span.imported if self.span else ()
+
+    @property
+    def trajectories(self) -> tuple[str, ...]:
+        """Ids of all trajectories that the method's subspace is made of, in the order of their rows."""
+        return tuple(each.id for each in (*self.imported, *self.recordings))
 
 
 def theta_0_of(trial: Trial) -> Trial:

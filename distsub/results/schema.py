@@ -211,7 +211,7 @@ def to_table(observation: Observation) -> pa.Table:
         "model_content": model.content,
         "task": task.name,
         "metric": task.metric,
-        "trajectories": [recording.id for recording in trial.recordings],
+        "trajectories": list(trial.trajectories),
     }
     row |= {name: getattr(trial, name) for name in ("d", "eta", "learning_rate")}
     row |= {f"{name}_seed": seed for name, seed in dataclasses.asdict(trial.seeds).items()}

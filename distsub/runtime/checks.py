@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from distsub.config.sweep import Sweep
-from distsub.errors import ConfigError, DimensionError
-from distsub.records import Freeze, Full, Learned, Method, Model, Random, Task, Theta0, Trial
+from distsub.errors import ConfigError, DimensionError, TrajectoryError
+from distsub.records import Freeze, Full, Learned, Method, Model, Random, Subspace, Task, Theta0, Trial
 from distsub.records.places import ModelPlace, Places
 from distsub.search import Search
 
@@ -28,7 +28,7 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
     """
     import torch
 
-    from distsub.finetune import data, notes, pretrained
+    from distsub.finetune import data, notes, pretrained, trajectory
     from distsub.runtime.rehearsal import rehearse
 
     _check_device(sweep)
@@ -37,7 +37,9 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
     read = [data.load(task, sweep.budget) for task in sweep.tasks]
     models = [(each.name, each.revision, pretrained.prepare(each.name, each.revision).content) for each in sweep.models]
     tasks = (replace(each.task, content=each.dataset_hash) for each in read)
-    sweep = sweep.known(Places(tuple(ModelPlace(*each) for each in models), tuple(tasks)))
+    imported = {each.path: trajectory.elsewhere(each.path) for each in sweep.imported}
+    known = tuple(each for _, each in imported.values())
+    sweep = sweep.known(Places(tuple(ModelPlace(*each) for each in models), tuple(tasks), known))
     for task, splits in zip(sweep.tasks, read, strict=True):
         num_labels = splits.task.num_labels or 0
         if say is not None:
@@ -48,6 +50,10 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
             model = pretrained.build(prepared, num_labels, head_seed=0)
             for method, (dims, _) in sweep.arms():
                 _check_dims(dims, model, method)
+                if isinstance(method, Subspace) and method.span is not None:
+                    for each in method.span.imported:
+                        trajectory.check_weights(found := imported[each.path][0], prepared.sha256)
+                        _check_layout(found, model, method)
             del model
             rehearse(_one_of_each(sweep, task, address), splits, device, say)
     done = set()
@@ -114,6 +120,20 @@ def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:
         assemble.assemble(entries, d, unmatched)
 
 
+def _check_layout(found: Any, model: Any, method: Subspace) -> None:
+    """Refuse a trajectory that does not hold all that the subspace spans, such as a head that its base has not."""
+    from distsub.subspace import layout
+    from distsub.subspace.trajectory import Snapshots
+
+    entries = layout.entries(model, method.head, method.embeddings, method.modules)
+    if lacking := next((entry.name for entry in entries if entry.name in found.meta.get("left_out", ())), None):
+        raise TrajectoryError(
+            f"trajectory {found.path} was imported without {lacking}, whose start its base does not say, and the "
+            'method spans it: give the method scope = "layer", or import again with a base that holds it'
+        )
+    Snapshots(found.updates).rows([entry.name for entry in entries], [entry.frozen for entry in entries])
+
+
 def _check_span(search: Search) -> None:
     """Refuse a learned subspace of more dimensions than there will be checkpoints."""
     from distsub.runtime.recording import num_rows
@@ -121,7 +141,7 @@ def _check_span(search: Search) -> None:
     span = search.span
     assert span is not None, "asked for learned subspaces only"
     trial = search.trials_at(search.dims[0])[0]
-    if not trial.recordings:
+    if not trial.trajectories:
         raise ConfigError(f"{search.name}: no source is left without the task itself; name more sources")
     most = num_rows(trial) - (span.mode == "centered")
     if not most:

@@ -110,6 +110,7 @@ def run(
     """
     from distsub.finetune.inputs import put
     from distsub.runtime.live import reporter_for
+    from distsub.runtime.placing import place_all
     from distsub.runtime.worker import WorkerConfig
 
     table = store.read(answers=False)
@@ -135,6 +136,7 @@ def run(
     with contextlib.suppress(KeyboardInterrupt), Heartbeat(store.files, reporter.training), reporter, Drain() as drain:
         for each in put(store.files, sweep.places, sweep.budget) if inputs else ():
             reporter.line(f"inputs   {each.what} put into the results ({size_text(each.num_bytes)})")
+        place_all(sweep, store)
         # Imported here, since one of them imports Ray.
         import_module(f"distsub.runtime.{backend}").run(queue, store, config, reporter, drain, sweep.resources)
         if queue.finished and store.files.puts_whole:  # before the reporter reads them: one file instead of a thousand

@@ -8,7 +8,6 @@ from local files; there a claim among the results makes the other machines wait 
 
 import contextlib
 import fcntl
-import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -28,6 +27,7 @@ from distsub.finetune.train import Progress, Report, Stopped, train
 from distsub.records import Observation, Recording, Trial
 from distsub.results import Store
 from distsub.runtime.claims import Claim
+from distsub.runtime.placing import fetch, place, place_all, publish, root_of
 from distsub.runtime.resume import EVERY_S, ResumeFile
 from distsub.subspace.trajectory import Snapshots
 
@@ -61,6 +61,8 @@ def provide(
     """
     if trial.span is None:
         return None
+    for imported in trial.imported:
+        place(imported, store)
     for recording in trial.recordings:
         ensure(recording, store, device, checkpoint_s, report)
     return trajectory.snapshots(trial, root_of(store))
@@ -117,7 +119,7 @@ def record(
             row = train(trial, [resume, recorder, Progress(report)], device)
             store.write(row)
             resume.remove()
-            _publish(store, recording, path)  # to where it diverged too: it would again
+            publish(store, path)  # to where it diverged too: it would again
     return row
 
 
@@ -160,7 +162,7 @@ def _claimed(
     store.files.make(paths.TRAJECTORIES)
     claim, taken = Claim(store.files, f"{paths.trajectory(recording.id)}.claim"), False
     while True:
-        _fetch(store, recording, path)
+        fetch(store, path)
         if _is_there(path, recording.trial):
             if taken:
                 claim.give_up()
@@ -189,13 +191,6 @@ def _is_there(path: Path, full: Trial) -> bool:
     return True
 
 
-def root_of(store: Store) -> Path:
-    """Give the local directory whose trajectories/ holds a store's trajectories."""
-    if store.files.is_local:
-        return Path(store.files.root)
-    return pretrained.cache_directory() / "results" / hashlib.sha256(store.uri.encode()).hexdigest()[:16]
-
-
 def record_all(sweep: Sweep, store: Store) -> Iterator[tuple[Recording, bool]]:
     """Record every trajectory that a sweep needs or asks for, one after the other.
 
@@ -206,6 +201,7 @@ def record_all(sweep: Sweep, store: Store) -> Iterator[tuple[Recording, bool]]:
         ConfigError: The sweep needs none.
     """
     recordings = sweep.recordings()
+    place_all(sweep, store)
     if not recordings:
         raise ConfigError(
             "nothing to record: the sweep has no learned subspaces; add a table [trajectory], or a method such as "
@@ -260,32 +256,6 @@ def costs(sweep: Sweep) -> list[tuple[Recording, int]]:
     return found
 
 
-def _fetch(store: Store, recording: Recording, path: Path) -> None:
-    """Copy a trajectory from an object store, if it has it."""
-    if store.files.is_local:
-        return
-    folder = paths.trajectory(recording.id)
-    with contextlib.suppress(OSError, pa.ArrowException):
-        if trajectory.META not in store.files.names(folder):
-            return
-        path.mkdir(parents=True, exist_ok=True)
-        for name in store.files.names(folder):
-            (path / name).write_bytes(store.files.read(f"{folder}/{name}"))
-
-
-def _publish(store: Store, recording: Recording, path: Path) -> None:
-    """Copy a trajectory to an object store, what completes it last."""
-    if store.files.is_local:
-        return
-    folder = paths.trajectory(recording.id)
-    try:
-        store.files.make(folder)
-        for file in sorted(path.iterdir(), key=lambda file: file.name == trajectory.META):
-            store.files.put(f"{folder}/{file.name}", file.read_bytes())
-    except (OSError, pa.ArrowException) as error:
-        raise OutputError(f"cannot write {folder} to {store.uri} ({first_line(error)})") from error
-
-
 def num_rows(trial: Trial) -> int:
     """Count the rows of W that a trial's subspace is made of, before any is recorded.
 
@@ -294,6 +264,11 @@ def num_rows(trial: Trial) -> int:
     """
     span, total = trial.span, 0
     assert span is not None, "a trial in a learned subspace has a span"
+    for each in trial.imported:
+        count = len(trajectory.elsewhere(each.path)[0].steps)
+        if span.first is not None and span.first > count:
+            raise TrajectoryError(f"first = {span.first}, but trajectory {each.path} has {count} checkpoints; lower it")
+        total += 1 if span.last else span.first or count
     for recording in trial.recordings:
         full = recording.trial
         steps = trajectory.snapshot_steps(recording, len(data.load(full.task, full.budget).train))

@@ -20,7 +20,7 @@ from distsub.results import Store
 
 COMMANDS = (
     *("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor"),
-    *("trajectory", "transfer", "outliers", "ablate", "replay", "export"),
+    *("trajectory record", "trajectory import", "transfer", "outliers", "ablate", "replay", "export"),
 )
 
 
@@ -57,6 +57,9 @@ def test_every_command_is_documented():
     root = Path(__file__).resolve().parents[2]
     pages = "\n".join(page.read_text() for page in [root / "README.md", *(root / "docs").glob("*.md")])
     registered = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    for group in cli.app.registered_groups:
+        commands = group.typer_instance.registered_commands
+        registered |= {f"{group.name} {command.name or command.callback.__name__}" for command in commands}
     assert set(COMMANDS) <= registered
     for name in registered:
         assert f"distsub {name}" in pages, name
@@ -64,7 +67,7 @@ def test_every_command_is_documented():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, capsys):
-    code, out, _ = call(capsys, name, "--help")
+    code, out, _ = call(capsys, *name.split(), "--help")
     assert code == 0 and "Usage" in out and "Example" in out + ("Example" if name == "doctor" else "")
 
 
@@ -444,7 +447,7 @@ def test_what_trajectory_cannot_do_is_told_in_one_line(tiny_model, tiny_data, tm
     assert old in LEARNED
     sweep = tmp_path / "learned.toml"
     sweep.write_text(LEARNED.replace(old, new).format(model=tiny_model, data=tiny_data))
-    said = refused(capsys, "trajectory", sweep, "--out", tmp_path / "out")
+    said = refused(capsys, "trajectory", "record", sweep, "--out", tmp_path / "out")
     assert message in said and len(said.splitlines()) == 1
 
 
@@ -452,22 +455,34 @@ def test_trajectories_that_do_not_fit_are_told_and_damaged_ones_are_mended(tiny_
     shutil.copytree(tiny_model, tmp_path / "model")
     sweep, out = tmp_path / "learned.toml", tmp_path / "out"
     sweep.write_text(LEARNED.format(model=tmp_path / "model", data=tiny_data))
-    code, listed, said = call(capsys, "trajectory", sweep, "--out", out, "--format", "json")
+    code, listed, said = call(capsys, "trajectory", "record", sweep, "--out", out, "--format", "json")
     assert code == 0 and said.startswith("recorded") and json.loads(listed)[0]["checkpoints"] == 2
-    assert call(capsys, "trajectory", sweep, "--out", out)[2].startswith("known")
+    assert call(capsys, "trajectory", "record", sweep, "--out", out)[2].startswith("known")
     [file] = (out / "trajectories").glob("*/step-000020.safetensors")
     content = file.read_bytes()
     for damage in (lambda: file.write_bytes(content[:-9]), file.unlink, (file.parent / "trajectory.json").unlink):
         damage()
-        assert call(capsys, "trajectory", sweep, "--out", out)[2].startswith("recorded")
+        assert call(capsys, "trajectory", "record", sweep, "--out", out)[2].startswith("recorded")
         assert file.read_bytes() == content
     weights = tmp_path / "model" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     pretrained.prepare.cache_clear()  # as in another process
-    said = refused(capsys, "trajectory", sweep, "--out", out)
+    said = refused(capsys, "trajectory", "record", sweep, "--out", out)
     assert "has changed" in said and "rows of the old: 1" in said and len(said.splitlines()) == 1
+
+
+def test_checkpoints_from_elsewhere_are_imported(series, tiny_model, tmp_path, capsys):
+    given = [series / f"checkpoint-{step}" for step in (20, 10)]
+    out = tmp_path / "imported"
+    code, listed, said = call(
+        capsys, "trajectory", "import", tiny_model, *given, "--out", out, "--dtype", "float32", "--format", "json"
+    )
+    assert code == 0 and [row["step"] for row in json.loads(listed)] == [10, 20]
+    assert "note: without classifier.bias, classifier.weight" in said and f'trajectory = "{out}"' in said
+    said = refused(capsys, "trajectory", "import", tiny_model, *given, "--out", out)
+    assert "is there already" in said and len(said.splitlines()) == 1
 
 
 def test_outliers_of_nothing_learned_are_refused(tmp_path, capsys):

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
+from distsub.finetune import trajectory
+
 SHA = "0123456789abcdef0123456789abcdef01234567"
 API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/[^/]+)?(?:/(.+))?")
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)")
@@ -105,6 +107,26 @@ def test_a_model_is_fetched_once_without_its_code(hub, tiny_model, tmp_path):
     assert not fetched & set(own) and not list(tmp_path.rglob("*.py"))
     again = look(MODEL, tmp_path)  # from the cache
     assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
+
+
+IMPORT = """
+import sys
+from distsub.finetune import importing
+found = importing.import_checkpoints("some/base@main", ["other/run@step20", "some/run-10"], sys.argv[1], "float32")
+print(found.hashes, found.meta["revision"], [each["checkpoint"] for each in found.meta["checkpoints"]])
+"""
+
+
+def test_checkpoints_of_the_hub_become_a_trajectory(hub, series, tmp_path):
+    names = {("models", "some/base"): "theta_0", ("models", "some/run-10"): "checkpoint-10"}
+    for repository, folder in (names | {("models", "other/run"): "checkpoint-20"}).items():
+        files = [series / folder / name for name in ("config.json", "model.safetensors")]
+        hub.repositories[repository] = {file.name: file.read_bytes() for file in files}
+    done = look(IMPORT.replace("sys.argv[1]", repr(str(tmp_path / "it"))), tmp_path / "home", hub)
+    assert done.returncode == 0, done.stderr
+    hashes = trajectory.load(series / "recorded").hashes[:2]
+    assert done.stdout.split("\n")[0] == f"{hashes} main ['some/run-10', 'other/run@step20']"
+    assert any("/other/run/resolve/step20/" in path or "/other/run/revision/step20" in path for path in hub.asked)
 
 
 TASK = """

@@ -12,7 +12,7 @@ from distsub.finetune import adapters, trajectory
 from distsub.finetune.train import Stopped
 from distsub.records import label
 from distsub.results import Store
-from distsub.runtime import checks, launch, planning, recording
+from distsub.runtime import checks, launch, placing, planning, recording
 from distsub.runtime.worker import WorkerConfig, perform
 
 METHODS = """methods = [
@@ -180,7 +180,7 @@ def test_a_store_elsewhere_gets_and_gives_the_files(sweep, store, tmp_path, monk
     [needed] = sweep.recordings()
     monkeypatch.setattr(type(store.files), "is_local", False)
     assert recording.ensure(needed, store)
-    here = trajectory.directory(recording.root_of(store), needed)
+    here = trajectory.directory(placing.root_of(store), needed)
     there = tmp_path / "out" / "trajectories" / needed.id
     assert here != there and {file.name for file in here.iterdir()} == {file.name for file in there.iterdir()}
     for file in here.iterdir():

@@ -1,0 +1,65 @@
+"""Safetensors files written one tensor at a time, so that no more than one is held in memory."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CODES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
+
+Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Type and shape of each tensor, by name."""
+
+
+def order(shapes: Shapes) -> list[str]:
+    """List the names as they lie in a file: the widest types first, each by name, so that all are aligned."""
+    return sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, _CODES[shapes[name][0]], name))
+
+
+def write(path: Path, shapes: Shapes, tensors: Iterable[Tensor]) -> tuple[int, str]:
+    """Write a file; where all tensors have one type, with the bytes of `safetensors.torch.save_file`.
+
+    Args:
+        path: The file.
+        shapes: What it holds.
+        tensors: The values, in the order of `order(shapes)`; each is let go before the next is asked for.
+
+    Returns:
+        Its size in bytes, and the sha256 of its content.
+    """
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for piece in _pieces(shapes, tensors):
+            digest.update(piece)
+            size += file.write(piece)
+    return size, digest.hexdigest()
+
+
+def _pieces(shapes: Shapes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
+    names, end = order(shapes), 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name in names:
+        dtype, shape = shapes[name]
+        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name, tensor in zip(names, tensors, strict=True):
+        assert (tensor.dtype, tuple(tensor.shape)) == shapes[name], "the tensors come in their order"
+        yield tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
