@@ -319,20 +319,17 @@ def _method(method: Method) -> dict[str, Any]:
             name = "random_matched" if span else "random"
     if span is None:
         return {"name": name, **made}
-    for each in span.imported:
-        name = name if isinstance(projection, Random) else "last" if span.last else "intrinsic"
-        given = f"sha256:{each.content}" if each.content else each.path
-        return {"name": name, **made, "trajectory": given, "first": span.first, "mode": span.mode}
-    recorded = [source for source in span.sources if isinstance(source, Source)]
-    sources = [source.task.name for source in recorded if source.task]
+    sources = [each.task.name for each in span.sources if isinstance(each, Source) and each.task]
+    given = [f"sha256:{each.content}" if each.content else each.path for each in span.imported]
     if isinstance(projection, Learned) and len(span.sources) > 1:
         name = "zero_shot" if span.leave_out else "unified"
     elif isinstance(projection, Learned):
         name = "inductive" if sources else span.name.partition(" ")[0]
+        name = "last" if given and span.last else name
         name = name if name in ("inductive", "other_seed", "last") else "intrinsic"
-    shift = recorded[0].shift
+    shift = getattr(next(iter(span.sources)), "shift", None)
     made |= {"sources": sources or None, "first": span.first, "mode": span.mode, "shift": shift or None}
-    return {"name": name, **made}
+    return {"name": name, **made, "trajectory": next(iter(given), None)}
 
 
 def _recorded(span: Span, asked: Span | None) -> dict[str, Any]:

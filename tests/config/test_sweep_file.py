@@ -96,7 +96,7 @@ def test_the_tables_cover_their_records():
 def test_the_table_of_methods_covers_its_records():
     known = set(sweep_file.MethodTable.model_fields)
     fields = {field.name for kind in (Subspace, Freeze, Random) for field in dataclasses.fields(kind)}
-    made_of_several = {"training", "mode", "sources", "first", "shift", "dims", "etas", "name", "groups"}
+    made_of_several = {"training", "mode", "sources", "first", "shift", "trajectory", "dims", "etas", "name", "groups"}
     assert known <= fields | made_of_several
     assert fields - {"kind", "scales", "family", "match"} <= known
 

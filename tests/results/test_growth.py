@@ -126,6 +126,7 @@ CHANGED = {
             ("random", "embeddings", {}, "trained"), ("random", "ensemble", {}, 4), ("random", "start", {}, "random"),
             ("random", "step", {}, 0.1), ("random_matched", "step", {}, 0.1), ("intrinsic", "mode", {}, "raw"),
             ("intrinsic", "first", {}, 3), ("did", "modules", {}, "mlp"), ("other_seed", "shift", {}, 2),
+            ("last", "trajectory", {}, "imported"),
             ("inductive", "sources", {"sources": "a"}, ["b"]), ("unified", "step", {}, 0.1),
             ("zero_shot", "step", {}, 0.1), ("last", "step", {}, 0.1), ("freeze", "embeddings", {}, "trained"),
         )
