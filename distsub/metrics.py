@@ -13,15 +13,26 @@ from distsub.errors import DataError
 from distsub.records import Observation, Task
 
 
+def sign(metric: str) -> float:
+    """Return 1, or -1 for a metric that is better when lower.
+
+    Searches and estimates compute with sign * score, so that higher is always better; rows, tables and messages have
+    the score as it is.
+    """
+    return -1.0 if metric == "nll" else 1.0
+
+
 def evaluate(task: Task, predicted: Sequence[float], target: Sequence[float]) -> dict[str, float]:
     """Compute every metric of a task.
 
     Args:
-        task: Says whether this is classification or regression.
-        predicted: Predicted class or value per example.
-        target: True class or value per example.
+        task: Says whether this is classification, regression or completion.
+        predicted: Predicted class or value per example; of completions their negative log-likelihood in nats, or
+            whether the answer is right (`Evaluation.predicted`).
+        target: True class or value per example; of completions their number of tokens, or 1.
 
     Returns:
+        nll, in nats per token of all completions (lower is better), or exact_match, the share of right answers; else
         accuracy, macro_f1 (the mean of the F1 of every class that is predicted or true) and matthews, and for two
         labels f1 of label 1; or pearson and spearman for regression. A constant prediction correlates with nothing
         and scores 0; one prediction that is not finite makes every score nan.
@@ -32,6 +43,8 @@ def evaluate(task: Task, predicted: Sequence[float], target: Sequence[float]) ->
     guess, truth = np.asarray(predicted, dtype=np.float64), np.asarray(target, dtype=np.float64)
     if guess.shape != truth.shape or truth.ndim != 1 or not truth.size:
         raise DataError(f"cannot score {guess.size} predictions against {truth.size} targets")
+    if task.is_completion:
+        return {task.metric: float(guess.sum() / truth.sum()) if np.isfinite(guess).all() else float("nan")}
     if not np.isfinite(guess).all():
         names = ("pearson", "spearman") if task.num_labels == 1 else ("accuracy", "macro_f1", "matthews", "f1")
         return dict.fromkeys(names, float("nan"))
@@ -51,7 +64,7 @@ def evaluate(task: Task, predicted: Sequence[float], target: Sequence[float]) ->
     return scores
 
 
-def chance(task: Task, target: Sequence[float]) -> float:
+def chance(task: Task, target: Sequence[float]) -> float | None:
     """Compute what a prediction that ignores the text scores in the task's metric.
 
     Args:
@@ -60,7 +73,7 @@ def chance(task: Task, target: Sequence[float]) -> float:
 
     Returns:
         The share of the majority class for accuracy, the F1 of always answering 1, the mean F1 of the best constant
-        answer, or 0 for correlations.
+        answer, or 0 for correlations; None for completions, where only the untouched model tells.
 
     Raises:
         DataError: No examples.
@@ -68,6 +81,8 @@ def chance(task: Task, target: Sequence[float]) -> float:
     truth = np.asarray(target, dtype=np.float64)
     if not truth.size:
         raise DataError("cannot compute the chance level of no targets")
+    if task.is_completion:
+        return None
     if task.metric in ("accuracy", "macro_f1"):
         counts = np.unique(truth, return_counts=True)[1]
         share = float(counts.max() / truth.size)
@@ -108,7 +123,9 @@ def influences(observation: Observation) -> np.ndarray | None:
         return None
     guess, truth = np.asarray(observation.predicted, dtype=float), np.asarray(observation.target, dtype=float)
     metric = observation.trial.task.metric
-    if metric == "accuracy":
+    if metric == "nll":  # a ratio of sums
+        return (guess - guess.sum() / truth.sum() * truth) / truth.mean()
+    if metric in ("accuracy", "exact_match"):
         right = (guess == truth).astype(float)
         return right - right.mean()
     if metric == "pearson":
@@ -150,9 +167,12 @@ def _of_table(guess: np.ndarray, truth: np.ndarray, metric: str) -> np.ndarray |
 def variance(observation_score: float, metric: str, num_examples: int) -> float:
     """Return the sampling variance of a score of which only the value is known.
 
-    Exact for accuracy, the usual approximation for a correlation; one success and one failure are added so that a
-    score of 1 is not without error.
+    0 for nll, whose value alone tells nothing of its error: only the predictions do (`influences`). Exact for accuracy
+    and exact_match, the usual approximation for a correlation; one success and one failure are added so that a score of
+    1 is not without error.
     """
+    if metric == "nll":
+        return 0.0
     if metric in ("pearson", "matthews"):
         spread = (1.0 - min(abs(observation_score), 1.0) ** 2) ** (2 if metric == "pearson" else 1)
         return max(spread, 1.0 / num_examples) / num_examples

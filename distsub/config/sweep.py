@@ -218,7 +218,7 @@ class Sweep:
                 dims=dims,
                 etas=(etas.middle,) if isinstance(etas, Range) else etas,
                 baseline=baseline,
-                rule=self.rule,
+                rule=self.rule.of(task),
                 theta_0=theta_0,
                 tries=self.tries if self.tries and not isinstance(etas, Range) and self.tries < len(etas) else None,
                 rate_range=rates if isinstance(rates, Range) else None,
@@ -290,7 +290,7 @@ class Sweep:
 
     def theta_0_trials(self, model: Model, task: Task) -> tuple[Trial, ...]:
         """List the trials that score the untouched model, one per head; none where chance is the majority class."""
-        if self.rule.chance != "theta_0":
+        if self.rule.of(task).chance != "theta_0":
             return ()
         found = (Trial(Setup(model, task, Full(), 1.0, self.budget, each)) for each in self.seeds)
         return tuple(dict.fromkeys(map(theta_0_of, found)))

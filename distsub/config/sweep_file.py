@@ -150,6 +150,16 @@ class _File(Table):
         dims, rule = self.dims.record(), self.threshold.record()
         found = [each.record(directory) for each in self.tasks]
         distinct([task.name for task in found], "tasks")
+        for task in found:
+            if (
+                task.is_completion
+                and self.threshold.chance == "majority"
+                and "chance" in self.threshold.model_fields_set
+            ):
+                raise ConfigError(
+                    f'[threshold] chance = "majority": no majority answers the completions of task "{task.name}", '
+                    'whose chance is always the untouched model\'s score; give chance = "theta_0", or leave it out'
+                )
         for task in found if rule.value is not None else ():
             check_score(rule.value or 0.0, task.metric, "[threshold] value")
         etas, tries = rising(self.search.etas, "[search] etas"), self.search.tries

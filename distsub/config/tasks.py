@@ -52,9 +52,16 @@ class TaskTable(Table):
     revision: str | None = None
     text: Annotated[list[str], BeforeValidator(_as_list)] | None = None
     label: str | None = None
+    kind: Literal["classification", "regression", "completion"] | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    max_new_tokens: PositiveInt | None = None
+    stop: str | None = None
+    answer: str | None = None
     num_labels: PositiveInt | None = None
     labels: Annotated[list[str | int], BeforeValidator(_label_list)] | None = None
-    metric: Literal["accuracy", "macro_f1", "matthews", "pearson", "f1"] | None = None
+    metric: Literal["accuracy", "macro_f1", "matthews", "pearson", "f1", "nll", "exact_match"] | None = None
     train: str | None = None
     validation: str | None = None
     where: Annotated[dict[str, str], BeforeValidator(_texts)] | None = None

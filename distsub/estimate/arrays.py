@@ -8,6 +8,7 @@ from distsub.errors import ConfigError
 from distsub.estimate.d90 import fit_rows
 from distsub.estimate.interval import LEVEL, Estimate
 from distsub.estimate.rows import Row, prepare
+from distsub.metrics import sign
 from distsub.search.rule import RANGES, Rule, check_score
 from distsub.search.settings import SETTINGS
 
@@ -44,7 +45,8 @@ def d90(
             mapping from learning rate to those scores (the i-th of every rate under the i-th seed). Not needed where a
             threshold is given.
         threshold: The score to reach, as 0.8, in the place of a share of full fine-tuning's.
-        chance: Score of a model that learned nothing, as that of the majority class. 0 for correlations if not given.
+        chance: Score of a model that learned nothing: that of the majority class, or for nll of the untouched model. 0
+            for correlations if not given.
         metric: accuracy (for any share of right answers), f1, macro_f1, matthews or pearson.
         eval_examples: Size of the evaluation set; 400 is assumed, and said, if not given.
         eta: Step size of each training, if several were tried: what was tried at one d competes there.
@@ -81,7 +83,8 @@ def d90(
         check_score(0.0, metric, "score")
     if chance is None and metric not in ("matthews", "pearson"):
         raise ConfigError("chance is missing: give the score of a model that learned nothing, as 0.5 for two classes")
-    level_0 = 0.0 if chance is None else _score("chance", 0, chance, metric)
+    up = sign(metric)
+    level_0 = 0.0 if chance is None else up * _score("chance", 0, chance, metric)
     rule = _rule(fraction, threshold, metric, full is not None)
     if eval_examples is not None and not eval_examples >= 1:
         raise ConfigError(f"eval_examples = {eval_examples!r}: give the number of examples evaluated, at least 1")
@@ -91,14 +94,14 @@ def d90(
         raise ConfigError(f"dims = {dims!r}: give the smallest and the largest d that could have been tried")
     rows = []
     for i, place in enumerate(places):
-        found = None if gone[i] else _score("score", i, scores[i], metric)
+        found = None if gone[i] else up * _score("score", i, scores[i], metric)
         rows.append(Row(place, _number("eta", i, etas[i]), (labels[i],) * 3, found, examples))
     for rate, values in (full if isinstance(full, Mapping) else {} if full is None else {1.0: full}).items():
         if not hasattr(values, "__iter__"):
             raise ConfigError(f"full = {full!r}: give the scores of full fine-tuning as a list, one per seed")
         for i, value in enumerate(values):
             is_nan = isinstance(value, (int, float)) and math.isnan(value)
-            found = None if is_nan else _score("full", i, value, metric)
+            found = None if is_nan else up * _score("full", i, value, metric)
             rows.append(Row(None, _number("learning rate of full", i, rate), (i,) * 3, found, examples))
     warnings = []
     if eval_examples is None:

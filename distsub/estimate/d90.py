@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from distsub.errors import ConfigError
 from distsub.estimate.interval import LEVEL, Estimate
 from distsub.estimate.settings import SETTINGS
+from distsub.metrics import sign
 from distsub.records import Observation
 from distsub.search.outcome import Outcome
 from distsub.search.rule import D90_RULE, Rule, check_score
@@ -133,7 +134,7 @@ class Fit:
         outcome = Outcome.below_range if middle < first else Outcome.above_range if middle > last else Outcome.found
         mean = float(weight @ full)
         error = float(np.sqrt(weight @ (full - mean) ** 2))
-        threshold = self.floor + self.unit * float(weight @ bar)
+        threshold, of_rows = self.floor + self.unit * float(weight @ bar), sign(self.metric)
         return Estimate(
             rule=rule,
             chance_corrected=chance_corrected,
@@ -142,8 +143,8 @@ class Fit:
             low=None if low < first else math.exp(low) if low < last else float(self.range[1]),
             high=None if high > last else math.exp(high) if high > first else float(self.range[0]),
             range=self.range,
-            threshold=threshold,
-            full=(self.floor + self.unit * mean, self.unit * error) if self.rates else None,
+            threshold=of_rows * threshold,
+            full=(of_rows * (self.floor + self.unit * mean), self.unit * error) if self.rates else None,
             level=level,
             num_seeds=self.num_seeds,
             num_trials=self.num_trials,
@@ -182,9 +183,10 @@ class Fit:
         import numpy as np
 
         levels = self.draws.level(np.log(np.asarray(d, dtype=float))[None])
-        tail = (1.0 - level) / 2
+        tail, of_rows = (1.0 - level) / 2, sign(self.metric)
+        ends = (tail, 0.5, 1 - tail)[:: int(of_rows)]
         return tuple(
-            tuple(self.floor + self.unit * _quantile(column, self.draws.weight, p) for p in (tail, 0.5, 1 - tail))  # type: ignore[misc]
+            tuple(of_rows * (self.floor + self.unit * _quantile(column, self.draws.weight, p)) for p in ends)  # type: ignore[misc]
             for column in levels.T
         )
 
@@ -193,9 +195,13 @@ class Fit:
         assert self.draws is not None
         full = self.draws.full()
         if rule.fraction is None:
-            return 0.0 * full + ((rule.value or 0.0) - self.floor) / self.unit
-        zero = self.chance if chance_corrected else 0.0  # from where a share is counted
+            return 0.0 * full + (sign(self.metric) * (rule.value or 0.0) - self.floor) / self.unit
+        zero = self.chance if self._is_of_gain(chance_corrected) else 0.0  # from where a share is counted
         return rule.fraction * full - (1.0 - rule.fraction) * (self.floor - zero) / self.unit
+
+    def _is_of_gain(self, chance_corrected: bool) -> bool:
+        """Tell whether a share is one of the gain over chance: of a loss it says nothing else."""
+        return chance_corrected or sign(self.metric) < 0
 
     def _crossing(self, rule: Rule, chance_corrected: bool) -> tuple["np.ndarray", "np.ndarray"]:
         """Return values of log d where the expected score on all examples reaches the threshold, and their weights.
@@ -210,7 +216,8 @@ class Fit:
         assert self.draws is not None
         assert self.shared is not None
         bar, share = self._bar(rule, chance_corrected), rule.fraction or 0.0
-        error = self.shared.error(float(self.draws.weight @ bar), share, (1.0 - share) * chance_corrected)
+        of_gain = self._is_of_gain(chance_corrected) and rule.fraction is not None
+        error = self.shared.error(float(self.draws.weight @ bar), share, (1.0 - share) * of_gain)
         moved = error * standard_normal(SETTINGS.sets_per_curve * len(bar)).reshape(len(bar), SETTINGS.sets_per_curve)
         return self.draws.crossing(bar[:, None] + moved).ravel(), np.repeat(
             self.draws.weight / SETTINGS.sets_per_curve, SETTINGS.sets_per_curve
@@ -221,8 +228,10 @@ class Fit:
         found = []
         if threshold <= self.floor:
             raised = "raise value" if rule.fraction is None else "read the chance-corrected d, or raise fraction"
+            up = sign(self.metric)
             found.append(
-                f"the threshold {threshold:.3f} is not above chance {self.floor:.3f}, so any d reaches it: {raised}"
+                f"the threshold {up * threshold:.3f} is not {'above' if up > 0 else 'below'} chance"
+                f" {up * self.floor:.3f}, so any d reaches it: {raised}"
             )
         elif is_below:
             found.append(
@@ -299,6 +308,8 @@ def fit_rows(rows: "Rows", ends: tuple[int, int], noise: "Noise | None" = None) 
     )
     if not rows.baseline and rows.rule.value is None:
         return replace(empty, obstacle=Outcome.baseline_missing)
+    if math.isinf(rows.floor):
+        return replace(empty, obstacle=Outcome.undecided)
     if rows.baseline and rows.full <= rows.floor:
         return replace(empty, obstacle=Outcome.baseline_at_chance)
     if not rows.subspace or rows.good <= rows.floor:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from distsub.errors import ConfigError
 from distsub.estimate.rows import Row, Rows, prepare
-from distsub.metrics import influences
+from distsub.metrics import influences, sign
 from distsub.records import Condition, Observation
 from distsub.search.evidence import tuned
 from distsub.search.ranges import KEPT
@@ -64,7 +64,8 @@ def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> R
 def _row(result: Result, observation: Observation, metric: str) -> Row:
     trial = observation.trial
     if result.score is not None:
-        check_score(result.score, metric, f"the score of trial {trial.id}")
+        check_score(sign(metric) * result.score, metric, f"the score of trial {trial.id}")
+    answers = None if result.score is None else influences(observation)
     eta = trial.learning_rate if trial.eta is None else trial.eta
     return Row(
         d=trial.d,
@@ -72,7 +73,7 @@ def _row(result: Result, observation: Observation, metric: str) -> Row:
         seeds=(trial.seeds.projection, trial.seeds.head, trial.seeds.data),
         score=result.score,
         num_examples=result.num_examples or trial.budget.eval_examples or SETTINGS.unknown_examples,
-        influences=None if result.score is None else influences(observation),
+        influences=None if answers is None else sign(metric) * answers,
     )
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from distsub.estimate.rows import Row, Rows, best_of_seeds, mean, sampling_variance
+from distsub.metrics import sign
 
 
 def remarks(rows: Rows) -> tuple[str, ...]:
@@ -36,13 +37,19 @@ def _of_baseline(rows: Rows) -> list[str]:
     warnings = []
     if len(best_of_seeds(rows.baseline)) == 1:
         warnings.append("one baseline seed: the spread of full fine-tuning is assumed, not measured; run at least 3")
-    full, chance = rows.full, rows.floor
+    full, chance, up = rows.full, rows.floor, sign(rows.metric)
+    if math.isinf(chance):
+        return warnings
     error = math.sqrt(mean([sampling_variance(row, rows.metric) for row in rows.baseline]))
     if full <= chance:
-        warnings.append(f"the baseline {full:.3f} is not above chance {chance:.3f}: there is nothing to reach")
+        than = "above" if up > 0 else "below"
+        warnings.append(
+            f"the baseline {up * full:.3f} is not {than} chance {up * chance:.3f}: there is nothing to reach"
+        )
     elif full - chance < 2 * error:
         warnings.append(
-            f"the baseline {full:.3f} is above chance {chance:.3f} by less than two standard errors ({error:.3f}):"
+            f"the baseline {up * full:.3f} is {'above' if up > 0 else 'below'} chance {up * chance:.3f} by less than"
+            f" two standard errors ({error:.3f}):"
             " evaluate more examples or train longer"
         )
     return warnings
@@ -75,6 +82,8 @@ def falls(rows: Rows, failed: Sequence[bool]) -> tuple[str, ...]:
             if top is not None:
                 # Cautious: training noise taken as large as that of the evaluation set, and no pairing.
                 spread = math.sqrt(2 * (sampling_variance(top, rows.metric) + sampling_variance(row, rows.metric)))
+                if not spread:
+                    continue
                 z = ((top.score or 0.0) - (row.score or 0.0)) / spread
                 worst, where = max((worst, where), (z, (top.d, d)), key=lambda pair: pair[0])
             if top is None or (row.score or 0.0) > (top.score or 0.0):

@@ -15,7 +15,7 @@ import numpy as np
 from distsub.estimate.curves import Noise, Scores
 from distsub.estimate.settings import SETTINGS
 from distsub.estimate.shared import Shared, knot_scores, shared
-from distsub.metrics import variance
+from distsub.metrics import sign, variance
 from distsub.search.rule import D90_RULE, RANGES, Rule, floor_of
 from distsub.search.thresholds import Trained, judge
 
@@ -28,7 +28,7 @@ class Row:
         d: Trained numbers; None for full fine-tuning.
         arm: The eta of a subspace training, the learning rate of full fine-tuning.
         seeds: Its projection, head and data seed; trainings that share one of them move together.
-        score: What it scored; None if it ended without a score (diverged).
+        score: What it scored, times the sign of its metric, so that higher is better; None if it ended without a score.
         num_examples: Examples evaluated.
         influences: What each of them adds to the score (`distsub.estimate.shared`), or None.
     """
@@ -58,7 +58,7 @@ class Rows:
         etas: The candidates, increasing.
         rates: Learning rates of the baseline; the others are compared with the first.
         dropped: Etas that diverged too often to be candidates.
-        chance: Chance level, 0 where nothing tells.
+        chance: Chance level, 0 where nothing tells; as all scores here, times the sign of the metric.
         floor: The best score known that takes no training, a gain of 0.
         metric: What was scored.
         rule: What has to be reached.
@@ -107,13 +107,21 @@ class Rows:
             return self.full
         seen = [row.score for row in self.subspace if row.score is not None]
         best = max([float(np.quantile(seen, 0.9))] if seen else [], default=self.floor)
-        best = max(best, self.rule.value or 0.0)
-        return best if best > self.floor else RANGES[self.metric][1]
+        best = max(best, self.value)
+        return best if best > self.floor else max(sign(self.metric) * end for end in RANGES[self.metric])
 
     @cached_property
     def bar(self) -> float:
         """About the score to reach."""
-        return self.rule.value or 0.0 if self.rule.fraction is None else self.rule.fraction * self.full
+        if self.rule.fraction is None:
+            return self.value
+        zero = self.chance if sign(self.metric) < 0 else 0.0  # from where a share is counted
+        return zero + self.rule.fraction * (self.full - zero)
+
+    @property
+    def value(self) -> float:
+        """The rule's value; without one the least of all scores."""
+        return -math.inf if self.rule.value is None else sign(self.metric) * self.rule.value
 
     def scores(self, dims: tuple[float, float], shared: Shared) -> Scores:
         """Return the rows as arrays in units of gain.
@@ -177,6 +185,8 @@ class Rows:
         with_influences = [row for row in rows if row.influences is not None]
         if self.metric == "accuracy" or not with_influences:
             return plain
+        if self.metric == "nll":  # no formula: the error of the rows that there are
+            return mean([sampling_variance(row, self.metric) for row in with_influences])
         formula = mean([variance(row.score or 0.0, self.metric, row.num_examples) for row in with_influences])
         return plain * mean([sampling_variance(row, self.metric) for row in with_influences]) / formula
 
@@ -207,10 +217,17 @@ def prepare(
     """
     ordered, warnings = _by_value(rows), tuple[str, ...]()
     chance = rule.chance_of(majority, theta_0)
-    if chance is None and majority is not None:
+    if chance is None and sign(metric) < 0:
+        warnings, chance = (
+            ("no row scores theta_0, from which the improvement counts: nothing is told without",),
+            math.inf,
+        )
+    elif chance is None and majority is not None:
         warnings, chance = ("no row scores theta_0: the majority class is taken as chance",), majority
     elif chance is None:
         warnings = ("no row gives a chance level: 0 is taken",)
+    if sign(metric) < 0 and ordered and all(row.influences is None for row in ordered):
+        warnings += ("the rows have no answers, which alone tell the sampling error of nll: none is counted",)
     floor = floor_of(majority, chance)
     full = [row for row in ordered if row.d is None]
     verdict = judge([Trained(row.arm, row.score, row.num_examples) for row in full], floor, metric)

@@ -82,7 +82,7 @@ def _base(path: Path, config: adapter.Config, given: str | None, files: Files | 
     address = given or config.base_model
     if address is None or config.num_labels is None:
         raise AdapterError(f"{path} does not say its base model; give it as base: its address, or the model itself")
-    if not config.architecture.endswith("ForSequenceClassification"):
+    if config.num_labels and not config.architecture.endswith("ForSequenceClassification"):
         raise AdapterError(
             f"{path} was made for a {config.architecture}, which no sweep builds: build it with transformers and give "
             "it as base"

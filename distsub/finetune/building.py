@@ -27,7 +27,8 @@ def build_model(
     full = isinstance(method, Full)
     assert trial.task.num_labels is not None, "the task's labels are counted"
     base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head, full, trial.model.head_from).to(device)
-    adapter.name_labels(base, trial.task.labels)
+    if not trial.task.is_completion:
+        adapter.name_labels(base, trial.task.labels)
     whole = sum(parameter.numel() for parameter in base.parameters())
     counts: dict[str, Any] = {"num_params_model": whole}
     if full:

@@ -6,6 +6,7 @@ other the fewest digits that give it back in its own precision ("0.1", also for 
 What is missing (null, NaN, an empty cell, an empty text, which CSV cannot tell apart) is null.
 """
 
+import json
 import re
 from collections.abc import Callable, Hashable, Sequence
 from datetime import UTC, datetime
@@ -99,6 +100,14 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     else:
         raise DataError(f"holds {stored}; a column must hold one text, number, date or true/false in each row")
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, TEXT), text)
+
+
+def as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Give a column of lists or objects as JSON; any other its one form."""
+    if not pa.types.is_nested(column.type):
+        return as_text(column)
+    values = column.to_pylist()
+    return pa.chunked_array([pa.array([value and json.dumps(value, ensure_ascii=False) for value in values], TEXT)])
 
 
 def number_text(value: float | Decimal, width: type = np.float64) -> str:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from distsub.errors import DataError, UnavailableError, first_line
 from distsub.files import parse_json
-from distsub.finetune import labels, reading
+from distsub.finetune import answers, chats, labels, reading
 from distsub.records import Budget, Task
 
 ROWS = "rows:"
@@ -31,11 +31,11 @@ class Split:
 
     Attributes:
         texts: One list of strings, or two of the same length for pairs.
-        labels: Class numbers, or values for regression.
+        labels: Class numbers, or values for regression; the completions of a completion task.
     """
 
     texts: tuple[list[str], ...]
-    labels: list[int] | list[float]
+    labels: list[int] | list[float] | list[str]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,11 +79,16 @@ def load(task: Task, budget: Budget) -> Splits:
         return _saved(task, Path(task.source.removeprefix(ROWS)), budget)
     names = (task.train,) if task.validation is None else (task.train, task.validation)
     tables = [_usable(table, task, name) for table, name in zip(reading.read(task, names), names, strict=True)]
-    counts = [_counts(table[task.label]) for table in tables]
-    task = labels.settle(task, counts[0], counts[1] if len(counts) > 1 else {})
-    if task.metric == "f1" and task.num_labels != 2:
-        raise DataError(f'{task.name}: metric "f1" is for two labels, the rows have {task.num_labels}; use "macro_f1"')
-    found = [_numbers(table[task.label], task, name) for table, name in zip(tables, names, strict=True)]
+    if task.is_completion:
+        found = [_completions(table[task.label], task, name) for table, name in zip(tables, names, strict=True)]
+    else:
+        counts = [_counts(table[task.label]) for table in tables]
+        task = labels.settle(task, counts[0], counts[1] if len(counts) > 1 else {})
+        if task.metric == "f1" and task.num_labels != 2:
+            raise DataError(
+                f'{task.name}: metric "f1" is for two labels, the rows have {task.num_labels}; use "macro_f1"'
+            )
+        found = [_numbers(table[task.label], task, name) for table, name in zip(tables, names, strict=True)]
     if task.validation is None:
         chosen = _hold_out(found[0], task)
         tables, found = tables * 2, found * 2
@@ -152,8 +157,9 @@ def _usable(table: pa.Table, task: Task, split: str) -> pa.Table:
         )
     if task.empty != "drop" and label.any():
         raise DataError(
-            f'{where}: label column "{task.label}" is empty in {label.sum()} of {len(rows)} rows, first in row '
-            f'{rows[label][0] + 1}; fill them, or set empty = "drop" (leave those rows out)'
+            f'{where}: {"completion" if task.is_completion else "label"} column "{task.label}" is empty in '
+            f'{label.sum()} of {len(rows)} rows, first in row {rows[label][0] + 1}; fill them, or set empty = "drop" '
+            "(leave those rows out)"
         )
     if task.empty == "drop":
         table = table.filter(pa.array(~(text | label)))
@@ -179,6 +185,22 @@ def _numbers(column: pa.ChunkedArray, task: Task, split: str) -> np.ndarray:
     return np.asarray(values, dtype=np.float64 if task.num_labels == 1 else np.int64)[encoded.indices.to_numpy()]
 
 
+def _completions(column: pa.ChunkedArray, task: Task, split: str) -> np.ndarray:
+    """Take the completions, and refuse those in which no answer is found or that end no chat."""
+    where = f'{task.name} "{split}"'
+    texts = [text or "" for text in column.to_pylist()]
+    if task.is_chat:
+        texts = [chats.last(text, f"{where} row {number}") for number, text in enumerate(texts, start=1)]
+    if task.answer is not None:
+        missing = [row for row, text in enumerate(texts) if answers.find(text, task) is None]
+        if missing:
+            raise DataError(
+                f"{where}: answer = {task.answer!r} finds nothing in {len(missing)} of {len(texts)} completions, first "
+                f"in row {missing[0] + 1} ({texts[missing[0]][-40:]!r}); fix the expression, or those rows"
+            )
+    return np.asarray(texts, dtype=object)
+
+
 def _hold_out(numbers: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
     """Draw the rows to train and to evaluate on out of one table, each class in proportion."""
     rows, holdout = len(numbers), task.holdout or 0
@@ -186,7 +208,7 @@ def _hold_out(numbers: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
     if wanted >= rows:
         raise DataError(f"{task.name}: holdout = {holdout} of {rows} rows leaves none to train on")
     order = _order(rows, "holdout")
-    if task.num_labels != 1:
+    if task.num_labels not in (0, 1):
         # Rank each row within its class, as a share of the class: the first shares of all classes come first.
         share = np.empty(rows)
         for number in np.unique(numbers):

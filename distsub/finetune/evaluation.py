@@ -2,37 +2,50 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from distsub import metrics
-from distsub.finetune import batches, data
+from distsub.finetune import completions, data, generation
+from distsub.finetune.objective import objective
 from distsub.finetune.precision import Autocast
 from distsub.records import Trial
+from distsub.subspace.model import SubspaceModel
 
 EVAL_BATCH = 128
 """Rows per evaluation batch; large, because a unit's weights are made once a batch."""
+
+EVAL_TOKENS = 4096
+"""Most tokens in an evaluation batch of completions: their logits take a vocabulary's width each."""
 
 
 class Evaluation:
     """Scores a model and keeps its last predictions.
 
     Attributes:
-        targets: The truth of each row.
-        predicted: The last prediction for each row.
+        targets: The truth of each row: a class or value; of completions their number of tokens (nll), or 1.
+        predicted: The last prediction for each row: a class or value; of completions their negative log-likelihood in
+            nats (nll), or 1 where the answer was right and 0 where not (exact_match).
         metrics: Every metric of the last predictions.
         wall_s: Seconds spent so far.
     """
 
-    def __init__(self, trial: Trial, tokenizer: Any, split: data.Split, device: str) -> None:
+    def __init__(self, trial: Trial, tokenizer: Any, split: data.Split, device: str, config: Any) -> None:
         """Tokenize the rows once, longest first so that padding is small."""
-        self._task, self._tokenizer, self._device = trial.task, tokenizer, device
-        self.targets = tuple(float(label) for label in split.labels)
-        self._examples = batches.tokenize(tokenizer, split, trial.budget.max_length)
-        self._order = sorted(range(len(split)), key=lambda i: -len(self._examples[i]["input_ids"]))
+        task = trial.task
+        self._task, self._tokenizer, self._device = task, tokenizer, device
+        self._rows = objective(tokenizer, task, split, trial.budget.max_length, config)
+        self._answers = [str(label) for label in split.labels] if task.is_completion else []
+        self._order = sorted(range(len(split)), key=lambda i: -self._rows.lengths[i])
+        if not task.is_completion:
+            self.targets = tuple(float(label) for label in split.labels)
+        elif task.metric == "nll":
+            self.targets = tuple(float(len(example["labels"])) for example in self._rows.examples)
+        else:
+            self.targets = (1.0,) * len(split)
         self.predicted: Sequence[float] = ()
         self.metrics: dict[str, float] = {}
         self.wall_s = 0.0
@@ -42,18 +55,53 @@ class Evaluation:
         """Evaluate, without touching the random state of training."""
         began = time.perf_counter()
         model.eval()
-        predicted = [0.0] * len(self._examples)
+        if not self._task.is_completion:
+            self.predicted = self._labels(model, autocast)
+        elif self._task.metric == "nll":
+            self.predicted = self._likelihoods(model, autocast)
+        else:
+            self.predicted = self._matches(model, autocast)
+        model.train()
+        self.metrics = metrics.evaluate(self._task, self.predicted, self.targets)
+        if self._task.metric == "nll":
+            size = sum(len(answer.encode()) for answer in self._answers)
+            self.metrics["bits_per_byte"] = math.fsum(self.predicted) / math.log(2) / size
+        self.wall_s += time.perf_counter() - began
+        return self.metrics[self._task.metric]
+
+    def _labels(self, model: nn.Module, autocast: Autocast) -> list[float]:
+        predicted = [0.0] * len(self._order)
         for first in range(0, len(self._order), EVAL_BATCH):
             indices = self._order[first : first + EVAL_BATCH]
-            batch = batches.collate(self._tokenizer, self._examples, indices)
+            batch = {k: v.to(self._device) for k, v in self._rows.batch(indices).items() if k != "labels"}
             with autocast():
-                logits = model(**{k: v.to(self._device) for k, v in batch.items()}).logits.float()
+                logits = model(**batch).logits.float()
             values = logits.squeeze(-1) if self._task.num_labels == 1 else logits.argmax(-1).float()
             values = values.masked_fill(~logits.isfinite().all(-1), math.nan)  # the argmax of nan is a class
             for i, value in zip(indices, values.tolist(), strict=True):
                 predicted[i] = float(value)
-        model.train()
-        self.predicted = predicted
-        self.metrics = metrics.evaluate(self._task, predicted, self.targets)
-        self.wall_s += time.perf_counter() - began
-        return self.metrics[self._task.metric]
+        return predicted
+
+    def _likelihoods(self, model: nn.Module, autocast: Autocast) -> list[float]:
+        predicted = [0.0] * len(self._order)
+        for rows in self._batches():
+            batch = {key: value.to(self._device) for key, value in self._rows.batch(rows).items()}
+            with autocast():
+                found = completions.losses(model, batch)
+            for row, value in zip(rows, found.tolist(), strict=True):
+                predicted[row] = value if math.isfinite(value) else math.nan
+        return predicted
+
+    def _batches(self) -> Iterator[list[int]]:
+        """Cut the rows, longest first, into batches of so many tokens."""
+        left = self._order
+        while left:
+            size = max(1, min(EVAL_BATCH, EVAL_TOKENS // self._rows.lengths[left[0]]))
+            yield left[:size]
+            left = left[size:]
+
+    def _matches(self, model: nn.Module, autocast: Autocast) -> list[float]:
+        # Merged once: a held model would make all its weights again at every token.
+        plain = model.merge().eval() if isinstance(model, SubspaceModel) else model
+        written = generation.generate(plain, self._tokenizer, self._rows.examples, self._task, self._device, autocast)
+        return generation.matches(written, self._answers, self._task)

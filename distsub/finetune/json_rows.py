@@ -19,7 +19,11 @@ _WHITE = re.compile(r"[ \t\n\r]*")
 
 
 def read(
-    path: Path, columns: Sequence[str] | None, texts: Sequence[str] = (), encoding: str | None = None
+    path: Path,
+    columns: Sequence[str] | None,
+    texts: Sequence[str] = (),
+    encoding: str | None = None,
+    nested: str | None = None,
 ) -> tuple[pa.Table, dict[str, str], tuple[str, ...], str]:
     """Read some columns. A key that an object lacks is a missing value, as null is.
 
@@ -28,6 +32,7 @@ def read(
         columns: Which; None reads all of them.
         texts: Those that have to hold text.
         encoding: As the user says, or None.
+        nested: The column of which lists and objects become JSON, or None.
 
     Returns:
         The columns, each as `cells.TEXT`; for each what it holds, a key of `cells.WORDS` or ""; all keys of the file;
@@ -38,7 +43,7 @@ def read(
         UnavailableError: The file cannot be read.
     """
     with opening.opened_text(path, encoding, newline="\n") as (text, found):
-        return *_table(_rows(text), columns, texts), found
+        return *_table(_rows(text), columns, texts, nested), found
 
 
 def _rows(text: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -92,7 +97,10 @@ def _elements(text: str, number: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _table(
-    rows: Iterator[tuple[str, dict[str, Any]]], columns: Sequence[str] | None, texts: Sequence[str]
+    rows: Iterator[tuple[str, dict[str, Any]]],
+    columns: Sequence[str] | None,
+    texts: Sequence[str],
+    nested: str | None,
 ) -> tuple[pa.Table, dict[str, str], tuple[str, ...]]:
     known: dict[str, None] = {}
     chunks: dict[str, list[pa.Array]] = {}
@@ -102,6 +110,10 @@ def _table(
         for _, row in held:
             if not row.keys() <= known.keys():
                 known.update(dict.fromkeys(row))
+        if nested is not None:
+            for _, row in held:
+                if isinstance(row.get(nested), list | dict):
+                    row[nested] = json.dumps(row[nested], ensure_ascii=False)
         for name in known if columns is None else columns:
             array = _column(held, name, kinds.setdefault(name, set()), name in texts)
             chunks.setdefault(name, [pa.nulls(done, cells.TEXT)]).append(array)

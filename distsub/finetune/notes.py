@@ -43,7 +43,7 @@ def _classes(splits: Splits) -> str:
 
 def _empty(splits: Splits) -> str:
     task = splits.task
-    if task.num_labels == 1:
+    if task.num_labels in (0, 1):
         return ""
     missing = sorted(set(range(task.num_labels or 0)) - {int(label) for label in splits.train.labels})
     if not missing:

@@ -165,8 +165,10 @@ def is_language_model(directory: Path) -> bool:
     from transformers.models.auto import modeling_auto
 
     config = weight_files.read_json(directory / "config.json")
-    names = {*modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
-    names |= {*modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()}
+    decoders = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    both = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
+    # A type that has several classes has them as a tuple.
+    names = {name for each in (*decoders, *both) for name in ([each] if isinstance(each, str) else each)}
     return not names.isdisjoint(config.get("architectures") or ())
 
 
@@ -232,11 +234,11 @@ def _load(prepared: Prepared, language_model: bool = False, **settings: Any) -> 
 def build(
     prepared: Prepared, num_labels: int, head_seed: int, private: bool = False, head_from: HeadFrom = "seed"
 ) -> nn.Module:
-    """Load a sequence classifier on memory-mapped weights, with a head from its seed or the checkpoint's own.
+    """Load a model on memory-mapped weights, with a head from its seed or the checkpoint's own.
 
     Args:
         prepared: From `prepare`.
-        num_labels: Classes; 1 means regression.
+        num_labels: Classes of a sequence classifier; 1 means regression, 0 a language model, which has no head.
         head_seed: Seed of the head, and of what else the checkpoint does not carry.
         private: Copy the weights, so that they may be trained.
         head_from: "seed" makes a head anew that the checkpoint carries; "checkpoint" keeps it.
@@ -245,18 +247,27 @@ def build(
         A transformers model in float32, in training mode.
 
     Raises:
-        UnavailableError: transformers cannot make a sequence classifier of it.
-        ConfigError: The checkpoint has no head for so many labels.
+        UnavailableError: transformers cannot make such a model of it.
+        ConfigError: The checkpoint has no head for so many labels, or is no language model.
     """
+    settings: dict[str, Any] = {"return_dict": True}
+    if num_labels == 0 and not is_language_model(prepared.path):
+        named = ", ".join(weight_files.read_json(prepared.path / "config.json").get("architectures") or ["nothing"])
+        raise ConfigError(
+            f"model {prepared.name!r}: completions need a language model, and its config.json names {named}; give a "
+            "checkpoint that was saved as one, such as GPT2LMHeadModel or T5ForConditionalGeneration"
+        )
     problem = "regression" if num_labels == 1 else "single_label_classification"
     try:
-        model, fresh = _load(prepared, num_labels=num_labels, problem_type=problem, return_dict=True)
+        if num_labels:
+            settings |= {"num_labels": num_labels, "problem_type": problem}
+        model, fresh = _load(prepared, not num_labels, **settings)
     except UnavailableError as error:
         raise UnavailableError(f"model {prepared.name!r}: {error}") from None
     heads = layout.head_names(model)
     if head_from == "seed":
         fresh |= heads
-    elif not heads or heads & fresh:
+    elif num_labels and (not heads or heads & fresh):
         wanted = f"{num_labels} labels" if num_labels > 1 else "regression"
         lacking = min(heads & fresh, default="a head outside the base model")
         raise ConfigError(

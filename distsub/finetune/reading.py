@@ -128,7 +128,7 @@ def _read_hub(task: Task, splits: Sequence[str]) -> list[pa.Table]:
         except DataError as error:
             raise DataError(f"{origin} {error}") from error
         table = dataset.select_columns(_columns(task)).with_format("arrow")[:]
-        read.append(tables.as_text(table, task.text, origin))
+        read.append(tables.as_text(table, task.text, origin, task.label if task.is_chat else None))
     return read
 
 
@@ -161,7 +161,7 @@ def _columns(task: Task) -> list[str]:
 
 def _files(files: Sequence[Path], task: Task) -> pa.Table:
     """Read files of one split one after the other, whatever types their columns have."""
-    given = tables.Writing(task.separator, task.quote, task.encoding)
+    given = tables.Writing(task.separator, task.quote, task.encoding, task.label if task.is_chat else None)
     found = [tables.read_file(file, _columns(task), task.text, given) for file in files]
     for name in set(_columns(task)) - set(task.text):
         tables.agree(found, name)

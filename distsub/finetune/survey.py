@@ -218,7 +218,7 @@ def _settled(task: Task) -> data.Splits:
 
 
 def _counts(splits: data.Splits) -> tuple[tuple[str, float], ...]:
-    numbers = [*splits.train.labels, *splits.validation.labels]
+    numbers = [float(label) for label in (*splits.train.labels, *splits.validation.labels)]
     if splits.task.num_labels == 1:
         return ("smallest", min(numbers)), ("largest", max(numbers))
     names = splits.task.labels or tuple(str(i) for i in range(splits.task.num_labels or 0))

@@ -14,11 +14,19 @@ _SUFFIXES = {"csv": (".csv", ".tsv", ".tab"), "json": (".json", ".jsonl", ".ndjs
 
 @dataclass(frozen=True)
 class Writing:
-    """How a text file is written as its reader says; what is None is to be found."""
+    """How a file is written as its reader says; what is None is to be found.
+
+    Attributes:
+        separator: Of CSV.
+        quote: Of CSV.
+        encoding: Of CSV and JSON.
+        nested: A column of lists or objects, which become JSON; None where there must be none.
+    """
 
     separator: str | None = None
     quote: delimited.Quote | None = None
     encoding: str | None = None
+    nested: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,8 +143,8 @@ def agree(shards: Sequence[FileTable], column: str) -> None:
             )
 
 
-def as_text(table: pa.Table, texts: Sequence[str], origin: str = "") -> pa.Table:
-    """Give every column its one form.
+def as_text(table: pa.Table, texts: Sequence[str], origin: str = "", nested: str | None = None) -> pa.Table:
+    """Give every column its one form; the lists and objects of the column `nested` become JSON.
 
     Raises:
         DataError: A column of `texts` holds no text, or some column what is no single value; it begins with `origin`.
@@ -147,7 +155,7 @@ def as_text(table: pa.Table, texts: Sequence[str], origin: str = "") -> pa.Table
         if name in texts and cells.kind(column.type) not in ("text", ""):
             raise DataError(f'{origin} column "{name}" holds {column.type}, not text'.strip())
         try:
-            columns[name] = cells.as_text(column)
+            columns[name] = cells.as_json(column) if name == nested else cells.as_text(column)
         except DataError as error:
             raise DataError(f'{origin} column "{name}" {error}'.strip()) from error
     return pa.table(columns)
@@ -158,9 +166,9 @@ def _read(path: Path, columns: Sequence[str] | None, texts: Sequence[str], given
     if kind := columnar.kind_of(start):
         table, names = columnar.read(path, kind, columns)
         kinds = {name: cells.kind(table[name].type) for name in table.column_names}
-        return FileTable(path, as_text(table, texts), kinds, FileFormat(kind, packed, names))
+        return FileTable(path, as_text(table, texts, nested=given.nested), kinds, FileFormat(kind, packed, names))
     if _is_json(path, start):
-        table, kinds, names, encoding = json_rows.read(path, columns, texts, given.encoding)
+        table, kinds, names, encoding = json_rows.read(path, columns, texts, given.encoding, given.nested)
         return FileTable(path, table, kinds, FileFormat("json", packed, names, encoding=encoding))
     table, names, how = delimited.read(path, columns, given.separator, given.encoding, given.quote)
     form = FileFormat("csv", packed, names, how.separator, how.quote, how.encoding)

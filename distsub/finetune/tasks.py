@@ -5,6 +5,7 @@ of GLUE (accuracy with F1 beside it on MRPC and QQP, Matthews on CoLA, Pearson o
 test labels the validation split is evaluated; where it has no validation split (Yelp, IMDB, AG News) the test split.
 """
 
+import re
 from dataclasses import fields, replace
 from pathlib import PurePath
 from typing import Any
@@ -13,9 +14,13 @@ from distsub.errors import ConfigError, nearest
 from distsub.finetune.labels import plain
 from distsub.records import Task
 
-METRICS = ("accuracy", "macro_f1", "matthews", "pearson", "f1")
+METRICS = ("accuracy", "macro_f1", "matthews", "pearson", "f1", "nll", "exact_match")
+OF_COMPLETIONS = ("nll", "exact_match")
 FILE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json", ".arrow", ".feather", ".ndjson", ".tab")
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
+
+_KIND = ("kind", "prompt", "completion", "messages")
+"""Keys of a sweep file that stand for fields of `Task`."""
 
 _PAIR = ("sentence1", "sentence2")
 _NLI = ("premise", "hypothesis")
@@ -72,9 +77,10 @@ def resolve(name: str, path: str | None = None, **overrides: Any) -> Task:
     Raises:
         ConfigError: Unknown name or field, or fields that contradict each other.
     """
-    unknown = [key for key in overrides if key not in {field.name for field in fields(Task)}]
+    known = [*(field.name for field in fields(Task)), *_KIND]
+    unknown = [key for key in overrides if key not in known]
     if unknown:
-        hint = nearest(unknown[0], (field.name for field in fields(Task)))
+        hint = nearest(unknown[0], known)
         raise ConfigError(f'task "{name}": unknown field "{unknown[0]}"; {hint}')
     if overrides.get("holdout") is not None and overrides.get("validation") is not None:
         raise ConfigError(f'task "{name}": give either validation or holdout, not both')
@@ -86,17 +92,45 @@ def resolve(name: str, path: str | None = None, **overrides: Any) -> Task:
         overrides = {**elsewhere, **splits, **overrides}
     if overrides.get("holdout") is not None:
         overrides["validation"] = None
+    overrides = _kind(name, overrides)
     if name in TASKS:
         return _checked(replace(TASKS[name], **overrides))
     if "source" not in overrides:
         raise ConfigError(f'unknown task "{name}" (own data needs path or source, and text); {nearest(name, TASKS)}')
     if "text" not in overrides:
         raise ConfigError(f'task "{name}": text is missing; name the one or two text columns')
+    if overrides.get("num_labels") == 0:
+        return _checked(Task(**{"name": name, "metric": "nll", **overrides}))
     if overrides.get("metric") == "pearson" and not overrides.get("labels"):
         overrides.setdefault("num_labels", 1)
     if overrides.get("num_labels", len(overrides.get("labels", ()))) == 1:
         overrides.setdefault("metric", "pearson")
     return _checked(Task(**{"name": name, "num_labels": len(overrides.get("labels", ())) or None, **overrides}))
+
+
+def _kind(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Turn kind, prompt, completion and messages of a sweep file into the columns and the number of classes."""
+    given = dict(given)
+    columns = {key: given.pop(key, None) for key in ("prompt", "completion", "messages")}
+    named = [key for key, column in columns.items() if column is not None]
+    kind, where = given.pop("kind", "completion" if named else None), f'task "{name}"'
+    if kind != "completion":
+        if named:
+            raise ConfigError(f'{where}: {named[0]} is a column of kind = "completion", kind = "{kind}"')
+        if given.get("num_labels") == 0:
+            raise ConfigError(f'{where}: num_labels = 0; allowed: 1 (regression) or more; kind = "completion" has none')
+        return {"num_labels": 1, **given} if kind == "regression" else given
+    if name in TASKS:
+        raise ConfigError(f"{where} is a known task with labels; give a completion task another name")
+    if named not in (["prompt", "completion"], ["messages"]):
+        raise ConfigError(
+            f'{where}: kind = "completion" with {" and ".join(named) or "no columns"}; give prompt and completion (two '
+            "columns), or messages (one column of chats)"
+        )
+    if wrong := [key for key in ("text", "label", "labels", "num_labels") if given.get(key) is not None]:
+        raise ConfigError(f'{where}: {wrong[0]} is for tasks with labels; kind = "completion" has none, leave it out')
+    prompt = columns["prompt"] or columns["messages"]
+    return {**given, "text": (prompt,), "label": columns["completion"] or prompt, "num_labels": 0}
 
 
 def is_file(path: str) -> bool:
@@ -126,6 +160,17 @@ def _checked(task: Task) -> Task:
         raise ConfigError(f"{where}: text names {len(task.text)} columns; allowed: one, or two for pairs")
     if task.metric not in METRICS:
         raise ConfigError(f'{where}: unknown metric "{task.metric}"; {nearest(task.metric, METRICS)}')
+    if task.is_completion:
+        _check_completion(task, where)
+        return _check_splits(task, where)
+    if task.metric in OF_COMPLETIONS:
+        raise ConfigError(
+            f'{where}: metric "{task.metric}" is of completions; give kind = "completion" with prompt and completion, '
+            f"or a metric of labels: {', '.join(each for each in METRICS if each not in OF_COMPLETIONS)}"
+        )
+    for key in ("max_new_tokens", "stop", "answer"):
+        if getattr(task, key) is not None:
+            raise ConfigError(f'{where}: {key} is for kind = "completion" with metric "exact_match"; leave it out')
     if task.num_labels is not None and task.num_labels < 1:
         raise ConfigError(f"{where}: num_labels = {task.num_labels}; allowed: 1 (regression) or more")
     if (task.num_labels == 1) != (task.metric == "pearson"):
@@ -140,6 +185,36 @@ def _checked(task: Task) -> Task:
         raise ConfigError(f"{where}: labels = {list(task.labels)}; give two or more names, each once and none empty")
     if task.metric == "f1" and task.num_labels not in (2, None):
         raise ConfigError(f'{where}: metric "f1" is for two labels, num_labels = {task.num_labels}')
+    return _check_splits(task, where)
+
+
+def _check_completion(task: Task, where: str) -> None:
+    if task.metric not in OF_COMPLETIONS:
+        raise ConfigError(
+            f'{where}: metric "{task.metric}" is of labels; completions have {" or ".join(OF_COMPLETIONS)} (greedy '
+            "answers compared with the completions)"
+        )
+    if task.metric == "nll":
+        for key in ("max_new_tokens", "stop", "answer"):
+            if getattr(task, key) is not None:
+                raise ConfigError(f'{where}: {key} is for metric "exact_match"; "nll" generates nothing, leave it out')
+    elif task.max_new_tokens is None or task.max_new_tokens < 1:
+        raise ConfigError(
+            f'{where}: metric "exact_match" generates answers: give max_new_tokens, the most tokens of one '
+            f"(given: {task.max_new_tokens})"
+        )
+    if task.stop == "":
+        raise ConfigError(f'{where}: stop = ""; give the text before which an answer ends, or leave it out')
+    if task.answer is not None:
+        try:
+            groups = re.compile(task.answer).groups
+        except re.error as error:
+            raise ConfigError(f"{where}: answer = {task.answer!r} is no regular expression: {error}") from None
+        if groups > 1:
+            raise ConfigError(f"{where}: answer = {task.answer!r} has {groups} groups; give one around the answer")
+
+
+def _check_splits(task: Task, where: str) -> Task:
     if task.holdout is not None and not (task.holdout >= 1 if isinstance(task.holdout, int) else 0 < task.holdout < 1):
         raise ConfigError(f"{where}: holdout = {task.holdout}; allowed: 1 or more rows, or a share such as 0.2")
     if task.validation == task.train:

@@ -19,6 +19,7 @@ from distsub.errors import ConfigError, DataError
 from distsub.finetune import batches, data, memory, pretrained
 from distsub.finetune.building import build_model, build_optimizer, learning_rate_factor
 from distsub.finetune.evaluation import Evaluation
+from distsub.finetune.objective import objective
 from distsub.finetune.precision import autocast_for
 from distsub.records import Observation, Trial
 from distsub.subspace.trajectory import Snapshots
@@ -142,9 +143,10 @@ class Training:
         self.splits = data.load(trial.task, budget)
         _check_content(trial, self.prepared.content, self.splits.dataset_hash)
         counted = trial.vary(task=replace(self.splits.task, content=trial.task.content))
-        self._examples = batches.tokenize(self._tokenizer, self.splits.train, budget.max_length)
-        self.evaluation = Evaluation(counted, self._tokenizer, self.splits.validation, device)
         self.model, self._counts = build_model(counted, self.prepared, device, snapshots)
+        config, length = self.model.config, budget.max_length
+        self._rows = objective(self._tokenizer, counted.task, self.splits.train, length, config)
+        self.evaluation = Evaluation(counted, self._tokenizer, self.splits.validation, device, config)
         self.optimizer = build_optimizer(counted, self.model, self._counts["step_size"])
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, budget.steps, budget.warmup)
@@ -154,7 +156,6 @@ class Training:
         self.inputs = json.dumps([(key, value) for key, value in self._provenance if key in _DECISIVE])
         torch.manual_seed(trial.seeds.data)  # dropout; batches have a generator of their own
         self.model.train()
-        self._lengths = [len(example["input_ids"]) for example in self._examples]
         self.step, self.num_tokens, self.curve = 0, 0, list[tuple[int, float]]()
         self.status: Literal["finished", "diverged"] = "finished"
         self.error: str | None = None
@@ -192,17 +193,15 @@ class Training:
     def batches_left(self) -> Iterator[list[int]]:
         """Draw the batches of the steps that are left, as row numbers."""
         budget = self.trial.budget
-        order = batches.draw(self._lengths, budget.batch_size, budget.steps, self.trial.seeds.data)
+        order = batches.draw(self._rows.lengths, budget.batch_size, budget.steps, self.trial.seeds.data)
         return islice(order, self.step, None)
 
     def take_step(self, rows: list[int]) -> None:
         """Train on one batch."""
-        budget, split = self.trial.budget, self.splits.train
-        batch = batches.collate(self._tokenizer, self._examples, rows)
-        labels = torch.tensor([split.labels[row] for row in rows])
-        labels = labels.float() if self.splits.task.num_labels == 1 else labels.long()
+        budget = self.trial.budget
+        batch = {key: value.to(self.device) for key, value in self._rows.batch(rows).items()}
         with self._autocast():
-            loss = self.model(**{k: v.to(self.device) for k, v in batch.items()}, labels=labels.to(self.device)).loss
+            loss = self._rows.loss(self.model, batch)
         loss.backward()
         if budget.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.trained, budget.max_grad_norm)
@@ -210,7 +209,7 @@ class Training:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.num_tokens += sum(self._lengths[row] for row in rows)
+        self.num_tokens += sum(self._rows.lengths[row] for row in rows)
         if not math.isfinite(value := loss.item()):
             self._diverge(f"training loss was {value} after step {self.step}")
 
@@ -234,7 +233,7 @@ class Training:
             trial=self.trial,
             status=self.status,
             score=self.curve[-1][1] if scored else None,
-            chance=metrics.chance(task, self.splits.validation.labels),
+            chance=metrics.chance(task, self.evaluation.targets),
             metrics=tuple(sorted(self.evaluation.metrics.items())) if scored else (),
             curve=tuple(self.curve) if scored else (),
             predicted=tuple(self.evaluation.predicted) if scored else (),

@@ -62,6 +62,8 @@ def score(metric: str, predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
     """
     if metric == "accuracy":
         return (predicted == target).mean(axis=-1)
+    if metric == "nll":
+        return predicted.sum(axis=-1) / target.sum(axis=-1)
     if metric == "f1":
         both, either = ((predicted == 1) & (target == 1)).sum(-1), (predicted == 1).sum(-1) + (target == 1).sum(-1)
         return np.divide(2.0 * both, either, out=np.zeros(both.shape), where=either > 0)
@@ -101,7 +103,7 @@ def compare(arm: Sequence[Observation], control: Sequence[Observation], resample
         ours, theirs = (np.array([observation.predicted for observation in side]) for side in (arm, control))
         metric = arm[0].trial.task.metric
         examples = _bootstrap(metric, ours, theirs, target, resamples)
-        if arm[0].trial.task.num_labels != 1:
+        if arm[0].trial.task.num_labels != 1 and metric != "nll":
             tests = [mcnemar(a == target, b == target) for a, b in zip(ours, theirs, strict=True)]
     return Difference(float(differences.mean()), low, high, p, *examples, tests)
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from distsub.learned.ablation import score_of, t_interval
 from distsub.learned.schema import MODES
+from distsub.metrics import sign
 from distsub.records import Full, Imported, Learned, Method, Observation, Subspace, label
 
 Key = tuple[Any, ...]
@@ -94,14 +95,14 @@ def _recovered(row: dict[str, Any], random: dict[Key, Observation] | None) -> di
     if row["d"] is None:
         return {}
     below = float(np.mean([_score(observation) for observation in random.values()])) if random else None
-    above, chance, recovered, reason = row.get("full"), row["chance"], None, None
+    above, chance, recovered, reason, up = row.get("full"), row["chance"], None, None, sign(row["metric"])
     if above is None:
         reason = "no full fine-tuning"
-    elif chance is not None and above <= chance:
+    elif chance is not None and up * above <= up * chance:
         reason = "full is not above chance"
     elif below is None:
         reason = "no random subspace of this d"
-    elif above <= below:
+    elif up * above <= up * below:
         reason = "full is not above random"
     else:
         recovered = (row["score"] - below) / (above - below)
@@ -160,4 +161,5 @@ def _score(observation: Observation) -> float:
 
 def _strength(trials: dict[Key, Observation]) -> tuple[int, float]:
     """Prefer what has run under the most seeds, then the best mean."""
-    return len(trials), float(np.mean([_score(observation) for observation in trials.values()]))
+    up = sign(next(iter(trials.values())).trial.task.metric)
+    return len(trials), up * float(np.mean([_score(observation) for observation in trials.values()]))

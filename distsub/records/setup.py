@@ -186,10 +186,11 @@ def theta_0_of(trial: Trial) -> Trial:
     """Return the trial that scores the untouched model of another one, with the head of that one's head seed.
 
     What decides no score without a step is the same for all of them: so one serves every budget that differs in it. A
-    head that is the checkpoint's own follows from no seed.
+    head that is the checkpoint's own follows from no seed, and a language model has none.
     """
     given = trial.budget
-    seeds = Seeds(head=trial.seeds.head if trial.model.head_from == "seed" else 0)
+    has_head = trial.model.head_from == "seed" and not trial.task.is_completion
+    seeds = Seeds(head=trial.seeds.head if has_head else 0)
     budget = Budget(
         steps=0,
         max_length=given.max_length,

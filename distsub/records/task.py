@@ -35,7 +35,7 @@ class Model(Record):
 
 @dataclass(frozen=True, eq=False)
 class Task(Record):
-    """A labelled dataset with its metric: where the rows are and which columns count.
+    """A labelled dataset, or prompts with completions, and its metric: where the rows are and which columns count.
 
     Attributes:
         name: The name that rows carry.
@@ -43,10 +43,12 @@ class Task(Record):
             installed distribution carries.
         config: The hub configuration ("mrpc" of "nyu-mll/glue"), or None.
         revision: The hub revision, or None for the default branch.
-        text: One column, or two for sentence pairs.
-        label: The label column.
-        num_labels: Number of classes; 1 means regression, None that they are counted in the rows.
-        metric: accuracy, macro_f1, matthews, pearson or f1; the score that d90 is about.
+        text: One column, or two for sentence pairs; of a completion task the prompts, or the messages of chats.
+        label: The label column; of a completion task the completions, or the same column as `text` for messages.
+        num_labels: Number of classes; 1 means regression, None that they are counted in the rows, 0 that there are
+            none: a language model completes prompts.
+        metric: accuracy, macro_f1, matthews, pearson or f1; nll or exact_match of completions; the score that d90 is
+            about.
         train: Split (hub) or file stem (directory) to train on.
         validation: Split or file stem to evaluate on.
         where: Rows to keep, as (column, value) pairs; empty keeps all.
@@ -57,6 +59,10 @@ class Task(Record):
         separator: What stands between the cells of CSV or TSV, or None to find it.
         quote: "double" if cells may stand in quotation marks, "none" if those are part of the text, or None to find it.
         encoding: Of text files: a codec of Python; None for the byte order mark's, else UTF-8.
+        max_new_tokens: Most tokens that are generated for exact_match; None where nothing is generated.
+        stop: Text before which a generated answer ends, or None.
+        answer: Regular expression that finds the answer in a completion, generated or given: its first group, or all of
+            it; None compares the whole.
         content: Hash of the rows that the budget draws from it (`Splits.dataset_hash`); None before they are read.
     """
 
@@ -82,7 +88,20 @@ class Task(Record):
     separator: str | None = None
     quote: Literal["double", "none"] | None = None
     encoding: str | None = None
+    max_new_tokens: int | None = None
+    stop: str | None = None
+    answer: str | None = None
     content: str | None = None
+
+    @property
+    def is_completion(self) -> bool:
+        """Whether a language model completes prompts, rather than a head telling classes or values."""
+        return self.num_labels == 0
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether prompts and completions are made of messages by the tokenizer's chat template."""
+        return self.is_completion and self.text == (self.label,)
 
 
 @dataclass(frozen=True)

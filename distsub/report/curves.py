@@ -6,6 +6,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from distsub.metrics import sign
 from distsub.records import Observation
 from distsub.report.drawing import drawable, literal
 from distsub.report.lines import LINES, known_lines, label_lines
@@ -194,7 +195,8 @@ def _words_around(axes: Any, panel: Panel, rows: list[dict[str, Any]], metric: s
     axes.text(0, 1.075, drawable(names), transform=axes.transAxes, fontsize=8, color="#555555", va="bottom")
     axes.text(0, 1.015, _finding(rows), transform=axes.transAxes, fontsize=8.5, color=_INK, va="bottom")
     axes.set_xlabel("subspace dimension d", fontsize=9)
-    axes.set_ylabel(drawable(metric), fontsize=9)
+    better = "" if metric == "score" or sign(metric) > 0 else " (lower is better)"
+    axes.set_ylabel(drawable(metric) + better, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -227,12 +229,12 @@ def _trials(axes: Any, shown: Sequence[Observation], colours: dict[float, Any], 
 
 
 def _floor(axes: Any, shown: Sequence[Observation], colours: dict[float, Any]) -> None:
-    """Mark diverged trials, which have no score, on the bottom edge."""
+    """Mark diverged trials, which have no score, on the worst edge."""
     for observation in shown:
         if observation.status == "diverged" and observation.trial.d is not None:
             axes.plot(
                 observation.trial.d,
-                0.025,
+                0.025 if sign(observation.trial.task.metric) > 0 else 0.975,
                 marker="x",
                 color=colours[_rate(observation)],
                 markersize=6,

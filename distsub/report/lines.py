@@ -22,6 +22,8 @@ def known_lines(rows: list[dict[str, Any]], scores: Sequence[float]) -> dict[str
     Full fine-tuning and the threshold always have one, chance and the chance-corrected threshold where scores reach it.
     """
     values = {name: next((row[name] for row in rows if row[name] is not None), None) for name in LINES}
+    if values["threshold"] == values["threshold_chance_corrected"]:  # a share of the improvement is one already
+        values["threshold_chance_corrected"] = None
     low, high = (min(scores), max(scores)) if scores else (-math.inf, math.inf)
     return {name: at for name, at in values.items() if at is not None and (name in _ALWAYS or low <= at <= high)}
 
@@ -35,6 +37,8 @@ def label_lines(axes: Any, levels: dict[str, float], rule: str) -> None:
         text = LINES[name][0]
         if name == "threshold" and rule.endswith(" x full"):
             text = f"{float(rule.removesuffix(' x full')):.0%} of it"
+        elif name == "threshold" and rule.startswith("theta_0 + "):
+            text = f"{float(rule.split()[2]):.0%} of the way"
         axes.annotate(
             f"{text} {levels[name]:.3f}",
             xy=(1, levels[name]),

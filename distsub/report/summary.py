@@ -11,6 +11,7 @@ from pyarrow import compute as pc
 
 from distsub import paths
 from distsub.estimate.interval import Estimate
+from distsub.metrics import sign
 from distsub.records import Observation, Setup, condition_labels
 from distsub.report.schema import D90, SEARCHES
 from distsub.results import METHOD_COLUMNS, RECORD, SetupReader, Store, from_row, method_columns
@@ -221,17 +222,18 @@ def smallest_adapters(table: pa.Table, shared: Sequence[Sequence[Observation]], 
     for search, own in zip(table.to_pylist(), shared, strict=True):
         if search["threshold"] is None:
             continue
-        guessing_passes = search["chance"] is not None and search["threshold"] <= search["chance"]
+        up = sign(own[0].trial.task.metric) if own else 1.0
+        guessing_passes = search["chance"] is not None and up * search["threshold"] <= up * search["chance"]
         bar = (guessing_passes and search["threshold_chance_corrected"]) or search["threshold"]
         about = {name: search[name] for name in ("task", "model", "label")} | {"threshold": bar}
         for row in own:
-            if row.trial.d is not None and row.score is not None and row.score >= bar:
-                found = about | {"d": row.trial.d, "score": row.score, "trial_id": row.trial.id}
+            if row.trial.d is not None and row.score is not None and up * row.score >= up * bar:
+                found = about | {"d": row.trial.d, "score": row.score, "trial_id": row.trial.id, "up": up}
                 passed.setdefault((search["task"], search["model"]), []).append(found)
     kept = set(store.files.folders(paths.ADAPTERS)) if passed else set()
     rows = []
     for candidates in passed.values():
-        for row in sorted(candidates, key=lambda row: (row["d"], -row["score"], row["trial_id"])):
+        for row in sorted(candidates, key=lambda row: (row["d"], -row.pop("up") * row["score"], row["trial_id"])):
             folder = paths.adapter(row["trial_id"])
             sizes = store.files.sizes(folder) if row["trial_id"] in kept else {}
             if {"adapter_config.json", "adapter_model.safetensors"} <= sizes.keys():

@@ -96,6 +96,9 @@ OBSERVATIONS = pa.schema(
         ("task_separator", _TEXT),
         ("task_quote", _TEXT),
         ("task_encoding", _TEXT),
+        ("task_max_new_tokens", _INT),
+        ("task_stop", _TEXT),
+        ("task_answer", _TEXT),
         ("task_content", _TEXT),
         ("task_train", _TEXT),
         ("task_validation", _TEXT),
@@ -262,7 +265,8 @@ def from_row(row: Mapping[str, Any], reader: SetupReader | None = None) -> Obser
 
 def _correct(observation: Observation) -> list[bool] | None:
     """Compare predictions with targets, or give None where being right is not a yes or no."""
-    if observation.trial.task.num_labels == 1 or not observation.predicted:
+    task = observation.trial.task
+    if task.num_labels == 1 or task.metric == "nll" or not observation.predicted:
         return None
     return [predicted == target for predicted, target in zip(observation.predicted, observation.target, strict=True)]
 

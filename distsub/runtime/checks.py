@@ -29,7 +29,7 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
     import torch
 
     from distsub.finetune import data, notes, pretrained, trajectory
-    from distsub.runtime.rehearsal import rehearse
+    from distsub.runtime import rehearsal, rehearsal_of_completions
 
     _check_device(sweep)
     _check_places(sweep)
@@ -55,6 +55,7 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
                         trajectory.check_weights(found := imported[each.path][0], prepared.sha256)
                         _check_layout(found, model, method)
             del model
+            rehearse = (rehearsal_of_completions if task.is_completion else rehearsal).rehearse
             rehearse(_one_of_each(sweep, task, address), splits, device, say)
     done = set()
     for search in sweep.searches():

@@ -78,14 +78,14 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         say(f"note: {line}")
     labels, head_from = splits.task.num_labels or 0, first.model.head_from
     model = pretrained.build(prepared, labels, first.seeds.head, head_from=head_from).to(device).eval()
-    with _one_line(name, "a forward pass"):
+    with one_line(name, "a forward pass"):
         _check_names(splits, model, head_from, name)
         _check_ids(rows, tokenizer, model, first)
         _check_batches(rows, tokenizer, model, first.budget, device)
     del model
     for trial in (first, *others):
-        with _one_line(name, f"a step of {label(trial.method)}"):
-            _step(without_checkpoints(trial.vary(task=splits.task)), prepared, rows, tokenizer, device)
+        with one_line(name, f"a step of {label(trial.method)}"):
+            step(without_checkpoints(trial.vary(task=splits.task)), prepared, _batch(rows, tokenizer, splits), device)
 
 
 def read(tokenizer: Any, splits: Splits, budget: Budget, name: str) -> Rows:
@@ -201,17 +201,37 @@ def _check_batches(rows: Rows, tokenizer: Any, model: nn.Module, budget: Budget,
         )
 
 
-def _step(trial: Trial, prepared: Any, rows: Rows, tokenizer: Any, device: str) -> None:
-    """Train one step as the trial would, and evaluate."""
+def _batch(rows: Rows, tokenizer: Any, splits: Splits) -> dict[str, torch.Tensor]:
+    """Make a batch of the probes, with their labels."""
+    probes = rows.probes()
+    labels = torch.tensor([rows.labels[row] for row in probes])
+    labels = labels if splits.task.num_labels == 1 else labels.long()
+    return batches.collate(tokenizer, rows.examples, probes) | {"labels": labels}
+
+
+def _loss_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(**batch).loss
+
+
+def step(
+    trial: Trial,
+    prepared: Any,
+    batch: dict[str, torch.Tensor],
+    device: str,
+    loss_of: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor] = _loss_of,
+) -> None:
+    """Train one step as the trial would, and evaluate.
+
+    Raises:
+        ConfigError: The loss is not finite, or has no gradient.
+    """
     model, record = building.build_model(trial, prepared, device)
     optimizer = building.build_optimizer(trial, model, record["step_size"])
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     _, autocast = autocast_for(trial.budget.precision, device)
-    probes = rows.probes()
-    batch = {k: v.to(device) for k, v in batches.collate(tokenizer, rows.examples, probes).items()}
-    labels = torch.tensor([rows.labels[row] for row in probes], device=device)
+    batch = {key: value.to(device) for key, value in batch.items()}
     with autocast():
-        loss = model.train()(**batch, labels=labels if trial.task.num_labels == 1 else labels.long()).loss
+        loss = loss_of(model.train(), batch)
     if not loss.isfinite():
         raise ConfigError(f"the loss is {loss.item()} in {trial.budget.precision}; its weights are too large for it")
     loss.backward()
@@ -219,7 +239,7 @@ def _step(trial: Trial, prepared: Any, rows: Rows, tokenizer: Any, device: str) 
         raise ConfigError("no gradient reaches what it trains; the model takes its answer from elsewhere")
     optimizer.step()
     with torch.no_grad(), autocast():
-        model.eval()(**batch)
+        loss_of(model.eval(), batch)
 
 
 def _joined(tokenizer: Any, split: Split, name: str) -> str:
@@ -248,7 +268,7 @@ def without_checkpoints(trial: Trial) -> Trial:
 
 
 @contextlib.contextmanager
-def _one_line(name: str, what: str) -> Any:
+def one_line(name: str, what: str) -> Any:
     """Turn whatever a model's own code raises into one line."""
     try:
         yield

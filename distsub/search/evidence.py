@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import chain, islice
 from typing import TypeVar
 
-from distsub.metrics import variance
+from distsub.metrics import sign, variance
 from distsub.records import Observation, Trial
 from distsub.search.outcome import Bracket, Finding, Outcome, Thresholds
 from distsub.search.ranges import Course, Score, course
@@ -266,6 +266,8 @@ class Evidence:
             elif top is not None:
                 above, below = self._best(top), self._best(x)
                 spread = math.sqrt(2 * (variance(above, metric, examples) + variance(below, metric, examples)))
+                if not spread:  # the value of an nll alone does not tell its error; the estimate has the answers
+                    continue
                 if above - below > SETTINGS.fall_errors * spread:
                     return self.search.dims[x], self.search.dims[top]
         return None
@@ -285,12 +287,14 @@ class Evidence:
             outcome = self._outcome(low, high)
             bracket = self.falls if outcome is Outcome.not_monotone and self.falls else bracket
         runs = [result for at_d in self.probes.values() for result in at_d.values()]
+        best = max((result.score for result in runs if result.score is not None), default=None)
+        sign_of_metric = sign(self.search.task.metric)
         return Finding(
             outcome=outcome,
             d=bracket[1] if outcome is Outcome.found else None,
             bracket=bracket,
-            best_score=max((result.score for result in runs if result.score is not None), default=None),
-            thresholds=self.thresholds,
+            best_score=best and sign_of_metric * best,
+            thresholds=self.thresholds and self.thresholds.shown(sign_of_metric),
             num_trials=len(self.full) + len(runs),
         )
 

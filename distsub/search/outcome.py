@@ -39,14 +39,15 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The scores that a subspace has to reach, and what they were made from.
+    """The scores that a subspace has to reach, and what they were made from; each times its metric's sign.
 
     Attributes:
         full: Full fine-tuning: the best, over its learning rates, of the mean over its seeds; None where the rule is a
             value, for which none is trained.
         chance: Score of always predicting the majority class (0 for correlations), or mean score of theta_0 where the
             rule says so; None if no row gave it.
-        score: fraction * full, the paper's, or the value; it decides the search.
+        score: fraction * full, the paper's, or the value; it decides the search. Of a metric that is better when lower
+            the same as `chance_corrected`.
         chance_corrected: chance + fraction * (full - chance); None without chance, and for a value.
         floor: The best score known that takes no training; full fine-tuning that is not above it has not learned.
     """
@@ -57,6 +58,11 @@ class Thresholds:
     chance_corrected: float | None
     floor: float = 0.0
 
+    def shown(self, sign: float) -> "Thresholds":
+        """Return the scores as rows have them."""
+        values = (self.full, self.chance, self.score, self.chance_corrected, self.floor)
+        return Thresholds(*(value if value is None else sign * value for value in values))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -66,8 +72,8 @@ class Finding:
         outcome: How the search ended, judged by the paper's relative threshold, or open.
         d: The first passing d; None unless found.
         bracket: Largest d that failed and smallest d that passed so far; of not_monotone the first is the larger.
-        best_score: Best score of any subspace trial, None before the first.
-        thresholds: What is to be reached, None until the baseline is complete.
+        best_score: Best score of any subspace trial, as its row has it; None before the first.
+        thresholds: What is to be reached, in scores as rows have them; None until the baseline is complete.
         num_trials: Trials observed, the baseline's included, errors too.
     """
 

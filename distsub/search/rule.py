@@ -1,10 +1,12 @@
 """What a score is held against: a share of full fine-tuning's, or a value; and what counts as not having learned."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from distsub.errors import ConfigError
+from distsub.metrics import sign
+from distsub.records import Task
 
 Chance = Literal["majority", "theta_0"]
 
@@ -14,6 +16,8 @@ RANGES = {
     "macro_f1": (0.0, 1.0),
     "matthews": (-1.0, 1.0),
     "pearson": (-1.0, 1.0),
+    "exact_match": (0.0, 1.0),
+    "nll": (0.0, math.inf),
 }
 """Lowest and highest value of every metric."""
 
@@ -28,7 +32,7 @@ def check_score(score: float, metric: str, what: str) -> None:
         raise ConfigError(f"metric = {metric!r}: give one of {', '.join(RANGES)} (accuracy for any share of answers)")
     low, high = RANGES[metric]
     if not low <= score <= high:
-        hint = f": give {score / 100:g} for {score:g}%" if high < score <= 100 else ""
+        hint = f": give {score / 100:g} for {score:g}%" if high < score <= 100 and high == 1 else ""
         raise ConfigError(f"{what} = {score:g} is outside the range of {metric}, {low:g} to {high:g}{hint}")
 
 
@@ -37,10 +41,11 @@ class Rule:
     """What `[threshold]` of a sweep file says.
 
     Attributes:
-        fraction: Share of full fine-tuning's score to reach, 0.9 for d90; None where a value is.
+        fraction: Share of full fine-tuning's score to reach, 0.9 for d90; of a metric that is better when lower, share
+            of its improvement on theta_0. None where a value is.
         value: Score to reach, for which no full fine-tuning is trained; None where a fraction is.
         chance: What scores without having learned: always answering the majority class, or theta_0, the untouched
-            model with its head.
+            model with its head; of completions always theta_0.
 
     Raises:
         ConfigError: It gives both a fraction and a value, or neither, or one that is none.
@@ -65,12 +70,18 @@ class Rule:
     def name(self, metric: str, chance_corrected: bool = False) -> str:
         """Name the d at which it is reached: d90, d90 (chance-corrected), d(accuracy >= 0.8)."""
         if self.fraction is None:
-            return f"d({metric} >= {self.value:g})"
+            return f"d({self.text(metric)})"
         return f"d{100 * self.fraction:g}" + (" (chance-corrected)" if chance_corrected else "")
 
     def text(self, metric: str) -> str:
-        """Say what has to be reached: 0.9 x full, accuracy >= 0.8."""
-        return f"{metric} >= {self.value:g}" if self.fraction is None else f"{self.fraction:g} x full"
+        """Say what has to be reached: 0.9 x full, accuracy >= 0.8, theta_0 + 0.9 x (full - theta_0)."""
+        if self.fraction is None:
+            return f"{metric} {'>=' if sign(metric) > 0 else '<='} {self.value:g}"
+        return f"{self.fraction:g} x full" if sign(metric) > 0 else f"theta_0 + {self.fraction:g} x (full - theta_0)"
+
+    def of(self, task: Task) -> "Rule":
+        """Return the rule as it is for a task: no majority answers completions, so that chance is theta_0's score."""
+        return replace(self, chance="theta_0") if task.is_completion else self
 
     def chance_of(self, majority: float | None, theta_0: float | None) -> float | None:
         """Return the chance level, None where it is not known.
@@ -87,7 +98,7 @@ D90_RULE = Rule()
 
 
 def floor_of(*levels: float | None) -> float:
-    """Return the best score that takes no training, 0 where none is known: what failed to train is near it.
+    """Return the best score (times its sign) that takes no training, 0 where none is known: what failed is near it.
 
     A training that fails tends to the majority class even where theta_0, with a random head, scores less.
     """

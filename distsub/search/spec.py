@@ -119,6 +119,11 @@ class Search(InSetup):
             raise ConfigError("a search without baseline has no threshold: give at least one full fine-tuning")
         if self.baseline and self.rule.value is not None:
             raise ConfigError(f"a search for {self.rule.text(self.task.metric)} needs no baseline: leave it out")
+        if self.rule != self.rule.of(self.task):
+            raise ConfigError(
+                f'chance = "{self.rule.chance}" on {self.task.name}: no majority answers completions; give '
+                'Rule(chance="theta_0") and the trials of the untouched model'
+            )
         if bool(self.theta_0) != (self.rule.chance == "theta_0"):
             raise ConfigError("theta_0: give the trials of the untouched model where chance is that, and only there")
         if len(self.reference_ids) < len(self.references):

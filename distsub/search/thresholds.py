@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distsub.metrics import variance
+from distsub.metrics import sign, variance
 from distsub.records import TRUST, Observation, Status, Trial
 from distsub.search.outcome import Thresholds
 from distsub.search.rule import floor_of
@@ -62,7 +62,7 @@ def judge(full: Sequence[Trained], chance: float | None, metric: str) -> Verdict
 
     Args:
         full: In any order.
-        chance: Chance level; None is 0.
+        chance: Chance level, as the scores times the metric's sign; None is 0.
         metric: What was scored.
     """
     scores = [each.score for each in full if each.score is not None]
@@ -96,7 +96,7 @@ class Result:
     Attributes:
         status: As observed; "diverged" too when a finished trial's score is no finite number (the Pearson
             correlation of constant predictions is none): it fails every threshold.
-        score: Finite, or None when diverged or in error.
+        score: Times the sign of its metric, so that higher is better; finite, or None when diverged or in error.
         chance: Chance level of the task, or None.
         num_examples: Examples evaluated, 0 where the row does not tell.
     """
@@ -110,7 +110,8 @@ class Result:
     def of(cls, observation: Observation) -> "Result":
         """Reduce an observation to its result: no score that is not finite."""
         number = observation.num_examples or len(observation.predicted)
-        return _reduce(observation.status, observation.score, observation.chance, number)
+        score = observation.score and sign(observation.trial.task.metric) * observation.score
+        return _reduce(observation.status, score, observation.chance, number)
 
     def merge(self, other: "Result") -> "Result":
         """Return the more trustworthy of two results for the same trial, whichever came first.
@@ -158,11 +159,15 @@ def thresholds(search: Search, results: Mapping[str, Result], others: Iterable[R
         not tried, so the best of the others might set the bar too low; or no rate has trained. A value is known at
         once.
     """
-    rule, seen = search.rule, [(trial, results.get(trial.id)) for trial in search.references]
+    rule, metric, seen = (
+        search.rule,
+        search.task.metric,
+        [(trial, results.get(trial.id)) for trial in search.references],
+    )
     if rule.fraction is None:
         majority, theta_0 = _chances([(trial, result) for trial, result in seen if result], others)
         chance = rule.chance_of(majority, theta_0)
-        return Thresholds(None, chance, rule.value or 0.0, None, floor_of(majority, chance))
+        return Thresholds(None, chance, sign(metric) * (rule.value or 0.0), None, floor_of(majority, chance))
     known, full = list[tuple[Trial, Result]](), list[Trained]()
     for trial, result in seen:
         if result is None or result.status == "error":
@@ -173,14 +178,19 @@ def thresholds(search: Search, results: Mapping[str, Result], others: Iterable[R
     majority, theta_0 = _chances(known)
     chance = rule.chance_of(majority, theta_0)
     floor, scores = floor_of(majority, chance), dict[float, list[float]]()
-    for each, is_kept in zip(full, judge(full, floor, search.task.metric).kept, strict=True):
+    for each, is_kept in zip(full, judge(full, floor, metric).kept, strict=True):
         if is_kept and each.score is not None:
             scores.setdefault(each.rate, []).append(each.score)
     if not scores:
         return None
     best = max(math.fsum(own) / len(own) for own in scores.values())
     corrected = None if chance is None else chance + rule.fraction * (best - chance)
-    return Thresholds(best, chance, rule.fraction * best, corrected, floor)
+    paper = rule.fraction * best
+    if sign(metric) < 0:  # a share of a loss says nothing
+        if corrected is None:
+            return None
+        paper = corrected
+    return Thresholds(best, chance, paper, corrected, floor)
 
 
 def _chances(

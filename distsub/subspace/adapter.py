@@ -57,7 +57,7 @@ class Config:
         base_sha256: Hash of its weights that come from its checkpoint.
         base_dtype: Their precision.
         head_sha256: Hash of its head at theta_0; None where the head was trained.
-        num_labels: Classes of the head.
+        num_labels: Classes of the head; 0 for a language model that generates, which has none.
         id2label: What they are called.
         head_seed: Seed of the head at theta_0.
         head_from: "seed", or "checkpoint" for the checkpoint's own.
@@ -139,7 +139,10 @@ def save(
     if no_seed:
         tensors |= {f"{HEAD}{name}": theta_0[name] for name in sorted(fresh)}
     weights = to_bytes({name: p.detach().cpu().contiguous() for name, p in tensors.items()}, {"format": "pt"})
-    names = getattr(settings, "id2label", None)
+    generates = bool(getattr(base, "can_generate", bool)())
+    names = None if generates else getattr(settings, "id2label", None)
+    if num_labels is None:
+        num_labels = 0 if generates else getattr(settings, "num_labels", None)
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -150,7 +153,7 @@ def save(
         "base_sha256": hash_of(theta_0, theta_0.keys() - fresh - apart),
         "base_dtype": dtype(theta_0),
         "head_sha256": hash_of(theta_0, fresh) if fresh else None,
-        "num_labels": getattr(settings, "num_labels", None) if num_labels is None else num_labels,
+        "num_labels": num_labels,
         "id2label": names and {str(number): name for number, name in names.items()},
         "head_seed": head_seed,
         "head_from": head_from,

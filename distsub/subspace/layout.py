@@ -87,7 +87,12 @@ def blocks(model: nn.Module) -> dict[str, str]:
 
 
 def head_names(model: nn.Module) -> set[str]:
-    """Name the head's parameters: those outside the pretrained base model."""
+    """Name the head's parameters: those outside the pretrained base model.
+
+    A language model that generates has none: its output layer is pretrained as the rest is.
+    """
+    if getattr(model, "can_generate", bool)():
+        return set()
     prefix = getattr(model, "base_model_prefix", "")
     if not prefix or not hasattr(model, prefix):
         return set()

@@ -1,0 +1,73 @@
+"""Chats as prompts and completions: the last message is the completion, the tokenizer's template makes the rest."""
+
+import json
+from typing import Any
+
+from distsub.errors import DataError, UnavailableError, first_line
+
+
+def messages(text: str, where: str) -> list[dict[str, Any]]:
+    """Read the messages of a chat.
+
+    Args:
+        text: JSON: a list of {"role": ..., "content": ...}, the last of the assistant.
+        where: The row, for messages.
+
+    Raises:
+        DataError: It is something else.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if isinstance(found, list) and len(found) > 1 and all(_is_message(each) for each in found):
+        last = found[-1]
+        if last["role"] == "assistant" and last["content"].strip():
+            return found
+    raise DataError(
+        f'{where}: {text[:60]!r} is no chat; give a list of {{"role": "user", "content": "..."}}, of which the last '
+        'has the role "assistant" and a content'
+    )
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
+def last(text: str, where: str) -> str:
+    """Return the content of the last message, which the model is to write."""
+    return messages(text, where)[-1]["content"]
+
+
+def render(tokenizer: Any, text: str, where: str) -> tuple[str, str]:
+    """Turn a chat into a prompt and its completion by the tokenizer's chat template.
+
+    Args:
+        tokenizer: The model's.
+        text: As `messages` reads it.
+        where: The row, for messages.
+
+    Returns:
+        The prompt, up to where the assistant's last message begins, and that message as the template ends it.
+
+    Raises:
+        UnavailableError: The tokenizer has no chat template.
+        DataError: The template refuses the chat, or writes the earlier messages differently when the last is there.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UnavailableError(
+            "messages need a chat template, which the model's tokenizer does not have: give prompt and completion "
+            "columns, or put chat_template.jinja into the model's directory"
+        )
+    chat = messages(text, where)
+    try:
+        prompt = tokenizer.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(chat, tokenize=False)
+    except Exception as error:  # a template is a program of the model's own and raises what it likes
+        raise DataError(f"{where}: the chat template refuses it: {first_line(error)}") from None
+    if not whole.startswith(prompt):
+        raise DataError(
+            f"{where}: the chat template does not begin the whole chat as it begins the prompt; give prompt and "
+            "completion columns"
+        )
+    return prompt, whole[len(prompt) :]

@@ -1,0 +1,73 @@
+"""What a training minimises: how the rows of a task become batches, and a batch a loss."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distsub.finetune import batches, completions
+from distsub.finetune.data import Split
+from distsub.records import Task
+
+
+class Labels:
+    """The loss of a classifier, or of a regression, on some rows.
+
+    Attributes:
+        examples: The tokens of each row.
+        lengths: Tokens per row.
+    """
+
+    def __init__(self, tokenizer: Any, split: Split, max_length: int, is_regression: bool) -> None:
+        self._tokenizer, self._split, self._is_regression = tokenizer, split, is_regression
+        self.examples = batches.tokenize(tokenizer, split, max_length)
+        self.lengths = [len(example["input_ids"]) for example in self.examples]
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Pad some rows: what the model reads, and their labels."""
+        batch = batches.collate(self._tokenizer, self.examples, rows)
+        labels = torch.tensor([self._split.labels[row] for row in rows])
+        return batch | {"labels": labels.float() if self._is_regression else labels.long()}
+
+    def loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Return the mean loss of a batch, as the model itself defines it."""
+        return model(**batch).loss
+
+
+class Completions:
+    """The loss of a language model on completions: the mean over the tokens of a batch; attributes as of `Labels`."""
+
+    def __init__(self, tokenizer: Any, task: Task, split: Split, max_length: int, encoder_decoder: bool) -> None:
+        self._pad, self._apart = tokenizer.pad_token_id, encoder_decoder
+        self.examples = completions.tokenize(tokenizer, task, split, max_length, encoder_decoder)
+        self.lengths = [completions.num_tokens(example) for example in self.examples]
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Pad some rows: what the model reads, and the completions."""
+        return completions.collate(self.examples, rows, self._pad, self._apart)
+
+    def loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Return the mean negative log-likelihood of a batch, in nats per token of its completions."""
+        return completions.losses(model, batch).sum() / (batch["labels"] != completions.IGNORED).sum()
+
+
+Objective = Labels | Completions
+
+
+def objective(tokenizer: Any, task: Task, split: Split, max_length: int, config: Any) -> Objective:
+    """Prepare some rows of a task.
+
+    Args:
+        tokenizer: The model's.
+        task: With its number of classes.
+        split: The rows.
+        max_length: Tokens per example.
+        config: The model's configuration.
+
+    Raises:
+        DataError: A row cannot be read.
+    """
+    if task.is_completion:
+        return Completions(tokenizer, task, split, max_length, bool(config.is_encoder_decoder))
+    return Labels(tokenizer, split, max_length, task.num_labels == 1)

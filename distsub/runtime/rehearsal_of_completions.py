@@ -1,0 +1,112 @@
+"""One real training step on completions before anything is spent, and whether padding is hidden from the model."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from distsub.errors import ConfigError
+from distsub.finetune import completions, generation, pretrained
+from distsub.finetune.completions import Example
+from distsub.finetune.data import Splits
+from distsub.finetune.precision import Autocast
+from distsub.records import Trial, label
+from distsub.runtime.rehearsal import ABSOLUTE, RELATIVE, one_line, step, without_checkpoints
+
+
+def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable[[str], None] | None = None) -> None:
+    """Train a step of each trial; all are of one language model and one completion task.
+
+    What is tried: that every row fits the length and the model, that the loss of a completion does not depend on its
+    batch, nor what is generated on padding at the left, and a step of each trial. It costs some passes of three rows.
+
+    Args:
+        trials: Full fine-tuning and a trial of each method, at the largest d.
+        splits: The task's rows.
+        device: Where to try.
+        say: Prints notes that are no errors; there are none.
+
+    Raises:
+        DistsubError: What would fail or give a wrong number later, and how to fix it.
+    """
+    first, *others = trials
+    prepared = pretrained.prepare(first.model.name, first.model.revision)
+    tokenizer = pretrained.tokenizer(prepared)
+    name = f"{first.model} on {first.task.name}"
+    model: Any = pretrained.build(prepared, 0, 0).to(device).eval()
+    apart, length = bool(model.config.is_encoder_decoder), first.budget.max_length
+    rows = [
+        example
+        for split in (splits.train, splits.validation)
+        for example in completions.tokenize(tokenizer, splits.task, split, length, apart)
+    ]
+    order = sorted(range(len(rows)), key=lambda row: completions.num_tokens(rows[row]))
+    probes = [rows[row] for row in dict.fromkeys((order[0], order[len(order) // 2], order[-1]))]
+    with one_line(name, "a forward pass"):
+        _check_ids(rows, model, name)
+        _check_losses(probes, tokenizer, model, name, device)
+        if splits.task.metric == "exact_match":
+            _check_generation(probes, tokenizer, model, splits, name, device)
+    del model
+    batch = completions.collate(probes, range(len(probes)), tokenizer.pad_token_id, apart)
+    for trial in (first, *others):
+        with one_line(name, f"a step of {label(trial.method)}"):
+            step(without_checkpoints(trial.vary(task=splits.task)), prepared, batch, device, _mean)
+
+
+def _mean(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return completions.losses(model, batch).mean()
+
+
+def _check_ids(rows: list[Example], model: Any, name: str) -> None:
+    """Refuse tokens that the embedding does not have."""
+    size = model.get_input_embeddings().num_embeddings
+    most = max(max(*example["input_ids"], *example["labels"]) for example in rows)
+    if most >= size:
+        raise ConfigError(
+            f"{name}: the tokenizer gives ids up to {most}, the embedding has {size} rows; the tokenizer is not this "
+            "model's, or tokens were added to it and not to the model"
+        )
+
+
+@torch.no_grad()
+def _check_losses(probes: list[Example], tokenizer: Any, model: Any, name: str, device: str) -> None:
+    """Refuse a model whose loss of a completion depends on what stands beside it."""
+
+    def losses(chosen: list[Example]) -> torch.Tensor:
+        apart = bool(model.config.is_encoder_decoder)
+        batch = completions.collate(chosen, range(len(chosen)), tokenizer.pad_token_id, apart)
+        return completions.losses(model, {key: value.to(device) for key, value in batch.items()})
+
+    alone = torch.cat([losses([each]) for each in probes])
+    if not alone.isfinite().all():
+        raise ConfigError(f"{name}: the loss of the untrained model is not finite; its weights are damaged")
+    _compare(losses(probes), alone, name, "the loss of a completion differs", model)
+
+
+@torch.no_grad()
+def _check_generation(
+    probes: list[Example], tokenizer: Any, model: Any, splits: Splits, name: str, device: str
+) -> None:
+    """Refuse a model whose first generated token depends on padding at the left."""
+
+    def scores(rows: list[int]) -> torch.Tensor:
+        batch = generation.prompts(tokenizer, probes, rows, device)
+        return model.generate(
+            **batch, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True,
+            pad_token_id=tokenizer.pad_token_id,
+        ).logits[0].float()  # fmt: skip
+
+    every = list(range(len(probes)))
+    alone = torch.cat([scores([row]) for row in every])
+    _compare(scores(every), alone, name, "what is generated differs", model)
+    generation.generate(model, tokenizer, probes, splits.task, device, Autocast(device, False))
+
+
+def _compare(together: torch.Tensor, alone: torch.Tensor, name: str, what: str, model: Any) -> None:
+    apart = (together - alone).abs().max().item()
+    if apart > ABSOLUTE + RELATIVE * alone.abs().max().item():
+        raise ConfigError(
+            f"{name}: {what} by {apart:.1g} between alone and beside a longer one, so that scores would depend on "
+            f"batches: {type(model).__name__} does not hide padding; use another model"
+        )

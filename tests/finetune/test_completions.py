@@ -1,0 +1,121 @@
+"""The loss of completions, held against transformers' own in float64, over a zoo of architectures."""
+
+import decoders
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from distsub.errors import DataError, UnavailableError
+from distsub.finetune import completions, pretrained
+from distsub.finetune.data import Split
+from distsub.finetune.objective import objective
+from distsub.records import Random, Subspace, Task
+from distsub.subspace.model import SubspaceModel
+
+TASK = Task("toy", "toy", ("prompt",), "completion", num_labels=0, metric="nll")
+SPLIT = Split((["w1 w2 good :", "w3 bad :", "w4 w5 w6 w7 w8 good :"],), ["yes", "no w9 no", "yes 1 2"])
+
+
+@pytest.fixture(scope="module", params=decoders.KINDS)
+def built(request, tmp_path_factory):
+    folder = decoders.make(request.param, tmp_path_factory.mktemp(request.param))
+    prepared = pretrained.prepare(folder)
+    return pretrained.build(prepared, 0, 0).eval(), pretrained.tokenizer(prepared)
+
+
+def reference(model, example, pad):
+    """One row alone, with logits at all places, and the completion's taken out of them."""
+    prompt, tail = example["input_ids"], example["labels"]
+    if model.config.is_encoder_decoder:
+        logits = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([tail])).logits[0]
+    else:
+        logits = model(input_ids=torch.tensor([prompt + tail])).logits[0, len(prompt) - 1 : -1]
+    return cross_entropy(logits.double(), torch.tensor(tail), reduction="sum")
+
+
+def test_the_loss_in_a_padded_batch_is_that_of_each_completion_alone(built):
+    model, tokenizer = built
+    model.double()
+    rows = objective(tokenizer, TASK, SPLIT, 32, model.config)
+    expected = torch.stack([reference(model, each, tokenizer.pad_token_id) for each in rows.examples])
+    with torch.no_grad():
+        found = completions.losses(model, rows.batch([0, 1, 2]))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert len({round(each, 3) for each in expected.tolist()}) == 3
+    model.float()
+
+
+def test_a_held_model_has_the_same_loss_and_a_gradient(built):
+    model, tokenizer = built
+    rows = objective(tokenizer, TASK, SPLIT, 32, model.config)
+    with torch.no_grad():
+        expected = rows.loss(model, rows.batch([0, 1, 2]))
+    held = SubspaceModel(model, 64, Subspace(Random("fastfood")))
+    loss = rows.loss(held, rows.batch([0, 1, 2]))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    assert held.coordinates.grad.abs().max() > 0
+    assert {entry.part for entry in held.entries} <= {"body", "table"}, "a language model has no head of its own"
+    assert held.num_params == sum(parameter.numel() for parameter in model.parameters())
+    held.unload()
+
+
+def test_logits_are_computed_for_completions_only(built, monkeypatch):
+    model, tokenizer = built
+    rows = objective(tokenizer, TASK, SPLIT, 32, model.config)
+    seen = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda *args: seen.append(args[2].shape))
+    with torch.no_grad():
+        completions.losses(model, rows.batch([0, 1, 2]))
+    handle.remove()
+    assert [tuple(shape[:2]) for shape in seen] == [(1, sum(len(each["labels"]) for each in rows.examples))]
+
+
+def ids(text):
+    made = decoders.tokenizer(starts=False)
+    return made(text)["input_ids"]
+
+
+def test_prompts_lose_their_beginning_and_completions_nothing():
+    made = decoders.tokenizer()
+    (whole,) = completions.tokenize(made, TASK, Split((["w1 w2 w3"],), ["yes no"]), 32, False)
+    assert whole == {"input_ids": [1, *ids("w1 w2 w3")], "labels": [*ids("yes no"), 2]}
+    (cut,) = completions.tokenize(made, TASK, Split((["w1 w2 w3"],), ["yes no"]), 6, False)
+    assert cut == {"input_ids": [1, *ids("w2 w3")], "labels": [*ids("yes no"), 2]}
+    (apart,) = completions.tokenize(made, TASK, Split((["w1 w2 w3"],), ["yes no"]), 3, True)
+    assert apart["input_ids"] == [1, *ids("w2 w3")]
+
+
+@pytest.mark.parametrize("length, least", [(4, 5), (3, 5), (1, 5)])
+def test_a_completion_that_does_not_fit_is_refused_with_the_length_it_takes(length, least):
+    split = Split((["w1 w2"] * 2,), ["yes", "yes no"])
+    with pytest.raises(DataError, match=rf"row [12]: the completion alone has .* give at least [4{least}]") as caught:
+        completions.tokenize(decoders.tokenizer(), TASK, split, length, False)
+    if length > 3:
+        assert "row 2" in str(caught.value) and f"at least {least}" in str(caught.value)
+
+
+def test_chats_are_rendered_by_the_template_and_end_where_it_ends_a_turn():
+    task = Task("chat", "chat", ("messages",), "messages", num_labels=0, metric="nll")
+    chat = '[{"role": "user", "content": "w1 good"}, {"role": "assistant", "content": "yes"}]'
+    (row,) = completions.tokenize(decoders.tokenizer(chat=decoders.CHAT), task, Split(([chat],), ["yes"]), 32, False)
+    assert row == {"input_ids": ids("<user> w1 good <end> <assistant>"), "labels": ids("yes <end>")}
+    with pytest.raises(UnavailableError, match="need a chat template"):
+        completions.tokenize(decoders.tokenizer(), task, Split(([chat],), ["yes"]), 32, False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello",
+        "[]",
+        '[{"role": "user", "content": "a"}]',
+        '[{"role": "assistant", "content": "a"}, {"role": "user", "content": "a"}]',
+        '[{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]',
+        '[{"role": "user", "content": 3}, {"role": "assistant", "content": "b"}]',
+    ],
+)
+def test_what_is_no_chat_is_refused(text):
+    task = Task("chat", "chat", ("messages",), "messages", num_labels=0, metric="nll")
+    with pytest.raises(DataError, match=r"chat row 1: .* is no chat; give a list"):
+        completions.tokenize(decoders.tokenizer(chat=decoders.CHAT), task, Split(([text],), ["yes"]), 32, False)
