@@ -1,11 +1,13 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 
 from distsub.errors import DataError
 from distsub.finetune.tasks import TASKS, resolve
-from distsub.metrics import chance, evaluate
+from distsub.metrics import chance, evaluate, influences, sign
+from distsub.records import Budget, Full, Model, Observation, Seeds, Setup, Trial
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +89,32 @@ def test_every_metric_of_a_task_is_nan_where_one_prediction_is():
     for name in ("mrpc", "mnli"):
         good, bad = evaluate(TASKS[name], [0, 1], [0, 1]), evaluate(TASKS[name], [0, math.inf], [0, 1])
         assert good.keys() <= bad.keys() and all(math.isnan(value) for value in bad.values())
+
+
+def of_completions(metric):
+    more = {"max_new_tokens": 4} if metric == "exact_match" else {}
+    return resolve("c", path="/x", kind="completion", prompt="p", completion="c", metric=metric, **more)
+
+
+def test_nll_is_per_token_of_all_completions_and_has_no_chance_of_its_own():
+    task = of_completions("nll")
+    assert evaluate(task, [6.0, 1.0], [3.0, 1.0]) == {"nll": 7 / 4}
+    assert math.isnan(evaluate(task, [6.0, math.nan], [3.0, 1.0])["nll"])
+    assert chance(task, [3.0, 1.0]) is None and sign("nll") == -1 and sign("exact_match") == 1
+
+
+def test_exact_match_is_the_share_of_right_answers():
+    assert evaluate(of_completions("exact_match"), [1.0, 0.0, 1.0, 1.0], [1.0] * 4) == {"exact_match": 0.75}
+
+
+def test_the_influences_of_nll_are_those_of_a_ratio_of_sums():
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(1, 9, 400).astype(float)
+    losses = tokens * draw.gamma(2.0, 1.0, 400)
+    setup = Setup(Model("m"), of_completions("nll"), Full(), 1e-3, Budget(steps=1), Seeds())
+    row = Observation(Trial(setup), "finished", losses.sum() / tokens.sum(), predicted=(*losses,), target=(*tokens,))
+    found = influences(row)
+    drawn = draw.integers(0, 400, (4000, 400))
+    bootstrap = (losses[drawn].sum(1) / tokens[drawn].sum(1)).var()
+    assert (found**2).mean() / 400 == pytest.approx(bootstrap, rel=0.1)
+    assert abs(found.mean()) < 1e-12

@@ -1,6 +1,7 @@
 """Greedy answers of a language model to prompts, in batches that are padded at the left."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,13 +55,23 @@ def generate(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = prompts(tokenizer, examples, rows, device)
-        with autocast():
+        with autocast(), _greedy(model, config):
             ids = model.generate(**batch, generation_config=config, **stopping)
         if not model.config.is_encoder_decoder:
             ids = ids[:, batch["input_ids"].shape[1] :]
         for row, text in zip(rows, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
             written[row] = answers.cut(text, task.stop)
     return written
+
+
+@contextmanager
+def _greedy(model: Any, config: Any) -> Iterator[None]:
+    """Put aside what a checkpoint says of generation: transformers takes from there whatever is not given."""
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def prompts(tokenizer: Any, examples: Sequence[Example], rows: Sequence[int], device: str) -> dict[str, Tensor]:

@@ -185,8 +185,8 @@ def _threshold(rule: str | None, chance: str | None) -> str:
     if (rule or "").startswith("theta_0 + "):
         fraction = (rule or "").removeprefix("theta_0 + ").partition(" x ")[0]
         return f"""The <b>threshold</b> of nll, which is better when lower, is theta_0 + {fraction} (full &minus;
-theta_0): {fraction} of the improvement of full fine-tuning (the best, over learning rates, of the mean over seeds, under the
-same budget) on the untouched model."""
+theta_0): {fraction} of the improvement of full fine-tuning (the best, over learning rates, of the mean over seeds,
+under the same budget) on the untouched model."""
     fraction, _, full = (rule or "0.9 x full").partition(" x ")
     if full != "full":
         given = html.escape(printable(rule or ""))
