@@ -16,7 +16,8 @@ QUESTIONS = (
     ("How large is d90?", "select task, model, label, d90_text from d90"),
     (
         "How does the score grow with d?",
-        """select task, method, d, if(any_value(metric) = 'nll', min(score), max(score)) as best, count(*) as trials
+        """select task, method, d,
+    max(if(metric = 'nll', -score, score)) as best, count(*) as trials
     from observations where d > 0 group by all order by all""",
     ),
     (

@@ -150,7 +150,7 @@ class Sweep:
         arms = zip(self.methods, self.grids or ((None, None),) * len(self.methods), strict=True)
         found = {
             "models": [dataclasses.asdict(model) for model in self.models],
-            "tasks": [dataclasses.asdict(task) for task in self.tasks],
+            "tasks": [_task(task) for task in self.tasks],
             "methods": [_method(method) | {"dims": dims, "etas": _plain(etas)} for method, (dims, etas) in arms],
             "seeds": [dataclasses.asdict(seeds) for seeds in self.seeds],
             "dims": self.dims,
@@ -299,6 +299,16 @@ class Sweep:
 def _plain(given: StepSizes | None) -> Any:
     """Write step sizes as a sweep file has them."""
     return dataclasses.asdict(given) if isinstance(given, Range) else given and list(given)
+
+
+def _task(task: Task) -> dict[str, Any]:
+    """Write a task under the keys of a sweep file."""
+    made = dataclasses.asdict(task) | dict.fromkeys(("prompt", "completion", "messages"))
+    made["kind"] = "completion" if task.is_completion else "regression" if task.num_labels == 1 else "classification"
+    if task.is_completion:
+        columns = {"messages": task.label} if task.is_chat else {"prompt": task.text[0], "completion": task.label}
+        made |= {"text": None, "label": None, **columns}
+    return made
 
 
 def _method(method: Method) -> dict[str, Any]:

@@ -135,11 +135,11 @@ def collate(examples: Sequence[Example], rows: Sequence[int], pad: int, encoder_
     """
     chosen = [(examples[row]["input_ids"], examples[row]["labels"]) for row in rows]
     read = [torch.tensor(head if encoder_decoder else head + tail) for head, tail in chosen]
-    told = [torch.tensor(tail if encoder_decoder else [IGNORED] * len(head) + tail) for head, tail in chosen]
+    answers = [torch.tensor(tail if encoder_decoder else [IGNORED] * len(head) + tail) for head, tail in chosen]
     return {
         "input_ids": pad_sequence(read, batch_first=True, padding_value=pad),
         "attention_mask": pad_sequence([torch.ones_like(ids) for ids in read], batch_first=True),
-        "labels": pad_sequence(told, batch_first=True, padding_value=IGNORED),
+        "labels": pad_sequence(answers, batch_first=True, padding_value=IGNORED),
     }
 
 

@@ -79,7 +79,8 @@ def _model(entry: Record) -> Any:
 
 def _task(entry: Record) -> Any:
     asked = {key: value for key, value in entry.items() if key != "content"}
-    return [entry["content"], *(entry[key] for key in ("name", "num_labels", "metric"))] if entry["content"] else asked
+    decisive = ("name", "num_labels", "metric", "max_new_tokens", "stop", "answer")
+    return [entry["content"], *(entry[key] for key in decisive)] if entry["content"] else asked
 
 
 def _method(entry: Record) -> Any:

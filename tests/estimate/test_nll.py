@@ -73,6 +73,18 @@ def test_the_estimate_finds_the_d_and_reports_losses(answers):
     assert any("none is counted" in each for each in found.warnings) is not answers
 
 
+@pytest.mark.parametrize(
+    "value, outcome",
+    [(0.5, Outcome.above_range), (2.0, Outcome.found), (3.9, Outcome.below_range), (6.0, Outcome.below_range)],
+)
+def test_any_value_has_an_answer(value, outcome):
+    searches = [search(seed, Rule(None, value, "theta_0")) for seed in range(3)]
+    found = fit(searches, observed(searches)).d_at()
+    assert found.outcome is outcome and found.threshold == pytest.approx(value)
+    assert found.text.startswith(f"d(nll <= {value:g}) ")
+    assert ("is not below chance" in " ".join(found.warnings)) == (value > ZERO)
+
+
 def test_a_value_is_reached_from_above():
     searches = [search(seed, Rule(None, 2.0, "theta_0")) for seed in range(3)]
     found = fit(searches, observed(searches)).d_at()

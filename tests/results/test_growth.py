@@ -83,6 +83,11 @@ def task(**keys):
     return with_(("tasks",), [BASE["tasks"][0] | keys, BASE["tasks"][1]])
 
 
+def completion(**keys):
+    given = {"text": None, "kind": "completion", "prompt": "p", "completion": "c"}
+    return task(**(given | {"metric": "exact_match", "max_new_tokens": 4} | keys))
+
+
 def method(**keys):
     return with_(("methods",), [keys])
 
@@ -118,6 +123,16 @@ CHANGED = {
             "encoding": "cp1252",
         }.items()
     },
+    "[[tasks]] a kind": (BASE, task(text=None, kind="completion", prompt="t", completion="u")),
+    **{
+        f"[[tasks]] a {key}": (completion(), completion(**{key: value}))
+        for key, value in {
+            "prompt": "x", "completion": "x", "max_new_tokens": 9, "stop": "x", "answer": "x",
+        }.items()
+    },
+    "[[tasks]] a messages": tuple(
+        completion(prompt=None, completion=None, messages=each) for each in ("t", "u")
+    ),
     **{
         f"[[methods]] {name} {key}": (method(name=name, **before), method(name=name, **{key: value}))
         for name, key, before, value in (
@@ -158,7 +173,10 @@ def test_what_was_asked_and_is_asked_otherwise_is_refused_by_name(key):
         assert lines and all("\n" not in line and " -> " in line for line in lines)
         keys = [line.split(": ")[0] for line in lines]
         # Some keys bring another: labels their number, a holdout no split, a scope its usual head.
-        assert (key in keys and len(keys) <= 2) or (key.endswith("scope") and "methods" in keys[0]), lines
+        assert (
+            (key in keys and (len(keys) <= 2 or key.endswith("kind")))  # a kind brings its columns
+            or (key.endswith("scope") and "methods" in keys[0])
+        ), lines
 
 
 def test_every_key_of_a_sweep_file_is_held_by_one_of_these_tests():

@@ -122,7 +122,9 @@ def test_a_sweep_measures_both_metrics_and_leaves_adapters_that_answer(sweep, tm
         prompts = [tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True) for each in turns]
     ids = [tokenizer(each, return_tensors="pt", add_special_tokens=not chat).input_ids for each in prompts]
     plain = model.merge()
-    written = [plain.generate(each, max_new_tokens=4, do_sample=False, eos_token_id=6 if chat else 2)[0] for each in ids]
+    written = [
+        plain.generate(each, max_new_tokens=4, do_sample=False, eos_token_id=6 if chat else 2)[0] for each in ids
+    ]
     starts = [0 if kind == "t5" else each.shape[1] for each in ids]
     answers = [
         tokenizer.decode(each[start:], skip_special_tokens=True).strip()
