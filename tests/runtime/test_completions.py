@@ -5,10 +5,9 @@ import random
 
 import decoders
 import pytest
-from typer.testing import CliRunner
 
 import distsub
-from distsub.cli import app
+from distsub.cli import main
 from distsub.results import Store
 
 SWEEP = """\
@@ -80,17 +79,24 @@ def sweep(tmp_path):
     return write
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, [str(each) for each in arguments])
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main([str(each) for each in arguments])
+        shown = capsys.readouterr()
+        return end.value.code or 0, shown.out, " ".join((shown.out + shown.err).split())
+
+    return call
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind, chat", [("llama", False), ("llama", True), ("t5", False)])
-def test_a_sweep_measures_both_metrics_and_leaves_adapters_that_answer(sweep, tmp_path, kind, chat):
+def test_a_sweep_measures_both_metrics_and_leaves_adapters_that_answer(sweep, run, tmp_path, kind, chat):
     out = tmp_path / "out"
-    done = run("run", sweep(kind, chat), "--out", out, "--backend", "inline", "--plain")
-    assert done.exit_code == 0, done.output
+    code, _, said = run("run", sweep(kind, chat), "--out", out, "--backend", "inline", "--plain")
+    assert code == 0, said
     found = {row.trial.id: row for row in Store.open(str(out)).read()}
     zero = {row.trial.task.name: row for row in found.values() if row.trial.is_theta_0}
     assert set(zero) == {"likely", "exact"} and zero["likely"].score > 2 and zero["exact"].score < 0.5
@@ -101,7 +107,7 @@ def test_a_sweep_measures_both_metrics_and_leaves_adapters_that_answer(sweep, tm
             assert {name for name, _ in row.metrics} == {"nll", "bits_per_byte"}
         else:
             assert set(row.predicted) <= {0.0, 1.0} and set(row.target) == {1.0}
-    table = json.loads(run("query", out, "select * from searches", "--format", "json").output)
+    table = json.loads(run("query", out, "select * from searches", "--format", "json")[1])
     rules = {row["task"]: (row["threshold_rule"], row["chance_rule"]) for row in table}
     assert rules["likely"] == ("theta_0 + 0.9 x (full - theta_0)", "theta_0")
     assert rules["exact"] == ("0.9 x full", "theta_0")
@@ -109,7 +115,7 @@ def test_a_sweep_measures_both_metrics_and_leaves_adapters_that_answer(sweep, tm
         if row["task"] == "likely":
             way = row["chance"] + 0.9 * (row["baseline_score"] - row["chance"])
             assert row["threshold"] == pytest.approx(way) and row["threshold"] < row["chance"]
-    assert run("report", out).exit_code == 0
+    assert run("report", out)[0] == 0
     best = max(
         (row for row in found.values() if row.trial.d and row.trial.task.metric == "exact_match"),
         key=lambda row: (row.score, -row.trial.d),
@@ -145,23 +151,22 @@ def test_a_sweep_measures_both_metrics_and_leaves_adapters_that_answer(sweep, tm
         ({'completion = "completion"': 'completion = "answer"'}, 'has no column "answer"'),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_trained(sweep, tmp_path, changes, said):
-    done = run("run", sweep(**changes), "--out", tmp_path / "out", "--backend", "inline", "--plain")
-    assert done.exit_code == 2 and said in " ".join(done.output.split()), done.output
+def test_what_cannot_work_is_refused_before_anything_is_trained(sweep, run, tmp_path, changes, said):
+    code, _, shown = run("run", sweep(**changes), "--out", tmp_path / "out", "--backend", "inline", "--plain")
+    assert code == 2 and said in shown, shown
     assert not list((tmp_path / "out").glob("observations/*.parquet"))
 
 
-def test_a_model_that_is_no_language_model_is_refused(sweep, tiny_model, tmp_path):
+def test_a_model_that_is_no_language_model_is_refused(sweep, run, tiny_model, tmp_path):
     path = sweep()
     path.write_text(path.read_text().replace(str(tmp_path / "llama"), tiny_model))
-    done = run("run", path, "--out", tmp_path / "out", "--backend", "inline", "--plain")
-    said = " ".join(done.output.split())
-    assert done.exit_code == 2 and "completions need a language model, and its config.json names BertModel" in said
+    code, _, shown = run("run", path, "--out", tmp_path / "out", "--backend", "inline", "--plain")
+    assert code == 2 and "completions need a language model, and its config.json names BertModel" in shown
 
 
-def test_a_chat_without_a_template_is_refused(sweep, tmp_path):
+def test_a_chat_without_a_template_is_refused(sweep, run, tmp_path):
     path = sweep(chat=True)
     decoders.tokenizer().save_pretrained(tmp_path / "llama")
     (tmp_path / "llama" / "chat_template.jinja").unlink(missing_ok=True)
-    done = run("run", path, "--out", tmp_path / "out", "--backend", "inline", "--plain")
-    assert done.exit_code == 2 and "messages need a chat template" in " ".join(done.output.split()), done.output
+    code, _, shown = run("run", path, "--out", tmp_path / "out", "--backend", "inline", "--plain")
+    assert code == 2 and "messages need a chat template" in shown, shown
