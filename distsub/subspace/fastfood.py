@@ -27,8 +27,8 @@ from distsub.subspace.stacked import Stacked
 _FEW = 256
 """From more blocks on s is even by itself: a condition number below 1.5, up to L = 16,384."""
 
-_RADIX = 32
-"""Order of the Hadamard matrices a transform is factored into: products of this size are fastest per entry."""
+_RADIX_BITS = 5
+"""log2 of the order of the Hadamard matrices a transform is factored into: products of 16 to 64 are fastest."""
 
 
 @cache
@@ -50,16 +50,27 @@ def hadamard(x: Tensor) -> Tensor:
     per entry and factor, which beats k passes of additions over memory.
     """
     shape, flat, inner = x.shape, x.reshape(-1), x.shape[-1]
-    # Two factors at least: a product of one row with a matrix is summed in another order than one of many rows, and
-    # a block's numbers must not depend on how many blocks are transformed together.
-    largest = min(_RADIX, max(2, inner // 2))
-    while inner > 1:
-        radix = min(largest, inner)
+    for radix in _radices(inner):
         inner //= radix
         matrix = _sylvester(radix, x.dtype, x.device)
         flat = flat.view(-1, radix) @ matrix if inner == 1 else torch.matmul(matrix, flat.view(-1, radix, inner))
         flat = flat.reshape(-1)
     return flat.view(shape)
+
+
+@cache
+def _radices(length: int) -> tuple[int, ...]:
+    """Factor a power of two into as equal powers as can be: one small factor left over costs more than all others.
+
+    >>> _radices(1024), _radices(2048), _radices(4096), _radices(8192), _radices(16384)
+    ((32, 32), (64, 32), (16, 16, 16), (32, 16, 16), (32, 32, 16))
+    """
+    total = length.bit_length() - 1
+    # Two factors at least: a product of one row with a matrix is summed in another order than one of many rows, and
+    # a block's numbers must not depend on how many blocks are transformed together.
+    count = min(max(2, -(-(total - 1) // _RADIX_BITS)), max(total, 1))
+    each, more = divmod(total, count)
+    return tuple(1 << each + (number < more) for number in range(count)) if total else ()
 
 
 def next_power_of_two(n: int) -> int:
