@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from textwrap import indent
 
+import computed as computed_trainings
 import pytest
 
 from distsub.config import load_sweep, parse_sweep
@@ -145,9 +146,9 @@ def distsub_run(warm):
     """Start `distsub run`; whatever still runs at the end of the test is ended."""
     runs = []
 
-    def start(sweep, out, environment, *more):
-        # A Ray of its own is started, and looked at, from a process of its own.
-        program = warm.command if "RAY_ADDRESS" in environment else (sys.executable, "-m", "distsub.cli")
+    def start(sweep, out, environment, *more, apart=False):
+        # Only below a process of its own are its children found, such as a Ray that it has started.
+        program = (sys.executable, "-m", "distsub.cli") if apart else warm.command
         runs.append(Run(program, sweep, out, environment, *more))
         return runs[-1]
 
@@ -179,13 +180,16 @@ def undisturbed(tmp_path_factory):
     """Give the rows of a sweep that ran in this process; what says the same runs once."""
     tables = {}
 
-    def rows(path):
+    def rows(path, is_computed=False):
         sweep = check(load_sweep(path))
-        key = sweep.text, sweep.places  # a sweep's addresses may be relative
+        key = sweep.text, sweep.places, is_computed  # a sweep's addresses may be relative
         if key not in tables:
             out = tmp_path_factory.mktemp("inline") / "out"
             store = Store.create(str(out), sweep.text, sweep.fingerprint, str(path.parent), sweep.places)
-            assert launch.run(sweep, store, "inline") == 0
+            with pytest.MonkeyPatch.context() as patch:
+                if is_computed:
+                    patch.setattr("distsub.runtime.worker.train", computed_trainings.train)
+                assert launch.run(sweep, store, "inline") == 0
             tables[key] = table_of(out)
         return tables[key]
 
@@ -193,9 +197,16 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.fixture
-def truth(small_sweep, undisturbed):
+def truth(small_sweep, undisturbed, request):
     """The rows of the undisturbed small sweep."""
-    return undisturbed(small_sweep)
+    return undisturbed(small_sweep, "computed" in request.fixturenames)
+
+
+@pytest.fixture
+def computed(starts):
+    """Let workers compute their rows, where it is not trainings that are tested but who makes which, when and where."""
+    starts.are_computed = True
+    starts.patch()
 
 
 LIGHT = """\
@@ -205,10 +216,12 @@ def lighten(module):  # agents without the dashboard start in a third of the tim
         module.get_dashboard_dependency_error = lambda: ImportError("not wanted")
 class Finder:
     patches = {{"ray._private.utils": lighten}}
+    files = {{}}
     def find_spec(self, name, path=None, target=None):
         change = self.patches.pop(name, None)
         if change is not None:
-            spec = importlib.util.find_spec(name)
+            file = self.files.get(name)
+            spec = importlib.util.spec_from_file_location(name, file) if file else importlib.util.find_spec(name)
             real = spec.loader.exec_module
             spec.loader.exec_module = lambda module: (real(module), change(module))
             return spec
@@ -233,8 +246,41 @@ Finder.patches["distsub.finetune.train"] = patch
 """
 
 
+COMPUTED = """\
+class Nothing(type(sys)):
+    EVERY_S = None
+    here = staticmethod(lambda trial, files: trial)
+    def __getattr__(self, name):
+        return type(name, (), {{"__init__": lambda *_: None, "read": lambda _: None, "remove": lambda _: None}})
+    def bound(self, *_):
+        pass
+    is_shortage = advice = release = set_num_threads = provide = bound
+class WithoutTorch:  # while the worker's module is loaded, nothing stands for what it imports and trainings need
+    names = ("torch", *("distsub.finetune." + name for name in ("ablate", "inputs", "memory")))
+    names += ("distsub.runtime.recording", "distsub.runtime.resume", "distsub.subspace.model")
+    def find_spec(self, name, path=None, target=None):
+        if name == "distsub.runtime.worker":
+            sys.meta_path.remove(self)
+            spec = importlib.util.find_spec(name)
+            real = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: self.load(real, module)
+            return spec
+    def load(self, real, module):
+        sys.modules.update((name, Nothing(name)) for name in self.names)
+        real(module)
+        for name in self.names:
+            del sys.modules[name]
+if any(each.endswith("default_worker.py") for each in sys.orig_argv):
+    Finder.files["distsub.finetune.train"] = {file!r}
+    Finder.patches.setdefault("distsub.finetune.train", lambda module: None)
+    sys.meta_path.insert(0, WithoutTorch())
+"""
+
+
 class Starts:
     """What worker processes note when they begin a training; `delay` seconds make it last."""
+
+    are_computed = False
 
     def __init__(self, folder):
         self.site, self._file = folder / "site", folder / "starts"
@@ -249,6 +295,8 @@ class Starts:
                 more, "    "
             )
         code = NOTE.format(file=str(self._file), delay=delay, more=indent(more, " " * 8))
+        if self.are_computed:
+            code += COMPUTED.format(file=computed_trainings.__file__)
         (self.site / "sitecustomize.py").write_text(LIGHT.format(more=code))
 
     def read(self):

@@ -96,27 +96,38 @@ def growing(folder, environment, starts, free_port):
     made.end()
 
 
+GATE = "while not os.path.exists({open!r}):\n    time.sleep(0.1)"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("most", [{"max_concurrent_trials": 4}, {}], ids=["as many as asked", "as many as may be"])
 def test_a_cluster_grows_to_four_nodes_under_a_sweep_and_back(
-    growing, starts, tiny_sweep, tmp_path, distsub_run, with_resources, most
+    computed, growing, starts, tiny_sweep, tmp_path, distsub_run, with_resources
 ):
-    """Also without a number: then it is handed all that its searches can use, of which the cluster runs what it may."""
-    starts.patch(delay=5.0)
-    began = time.monotonic()
-    while growing.nodes() != 0:
-        assert time.monotonic() - began < 120, "no head"
-        time.sleep(0.5)
-    with_resources(tiny_sweep, cpus_per_trial=1, **most)
-    run = distsub_run(tiny_sweep, tmp_path / "grown", growing.environment)
-    run.until(lambda: "connecting" in run.log(), "connection")
-    print(f"\nfour nodes after {run.until(lambda: growing.nodes() == 4, 'four nodes'):.0f} s")
-    run.finish(seconds=600)
-    assert "waiting" not in run.log()
-    assert len({node for _, node, *_ in starts.read()}) == 4
-    ended = time.monotonic()
-    while growing.nodes():
-        assert time.monotonic() - ended < 240, f"{growing.nodes()} nodes still there"
-        time.sleep(0.5)
-    print(f"the head alone {time.monotonic() - ended:.0f} s after the sweep's end")
+    """Twice; without a number it is handed all that its searches can use, of which the cluster runs what it may."""
+
+    def until(condition, what, seconds):
+        began = time.monotonic()
+        while not condition():
+            assert time.monotonic() - began < seconds, what
+            time.sleep(0.2)
+        return time.monotonic() - began
+
+    def grows_and_shrinks(name, **most):
+        gate, before = tmp_path / f"{name}, open", len(starts.read())
+        starts.patch(more=GATE.format(open=str(gate)))  # a training lasts until each of four nodes has one
+        with_resources(tiny_sweep, cpus_per_trial=1, **most)
+        run = distsub_run(tiny_sweep, tmp_path / name, growing.environment)
+        run.until(lambda: "connecting" in run.log(), "connection")
+        print(f"\n{name}: four nodes after {run.until(lambda: growing.nodes() == 4, 'four nodes'):.0f} s")
+        run.until(lambda: len({node for _, node, *_ in starts.read()[before:]}) == 4, "use of all four")
+        gate.touch()
+        run.finish(seconds=600)
+        assert "waiting" not in run.log()
+        assert len({node for _, node, *_ in starts.read()[before:]}) == 4
+        back = until(lambda: growing.nodes() == 0, "nodes still there", 240)
+        print(f"the head alone {back:.0f} s after the sweep's end")
+
+    until(lambda: growing.nodes() == 0, "no head", 120)
+    grows_and_shrinks("as many as asked", max_concurrent_trials=4)
+    grows_and_shrinks("as many as may be")

@@ -27,7 +27,9 @@ def test_a_node_fits_as_many_trials_as_its_scarcest_resource(node, resources, co
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_draining_node_gets_no_new_trial(with_resources, rig, starts, small_sweep, tmp_path, truth, distsub_run):
+def test_a_draining_node_gets_no_new_trial(
+    computed, with_resources, rig, starts, small_sweep, tmp_path, truth, distsub_run
+):
     with_resources(small_sweep, retries=0)  # to leave a node in time is no failure of the trial
     starts.patch(delay=1.0)
     leaves, stays = rig.add(), rig.add()
@@ -54,7 +56,7 @@ def test_a_request_that_this_machine_never_meets_is_refused_at_once(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_request_that_no_node_meets_is_said_within_a_minute_and_met_when_one_joins(
-    rig, small_sweep, tmp_path, truth, distsub_run, with_resources
+    computed, rig, small_sweep, tmp_path, truth, distsub_run, with_resources
 ):
     rig.add(num_cpus=1)
     wide = with_resources(small_sweep, cpus_per_trial=1.5, max_concurrent_trials=2)
@@ -69,9 +71,11 @@ def test_a_request_that_no_node_meets_is_said_within_a_minute_and_met_when_one_j
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_an_idle_process_lets_go_of_its_node_while_the_last_trial_runs(
-    rig, starts, small_sweep, tmp_path, truth, distsub_run
+    computed, rig, starts, small_sweep, tmp_path, truth, distsub_run
 ):
-    starts.patch(more="time.sleep(60 if (trial.d, trial.seeds.data) == (256, 0) else 0)")
+    gate = tmp_path / "gate"
+    last = f"while (trial.d, trial.seeds.data) == (256, 0) and not os.path.exists({str(gate)!r}):\n    time.sleep(0.1)"
+    starts.patch(more=last)
     rig.add(), rig.add()
     run = distsub_run(small_sweep, tmp_path / "tail", rig.environment)
     run.until(lambda: len({pid for *_, pid, _ in starts.read()}) == 2, "both processes")
@@ -79,4 +83,5 @@ def test_an_idle_process_lets_go_of_its_node_while_the_last_trial_runs(
     run.until(lambda: sum(os.path.exists(f"/proc/{pid}") for pid in pids) == 1, "end of the idle process")
     slow = next(pid for *_, pid, _ in starts.read() if os.path.exists(f"/proc/{pid}"))
     assert starts.read()[-1][2] == slow or run.rows() < len(truth)
+    gate.touch()
     run.finish(truth)

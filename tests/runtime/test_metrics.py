@@ -78,12 +78,13 @@ def test_a_trial_is_counted_by_what_its_row_says(monkeypatch, result, counted):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_prometheus_and_status_see_a_sweep_while_it_runs(
-    environment, starts, small_sweep, tmp_path, distsub_run, monkeypatch, truth, head_of_one
+    computed, environment, starts, small_sweep, tmp_path, distsub_run, monkeypatch, truth, head_of_one
 ):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(starts.site), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
     environment["RAY_metrics_report_interval_ms"] = "1000"
-    starts.patch(delay=4.0)  # figures reach the endpoint some seconds after they are set
+    gate = tmp_path / "gate"  # figures reach the endpoint some seconds after they are set: searches are open until then
+    starts.patch(more=f"while trial.d is not None and not os.path.exists({str(gate)!r}):\n    time.sleep(0.1)")
     ray_cluster = head_of_one()
     node = ray_cluster.head_node
     url = f"http://{node.node_ip_address}:{node.metrics_export_port}/metrics"
@@ -103,4 +104,5 @@ def test_prometheus_and_status_see_a_sweep_while_it_runs(
     asked = [sys.executable, "-m", "distsub.cli", "status", str(run.out), "--format", "json"]
     told = json.loads(subprocess.run(asked, env=environment, capture_output=True, text=True, check=True).stdout)
     assert run.poll() is None and len(told) == 2 and {row["outcome"] for row in told} == {"open"}
+    gate.touch()
     run.finish(truth)
