@@ -181,16 +181,13 @@ def test_one_put_in_five_fails_and_no_row_is_lost_or_twice(bucket):
 
 @pytest.mark.parametrize("backend", ["inline", "tune"])
 def test_a_trial_costs_at_most_four_requests_and_the_end_one_pass_over_the_rows(
-    bucket, tiny_text, tmp_path, backend, warm
+    bucket, environment, tiny_text, tmp_path, backend, warm
 ):
     address, _, server = bucket
     text = tiny_text.replace("eval_every = 10", "eval_every = 5")
     (tmp_path / "sweep.toml").write_text(text)
     out = f"s3://bucket/runs/counted?{options(address)}"
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
-    program = warm.command if backend == "inline" else (sys.executable, "-m", "distsub.cli")
-    command = [*program, "run", str(tmp_path / "sweep.toml"), "--out", out, "--backend", backend, "--plain"]
+    command = [*warm.command, "run", str(tmp_path / "sweep.toml"), "--out", out, "--backend", backend, "--plain"]
 
     def requests():
         server.requests.clear()

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -38,17 +37,8 @@ def sweep(tiny_text, tmp_path):
 
 
 @pytest.fixture
-def run(sweep, warm):
-    ray = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # Ray's sockets need a short path
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_TMPDIR": ray}
-
-    def start(out, backend):
-        program = warm.command if backend == "inline" else (sys.executable, "-m", "distsub.cli")
-        command = [*program, "run", str(sweep), "--out", str(out), "--backend", backend]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-    yield start
-    shutil.rmtree(ray, ignore_errors=True)
+def run(sweep, warm, environment):
+    return lambda out, backend: warm.run("run", sweep, "--out", out, "--backend", backend, env=environment)
 
 
 def ends_in_one_line(done, *words):

@@ -164,6 +164,7 @@ def shown_rows(screen):
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_run_on_ray_goes_to_its_end_in_a_terminal(columns, small_sweep, tmp_path, terminal):
     text = small_sweep.read_text().replace('methods = ["did"]', 'methods = ["did", "said"]')
+    text = text.replace("steps = 40", "steps = 20")
     small_sweep.write_text(text.replace("dims = [8, 16, 64, 256]", "dims = [8, 64]"))
     run = terminal(columns, "run", small_sweep, "--out", tmp_path / "out")
     code, screen = run.finish(600)

@@ -15,24 +15,21 @@ from distsub.runtime.checks import check
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def command(sweep, out, *more):
-    return [sys.executable, "-m", "distsub.cli", "run", str(sweep), "--out", str(out), *more]
-
-
 def test_tune_gives_the_table_of_the_inline_backend(tiny_sweep, tmp_path, undisturbed, rows_of, environment):
     truth = undisturbed(tiny_sweep)
-    done = subprocess.run(command(tiny_sweep, tmp_path / "tune"), env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "distsub.cli", "run", str(tiny_sweep), "--out", str(tmp_path / "tune")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     # Tune starts the first d before the threshold is known, so it may hold a trial that inline never needed.
     assert truth.items() <= rows_of(tmp_path / "tune").items()
 
 
-def test_a_trial_that_kills_its_process_is_retried_then_recorded(small_sweep, tmp_path, starts, environment):
+def test_a_trial_that_kills_its_process_is_retried_then_recorded(small_sweep, tmp_path, starts, environment, warm):
     starts.patch(more="if trial.d == 64 and trial.seeds.data == 0: os.kill(os.getpid(), 9)")
     environment["PYTHONPATH"] = os.pathsep.join([str(starts.site), environment["PYTHONPATH"]])
     out = tmp_path / "crash"
-    done = subprocess.run(command(small_sweep, out), env=environment, capture_output=True, text=True)
+    done = warm.run("run", small_sweep, "--out", out, env=environment)
     assert done.returncode == 3, done.stderr
     dead = {row.trial.id for row in Store.open(str(out)).read() if row.status == "error"}
     begun = Counter(trial for *_, trial in starts.read())
