@@ -14,9 +14,9 @@ quickstart: $(STAMP)
 	$(BIN)/distsub run sweeps/quickstart.toml --out results/quickstart
 	$(BIN)/distsub report results/quickstart
 
-# Two processes: tests of real clusters mostly wait for Ray to start.
+# Three processes for two cores: tests of real clusters mostly wait, so others run beside them (tests/conftest.py).
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist worksteal --durations 15
+	$(BIN)/python -m pytest -m "slow or not slow" -n 3 --dist worksteal --durations 15
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest

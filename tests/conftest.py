@@ -24,6 +24,32 @@ settings.load_profile("a shared machine")
 WORDS = [f"w{i}" for i in range(40)] + ["good", "bad"]
 
 
+@pytest.hookimpl(trylast=True)  # after what -m leaves out
+def pytest_collection_modifyitems(config, items):
+    """Where processes share the tests, let some begin with those that wait for Ray, the longest first.
+
+    xdist gives each process one stretch of the tests, and an idle one the last half of what another has left. So none
+    is left with a long test at the end, and short ones run beside those that wait. The first process gets those that
+    share a cluster, the last gets no long ones where there are three.
+    """
+    given = getattr(config, "workerinput", None)
+    if given is None:
+        return
+    number = given["workercount"]
+    limits = {item: max((mark.args[0] for mark in item.iter_markers("timeout")), default=0) for item in items}
+    long = sorted((item for item in items if limits[item] > 300), key=lambda item: -limits[item])
+    stretches = [[item for item in long if "rig" in item.fixturenames], *([] for _ in range(1, number))]
+    for place, item in enumerate(item for item in long if "rig" not in item.fixturenames):
+        stretches[min(number - 1, 1 + place % max(1, number - 2))].append(item)
+    short = [item for item in items if limits[item] <= 300]
+    items.clear()
+    for place, stretch in enumerate(stretches):
+        size = (len(short) + sum(map(len, stretches[place:]))) // (number - place)  # as xdist cuts them
+        taken = max(0, size - len(stretch))
+        items += stretch + short[:taken]
+        del short[:taken]
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     import torch

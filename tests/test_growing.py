@@ -20,6 +20,7 @@ SMALL = {
     "[1.0, 3.0]": "[1.0]",
     "[1e-3, 3e-3]": "[3e-3]",
     "eval_every = 10\n": "",
+    "steps = 40": "steps = 20",
 }
 
 WIDER = {
@@ -162,7 +163,7 @@ def test_the_narrower_sweep_goes_on_in_the_wider_ones_directory(first, small, wi
 
 REFUSED = {
     "dims": (("[8, 64]", "[8, 96]"), "dims: [8, 64] -> [8, 96]"),
-    "steps": (("steps = 40", "steps = 41"), "[budget] steps: 40 -> 41"),
+    "steps": (("steps = 20", "steps = 21"), "[budget] steps: 20 -> 21"),
     "rows": (("batch_size = 16", "batch_size = 16\ntrain_examples = 64"), "[budget] train_examples: none -> 64"),
     "where": (('text = "sentence"', 'text = "sentence"\nholdout = 30'), "[[tasks]] tiny "),
 }
@@ -326,6 +327,7 @@ def texts(printed):
 @pytest.mark.parametrize("backend", ["inline", pytest.param("tune", marks=pytest.mark.slow)])
 def test_run_status_query_and_report_give_one_number(tiny_text, tmp_path, backend):
     text = tiny_text.replace("[8, 16, 64, 256]", "[16, 256]").replace("eval_every = 10\n", "")
+    text = text.replace("steps = 40", "steps = 20")
     (tmp_path / "sweep.toml").write_text(text)
     out = tmp_path / "out"
     code, said, note = call("run", tmp_path / "sweep.toml", "--out", out, "--backend", backend, "--plain")
