@@ -28,9 +28,14 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", split: Split, max_length: int
     Returns:
         One example per row.
     """
-    first, second = split.texts[0], split.texts[1] if len(split.texts) == 2 else None
+    first, *second = map(list, split.texts)
     encoded = tokenizer(
-        first, second, truncation=True, max_length=max_length, padding=False, return_attention_mask=False
+        first,
+        second[0] if second else None,
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=False,
     )
     return [dict(zip(encoded.keys(), row, strict=True)) for row in zip(*encoded.values(), strict=True)]
 

@@ -29,7 +29,12 @@ IGNORED = -100
 
 
 def tokenize(
-    tokenizer: "PreTrainedTokenizerBase", task: Task, split: Split, max_length: int, encoder_decoder: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    split: Split,
+    max_length: int,
+    encoder_decoder: bool,
+    first_row: int = 1,
 ) -> list[Example]:
     """Turn prompts and completions into token ids.
 
@@ -42,6 +47,7 @@ def tokenize(
         split: Prompts, and completions as labels.
         max_length: Tokens per example, special tokens included; of an encoder-decoder, per side.
         encoder_decoder: Whether prompt and completion are read apart.
+        first_row: Number of the first row, for messages.
 
     Returns:
         One example per row.
@@ -51,10 +57,13 @@ def tokenize(
         UnavailableError: The tokenizer has no end of sequence; or no template, and rows are chats.
     """
     if task.is_chat:
-        rows = [chats.render(tokenizer, text, f"{task.name} row {i}") for i, text in enumerate(split.texts[0], start=1)]
+        rows = [
+            chats.render(tokenizer, text, f"{task.name} row {i}")
+            for i, text in enumerate(split.texts[0], start=first_row)
+        ]
         prompts, completions = map(list, zip(*rows, strict=True))
     else:
-        prompts, completions = split.texts[0], [str(text) for text in split.labels]
+        prompts, completions = list(split.texts[0]), [str(text) for text in split.labels]
     if tokenizer.eos_token_id is None:
         raise UnavailableError(
             "the model's tokenizer has no end of sequence, by which completions end: set eos_token in its "
@@ -76,7 +85,7 @@ def tokenize(
         last = []
     return [
         _fitted(head, tail, first, last, max_length, encoder_decoder, f"{task.name}: row {row}")
-        for row, (head, tail) in enumerate(zip(heads, tails, strict=True), start=1)
+        for row, (head, tail) in enumerate(zip(heads, tails, strict=True), start=first_row)
     ]
 
 
@@ -113,11 +122,6 @@ def _fitted(
             f"hold{kept}: give at least {len(tail) if apart else len(first) + len(tail) + 1}, or leave the row out"
         )
     return {"input_ids": [*first, *head[-room:], *last], "labels": tail}
-
-
-def num_tokens(example: Example) -> int:
-    """Count what a model reads of a row: prompt and completion."""
-    return len(example["input_ids"]) + len(example["labels"])
 
 
 def collate(examples: Sequence[Example], rows: Sequence[int], pad: int, encoder_decoder: bool) -> dict[str, Tensor]:

@@ -33,17 +33,19 @@ class Evaluation:
         wall_s: Seconds spent so far.
     """
 
-    def __init__(self, trial: Trial, tokenizer: Any, split: data.Split, device: str, config: Any) -> None:
+    def __init__(
+        self, trial: Trial, tokenizer: Any, split: data.Split, device: str, config: Any, content: Sequence[Any]
+    ) -> None:
         """Tokenize the rows once, longest first so that padding is small."""
         task = trial.task
         self._task, self._tokenizer, self._device = task, tokenizer, device
-        self._rows = objective(tokenizer, task, split, trial.budget.max_length, config)
+        self._rows = objective(tokenizer, task, split, trial.budget.max_length, config, content)
         self._answers = [str(label) for label in split.labels] if task.is_completion else []
         self._order = sorted(range(len(split)), key=lambda i: -self._rows.lengths[i])
         if not task.is_completion:
             self.targets = tuple(float(label) for label in split.labels)
         elif task.metric == "nll":
-            self.targets = tuple(float(len(example["labels"])) for example in self._rows.examples)
+            self.targets = tuple(map(float, self._rows.examples.lengths("labels")))
         else:
             self.targets = (1.0,) * len(split)
         self.predicted: Sequence[float] = ()

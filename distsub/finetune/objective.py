@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distsub.finetune import batches, completions
+from distsub.finetune import batches, completions, tokens
 from distsub.finetune.data import Split
 from distsub.records import Task
 
@@ -15,19 +15,24 @@ class Labels:
     """The loss of a classifier, or of a regression, on some rows.
 
     Attributes:
-        examples: The tokens of each row.
+        examples: The tokens of each row, a sequence of dicts of lists.
         lengths: Tokens per row.
     """
 
-    def __init__(self, tokenizer: Any, split: Split, max_length: int, is_regression: bool) -> None:
-        self._tokenizer, self._split, self._is_regression = tokenizer, split, is_regression
-        self.examples = batches.tokenize(tokenizer, split, max_length)
-        self.lengths = [len(example["input_ids"]) for example in self.examples]
+    def __init__(
+        self, tokenizer: Any, split: Split, max_length: int, is_regression: bool, content: Sequence[Any] | None
+    ) -> None:
+        self._tokenizer, self._labels, self._is_regression = tokenizer, split.labels, is_regression
+        key = content and ["labels", *content, max_length]
+        self.examples = tokens.prepared(
+            len(split), key, lambda rows: batches.tokenize(tokenizer, split.part(rows), max_length)
+        )
+        self.lengths = self.examples.lengths("input_ids")
 
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Pad some rows: what the model reads, and their labels."""
         batch = batches.collate(self._tokenizer, self.examples, rows)
-        labels = torch.tensor([self._split.labels[row] for row in rows])
+        labels = torch.tensor([self._labels[row] for row in rows])
         return batch | {"labels": labels.float() if self._is_regression else labels.long()}
 
     def loss(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -38,10 +43,25 @@ class Labels:
 class Completions:
     """The loss of a language model on completions: the mean over the tokens of a batch; attributes as of `Labels`."""
 
-    def __init__(self, tokenizer: Any, task: Task, split: Split, max_length: int, encoder_decoder: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        task: Task,
+        split: Split,
+        max_length: int,
+        encoder_decoder: bool,
+        content: Sequence[Any] | None,
+    ) -> None:
         self._pad, self._apart = tokenizer.pad_token_id, encoder_decoder
-        self.examples = completions.tokenize(tokenizer, task, split, max_length, encoder_decoder)
-        self.lengths = [completions.num_tokens(example) for example in self.examples]
+        key = content and ["completions", *content, max_length, task.is_chat]
+        self.examples = tokens.prepared(
+            len(split),
+            key,
+            lambda rows: completions.tokenize(
+                tokenizer, task, split.part(rows), max_length, encoder_decoder, rows.start + 1
+            ),
+        )
+        self.lengths = self.examples.lengths("input_ids", "labels")
 
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Pad some rows: what the model reads, and the completions."""
@@ -55,7 +75,9 @@ class Completions:
 Objective = Labels | Completions
 
 
-def objective(tokenizer: Any, task: Task, split: Split, max_length: int, config: Any) -> Objective:
+def objective(
+    tokenizer: Any, task: Task, split: Split, max_length: int, config: Any, content: Sequence[Any] | None = None
+) -> Objective:
     """Prepare some rows of a task.
 
     Args:
@@ -64,10 +86,12 @@ def objective(tokenizer: Any, task: Task, split: Split, max_length: int, config:
         split: The rows.
         max_length: Tokens per example.
         config: The model's configuration.
+        content: What tells these rows and this tokenizer from all others, as plain values: their tokens are then made
+            once per machine. None makes them anew.
 
     Raises:
         DataError: A row cannot be read.
     """
     if task.is_completion:
-        return Completions(tokenizer, task, split, max_length, bool(config.is_encoder_decoder))
-    return Labels(tokenizer, split, max_length, task.num_labels == 1)
+        return Completions(tokenizer, task, split, max_length, bool(config.is_encoder_decoder), content)
+    return Labels(tokenizer, split, max_length, task.num_labels == 1, content)

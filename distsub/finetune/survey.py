@@ -231,7 +231,7 @@ def _model(model: str, num_labels: int, split: data.Split) -> dict[str, Any]:
     tokenizer = pretrained.tokenizer(prepared)
     built: Any = pretrained.build(prepared, num_labels, head_seed=0)
     rows = np.unique(np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).astype(int))
-    some = data.Split(tuple([texts[i] for i in rows] for texts in split.texts), [split.labels[i] for i in rows])
+    some = data.Split(tuple([str(column[i]) for i in rows] for column in split.texts), [split.labels[i] for i in rows])
     longest = [limit for limit in (tokenizer.model_max_length, _positions(built.config)) if 0 < limit < 10**6]
     limit = min(longest, default=512)
     lengths = sorted(len(each["input_ids"]) for each in batches.tokenize(tokenizer, some, 10**6))

@@ -145,8 +145,11 @@ class Training:
         counted = trial.vary(task=replace(self.splits.task, content=trial.task.content))
         self.model, self._counts = build_model(counted, self.prepared, device, snapshots)
         config, length = self.model.config, budget.max_length
-        self._rows = objective(self._tokenizer, counted.task, self.splits.train, length, config)
-        self.evaluation = Evaluation(counted, self._tokenizer, self.splits.validation, device, config)
+        content = [self.prepared.content, self.splits.dataset_hash]
+        self._rows = objective(self._tokenizer, counted.task, self.splits.train, length, config, [*content, "train"])
+        self.evaluation = Evaluation(
+            counted, self._tokenizer, self.splits.validation, device, config, [*content, "validation"]
+        )
         self.optimizer = build_optimizer(counted, self.model, self._counts["step_size"])
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, budget.steps, budget.warmup)

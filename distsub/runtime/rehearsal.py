@@ -4,7 +4,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import nn
 from distsub.errors import ConfigError, DataError, DistsubError, OutOfMemoryError, first_line
 from distsub.finetune import batches, building, memory, pretrained
 from distsub.finetune.data import Split, Splits
+from distsub.finetune.objective import objective
 from distsub.finetune.precision import autocast_for
+from distsub.finetune.tokens import Tokens
 from distsub.records import Budget, Random, Subspace, Trial, label
 
 ABSOLUTE, RELATIVE = 1e-5, 1e-4
@@ -32,17 +34,22 @@ class Rows:
     """
 
     name: str
-    examples: list[batches.Example]
+    examples: Tokens
     labels: list[float]
     places: list[tuple[str, int]]
 
+    @cached_property
+    def lengths(self) -> list[int]:
+        """The tokens of each row."""
+        return self.examples.lengths("input_ids")
+
     def length(self, row: int) -> int:
         """Count the tokens of a row."""
-        return len(self.examples[row]["input_ids"])
+        return self.lengths[row]
 
     def probes(self) -> list[int]:
         """Choose the shortest, an ordinary and the longest row, each once."""
-        order = sorted(range(len(self.examples)), key=self.length)
+        order = sorted(range(len(self.examples)), key=self.lengths.__getitem__)
         return list(dict.fromkeys((order[0], order[len(order) // 2], order[-1])))
 
     def listed(self, rows: list[int]) -> str:
@@ -72,7 +79,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
     tokenizer = pretrained.tokenizer(prepared)
     name = f"{first.model} on {first.task.name}"
     _check_room(tokenizer, first, name)
-    rows = read(tokenizer, splits, first.budget, name)
+    rows = read(tokenizer, splits, first.budget, name, prepared.content)
     _check_tokens(rows, tokenizer, first)
     if say and (line := _joined(tokenizer, splits.train, name)):
         say(f"note: {line}")
@@ -88,8 +95,8 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
             step(without_checkpoints(trial.vary(task=splits.task)), prepared, _batch(rows, tokenizer, splits), device)
 
 
-def read(tokenizer: Any, splits: Splits, budget: Budget, name: str) -> Rows:
-    """Tokenize a task's rows.
+def read(tokenizer: Any, splits: Splits, budget: Budget, name: str, content: str) -> Rows:
+    """Tokenize a task's rows, as the trials will find them.
 
     Raises:
         DataError: A row has no tokens at all.
@@ -97,7 +104,14 @@ def read(tokenizer: Any, splits: Splits, budget: Budget, name: str) -> Rows:
     parts = {"train": splits.train, "validation": splits.validation}
     return Rows(
         name,
-        list(chain(*(batches.tokenize(tokenizer, part, budget.max_length) for part in parts.values()))),
+        Tokens.joined(
+            [
+                objective(
+                    tokenizer, splits.task, part, budget.max_length, None, [content, splits.dataset_hash, key]
+                ).examples
+                for key, part in parts.items()
+            ]
+        ),
         [float(label) for part in parts.values() for label in part.labels],
         [(key, number) for key, part in parts.items() for number in range(1, len(part) + 1)],
     )

@@ -9,7 +9,9 @@ from distsub.errors import ConfigError
 from distsub.finetune import completions, generation, pretrained
 from distsub.finetune.completions import Example
 from distsub.finetune.data import Splits
+from distsub.finetune.objective import objective
 from distsub.finetune.precision import Autocast
+from distsub.finetune.tokens import Tokens
 from distsub.records import Trial, label
 from distsub.runtime.rehearsal import ABSOLUTE, RELATIVE, one_line, step, without_checkpoints
 
@@ -35,12 +37,14 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
     name = f"{first.model} on {first.task.name}"
     model: Any = pretrained.build(prepared, 0, 0).to(device).eval()
     apart, length = bool(model.config.is_encoder_decoder), first.budget.max_length
-    rows = [
-        example
-        for split in (splits.train, splits.validation)
-        for example in completions.tokenize(tokenizer, splits.task, split, length, apart)
-    ]
-    order = sorted(range(len(rows)), key=lambda row: completions.num_tokens(rows[row]))
+    parts = {"train": splits.train, "validation": splits.validation}
+    found = (
+        objective(tokenizer, splits.task, part, length, model.config, [prepared.content, splits.dataset_hash, key])
+        for key, part in parts.items()
+    )
+    rows = Tokens.joined([each.examples for each in found])
+    lengths = rows.lengths("input_ids", "labels")
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
     probes = [rows[row] for row in dict.fromkeys((order[0], order[len(order) // 2], order[-1]))]
     with one_line(name, "a forward pass"):
         _check_ids(rows, model, name)
@@ -58,7 +62,7 @@ def _mean(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return completions.losses(model, batch).mean()
 
 
-def _check_ids(rows: list[Example], model: Any, name: str) -> None:
+def _check_ids(rows: Tokens, model: Any, name: str) -> None:
     """Refuse tokens that the embedding does not have."""
     size = model.get_input_embeddings().num_embeddings
     most = max(max(*example["input_ids"], *example["labels"]) for example in rows)
