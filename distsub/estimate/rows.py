@@ -238,7 +238,7 @@ def prepare(
             " failed to train, the threshold is too low; train more seeds, or look at the learning rates",
         )
     baseline = tuple(row for row, is_kept in zip(full, verdict.kept, strict=True) if is_kept)
-    subspace = [row for row in ordered if row.d is not None]
+    subspace = [_at_least(row, floor, metric) for row in ordered if row.d is not None]
     etas = _candidates(subspace)
     tried = [row for row in subspace if row.arm in etas]
     scored = tuple(row for row in tried if row.score is not None)
@@ -259,6 +259,13 @@ def prepare(
         diverged=len(gone),
         warnings=warnings,
     )
+
+
+def _at_least(row: Row, floor: float, metric: str) -> Row:
+    """Take what ended worse than the untouched model for it: a loss has no bound, and would pull the curve with it."""
+    if sign(metric) > 0 or row.score is None or row.score >= floor:
+        return row
+    return replace(row, score=floor, influences=None)
 
 
 def _by_value(rows: Iterable[Row]) -> list[Row]:

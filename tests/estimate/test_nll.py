@@ -85,6 +85,16 @@ def test_any_value_has_an_answer(value, outcome):
     assert ("is not below chance" in " ".join(found.warnings)) == (value > ZERO)
 
 
+def test_what_ends_far_worse_than_theta_0_counts_as_theta_0():
+    searches = [search(seed, RULE) for seed in range(3)]
+    rows = observed(searches)
+    worse = [row(each.trial, 30.0) if each.trial.d in (10, 30) else each for each in rows]
+    zero = [row(each.trial, ZERO) if each.trial.d in (10, 30) else each for each in rows]
+    found, same = (fit(searches, each).d_at() for each in (worse, zero))
+    assert (found.d, found.low, found.high) == pytest.approx((same.d, same.low, same.high), rel=0.05)
+    assert found.low < 900 < found.high
+
+
 def test_a_value_is_reached_from_above():
     searches = [search(seed, Rule(None, 2.0, "theta_0")) for seed in range(3)]
     found = fit(searches, observed(searches)).d_at()
