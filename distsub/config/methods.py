@@ -4,6 +4,7 @@ Besides the random subspaces of the whole model ("did", "said") there are the wa
 compare and the controls that their comparison lacks; docs/learned-subspaces.md says what each name means.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,11 +27,13 @@ from distsub.config.messages import message_of
 from distsub.errors import ConfigError, nearest
 from distsub.records import (
     DEFAULT_FAMILY,
+    PEFT_STEPS,
     ZHANG2023,
     Budget,
     Freeze,
     Learned,
     Method,
+    Peft,
     Random,
     Role,
     Source,
@@ -121,10 +124,22 @@ def _modules(value: str) -> str:
     return value
 
 
+def _peft(value: str) -> str:
+    if value.upper() not in PEFT_STEPS:
+        raise ValueError(f'PEFT has no "{value}" that can be measured; {nearest(value, map(str.lower, PEFT_STEPS))}')
+    return value.upper()
+
+
+_OF_PEFT = ("name", "peft", "options", "head", "step", "dims", "etas")
+"""The keys of a method of PEFT."""
+
+
 class MethodTable(Table):
     """One entry of [[methods]]."""
 
-    name: Name
+    name: Name | None = None
+    peft: Annotated[str, AfterValidator(_peft)] | None = None
+    options: dict[str, Any] | None = None
     projection: Literal["fastfood", "fastfood_per_tensor", "partition", "sparse", "dense"] | None = None
     normalization: Literal["global", "per_tensor"] | None = None
     groups: Literal["layer", "tensor"] | None = None
@@ -147,6 +162,15 @@ class MethodTable(Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> "MethodTable":
+        if (self.name is None) == (self.peft is None):
+            raise ValueError('give either name (such as "did") or peft (a type of PEFT, such as "LORA")')
+        if self.options is not None and self.peft is None:
+            raise ValueError(f'options are for a method of PEFT, not "{self.name}"')
+        if self.peft is not None:
+            for key in type(self).model_fields:
+                if key not in _OF_PEFT and getattr(self, key) is not None:
+                    raise ValueError(f"{key} is for subspaces; a method of PEFT has {', '.join(_OF_PEFT[1:])}")
+            return self
         if self.groups and self.name != "said":
             raise ValueError(f'groups is for method "said", not "{self.name}"')
         if self.block_length and not (self.projection or DEFAULT_FAMILY).startswith("fastfood"):
@@ -183,8 +207,18 @@ class MethodTable(Table):
             raise ValueError(f'shift is for method "other_seed", not "{self.name}"')
         return self
 
-    def grid(self) -> tuple[tuple[int, ...] | None, tuple[float, ...] | Range | None]:
-        """Give the method's own dims and etas, None where those of the sweep count."""
+    def grid(self, usual: tuple[float, ...] | Range) -> tuple[tuple[int, ...] | None, tuple[float, ...] | Range | None]:
+        """Give the method's own dims and etas, None where those of the sweep count.
+
+        Args:
+            usual: Those of the sweep. A method of PEFT that gives none tries as many, around its usual learning rate.
+        """
+        if self.peft is not None and self.etas is None:
+            dims = tuple(sorted(set(self.dims))) if self.dims else None
+            if isinstance(usual, Range):
+                return dims, replace(usual, low=0.1, high=10.0)
+            middle = (len(usual) - 1) / 2
+            return dims, tuple(float(f"{10 ** ((number - middle) / 2):.3g}") for number in range(len(usual)))
         etas = self.etas or ([1.0] if self.training == "zhang2023" and self.step is None else None)
         if not isinstance(etas, Range):
             etas = tuple(sorted(set(etas))) if etas else None
@@ -201,6 +235,9 @@ class MethodTable(Table):
             raise ConfigError(
                 f"[[methods]] block_length = {self.block_length} is below the largest of dims, {context.largest}"
             )
+        if self.peft is not None:
+            options = (f"{name}={json.dumps(value, sort_keys=True)}" for name, value in (self.options or {}).items())
+            return Peft(self.peft, tuple(sorted(options)), self.head or "in_subspace", self.step)
         modules = self.modules or "all"
         if self.name in ("did", "said"):
             scales = (self.groups or "layer") if self.name == "said" else None

@@ -16,8 +16,10 @@ from distsub.records import (
     Learned,
     Method,
     Model,
+    Peft,
     Random,
     Recording,
+    Searched,
     Seeds,
     Setup,
     Source,
@@ -30,7 +32,7 @@ from distsub.records import (
     on,
     theta_0_of,
 )
-from distsub.records.places import ModelPlace, Places
+from distsub.records.places import Counts, ModelPlace, Places
 from distsub.search import Limit, Range, Rule, Search
 from distsub.search.rule import D90_RULE
 
@@ -95,6 +97,7 @@ class Sweep:
         grids: The methods' own (dims, etas), None where the sweep's count; empty for none at all.
         trajectory: The full fine-tunings whose checkpoints are recorded for every task, model and seeds, where the
             file asks for them; those that methods need are recorded anyway.
+        counts: The d that methods of PEFT offer on the models, once they are counted.
     """
 
     name: str
@@ -115,12 +118,13 @@ class Sweep:
     tries: int | None = None
     grids: tuple[tuple[tuple[int, ...] | None, StepSizes | None], ...] = ()
     trajectory: Span | None = None
+    counts: tuple[Counts, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits over everything that decides the results: not the name, limit, resources or comments."""
         record = canonical(self)
-        for key in ("name", "text", "resources", "limit"):
+        for key in ("name", "text", "resources", "limit", *(() if self.counts else ("counts",))):
             del record[key]
         return digest(json.dumps({"version": IDENTITY_VERSION, **record}, sort_keys=True))
 
@@ -129,7 +133,7 @@ class Sweep:
         """Where the models and tasks lie whose content is known."""
         models = (ModelPlace(each.name, each.revision, each.content) for each in self.models if each.content)
         known = tuple(each for each in self.imported if each.content)
-        return Places(tuple(models), tuple(task for task in self.tasks if task.content), known)
+        return Places(tuple(models), tuple(task for task in self.tasks if task.content), known, self.counts)
 
     @property
     def imported(self) -> tuple[Imported, ...]:
@@ -204,6 +208,7 @@ class Sweep:
             tasks=tuple(map(task_of, self.tasks)),
             methods=tuple(map(method_of, self.methods)),
             trajectory=span_of(self.trajectory),
+            counts=places.counts,
         )
 
     def searches(self) -> tuple[Search, ...]:
@@ -215,7 +220,7 @@ class Sweep:
         found = (
             Search(
                 setup=Setup(model, task, on(method, task), self.learning_rate, self.budget, seeds),
-                dims=dims,
+                dims=self.dims_of(model, task, method, dims),
                 etas=(etas.middle,) if isinstance(etas, Range) else etas,
                 baseline=baseline,
                 rule=self.rule.of(task),
@@ -230,7 +235,7 @@ class Sweep:
             for rates, baseline in [(self.baseline_learning_rates, self.baseline_trials(model, task))]
             for theta_0 in [self.theta_0_trials(model, task)]
             for method, (dims, etas) in self.arms()
-            if isinstance(method, Subspace)
+            if isinstance(method, Searched)
             for seeds in self.seeds
         )
         return tuple(dict.fromkeys(found))
@@ -258,6 +263,11 @@ class Sweep:
             (method, (dims or self.dims, etas or self.etas))
             for method, (dims, etas) in zip(self.methods, grids, strict=True)
         ]
+
+    def dims_of(self, model: Model, task: Task, method: Method, dims: tuple[int, ...]) -> tuple[int, ...]:
+        """Give the grid of a method on a model and task: of a method of PEFT what is nearest to it, once counted."""
+        wanted = (model.content, task.num_labels, method, dims)
+        return next((each.dims for each in self.counts if each[:4] == wanted), dims)
 
     def recordings(self) -> tuple[Recording, ...]:
         """List the trajectories that the methods need and those that [trajectory] asks for, each once."""
@@ -319,7 +329,7 @@ def _method(method: Method) -> dict[str, Any]:
         if field.name not in ("projection", "scales", "kind")
     }
     if not isinstance(method, Subspace):
-        return {"name": method.kind, **made}
+        return {"name": method.peft if isinstance(method, Peft) else method.kind, **made}
     span, projection, name = method.span, method.projection, "said" if method.scales else "did"
     made["groups"] = method.scales
     if isinstance(projection, Random):

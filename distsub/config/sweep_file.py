@@ -169,7 +169,7 @@ class _File(Table):
             raise ConfigError(f"[search] tries = {tries}: give at most {len(etas)}, the number of etas")
         budget = Budget(**self.budget.model_dump())
         span = (self.trajectory or TrajectoryTable()).record(budget, self.search.learning_rate)
-        grids, by_name = tuple(each.grid() for each in self.methods), {task.name: task for task in found}
+        grids, by_name = tuple(each.grid(etas) for each in self.methods), {task.name: task for task in found}
         methods = [
             each.record(Context((own or dims)[-1], by_name, span, directory))
             for each, (own, _) in zip(self.methods, grids, strict=True)

@@ -15,7 +15,7 @@ from torch import nn
 from distsub import paths
 from distsub.errors import AdapterError, OutputError, UnavailableError, first_line
 from distsub.files import Files
-from distsub.finetune import inputs, pretrained, trajectory
+from distsub.finetune import inputs, peft_files, pretrained, trajectory
 from distsub.subspace import adapter
 from distsub.subspace.model import SubspaceModel
 
@@ -24,7 +24,7 @@ def load_adapter(
     directory: str | os.PathLike[str],
     results: str | os.PathLike[str] | None = None,
     base: str | os.PathLike[str] | nn.Module | None = None,
-) -> SubspaceModel:
+) -> SubspaceModel | nn.Module:
     """Rebuild a saved model: the base by its address, the head by its seed, or as it was saved.
 
     Args:
@@ -36,7 +36,7 @@ def load_adapter(
             It is checked to be the one that the adapter was trained on.
 
     Returns:
-        The held model, in evaluation mode.
+        The held model, in evaluation mode; of a method of PEFT the model with PEFT's adapter on it.
 
     Raises:
         AdapterError: The adapter is missing, damaged, foreign, or made for other weights.
@@ -44,6 +44,8 @@ def load_adapter(
         UnavailableError: The base model is not here.
     """
     with local(directory) as path:
+        if (path / peft_files.FACTS).is_file():
+            return _load_peft(path, base, _results(directory, results))
         config = adapter.load_config(path)
         made_of, span, snapshots = config.snapshots, config.subspace.span, None
         if isinstance(base, nn.Module):
@@ -64,6 +66,21 @@ def load_adapter(
         return SubspaceModel.from_pretrained(path, model, snapshots)
 
 
+def _load_peft(path: Path, base: str | os.PathLike[str] | nn.Module | None, files: Files | None) -> nn.Module:
+    """Put an adapter of PEFT on its base model."""
+    facts = peft_files.load_facts(path)
+    if isinstance(base, nn.Module):
+        raise AdapterError(f"{path} is an adapter of PEFT: give the address of its base, not the model")
+    given = None if base is None else os.fspath(base)
+    model, sha256 = _base(path, facts, given, None if given else files)
+    if sha256 != facts.base_sha256:
+        raise AdapterError(
+            f"{path} was trained on weights {facts.base_sha256[:12]}, those of the base model are {sha256[:12]}; give "
+            "the base model that it was trained on"
+        )
+    return peft_files.load(path, model)
+
+
 def _results(directory: str | os.PathLike[str], results: str | os.PathLike[str] | None) -> Files | None:
     """Find the results directory that holds an adapter as adapters/ID, or the one given; None if there is none."""
     files = Files.at(directory if results is None else results)
@@ -77,7 +94,9 @@ def _results(directory: str | os.PathLike[str], results: str | os.PathLike[str] 
     return None
 
 
-def _base(path: Path, config: adapter.Config, given: str | None, files: Files | None) -> tuple[nn.Module, str]:
+def _base(
+    path: Path, config: adapter.Config | peft_files.Facts, given: str | None, files: Files | None
+) -> tuple[nn.Module, str]:
     """Build the base model that an adapter names, or the one given, and give the hash of its checkpoint."""
     address = given or config.base_model
     if address is None or config.num_labels is None:
@@ -117,7 +136,9 @@ def local(directory: str | os.PathLike[str]) -> Iterator[Path]:
     except OutputError as error:
         raise AdapterError(str(error).replace("a results directory", "the address of an adapter")) from None
     with tempfile.TemporaryDirectory() as folder:
-        for name in (adapter.CONFIG, adapter.WEIGHTS):
+        for name in (adapter.CONFIG, adapter.WEIGHTS, peft_files.FACTS):
+            if name == peft_files.FACTS and not files.exists(name):
+                continue
             try:
                 (Path(folder) / name).write_bytes(files.read(name))
             except OSError as error:

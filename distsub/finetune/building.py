@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from distsub.finetune import pretrained
+from distsub.finetune import peft_model, pretrained
 from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size
-from distsub.records import Freeze, Full, Learned, Theta0, Trial
+from distsub.records import Freeze, Full, Learned, Peft, Theta0, Trial
 from distsub.subspace import adapter, layout
 from distsub.subspace.model import SubspaceModel
 from distsub.subspace.trajectory import Snapshots
@@ -26,11 +26,15 @@ def build_model(
     method = trial.method
     full = isinstance(method, Full)
     assert trial.task.num_labels is not None, "the task's labels are counted"
-    base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head, full, trial.model.head_from).to(device)
+    base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head, full, trial.model.head_from)
     if not trial.task.is_completion:
         adapter.name_labels(base, trial.task.labels)
     whole = sum(parameter.numel() for parameter in base.parameters())
     counts: dict[str, Any] = {"num_params_model": whole}
+    if isinstance(method, Peft):
+        model, own = _peft(trial, base, method)
+        return model.to(device), counts | own
+    base = base.to(device)
     if full:
         return base, counts | {"num_params": whole, "num_trained": whole, "step_size": trial.learning_rate}
     if isinstance(method, Theta0):
@@ -59,14 +63,28 @@ def build_model(
     }
 
 
+def _peft(trial: Trial, base: nn.Module, method: Peft) -> tuple[nn.Module, dict[str, Any]]:
+    """Put the adapter of a trial on its model."""
+    assert trial.d is not None and trial.eta is not None, "a trial with an adapter has d and eta"
+    model, sizes = peft_model.build(base, method, trial.d, trial.seeds.projection)
+    step = trial.eta * method.learning_rate
+    counts = {"num_params": sizes.num_params, "num_trained": trial.d, "num_trained_head": sizes.num_trained_head}
+    return model, counts | {"step_size": step}
+
+
 def build_optimizer(trial: Trial, model: nn.Module, step: float) -> torch.optim.AdamW:
     """Build AdamW over the trained numbers, each kind with its own step."""
     decay = trial.budget.weight_decay
+    if isinstance(trial.method, Peft):
+        own, head = (peft_model.trained(model, head=head) for head in (False, True))
+        groups: list[dict[str, Any]] = [{"params": own, "lr": step, "weight_decay": 0.0}]
+        groups += [{"params": head, "lr": trial.learning_rate, "weight_decay": decay}] if head else []
+        return torch.optim.AdamW(groups)
     if not isinstance(model, SubspaceModel):
         rate = trial.learning_rate if isinstance(trial.method, Freeze) else step
         return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=decay)
     assert trial.eta is not None, "a subspace trial has an eta"
-    groups: list[dict[str, Any]] = [{"params": [model.coordinates], "lr": step, "weight_decay": 0.0}]
+    groups = [{"params": [model.coordinates], "lr": step, "weight_decay": 0.0}]
     if model.scales.numel():
         groups.append({"params": [model.scales], "lr": trial.eta * SCALE_STEP, "weight_decay": 0.0})
     if model.head:

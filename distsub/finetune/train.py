@@ -16,15 +16,16 @@ from torch import nn
 
 from distsub import metrics
 from distsub.errors import ConfigError, DataError
-from distsub.finetune import batches, data, memory, pretrained
+from distsub.finetune import batches, data, memory, peft_model, pretrained
 from distsub.finetune.building import build_model, build_optimizer, learning_rate_factor
 from distsub.finetune.evaluation import Evaluation
 from distsub.finetune.objective import objective
 from distsub.finetune.precision import autocast_for
-from distsub.records import Observation, Trial
+from distsub.records import Observation, Peft, Trial
 from distsub.subspace.trajectory import Snapshots
 
-_DECISIVE = ("weights_sha256", "dataset_sha256", "precision", "distsub", "torch", "transformers")
+_VERSIONS = ("distsub", "peft", "peft_configuration", "torch", "transformers")
+_DECISIVE = ("weights_sha256", "dataset_sha256", "precision", *_VERSIONS)
 """Of the provenance, what must be the same for a training to resume."""
 
 
@@ -156,6 +157,9 @@ class Training:
         )
         precision, self._autocast = autocast_for(budget.precision, device)
         self._provenance = _provenance(device, precision, self.prepared.sha256, self.splits.dataset_hash)
+        if isinstance(trial.method, Peft):
+            made = ("peft_configuration", peft_model.configuration(self.model, trial.method))
+            self._provenance = tuple(sorted([*self._provenance, ("peft", version("peft")), made]))
         self.inputs = json.dumps([(key, value) for key, value in self._provenance if key in _DECISIVE])
         torch.manual_seed(trial.seeds.data)  # dropout; batches have a generator of their own
         self.model.train()

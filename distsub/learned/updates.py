@@ -158,7 +158,9 @@ def learned_updates(
     best: dict[tuple[str, int | None], Observation] = {}
     for observation in observations:
         trial = observation.trial
-        if observation.score is None or trial.d is None or not (root / paths.adapter(trial.id)).is_dir():
+        if not isinstance(trial.method, Subspace) or observation.score is None:
+            continue
+        if not (root / paths.adapter(trial.id)).is_dir():
             continue
         key = (trial.setup.id, trial.d if every_d else None)
         if key not in best or _rank(observation) > _rank(best[key]):
@@ -181,6 +183,7 @@ def _rank(observation: Observation) -> tuple[int, float]:
 def _adapter(root: Path, trial: Trial) -> Update:
     def layers() -> Iterator[Layer]:
         model = adapters.load_adapter(root / paths.adapter(trial.id), root)
+        assert isinstance(model, SubspaceModel), "only adapters of subspaces are listed"
         yield from adapter_layers(model)
 
     seeds = replace(trial.seeds, projection=0)

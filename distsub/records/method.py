@@ -214,6 +214,38 @@ class Subspace:
         return replace(self, projection=replace(self.projection, **{name: span}))
 
 
+PEFT_STEPS = {
+    "BEFT": 3e-3, "FOURIERFT": 3e-2, "IA3": 1e-2, "LN_TUNING": 3e-3, "LORA": 1e-3, "RANDLORA": 1e-3, "SHIRA": 3e-3,
+    "TINYLORA": 1e-2, "UNILORA": 1e-2, "VBLORA": 1e-2, "VERA": 1e-2,
+}  # fmt: skip
+"""The types of PEFT that can be measured, each with its usual learning rate, the middle of what is tried."""
+
+
+@dataclass(frozen=True)
+class Peft:
+    """An adapter of the package PEFT; d is the exact number of its trained numbers, the head's own left out.
+
+    Attributes:
+        peft: Its type, as PEFT names it.
+        options: Of PEFT's configuration, each as name=JSON, in the order of their names; what decides the size and is
+            not given follows from d.
+        head: Policy of the classification head, as in `Subspace`: "in_subspace" adapts it as any other layer.
+        step: Learning rate at eta = 1; None takes the usual one of the type.
+        kind: Tells it from the other methods in JSON.
+    """
+
+    peft: str
+    options: tuple[str, ...] = ()
+    head: Role = "in_subspace"
+    step: float | None = None
+    kind: Literal["peft"] = "peft"
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate at eta = 1."""
+        return PEFT_STEPS[self.peft] if self.step is None else self.step
+
+
 @dataclass(frozen=True)
 class Theta0:
     """The untouched model, scored without a step."""
@@ -221,7 +253,10 @@ class Theta0:
     kind: Literal["theta_0"] = "theta_0"
 
 
-Method = Full | Freeze | Subspace | Theta0
+Method = Full | Freeze | Subspace | Peft | Theta0
+
+Searched = Subspace | Peft
+"""The methods that have a d to search for."""
 
 ZHANG2023 = {"head": "trained", "embeddings": "trained", "ensemble": 16, "start": "random", "step": 0.01}
 """What Zhang et al. 2023 say of their training; the size of their random start is not known."""
@@ -270,6 +305,8 @@ def label(method: Method) -> str:
         return method.ablation.edit if method.ablation else "full"
     if isinstance(method, Theta0):
         return "theta_0"
+    if isinstance(method, Peft):
+        return method.peft.lower()
     if isinstance(method, Freeze):
         paper = (method.head, method.embeddings) == ("trained", "trained")
         return "freeze embeddings trained" if paper else "freeze"

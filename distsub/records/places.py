@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
-from distsub.records import Imported, Setup, Source, Subspace, Task, Trial
+from distsub.records import Imported, Peft, Setup, Source, Subspace, Task, Trial
 
 
 class ModelPlace(NamedTuple):
@@ -15,6 +15,24 @@ class ModelPlace(NamedTuple):
     name: str
     revision: str | None
     content: str
+
+
+class Counts(NamedTuple):
+    """The d that a method of PEFT offers on a model, those nearest to the grid.
+
+    Attributes:
+        model: The model's content.
+        num_labels: Of the head.
+        method: The method.
+        asked: The grid.
+        dims: Exact numbers of trained numbers, rising.
+    """
+
+    model: str
+    num_labels: int
+    method: Peft
+    asked: tuple[int, ...]
+    dims: tuple[int, ...]
 
 
 class Change(NamedTuple):
@@ -34,11 +52,13 @@ class Places:
         models: Address and content of each model.
         tasks: Each task, with its address and content.
         imported: Imported trajectories, each with its path and content.
+        counts: What the methods of PEFT offer on the models.
     """
 
     models: tuple[ModelPlace, ...] = ()
     tasks: tuple[Task, ...] = ()
     imported: tuple[Imported, ...] = ()
+    counts: tuple[Counts, ...] = ()
 
     @cached_property
     def _models(self) -> dict[str, ModelPlace]:
@@ -97,6 +117,8 @@ class Places:
     def to_json(self) -> dict[str, Any]:
         """Write them as plain values."""
         found = {name: [asdict(each) for each in getattr(self, name)] for name in ("tasks", "imported")}
+        counts = [each._asdict() | {"method": asdict(each.method)} for each in self.counts]
+        found |= {"counts": counts} if counts else {}
         return {"models": [place._asdict() for place in self.models], **found}
 
     @classmethod

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 import pyarrow as pa
 
-from distsub.records import Full, Method, Observation, Random, Setup, Subspace, Task, Trial, label
+from distsub.records import Full, Method, Observation, Peft, Random, Setup, Subspace, Task, Trial, label
 from distsub.records.places import Places
 from distsub.results.checks import check_d_and_eta, check_observation, setup_record
 
@@ -41,6 +41,7 @@ _METHOD = {
     "projection": _TEXT,
     **_RANDOM,
     **_plain(Subspace),
+    **_plain(Peft),
     "match_norms": pa.bool_(),
     "ablation": _TEXT,
     "mask": _TEXT,
@@ -186,6 +187,8 @@ def method_columns(method: Method) -> dict[str, Any]:
         row |= {"projection": method.family, "normalization": "global", "match_norms": False}
         if isinstance(projection, Random):
             row |= {name: getattr(projection, name) for name in _RANDOM} | {"match_norms": projection.match is not None}
+    elif isinstance(method, Peft):
+        row["options"] = ", ".join(method.options) or None
     elif isinstance(method, Full) and method.ablation:
         row |= dataclasses.asdict(method.ablation) | {"ablation": method.ablation.edit}
     return {"method": label(method), **{name: row.get(name) for name in _METHOD}}

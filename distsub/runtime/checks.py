@@ -8,8 +8,8 @@ from typing import Any
 
 from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
-from distsub.records import Freeze, Full, Learned, Method, Model, Random, Subspace, Task, Theta0, Trial
-from distsub.records.places import ModelPlace, Places
+from distsub.records import Freeze, Full, Learned, Method, Model, Peft, Random, Subspace, Task, Theta0, Trial
+from distsub.records.places import Counts, ModelPlace, Places
 from distsub.search import Search
 
 
@@ -40,6 +40,7 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
     imported = {each.path: trajectory.elsewhere(each.path) for each in sweep.imported}
     known = tuple(each for _, each in imported.values())
     sweep = sweep.known(Places(tuple(ModelPlace(*each) for each in models), tuple(tasks), known))
+    sweep = replace(sweep, counts=_counts(sweep, say))
     for task, splits in zip(sweep.tasks, read, strict=True):
         num_labels = splits.task.num_labels or 0
         if say is not None:
@@ -63,6 +64,24 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
             done.add(kind)
             _check_span(search)
     return sweep
+
+
+def _counts(sweep: Sweep, say: Callable[[str], None] | None) -> tuple[Counts, ...]:
+    """Count what the methods of PEFT offer: exact numbers, those nearest to the grid."""
+    arms = [(method, dims) for method, (dims, _) in sweep.arms() if isinstance(method, Peft)]
+    found: dict[Counts, None] = {}
+    for address in sweep.models if arms else ():
+        from distsub.finetune import peft_model, pretrained
+
+        for num_labels in dict.fromkeys(task.num_labels or 0 for task in sweep.tasks):
+            prepared = pretrained.prepare(address.name, address.revision)
+            model = pretrained.build(prepared, num_labels, head_seed=0)
+            for method, dims in arms:
+                counts, line = peft_model.dims(model, method, dims)
+                found[Counts(address.content or "", num_labels, method, dims, counts)] = None
+                if line and say is not None:
+                    say(f"note: {address.short_name}: {line}")
+    return tuple(found)
 
 
 def _one_of_each(sweep: Sweep, task: Task, address: Model) -> list[Trial]:
@@ -105,7 +124,7 @@ def _check_dims(dims: tuple[int, ...], model: Any, method: Method) -> None:
     """Build the projections at both ends of the grid: whatever refuses a d does so now."""
     from distsub.subspace import assemble, layout
 
-    if isinstance(method, Full | Theta0):
+    if isinstance(method, Full | Theta0 | Peft):  # an adapter's sizes are counted
         return
     if isinstance(method, Freeze):
         layout.outside(model, method.head, method.embeddings)
@@ -150,7 +169,8 @@ def _check_span(search: Search) -> None:
             f'{search.name}: mode = "centered" has no direction with one checkpoint; record more ([trajectory] steps, '
             'every), or take mode = "difference"'
         )
-    if isinstance(search.method.projection, Learned) and search.dims[-1] > most:
+    learned = isinstance(search.method, Subspace) and isinstance(search.method.projection, Learned)
+    if learned and search.dims[-1] > most:
         raise DimensionError(
             f"{search.name}: d = {search.dims[-1]} is above the {most} directions that its checkpoints span; give the "
             f"method dims up to {most}, or record more ([trajectory] steps, every)"

@@ -17,7 +17,7 @@ import pyarrow as pa
 from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, OutputError, UnavailableError
 from distsub.paths import ROWS
-from distsub.records import Observation, Trial, canonical, label
+from distsub.records import Observation, Peft, Trial, canonical, label
 from distsub.report.listing import size_text
 from distsub.results import Store
 from distsub.results.compact import merge
@@ -234,22 +234,39 @@ def model_facts(
     }
 
 
+def peft_facts(name: str, revision: str | None, num_labels: int, method: Peft) -> dict[str, Any]:
+    """Count what an adapter of PEFT adapts of a model, and what is trained beside it.
+
+    Raises:
+        DistsubError: The model is not here, or the method does not fit it.
+    """
+    from distsub.finetune import peft_model, pretrained
+
+    model = pretrained.build(pretrained.prepare(name, revision), num_labels, head_seed=0)
+    sizes = peft_model.Sizes(model, method)
+    counted = {"num_params": sizes.num_params, "num_trained_head": sizes.num_trained_head}
+    return counted | {"num_params_model": sum(p.numel() for p in model.parameters())}
+
+
 def inspect(what: str) -> dict[str, Any]:
     """Describe a model's parameters, or a saved adapter.
 
     Raises:
         DistsubError: It is neither.
     """
+    from distsub.finetune import peft_files
     from distsub.subspace import adapter
 
     if "://" in what or (Path(what) / "adapter_config.json").is_file():
         from distsub.finetune import adapters
 
         with adapters.local(what) as path:
-            config = adapter.load_config(path)
-        record = canonical(config)
-        subspace = adapter.flat({"subspace": record.pop("subspace")})
-        facts: dict[str, Any] = {"method": label(config.subspace), **subspace, **record}
+            is_peft = (path / peft_files.FACTS).is_file()
+            config = peft_files.load_facts(path) if is_peft else adapter.load_config(path)
+        record, key = canonical(config), "method" if is_peft else "subspace"
+        method = config.method if isinstance(config, peft_files.Facts) else config.subspace
+        subspace = adapter.flat({key: record.pop(key)})
+        facts: dict[str, Any] = {"method": label(method), **subspace, **record}
     else:
         facts = model_facts(what, None, 2)
         tensor = model_facts(what, None, 2, groups="tensor")

@@ -15,10 +15,10 @@ import pyarrow as pa
 from distsub.config.sweep import Sweep
 from distsub.finetune import data, memory
 from distsub.finetune.train import Progress, Stopped, train
-from distsub.records import InSetup, Method, Model, Recording, Trial, label
+from distsub.records import InSetup, Method, Model, Peft, Recording, Trial, label
 from distsub.report.listing import size_text
 from distsub.runtime.checks import check
-from distsub.runtime.launch import model_facts, queue_of
+from distsub.runtime.launch import model_facts, peft_facts, queue_of
 from distsub.runtime.recording import costs
 from distsub.runtime.rehearsal import without_checkpoints
 from distsub.search import Search, TrialQueue, make_policy
@@ -126,21 +126,24 @@ def _search_row(
     """Describe a search and the most that it takes."""
     method, found = search.method, costs_of.probes.get(_kind(search))
     num_labels = costs_of.splits[search.task.name].task.num_labels or 0
-    spans = (method.head, method.scales, method.embeddings, method.modules)
-    about = facts(search.model.name, search.model.revision, num_labels, *spans)
-    times = method.ensemble * (about["spanned_layers"] if method.scope == "layer" else 1)
+    model, times = (search.model.name, search.model.revision, num_labels), 1
+    if isinstance(method, Peft):
+        about = peft_facts(*model, method)
+    else:
+        about = facts(*model, method.head, method.scales, method.embeddings, method.modules)
+        times = method.ensemble * (about["spanned_layers"] if method.scope == "layer" else 1)
     trained = " to ".join(dict.fromkeys(str(d * times) for d in (search.dims[0], search.dims[-1])))
     return {
         "task": search.task.name,
         "model": search.model.name,
         "method": label(method),
         "seed": search.seeds.text,
-        "projection": method.family,
+        "projection": None if isinstance(method, Peft) else method.family,
         "head": method.head,
         "trained": trained + (f" + {about['num_trained_head']} in full" if about["num_trained_head"] else ""),
         "D": about["num_params"],
         "num_params_model": about["num_params_model"],
-        "scales": about["groups"] if method.scales else 0,
+        "scales": 0 if isinstance(method, Peft) or not method.scales else about["groups"],
         "dims": f"{search.dims[0]}..{search.dims[-1]} ({len(search.dims)})",
         "etas": search.eta_range.tries if search.eta_range else len(search.etas),
         "max_trials": queue.policy.max_trials(search) - search.num_references,

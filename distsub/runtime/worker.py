@@ -15,9 +15,9 @@ import torch
 
 from distsub import paths
 from distsub.errors import DistsubError, OutOfMemoryError, OutputError, first_line
-from distsub.finetune import ablate, inputs, memory
+from distsub.finetune import ablate, inputs, memory, peft_files
 from distsub.finetune.train import Observer, Progress, Report, Training, train
-from distsub.records import Observation, Recording, Subspace, Trial
+from distsub.records import Observation, Peft, Recording, Searched, Trial
 from distsub.records.places import Places
 from distsub.results import Store
 from distsub.runtime import recording
@@ -107,7 +107,7 @@ def _perform(trial: Trial, config: WorkerConfig, report: Report) -> Observation:
     observers: list[Observer] = [resume, Progress(report)]
     if trial.ablation is not None:
         observers.insert(0, ablate.WeightEdit(trial.ablation, read_mask(store, trial.ablation.mask)))
-    if config.adapters and isinstance(trial.method, Subspace):
+    if config.adapters and isinstance(trial.method, Searched):
         observers.append(SaveAdapter(store, trial))
     observation = train(here, observers, config.device, snapshots)
     store.write(observation)
@@ -159,17 +159,21 @@ class SaveAdapter(Observer):
         if observation is None or observation.score is None:
             return
         model, trial, store = training.model, self._trial, self._store
-        assert isinstance(model, SubspaceModel)
         with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(
-                folder,
-                base_model=trial.model.name,
-                revision=trial.model.revision,
-                head_seed=trial.seeds.head,
-                head_from=trial.model.head_from,
-                task=trial.task.name,
-                base_content=trial.model.content,
-            )
+            if isinstance(trial.method, Peft):
+                labels = training.splits.task.num_labels
+                peft_files.save(Path(folder), model, trial, training.prepared.sha256, labels)
+            else:
+                assert isinstance(model, SubspaceModel)
+                model.save_pretrained(
+                    folder,
+                    base_model=trial.model.name,
+                    revision=trial.model.revision,
+                    head_seed=trial.seeds.head,
+                    head_from=trial.model.head_from,
+                    task=trial.task.name,
+                    base_content=trial.model.content,
+                )
             target = paths.adapter(trial.id)
             try:
                 store.files.make(target)

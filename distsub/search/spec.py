@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from distsub.errors import ConfigError
-from distsub.records import IDENTITY_VERSION, InSetup, Seeds, Setup, Subspace, Trial, canonical, label
+from distsub.records import IDENTITY_VERSION, InSetup, Searched, Seeds, Setup, Trial, canonical, label
 from distsub.search.ranges import KEPT, Course, Range
 from distsub.search.rule import D90_RULE, Rule, check_score
 
@@ -107,7 +107,7 @@ class Search(InSetup):
             raise ConfigError(f"etas = {_short(self.etas)}: give at least one, each above 0, none twice")
         if self.tries is not None and not 1 <= self.tries <= len(self.etas):
             raise ConfigError(f"tries = {self.tries}: give a number from 1 to {len(self.etas)}, the number of etas")
-        if not isinstance(self.setup.method, Subspace):
+        if not isinstance(self.setup.method, Searched):
             raise ConfigError(f"method {label(self.setup.method)!r} has no d to search for: give a subspace")
         self._check_references()
 
@@ -151,7 +151,7 @@ class Search(InSetup):
         return f"{self.task.name}/{self.model.short_name}/{label(self.method)}/s{self.seeds.text}"
 
     @property
-    def method(self) -> Subspace:
+    def method(self) -> Searched:
         """How the update is parametrised."""
         return self.setup.method  # type: ignore[return-value]  # checked when the search is made
 
