@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
@@ -26,6 +27,7 @@ SEEDS = {
 _DECIDED = {
     "modules_to_save": 'head = "trained" trains the head in full',
     "task_type": "the task decides it",
+    **dict.fromkeys(("layers_to_transform", "layers_pattern"), "name the layers by target_modules"),
     **dict.fromkeys(("inference_mode", "auto_mapping", "base_model_name_or_path", "revision"), "the trial decides it"),
 }
 
@@ -178,8 +180,12 @@ def config_class(peft: str) -> Any:
 def _inject(base: nn.Module, method: Peft, size: ladder.Options, seed: int) -> Any:
     """Put an adapter of a size on a model, drawn from a seed on the CPU."""
     from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     settings = _settings(base, method, size)
+    heads = [name.rpartition(".")[0] for name in layout.head_names(base)] if method.head == "in_subspace" else []
+    if method.peft == "SHIRA":
+        torch.sparse.check_sparse_tensor_invariants.disable()  # as it is by default, which torch warns of
     if name := SEEDS.get(method.peft):
         settings[name] = seed % 2**32
     try:
@@ -188,6 +194,9 @@ def _inject(base: nn.Module, method: Peft, size: ladder.Options, seed: int) -> A
             model = get_peft_model(base, config_class(method.peft)(**settings))  # pyright: ignore[reportArgumentType]
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ConfigError(f"peft = {method.peft!r} does not fit {type(base).__name__}: {first_line(error)}") from None
+    if any(not isinstance(model.base_model.model.get_submodule(name), BaseTunerLayer) for name in heads):
+        hint = 'give the method head = "trained" or "frozen"'
+        raise ConfigError(f"peft = {method.peft!r}: its options leave out the head; {hint}")
     return model
 
 
@@ -198,25 +207,43 @@ def _settings(base: nn.Module, method: Peft, size: ladder.Options) -> dict[str, 
     owners = dict.fromkeys(name.rpartition(".")[0] for name, _ in base.named_parameters() if name in heads)
     if method.head != "in_subspace" and not heads:
         raise ConfigError(f"head = {method.head!r} needs a model with a head; {type(base).__name__} has none")
-    found = {name: module for name, module in base.named_modules() if _fits(module, method.peft)}
-    outside = [name for name in found if name not in owners]
-    own = [name for name in owners if name in found]
-    if method.head == "in_subspace" and heads and (len(own) < len(owners) or method.peft in ("LN_TUNING",)):
+    fitting = [name for name, module in base.named_modules() if _fits(module, method.peft)]
+    if method.head == "in_subspace" and (not {*owners} <= {*fitting} or (heads and method.peft == "LN_TUNING")):
         raise ConfigError(
             f"peft = {method.peft!r} cannot adapt the head of {type(base).__name__}: give the method head = "
             '"trained" (beside it, in full) or "frozen"'
         )
-    targets = settings.get("target_modules", outside)
-    if method.head == "in_subspace" and not isinstance(targets, str):
-        targets = [*targets, *own]
+    outside = [name for name in fitting if name not in owners]
+    targets = _matching(base, settings["target_modules"]) if "target_modules" in settings else outside
     if not targets:
         raise ConfigError(f"peft = {method.peft!r} finds no layer of {type(base).__name__} that it can adapt")
-    settings["target_modules"] = targets
+    settings["target_modules"] = list(dict.fromkeys([*targets, *(owners if method.head == "in_subspace" else ())]))
     if method.head == "trained":
         settings["modules_to_save"] = list(dict.fromkeys(name.partition(".")[0] for name in owners))
     if method.peft == "IA3":
         settings.setdefault("feedforward_modules", [])
     return settings
+
+
+def _matching(base: nn.Module, given: Any) -> list[str]:
+    """Name the modules that target_modules means: ends of names in a list, or a regular expression for all of one."""
+    names = [name for name, _ in base.named_modules() if name]
+    if isinstance(given, str):
+        try:
+            found = [name for name in names if re.fullmatch(given, name)]
+        except re.error as error:
+            raise ConfigError(f"options.target_modules = {given!r} is no regular expression: {error}") from None
+        if not found:
+            raise ConfigError(f"options.target_modules = {given!r} matches no module of {type(base).__name__}")
+        return found
+    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+        raise ConfigError(f"options.target_modules = {given!r}: give a list of names, or a regular expression")
+    for each in given:
+        if not any(f".{name}".endswith(f".{each}") for name in names):
+            ends = sorted({name.rpartition(".")[2] for name in names} - {str(number) for number in range(1000)})
+            allowed = nearest(each, ends)
+            raise ConfigError(f"options.target_modules: {type(base).__name__} has no module {each!r}; {allowed}")
+    return [name for name in names if any(f".{name}".endswith(f".{each}") for each in given)]
 
 
 def _fits(module: nn.Module, peft: str) -> bool:

@@ -1,10 +1,14 @@
 """The ways of training that a sweep file can name, as records."""
 
+import dataclasses
+
 import pytest
 
 from distsub.config import parse_sweep
 from distsub.errors import ConfigError
-from distsub.records import Budget, Freeze, Learned, Method, Source, Span, Subspace, label
+from distsub.records import PEFT_STEPS, Budget, Freeze, Learned, Method, Peft, Source, Span, Subspace, label
+from distsub.records.places import Counts, ModelPlace, Places
+from distsub.search import Range
 
 TEXT = """
 name = "learned"
@@ -124,6 +128,33 @@ def test_methods_may_have_grids_of_their_own():
     assert plain.grids == () and plain.fingerprint != found.fingerprint
 
 
+def test_a_method_of_peft_has_a_grid_of_step_sizes_of_its_own_and_as_many():
+    entry = '{ peft = "lora", options = { use_rslora = true, target_modules = ["query"] } }, "did"'
+    found = sweep(entry)
+    method = found.methods[0]
+    assert method == Peft("LORA", ('target_modules=["query"]', "use_rslora=true")) and label(method) == "lora"
+    assert method.learning_rate == PEFT_STEPS["LORA"]
+    assert found.grids == ((None, (0.562, 1.78)), (None, None))
+    assert {search.etas for search in found.searches()} == {(0.562, 1.78), (0.3, 1.0)}
+    three = sweep(entry, TEXT.replace("etas = [0.3, 1.0]", "etas = [0.1, 0.3, 1.0]"))
+    assert three.grids[0] == (None, (0.316, 1.0, 3.16))
+    ranged = sweep(entry, TEXT.replace("etas = [0.3, 1.0]", "etas = { low = 0.1, high = 3.0, tries = 5 }"))
+    assert ranged.grids[0] == (None, Range(0.1, 10.0, 5))
+    own = sweep('{ peft = "VERA", step = 0.02, etas = [2.0, 1.0], dims = [9, 3], head = "trained" }, "did"')
+    assert own.grids[0] == ((3, 9), (1.0, 2.0)) and own.methods[0] == Peft("VERA", (), "trained", 0.02)
+
+
+def test_the_sizes_of_a_method_of_peft_take_the_place_of_its_grid():
+    found = sweep('{ peft = "LORA" }, "did"')
+    lora, task, model = found.methods[0], found.tasks[0], dataclasses.replace(found.models[0], content="c")
+    places = Places((ModelPlace(model.name, None, "c"),), (dataclasses.replace(task, num_labels=2),))
+    places = dataclasses.replace(places, counts=(Counts("c", 2, lora, (4, 8), (162,)),))
+    known = found.known(Places.from_json(places.to_json()))
+    dims = {(search.task.name, label(search.method)): search.dims for search in known.searches()}
+    assert dims["mrpc", "lora"] == (162,) and dims["mrpc", "did"] == (4, 8)
+    assert known.fingerprint != found.known(Places(places.models, places.tasks)).fingerprint
+
+
 def test_recordings_are_shared():
     found = sweep('"random_matched", "intrinsic", { name = "intrinsic", first = 2 }, "unified"').recordings()
     assert len(found) == 6  # three tasks, two seeds
@@ -159,6 +190,11 @@ def test_a_sweep_without_them_is_the_sweep_that_it_was():
         ('{ name = "did", modules = "regex:" }', "has no pattern"),
         ('{ name = "did", modules = ["mlp"] }', "modules: should be a valid string"),
         ('{ name = "freeze", modules = "mlp" }', "has no coordinates"),
+        ('{ peft = "LORRA" }', 'PEFT has no "LORRA" that can be measured; did you mean "lora"'),
+        ('{ peft = "LORA", name = "did" }', "give either name"),
+        ("{ head = 'frozen' }", "give either name"),
+        ('{ peft = "LORA", modules = "mlp" }', "modules is for subspaces; a method of PEFT has peft, options, head"),
+        ('{ name = "did", options = { r = 1 } }', 'options are for a method of PEFT, not "did"'),
         ('"intrinsc"', "got \"intrinsc\""),
     ],
 )  # fmt: skip
