@@ -7,7 +7,7 @@ import pytest
 
 from distsub.config import load_sweep, parse_sweep, sweep_file, tables
 from distsub.errors import ConfigError
-from distsub.records import Budget, Freeze, Full, Random, Seeds, Subspace
+from distsub.records import Budget, Freeze, Full, Peft, Random, Seeds, Subspace
 from distsub.runtime import checks
 from distsub.search import Range
 from distsub.search.spending import Limit
@@ -95,7 +95,7 @@ def test_the_tables_cover_their_records():
 
 def test_the_table_of_methods_covers_its_records():
     known = set(sweep_file.MethodTable.model_fields)
-    fields = {field.name for kind in (Subspace, Freeze, Random) for field in dataclasses.fields(kind)}
+    fields = {field.name for kind in (Subspace, Freeze, Random, Peft) for field in dataclasses.fields(kind)}
     made_of_several = {"training", "mode", "sources", "first", "shift", "trajectory", "dims", "etas", "name", "groups"}
     assert known <= fields | made_of_several
     assert fields - {"kind", "scales", "family", "match"} <= known

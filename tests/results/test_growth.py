@@ -146,6 +146,10 @@ CHANGED = {
             ("zero_shot", "step", {}, 0.1), ("last", "step", {}, 0.1), ("freeze", "embeddings", {}, "trained"),
         )
     },
+    **{
+        f"[[methods]] LORA {key}": (method(peft="LORA"), method(peft="LORA", **{key: value}))
+        for key, value in {"options": {"use_rslora": True}, "head": "frozen", "step": 0.1}.items()
+    },
     "[[methods]] did block_length": tuple(
         method(name="did", projection="fastfood", block_length=each) for each in (64, 128)
     ),
@@ -197,7 +201,7 @@ def test_every_key_of_a_sweep_file_is_held_by_one_of_these_tests():
     # A path is where a content lies; a name tells entries apart; "training" stands for several other keys.
     assert keys("[[models]] ", tables.ModelTable) - {"[[models]] name", "[[models]] path"} <= ends
     assert keys("[[tasks]] ", tasks.TaskTable) - {"[[tasks]] name", "[[tasks]] path"} <= ends
-    assert keys("[[methods]] ", methods.MethodTable) - {"[[methods]] name", "[[methods]] training"} <= ends
+    assert keys("[[methods]] ", methods.MethodTable) - {f"[[methods]] {key}" for key in ("name", "peft", "training")} <= ends
 
 
 @pytest.mark.parametrize("key", FREE)
