@@ -218,8 +218,10 @@ PEFT_STEPS = {
     "BEFT": 2e-2, "FOURIERFT": 1e-1, "IA3": 3e-2, "LN_TUNING": 1e-2, "LORA": 5e-3, "RANDLORA": 1e-3, "SHIRA": 2e-2,
     "TINYLORA": 1e-2, "UNILORA": 5e-2, "VBLORA": 3e-3, "VERA": 3e-2,
 }  # fmt: skip
-"""The types of PEFT that can be measured, each with the learning rate around which others are tried; changing one takes a new
-`IDENTITY_VERSION`. Seen on one small model and task (docs/leaderboard.md)."""
+"""The types of PEFT that can be measured, each with the learning rate around which others are tried.
+
+They were chosen on one small model and task (docs/leaderboard.md). A change of one takes a new `IDENTITY_VERSION`.
+"""
 
 
 @dataclass(frozen=True)

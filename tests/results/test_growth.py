@@ -201,7 +201,8 @@ def test_every_key_of_a_sweep_file_is_held_by_one_of_these_tests():
     # A path is where a content lies; a name tells entries apart; "training" stands for several other keys.
     assert keys("[[models]] ", tables.ModelTable) - {"[[models]] name", "[[models]] path"} <= ends
     assert keys("[[tasks]] ", tasks.TaskTable) - {"[[tasks]] name", "[[tasks]] path"} <= ends
-    assert keys("[[methods]] ", methods.MethodTable) - {f"[[methods]] {key}" for key in ("name", "peft", "training")} <= ends
+    others = {f"[[methods]] {key}" for key in ("name", "peft", "training")}
+    assert keys("[[methods]] ", methods.MethodTable) - others <= ends
 
 
 @pytest.mark.parametrize("key", FREE)
