@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from distsub.config.keys import StepSizes, method_keys, plain, task_keys, trajectory_keys
 from distsub.config.messages import distinct
 from distsub.records import (
     IDENTITY_VERSION,
@@ -16,8 +17,6 @@ from distsub.records import (
     Learned,
     Method,
     Model,
-    Peft,
-    Random,
     Recording,
     Searched,
     Seeds,
@@ -37,9 +36,6 @@ from distsub.search import Limit, Range, Rule, Search
 from distsub.search.rule import D90_RULE
 
 Policy = Literal["bisection", "grid"]
-
-StepSizes = tuple[float, ...] | Range
-"""A list, rising, or a range in which some are tried."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,7 @@ class Sweep:
         """Everything that decides the results, as plain values under the sweep file's own keys, defaults included."""
         budget = dataclasses.asdict(self.budget)
         search = {
-            "etas": _plain(self.etas),
+            "etas": plain(self.etas),
             "learning_rate": self.learning_rate,
             "tries": self.tries,
         }
@@ -154,17 +150,17 @@ class Sweep:
         arms = zip(self.methods, self.grids or ((None, None),) * len(self.methods), strict=True)
         found = {
             "models": [dataclasses.asdict(model) for model in self.models],
-            "tasks": [_task(task) for task in self.tasks],
-            "methods": [_method(method) | {"dims": dims, "etas": _plain(etas)} for method, (dims, etas) in arms],
+            "tasks": [task_keys(task) for task in self.tasks],
+            "methods": [method_keys(method) | {"dims": dims, "etas": plain(etas)} for method, (dims, etas) in arms],
             "seeds": [dataclasses.asdict(seeds) for seeds in self.seeds],
             "dims": self.dims,
             "policy": self.policy,
             "threshold": dataclasses.asdict(self.rule),
             "search": search,
-            "baseline": {"learning_rates": _plain(self.baseline_learning_rates)},
+            "baseline": {"learning_rates": plain(self.baseline_learning_rates)},
             "budget": budget,
             "trajectory": next(
-                (_recorded(span, self.trajectory) for span in spans if span and not span.imported), None
+                (trajectory_keys(span, self.trajectory) for span in spans if span and not span.imported), None
             ),
         }
         return json.loads(json.dumps(found))
@@ -266,7 +262,7 @@ class Sweep:
 
     def dims_of(self, model: Model, task: Task, method: Method, dims: tuple[int, ...]) -> tuple[int, ...]:
         """Give the grid of a method on a model and task: of a method of PEFT what is nearest to it, once counted."""
-        wanted = (model.content, task.num_labels, method, dims)
+        wanted = (model.content, task.num_labels or 0, method, dims)
         return next((each.dims for each in self.counts if each[:4] == wanted), dims)
 
     def recordings(self) -> tuple[Recording, ...]:
@@ -304,55 +300,3 @@ class Sweep:
             return ()
         found = (Trial(Setup(model, task, Full(), 1.0, self.budget, each)) for each in self.seeds)
         return tuple(dict.fromkeys(map(theta_0_of, found)))
-
-
-def _plain(given: StepSizes | None) -> Any:
-    """Write step sizes as a sweep file has them."""
-    return dataclasses.asdict(given) if isinstance(given, Range) else given and list(given)
-
-
-def _task(task: Task) -> dict[str, Any]:
-    """Write a task under the keys of a sweep file."""
-    made = dataclasses.asdict(task) | dict.fromkeys(("prompt", "completion", "messages"))
-    made["kind"] = "completion" if task.is_completion else "regression" if task.num_labels == 1 else "classification"
-    if task.is_completion:
-        columns = {"messages": task.label} if task.is_chat else {"prompt": task.text[0], "completion": task.label}
-        made |= {"text": None, "label": None, **columns}
-    return made
-
-
-def _method(method: Method) -> dict[str, Any]:
-    """Write a method under the keys of a sweep file; what its span takes from [trajectory] is written there."""
-    made: dict[str, Any] = {
-        field.name: getattr(method, field.name)
-        for field in dataclasses.fields(method)
-        if field.name not in ("projection", "scales", "kind")
-    }
-    if not isinstance(method, Subspace):
-        return {"name": method.peft if isinstance(method, Peft) else method.kind, **made}
-    span, projection, name = method.span, method.projection, "said" if method.scales else "did"
-    made["groups"] = method.scales
-    if isinstance(projection, Random):
-        made |= {"projection": projection.family, "normalization": projection.normalization}
-        made["block_length"] = projection.block_length
-        if method.scope == "layer" or span:
-            name = "random_matched" if span else "random"
-    if span is None:
-        return {"name": name, **made}
-    sources = [each.task.name for each in span.sources if isinstance(each, Source) and each.task]
-    given = [f"sha256:{each.content}" if each.content else each.path for each in span.imported]
-    if isinstance(projection, Learned) and len(span.sources) > 1:
-        name = "zero_shot" if span.leave_out else "unified"
-    elif isinstance(projection, Learned):
-        name = "inductive" if sources else span.name.partition(" ")[0]
-        name = "last" if given and span.last else name
-        name = name if name in ("inductive", "other_seed", "last") else "intrinsic"
-    shift = getattr(next(iter(span.sources)), "shift", None)
-    made |= {"sources": sources or None, "first": span.first, "mode": span.mode, "shift": shift or None}
-    return {"name": name, **made, "trajectory": next(iter(given), None)}
-
-
-def _recorded(span: Span, asked: Span | None) -> dict[str, Any]:
-    """Write what [trajectory] says, and whether the file has it."""
-    same = {key: getattr(span, key) for key in ("learning_rate", "every", "checkpoints", "dtype")}
-    return {**same, "steps": span.budget.steps, "every": span.every or "epoch", "asked": asked is not None}

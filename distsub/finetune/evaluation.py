@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distsub import metrics
-from distsub.finetune import completions, data, generation
+from distsub.finetune import completions, data, generation, peft_model
 from distsub.finetune.objective import objective
 from distsub.finetune.precision import Autocast
 from distsub.records import Trial
@@ -104,6 +104,6 @@ class Evaluation:
 
     def _matches(self, model: nn.Module, autocast: Autocast) -> list[float]:
         # Merged once: a held model would make all its weights again at every token.
-        plain = model.merge().eval() if isinstance(model, SubspaceModel) else model
+        plain = model.merge().eval() if isinstance(model, SubspaceModel) else peft_model.plain(model)
         written = generation.generate(plain, self._tokenizer, self._rows.examples, self._task, self._device, autocast)
         return generation.matches(written, self._answers, self._task)

@@ -128,7 +128,7 @@ def load(directory: Path, base: nn.Module) -> nn.Module:
     config_class(facts.method.peft)
     from peft import PeftModel
 
-    if names := facts.id2label:
+    if facts.num_labels and (names := facts.id2label):
         adapter.name_labels(base, [names[str(number)] for number in range(len(names))])
 
     try:

@@ -122,6 +122,11 @@ def build(base: nn.Module, method: Peft, d: int, seed: int) -> tuple[Any, Sizes]
     return model, sizes
 
 
+def plain(model: Any) -> Any:
+    """Give the transformers model inside PEFT's, which has the adapter too; any other as it is."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
 def is_head(name: str) -> bool:
     """Tell whether a trained parameter is the head's own."""
     return ".modules_to_save." in name
@@ -213,7 +218,8 @@ def _settings(base: nn.Module, method: Peft, size: ladder.Options) -> dict[str, 
             f"peft = {method.peft!r} cannot adapt the head of {type(base).__name__}: give the method head = "
             '"trained" (beside it, in full) or "frozen"'
         )
-    outside = [name for name in fitting if name not in owners]
+    output = getattr(base, "get_output_embeddings", lambda: None)()  # a tied one is the table of tokens, not a layer
+    outside = [name for name in fitting if name not in owners and base.get_submodule(name) is not output]
     targets = _matching(base, settings["target_modules"]) if "target_modules" in settings else outside
     if not targets:
         raise ConfigError(f"peft = {method.peft!r} finds no layer of {type(base).__name__} that it can adapt")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import decoders
 import pytest
 import torch
 
@@ -11,8 +12,9 @@ from distsub.config import parse_sweep
 from distsub.errors import AdapterError, ConfigError, DimensionError, UnavailableError
 from distsub.finetune import peft_model, pretrained
 from distsub.finetune.resume import ResumeState
+from distsub.finetune.tasks import resolve
 from distsub.finetune.train import Observer, Stopped, train
-from distsub.records import PEFT_STEPS, Full, Peft, Seeds, Setup, Subspace, Trial
+from distsub.records import PEFT_STEPS, Budget, Full, Model, Peft, Seeds, Setup, Subspace, Trial
 from distsub.results import Store
 from distsub.runtime.checks import check
 from distsub.runtime.worker import WorkerConfig, perform
@@ -207,3 +209,22 @@ def test_full_fine_tuning_and_the_rest_are_as_before(setup):
     row = train(Trial(dataclasses.replace(setup, method=Full(), learning_rate=1e-3)))
     assert row.num_trained == row.num_params_model and "peft" not in dict(row.provenance)
     assert Setup(setup.model, setup.task, Peft("LORA"), 1e-3, setup.budget).id
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("metric", ["nll", "exact_match"])
+def test_language_models_complete_with_an_adapter(kind, metric, tmp_path):
+    folder = decoders.make(kind, tmp_path / kind)
+    for name in ("train", "validation"):
+        rows = [{"prompt": f"w{i} good :", "completion": "yes"} for i in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    written = {"metric": metric} | ({"max_new_tokens": 2} if metric == "exact_match" else {})
+    task = resolve("toy", path=str(tmp_path), kind="completion", prompt="prompt", completion="completion", **written)
+    model, method = pretrained.build(pretrained.prepare(folder), 0, 0), Peft("LORA", step=0.03)
+    sizes = peft_model.Sizes(model, method)
+    assert sizes.num_params < sum(p.numel() for p in model.parameters()) and sizes.num_trained_head == 0
+    budget = Budget(steps=40, batch_size=8, max_length=16)
+    one = Trial(Setup(Model(folder), task, method, 1e-3, budget), sizes.nearest(1000)[0], 1.0)
+    row = train(one)
+    assert row.status == "finished" and row.num_trained == one.d
+    assert row.score < 2.0 if metric == "nll" else row.score == 1.0  # a guess among the words has 4.0
