@@ -1,5 +1,6 @@
 """The command line on machines that are not as expected: one line that names the thing, or it simply works."""
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -7,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from warm import LESS_THAN_ROOT
+from warm import LESS_THAN_ROOT, Warm
 
 
 @pytest.fixture
@@ -21,6 +22,11 @@ def sweep(tiny_text, tiny_model, tiny_data, tmp_path):
     return path
 
 
+def environment_of(changes):
+    """This process's environment with other settings, or without those that are None."""
+    return {key: value for key, value in {**os.environ, **changes}.items() if value is not None}
+
+
 @pytest.fixture
 def command(tmp_path, warm):
     """Run the command line as somebody to whom permissions apply; with another environment, from its very start."""
@@ -30,10 +36,10 @@ def command(tmp_path, warm):
             pytest.skip("root reads everything, and setpriv is not here to become less")
         prefix = LESS_THAN_ROOT
 
-    def run(*arguments, redirect="", cwd=tmp_path, **environment):
-        given = {key: value for key, value in {**os.environ, **environment}.items() if value is not None}
+    def run(*arguments, redirect="", cwd=tmp_path, program=None, **environment):
+        given = environment_of(environment)
         is_warm = environment.keys() <= {"DISTSUB_CACHE"}  # which is looked at when it is wanted
-        program = warm.command if is_warm else [*prefix, sys.executable, "-m", "distsub.cli"]
+        program = program or (warm.command if is_warm else [*prefix, sys.executable, "-m", "distsub.cli"])
         line = f"set -o pipefail; {shlex.join([*program, *map(str, arguments)])} {redirect}"
         return subprocess.run(["bash", "-c", line], env=given, capture_output=True, text=True, cwd=cwd)
 
@@ -157,12 +163,16 @@ def outcome(place, name):
     return (2, "No space left on device") if place == "a full disk" else (0, "")
 
 
-def works(name, place, redirect, environment, results, command):
+def fill(environment, results):
+    return {key: value and value.format(tmp=results) for key, value in environment.items()}
+
+
+def works(name, place, redirect, environment, results, command, program=None):
     """Try a command in a place: it works, or says in one line why not."""
-    filled = {key: value and value.format(tmp=results) for key, value in environment.items()}
+    filled = fill(environment, results)
     (results / "new.toml").unlink(missing_ok=True)
     shutil.rmtree(results / "again", ignore_errors=True)
-    done = command(*shlex.split(COMMANDS[name]), redirect=redirect, cwd=results, **filled)
+    done = command(*shlex.split(COMMANDS[name]), redirect=redirect, cwd=results, program=program, **filled)
     said, (code, named) = done.stderr.strip().splitlines(), outcome(place, name)
     about = f"{name}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert done.returncode == code and "Traceback" not in about and "Exception ignored" not in about, about
@@ -181,6 +191,14 @@ def test_status_works_anywhere_or_says_why_not_in_one_line(place, results, comma
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("place", ALL)
-def test_every_command_works_anywhere_or_says_why_not_in_one_line(place, results, command):
-    for name in sorted(COMMANDS):
-        works(name, place, *ALL[place], results, command)
+def test_every_command_works_anywhere_or_says_why_not_in_one_line(place, results, command, tmp_path):
+    """Those in settings of their own from one that has started and imported there; what is wrong, from its start."""
+    redirect, environment = ALL[place]
+    with contextlib.ExitStack() as stack:
+        program = None
+        if place in TOGETHER:
+            server = Warm(tmp_path, environment_of(fill(environment, results)))
+            stack.callback(server.end)
+            program = server.command
+        for name in sorted(COMMANDS):
+            works(name, place, redirect, environment, results, command, None if name == "wrong" else program)

@@ -46,11 +46,11 @@ LESS_THAN_ROOT = ("setpriv", f"--bounding-set={CAPABILITIES}", f"--inh-caps={CAP
 class Warm:
     """A server, and its clients' command."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, environment=None):
         address = os.path.join(folder, "socket")
         prefix = LESS_THAN_ROOT if os.geteuid() == 0 and shutil.which("setpriv") else ()
         words = [*prefix, sys.executable, __file__, address]
-        self._server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._server = subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._server.stdout.read(1)  # it listens
         self.command = (sys.executable, "-I", "-S", __file__, address)
 
