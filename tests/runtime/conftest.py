@@ -251,25 +251,34 @@ class Nothing(type(sys)):
     EVERY_S = None
     here = staticmethod(lambda trial, files: trial)
     def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
         return type(name, (), {{"__init__": lambda *_: None, "read": lambda _: None, "remove": lambda _: None}})
     def bound(self, *_):
         pass
     is_shortage = advice = release = set_num_threads = provide = bound
-class WithoutTorch:  # while the worker's module is loaded, nothing stands for what it imports and trainings need
-    names = ("torch", *("distsub.finetune." + name for name in ("ablate", "inputs", "memory")))
-    names += ("distsub.runtime.recording", "distsub.runtime.resume", "distsub.subspace.model")
+class WithoutTorch:  # while the worker's module is loaded, nothing stands for what it imports and only trainings need
+    rooms = ("torch", "distsub.finetune.", "distsub.subspace.", "distsub.runtime.recording", "distsub.runtime.resume")
+    state = "before"
     def find_spec(self, name, path=None, target=None):
-        if name == "distsub.runtime.worker":
-            sys.meta_path.remove(self)
+        if name == "distsub.runtime.worker" and self.state == "before":
+            self.state = "found"
             spec = importlib.util.find_spec(name)
             real = spec.loader.exec_module
             spec.loader.exec_module = lambda module: self.load(real, module)
             return spec
+        if self.state == "loading" and name.startswith(self.rooms) and name != "distsub.finetune.train":
+            return importlib.util.spec_from_loader(name, self)
     def load(self, real, module):
-        sys.modules.update((name, Nothing(name)) for name in self.names)
+        self.state = "loading"
         real(module)
-        for name in self.names:
+        self.state = "loaded"
+        for name in [name for name, each in sys.modules.items() if isinstance(each, Nothing)]:
             del sys.modules[name]
+    def create_module(self, spec):
+        return Nothing(spec.name)
+    def exec_module(self, module):
+        pass
 if any(each.endswith("default_worker.py") for each in sys.orig_argv):
     Finder.files["distsub.finetune.train"] = {file!r}
     Finder.patches.setdefault("distsub.finetune.train", lambda module: None)

@@ -1,5 +1,8 @@
 """A training in the background of a Tune trial: its verdict, its error, and the end of one that is cancelled."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -76,3 +79,14 @@ def test_one_process_trains_one_trial_after_the_other(sweep, store, monkeypatch)
     assert result["final"] and {row.trial.id for row in store.read()} == {first.id, second.id}
     assert store.files.names("checkpoints") == []
     actor.cleanup()
+
+
+def test_where_rows_are_computed_a_worker_needs_no_torch(computed, starts, tmp_path):
+    """What tests of clusters have workers do, in a process that is called like one of Ray's."""
+    script = tmp_path / "default_worker.py"
+    script.write_text(
+        "import sys, distsub.runtime.trainable as it\nprint(it.perform.__module__, 'torch' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(starts.site), *sys.path])}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["distsub.runtime.worker", "False"], done.stderr
