@@ -130,6 +130,12 @@ def _peft(value: str) -> str:
     return value.upper()
 
 
+def _no_type_of_peft(value: Any) -> Any:
+    if isinstance(value, str) and value.upper() in PEFT_STEPS:
+        raise ValueError(f'"{value}" is a type of PEFT: write {{ peft = "{value.upper()}" }}')
+    return value
+
+
 _OF_PEFT = ("name", "peft", "options", "head", "step", "dims", "etas")
 """The keys of a method of PEFT."""
 
@@ -137,7 +143,7 @@ _OF_PEFT = ("name", "peft", "options", "head", "step", "dims", "etas")
 class MethodTable(Table):
     """One entry of [[methods]]."""
 
-    name: Name | None = None
+    name: Annotated[Name | None, BeforeValidator(_no_type_of_peft)] = None
     peft: Annotated[str, AfterValidator(_peft)] | None = None
     options: dict[str, Any] | None = None
     projection: Literal["fastfood", "fastfood_per_tensor", "partition", "sparse", "dense"] | None = None

@@ -191,6 +191,7 @@ def test_a_sweep_without_them_is_the_sweep_that_it_was():
         ('{ name = "did", modules = ["mlp"] }', "modules: should be a valid string"),
         ('{ name = "freeze", modules = "mlp" }', "has no coordinates"),
         ('{ peft = "LORRA" }', 'PEFT has no "LORRA" that can be measured; did you mean "lora"'),
+        ('"lora"', 'name: "lora" is a type of PEFT: write { peft = "LORA" }'),
         ('{ peft = "LORA", name = "did" }', "give either name"),
         ("{ head = 'frozen' }", "give either name"),
         ('{ peft = "LORA", modules = "mlp" }', "modules is for subspaces; a method of PEFT has peft, options, head"),

@@ -7,6 +7,7 @@ import pytest
 
 from distsub.config import parse_sweep
 from distsub.finetune.train import Stopped
+from distsub.records import Peft
 from distsub.results import Store
 from distsub.runtime import resume
 from distsub.runtime.worker import WorkerConfig, perform
@@ -41,8 +42,12 @@ def begin(trial, config, steps=1):
 
 
 @pytest.mark.slow
-def test_a_killed_process_costs_nothing_but_time(sweep, tmp_path, trained_apart):
+@pytest.mark.parametrize("peft", [None, "UNILORA"])
+def test_a_killed_process_costs_nothing_but_time(sweep, tmp_path, trained_apart, peft):
     trial = sweep.searches()[0].trials_at(64)[1]
+    if peft is not None:
+        pytest.importorskip("peft")
+        trial = trial.vary(method=Peft(peft, head="trained"))
     whole, broken = store_at(sweep, tmp_path / "whole"), store_at(sweep, tmp_path / "broken")
     assert trained_apart(whole, trial) == list(range(1, 41))
     trained_apart(broken, trial, kill_at=17)
