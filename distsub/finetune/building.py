@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from distsub.errors import ConfigError
 from distsub.finetune import peft_model, pretrained
 from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size
 from distsub.records import Freeze, Full, Learned, Peft, Theta0, Trial
@@ -42,6 +43,8 @@ def build_model(
     if isinstance(method, Freeze):
         apart = layout.outside(base.requires_grad_(False), method.head, method.embeddings)
         beside = layout.free(base, {name for name, policy in apart.items() if policy == "trained"})
+        if not beside:
+            raise ConfigError(f"freeze trains the head, and {type(base).__name__} has none; leave it out")
         return base, counts | {"num_trained_head": sum(p.numel() for p in beside.values()), "step_size": 0.0}
     assert trial.d is not None and trial.eta is not None, "a subspace trial has d and eta"
     projection = method.projection

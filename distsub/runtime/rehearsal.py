@@ -77,7 +77,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
     first, *others = trials
     prepared = pretrained.prepare(first.model.name, first.model.revision)
     tokenizer = pretrained.tokenizer(prepared)
-    name = f"{first.model} on {first.task.name}"
+    name = f"{first.model.name} on {first.task.name}"
     _check_room(tokenizer, first, name)
     rows = read(tokenizer, splits, first.budget, name, prepared.content)
     _check_tokens(rows, tokenizer, first)

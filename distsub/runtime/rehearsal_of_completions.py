@@ -34,7 +34,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
     first, *others = trials
     prepared = pretrained.prepare(first.model.name, first.model.revision)
     tokenizer = pretrained.tokenizer(prepared)
-    name = f"{first.model} on {first.task.name}"
+    name = f"{first.model.name} on {first.task.name}"
     model: Any = pretrained.build(prepared, 0, 0).to(device).eval()
     apart, length = bool(model.config.is_encoder_decoder), first.budget.max_length
     parts = {"train": splits.train, "validation": splits.validation}

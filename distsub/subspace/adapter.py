@@ -139,7 +139,7 @@ def save(
     if no_seed:
         tensors |= {f"{HEAD}{name}": theta_0[name] for name in sorted(fresh)}
     weights = to_bytes({name: p.detach().cpu().contiguous() for name, p in tensors.items()}, {"format": "pt"})
-    generates = bool(getattr(base, "can_generate", bool)())
+    generates = layout.generates(base)
     names = None if generates else getattr(settings, "id2label", None)
     if num_labels is None:
         num_labels = 0 if generates else getattr(settings, "num_labels", None)

@@ -86,12 +86,17 @@ def blocks(model: nn.Module) -> dict[str, str]:
     return found
 
 
+def generates(model: nn.Module) -> bool:
+    """Tell whether this is a language model that generates, to which policies of a head mean nothing."""
+    return bool(getattr(model, "can_generate", bool)())
+
+
 def head_names(model: nn.Module) -> set[str]:
     """Name the head's parameters: those outside the pretrained base model.
 
     A language model that generates has none: its output layer is pretrained as the rest is.
     """
-    if getattr(model, "can_generate", bool)():
+    if generates(model):
         return set()
     prefix = getattr(model, "base_model_prefix", "")
     if not prefix or not hasattr(model, prefix):
@@ -156,7 +161,7 @@ def outside(
         if policy not in HEADS:
             raise ConfigError(f"{key} = {policy!r} is unknown; use one of {', '.join(HEADS)}")
     places, sizes = _places(model), {name: parameter.numel() for name, parameter in model.named_parameters()}
-    if head != "in_subspace" and not any(part == "head" for _, part in places.values()):
+    if head != "in_subspace" and not generates(model) and not any(part == "head" for _, part in places.values()):
         raise ConfigError(
             f"head = {head!r} needs a model with a head outside its base model; {type(model).__name__} has none"
         )

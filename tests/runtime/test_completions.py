@@ -140,6 +140,23 @@ def test_a_sweep_measures_both_metrics_and_leaves_adapters_that_answer(sweep, ru
     assert right / 96 == pytest.approx(best.score), "what is loaded answers as what was measured"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_learned_subspaces_span_a_language_model_too(sweep, run, tmp_path):
+    methods = '["did", "intrinsic", "random", { name = "did", modules = "attention" }]'
+    changes = {'["did"]': methods, "[8, 32, 128, 512]": "[8]", "[search]": "[trajectory]\nevery = 5\n\n[search]"}
+    path = sweep(steps=40, **changes)
+    code, _, shown = run("run", path, "--out", tmp_path / "out", "--backend", "inline", "--plain")
+    assert code == 0, shown
+    best = {}
+    for row in Store.open(str(tmp_path / "out")).read():
+        if row.trial.d and row.trial.task.metric == "nll":
+            name = (row.trial.method.family, row.trial.method.modules)
+            best[name] = min(best.get(name, 99.0), row.score)
+    assert best["trajectory", "all"] < best["partition", "all"], "where a fine-tuning went, eight numbers do more"
+    assert run("transfer", tmp_path / "out")[0] == 0 and run("outliers", tmp_path / "out")[0] == 0
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
@@ -149,6 +166,7 @@ def test_a_sweep_measures_both_metrics_and_leaves_adapters_that_answer(sweep, ru
         ({"max_new_tokens = 4": 'max_new_tokens = 4\nanswer = "#### (.*)"'}, "finds nothing in 256 of 256 completions"),
         ({"[search]": '[threshold]\nchance = "majority"\n\n[search]'}, "chance is always the untouched model's score"),
         ({'completion = "completion"': 'completion = "answer"'}, 'has no column "answer"'),
+        ({'["did"]': '["did", "freeze"]'}, "llama on likely: a step of freeze: freeze trains the head, and Llama"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_trained(sweep, run, tmp_path, changes, said):
