@@ -17,7 +17,7 @@ from distsub.results.drivers import Driver, drivers
 from distsub.search import Search
 
 SHOWN = 4
-"""Trainings that are named of a driver, and kinds of rows of no search."""
+"""Trainings that are named of a driver, kinds of rows of no search, and what a note is about."""
 
 
 def standing(store: Store, summary: Summary, title: str) -> list[str]:
@@ -172,15 +172,21 @@ def _short(content: str | None) -> str:
 
 
 def notes(d90: pa.Table) -> list[str]:
-    """Write the warnings of each estimate.
+    """Write the warnings of all estimates, each once with what it is about.
 
     Args:
         d90: Rows of D90.
     """
-    found, rows = [], d90.select(["task", "model", "label", "warnings"]).to_pylist()
+    found, rows = dict[str, list[str]](), d90.select(["task", "model", "label", "warnings"]).to_pylist()
     for row in rows:
-        found += [_folded(f"note: {_subject(row, rows)}: {note}") for note in row["warnings"]]
-    return found
+        for note in row["warnings"]:
+            found.setdefault(note, []).append(_subject(row, rows))
+    return [_folded(f"note: {_listed(subjects)}: {note}") for note, subjects in found.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _subject(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:

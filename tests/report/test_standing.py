@@ -146,6 +146,13 @@ def test_notes_are_folded_and_name_what_they_are_about(store, monkeypatch):
     assert all(len(part) <= 50 for line in lines for part in line.split("\n"))
 
 
+def test_a_note_is_said_once_of_all_that_it_is_about():
+    rows = [{"task": "t", "model": "m", "label": f"did {i}", "warnings": ["one seed", f"only {i}"]} for i in range(6)]
+    lines = [" ".join(line.split()) for line in notes(pa.Table.from_pylist(rows))]
+    assert lines[0] == "note: t did 0, t did 1, t did 2, t did 3 and 2 more: one seed"
+    assert lines[1:] == [f"note: t did {i}: only {i}" for i in range(6)]
+
+
 def test_models_are_named_where_there_are_several(store):
     summary = trained(store, {100: 0.6, 200: 0.75, 400: 0.79}, (200,))
     for table, lines in ((summary.d90, notes), (summary.smallest, smallest_lines)):
