@@ -127,9 +127,11 @@ class Sweep:
     @cached_property
     def places(self) -> Places:
         """Where the models and tasks lie whose content is known."""
-        models = (ModelPlace(each.name, each.revision, each.content) for each in self.models if each.content)
-        known = tuple(each for each in self.imported if each.content)
-        return Places(tuple(models), tuple(task for task in self.tasks if task.content), known, self.counts)
+        models = (
+            ModelPlace(each.name, each.revision, each.content, each.dtype) for each in self.models if each.content
+        )
+        imported = tuple(each for each in self.imported if each.content)
+        return Places(tuple(models), tuple(task for task in self.tasks if task.content), imported, self.counts)
 
     @property
     def imported(self) -> tuple[Imported, ...]:
@@ -175,7 +177,6 @@ class Sweep:
         Raises:
             ConfigError: Two models are the same.
         """
-        at = {(place.name, place.revision): place.content for place in places.models}
         named = {task.name: task for task in places.tasks}
         imported = {each.path: each for each in places.imported}
 
@@ -197,10 +198,9 @@ class Sweep:
             span = span_of(method.span) if isinstance(method, Subspace) else None
             return method if span is None or not isinstance(method, Subspace) else method.spanned_by(span)
 
-        models = [dataclasses.replace(each, content=at.get((each.name, each.revision))) for each in self.models]
         return dataclasses.replace(
             self,
-            models=distinct(models, "models"),
+            models=distinct((places.identify(each, self.models) for each in self.models), "models"),
             tasks=tuple(map(task_of, self.tasks)),
             methods=tuple(map(method_of, self.methods)),
             trajectory=span_of(self.trajectory),

@@ -18,7 +18,7 @@ from distsub.config.messages import distinct
 from distsub.config.methods import NonNegativeInt, PositiveInt, StepSizes, Table
 from distsub.config.sweep import Resources
 from distsub.errors import ConfigError
-from distsub.records import Budget, HeadFrom, Model
+from distsub.records import Budget, Dtype, HeadFrom, Model
 from distsub.search import PUBLISHED_RATIO, Range, Rule, log_grid
 from distsub.search.rule import Chance
 
@@ -66,6 +66,7 @@ class ModelTable(Table):
     path: str | None = None
     revision: str | None = None
     head_from: HeadFrom = Model.head_from
+    dtype: Dtype = Model.dtype
 
     @model_validator(mode="after")
     def _one_place(self) -> "ModelTable":
@@ -82,7 +83,7 @@ class ModelTable(Table):
         name = self.path or self.name or ""
         local = self.path is not None or name.startswith((".", "/", "~")) or "://" in name
         local = local or (self.revision is None and (directory / name / "config.json").is_file())
-        return Model(absolute(name, directory) if local else name, self.revision, self.head_from)
+        return Model(absolute(name, directory) if local else name, self.revision, self.head_from, self.dtype)
 
 
 class SeedsTable(Table):

@@ -107,15 +107,16 @@ def _base(
             "it as base"
         )
     try:
+        held = "bfloat16" if config.base_dtype == "bfloat16" else "float32"
         if given:
-            prepared = pretrained.prepare(given)
+            prepared = pretrained.prepare(given, dtype=held)
         else:
-            prepared = inputs.model(address, config.revision, config.base_content, files)
+            prepared = inputs.model(address, config.revision, config.base_content, files, held)
         model = pretrained.build(prepared, config.num_labels, config.head_seed or 0, head_from=config.head_from)
     except UnavailableError as error:
         hint = "" if given else f"; where the base model of {path} lies elsewhere now, give its address as base"
         raise UnavailableError(f"{error}{hint}") from None
-    if config.base_dtype in ("bfloat16", "float16", "float64"):
+    if config.base_dtype in ("float16", "float64"):
         model = model.to(getattr(torch, config.base_dtype))
     return model, prepared.sha256
 

@@ -1,5 +1,6 @@
 """Build what a trial trains: the model, its optimizer, and how the learning rate runs over the steps."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ def build_model(
     method = trial.method
     full = isinstance(method, Full)
     assert trial.task.num_labels is not None, "the task's labels are counted"
+    if prepared.dtype == "bfloat16" and getattr(method, "embeddings", None) == "trained":
+        raise ConfigError(
+            'embeddings = "trained" needs them in float32, this model is held in bfloat16: give embeddings = "frozen" '
+            '(training = "default"), or the model dtype = "float32"'
+        )
     base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head, full, trial.model.head_from)
     if not trial.task.is_completion:
         adapter.name_labels(base, trial.task.labels)
@@ -45,10 +51,12 @@ def build_model(
         beside = layout.free(base, {name for name, policy in apart.items() if policy == "trained"})
         if not beside:
             raise ConfigError(f"freeze trains the head, and {type(base).__name__} has none; leave it out")
+        _as_float32(beside)
         return base, counts | {"num_trained_head": sum(p.numel() for p in beside.values()), "step_size": 0.0}
     assert trial.d is not None and trial.eta is not None, "a subspace trial has d and eta"
     projection = method.projection
     model = SubspaceModel(base, trial.d, method, trial.seeds.projection, snapshots=snapshots)
+    _as_float32(model.head)
     size, num_coordinates = model.num_params, model.num_coordinates
     if method.step is not None:
         step = trial.eta * method.step
@@ -73,6 +81,12 @@ def _peft(trial: Trial, base: nn.Module, method: Peft) -> tuple[nn.Module, dict[
     step = trial.eta * method.learning_rate
     counts = {"num_params": sizes.num_params, "num_trained": trial.d, "num_trained_head": sizes.num_trained_head}
     return model, counts | {"step_size": step}
+
+
+def _as_float32(trained: Mapping[str, nn.Parameter]) -> None:
+    """Train a head in float32 beside weights in bfloat16, which would round its steps away."""
+    for parameter in trained.values():
+        parameter.data = parameter.data.float()
 
 
 def build_optimizer(trial: Trial, model: nn.Module, step: float) -> torch.optim.AdamW:

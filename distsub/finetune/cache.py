@@ -1,5 +1,6 @@
 """This machine's cache: directories made once, whole or not at all, whichever process comes first."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -33,6 +34,25 @@ def cache_directory() -> Path:
         return Path.home() / ".cache" / "distsub"
     except RuntimeError:  # no HOME, and the system does not know this user
         raise UnavailableError("no home directory is known; set DISTSUB_CACHE to a directory for weights") from None
+
+
+def remembered(about: str, compute: Callable[[], str]) -> str:
+    """Give a short text that is costly to compute, such as a hash, once per machine.
+
+    Args:
+        about: All that it follows from.
+        compute: Computes it.
+    """
+    kept = cache_directory() / "hashes" / hashlib.sha256(about.encode()).hexdigest()
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        about_it, _, found = kept.read_text().partition("\n")
+        if about_it == hashlib.sha256(found.encode()).hexdigest():  # else it is damaged
+            return found
+    found = compute()
+    with contextlib.suppress(OSError, OutputError):  # a cache that cannot be written only makes it slow
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        Files.at(kept.parent).put(kept.name, f"{hashlib.sha256(found.encode()).hexdigest()}\n{found}".encode())
+    return found
 
 
 def once(target: Path, make: Callable[[Path], None]) -> Path:

@@ -144,7 +144,7 @@ def _fill(work: Path, base: str, series: Sequence[Checkpoint], dtype: str) -> No
     theta_0, entries = None, []
     for checkpoint in series:
         with tempfile.TemporaryDirectory(dir=work) as cache:  # a series converted to float32 is many models
-            given = pretrained.prepare(checkpoint.name, checkpoint.revision, Path(cache))
+            given = pretrained.prepare(checkpoint.name, checkpoint.revision, cache=Path(cache))
             language_model = pretrained.is_language_model(given.path)
             model, lacking = pretrained.load_given(given, language_model)
             if theta_0 is None:
@@ -248,7 +248,7 @@ def _save(work: Path, base: _Base, checkpoint: Checkpoint, model: nn.Module, dty
                     "up; leave it out"
                 )
             moved = moved or bool(update.any())
-            yield update.to(DTYPES[dtype])
+            yield update
 
     file = f"step-{checkpoint.step:06d}.safetensors"
     size, sha256 = tensor_files.write(work / file, shapes, differences())

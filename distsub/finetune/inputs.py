@@ -20,7 +20,7 @@ from distsub.files import Files, parse_json
 from distsub.finetune import cache, data, packages, pretrained, reading
 from distsub.finetune.pretrained import Prepared
 from distsub.paths import INPUTS
-from distsub.records import Budget, Source, Task, Trial
+from distsub.records import Budget, Dtype, Source, Task, Trial
 from distsub.records.places import ModelPlace, Places
 
 MARK = "inputs.json"
@@ -53,7 +53,7 @@ def put(files: Files, places: Places, budget: Budget) -> Iterator[Put]:
     for place in places.models:
         if os.path.isabs(place.name) and not files.exists(_mark(place.content)):
             with contextlib.suppress(UnavailableError):
-                found = pretrained.prepare(place.name, place.revision)
+                found = pretrained.prepare(place.name, place.revision, place.dtype)
                 if found.content == place.content:
                     sources = pretrained.files_of(found.source)
                     named = {file.relative_to(found.source).as_posix(): file for file in sources}
@@ -113,7 +113,9 @@ def _cached(content: str) -> Path:
     return cache.cache_directory() / INPUTS / content
 
 
-def model(name: str, revision: str | None, content: str | None, files: Files | None) -> Prepared:
+def model(
+    name: str, revision: str | None, content: str | None, files: Files | None, dtype: Dtype = "float32"
+) -> Prepared:
     """Find a model by its content: at its address, at the one that the results have for it, or among their inputs.
 
     Args:
@@ -121,6 +123,7 @@ def model(name: str, revision: str | None, content: str | None, files: Files | N
         revision: Hub revision.
         content: What it must be (`Prepared.content`); None takes what is at the address.
         files: The results directory, None without one.
+        dtype: The precision to hold it in.
 
     Returns:
         The model; where none of that content is found, the one at its address, which is another.
@@ -131,7 +134,7 @@ def model(name: str, revision: str | None, content: str | None, files: Files | N
     other, reason = None, ""
     for address in _addresses(name, revision, content, files):
         try:
-            found = pretrained.prepare(*address)
+            found = pretrained.prepare(*address, dtype)
         except UnavailableError as error:
             reason = reason or str(error)
             continue
@@ -176,7 +179,8 @@ def here(trial: Trial, files: Files) -> Trial:
     tasks = {task.content: task for task in (trial.task, *others) if task and task.content}
     models = ()
     if trial.model.content:
-        found = model(trial.model.name, trial.model.revision, trial.model.content, files)
+        asked = trial.model
+        found = model(asked.name, asked.revision, asked.content, files, asked.dtype)
         if found.name != trial.model.name or "://" in trial.model.name:
             models = (ModelPlace(str(found.source), None, trial.model.content),)
     return Places(models, tuple(_rows(task, files) for task in tasks.values())).locate_trial(trial)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from distsub.errors import ConfigError
+
 MIN_SPEEDUP = 1.2
 """How much faster bf16 must be in the probe to be taken: below that, its rounding is the only thing gained."""
 
@@ -23,16 +25,27 @@ class Autocast:
         return torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._enabled, cache_enabled=False)
 
 
-def autocast_for(precision: str, device: str) -> tuple[str, Autocast]:
+def autocast_for(precision: str, device: str, held: str = "float32") -> tuple[str, Autocast]:
     """Resolve a precision on this machine, and make its context.
 
     Args:
         precision: "fp32", "bf16", or "auto": bf16 where the hardware gains by it, else fp32.
         device: "cpu" or "cuda".
+        held: The precision that theta_0 is held in; one in bfloat16 runs in bf16.
 
     Returns:
         "fp32" or "bf16", which a trial's row records, and the context for it.
+
+    Raises:
+        ConfigError: fp32 is asked for with a model in bfloat16.
     """
+    if held == "bfloat16":
+        if precision == "fp32":
+            raise ConfigError(
+                'a model in dtype = "bfloat16" runs in bf16, not in [budget] precision = "fp32": give "auto" or "bf16" '
+                'there, or the model dtype = "float32"'
+            )
+        precision = "bf16"
     if precision == "auto":
         precision = "bf16" if gains_by_bf16(torch.device(device).type) else "fp32"
     return precision, Autocast(device, precision == "bf16")

@@ -12,21 +12,23 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from distsub.errors import ConfigError, UnavailableError
 from distsub.files import parse_json
-from distsub.finetune import explain, weight_files
+from distsub.finetune import conversion, explain, weight_files
 from distsub.finetune.addresses import SMALL_FILES, locate
 from distsub.finetune.cache import cache_directory, once
+from distsub.finetune.conversion import DTYPES
 from distsub.finetune.fit import fit_padding, fit_tokenizer, init_head
-from distsub.records import HeadFrom
+from distsub.finetune.mapped import Mappings
+from distsub.records import Dtype, HeadFrom
 from distsub.subspace import layout
 
-_FORMAT = 3  # of a directory in the cache
+_FORMAT = 4  # of a directory in the cache
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
@@ -44,11 +46,12 @@ class Prepared:
     """A model ready to be memory-mapped.
 
     Attributes:
-        path: Directory with config.json and the weights as float32 safetensors.
-        sha256: Hash of the tensors that transformers loads (names, shapes, float32 bytes), the identity of theta_0.
+        path: Directory with config.json and the weights as safetensors.
+        sha256: Hash of the tensors that transformers loads (names, shapes, bytes), the identity of theta_0.
         name: The model as it was asked for, for messages.
         source: The model's own directory, which holds the tokenizer.
         content: Hash of all that decides what the model makes of a text: tensors, configuration and tokenizer.
+        dtype: The precision that theta_0 is held in.
     """
 
     path: Path
@@ -56,19 +59,21 @@ class Prepared:
     name: str
     source: Path
     content: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-def prepare(model: str, revision: str | None = None, cache: Path | None = None) -> Prepared:
-    """Find a model, and make its weights float32 safetensors once per machine.
+def prepare(model: str, revision: str | None = None, dtype: Dtype = "float32", cache: Path | None = None) -> Prepared:
+    """Find a model, and make its weights safetensors of the precision that it is held in, once per machine.
 
-    A checkpoint that is float32 safetensors already is used where it lies. Files are known by their content, which is
-    read once per process as long as nobody touches them. Of several processes that prepare the same model at once, one
+    A checkpoint that is that already is used where it lies. Files are known by their content, which is read once per
+    machine as long as nobody touches them. Of several processes that prepare the same model at once, one
     converts and the others wait for it; where the lock does not work, as on some network file systems, each writes a
     directory of its own and the first rename wins.
 
     Args:
         model: Its address, see `locate`.
         revision: Hub revision.
+        dtype: The precision to hold it in; "auto" takes bfloat16 where all of the checkpoint is that, else float32.
         cache: Where converted weights go; None takes this machine's cache.
 
     Raises:
@@ -81,7 +86,8 @@ def prepare(model: str, revision: str | None = None, cache: Path | None = None) 
         config.pop("transformers_weights", None)  # in the cache they have the usual names
         hashes = [weight_files.content_hash(file) for file in files]
         known = tuple(zip(files, hashes, strict=True))
-        found = _prepare(model, source, json.dumps(config), known, cache or cache_directory())
+        held = conversion.dtype_of(files) if dtype == "auto" else dtype
+        found = _prepare(model, source, json.dumps(config), known, held, cache or cache_directory())
         return replace(found, content=_content(found.sha256, config, source))
     except UnavailableError as error:
         raise UnavailableError(f"model {model!r}: {error}") from None
@@ -90,15 +96,18 @@ def prepare(model: str, revision: str | None = None, cache: Path | None = None) 
 
 
 @lru_cache(maxsize=16)
-def _prepare(model: str, source: Path, config: str, files: tuple[tuple[Path, str], ...], cache: Path) -> Prepared:
+def _prepare(
+    model: str, source: Path, config: str, files: tuple[tuple[Path, str], ...], dtype: Any, cache: Path
+) -> Prepared:
     paths = [file for file, _ in files]
-    in_place = weight_files.is_float32(paths)
-    known: list[Any] = [_FORMAT, metadata.version("transformers"), config, [digest for _, digest in files]]
+    in_place = conversion.is_ready(paths, dtype)
+    known: list[Any] = [_FORMAT, metadata.version("transformers"), config, [digest for _, digest in files], dtype]
     if in_place:  # by links to the files, so of no use for a copy of them
         known.append([str(file.resolve()) for file in paths])
     target = cache / hashlib.sha256(json.dumps(known).encode()).hexdigest()[:24]
-    once(target, lambda work: _convert(model, config, paths, in_place, work))
-    return Prepared(target, parse_json((target / "distsub.json").read_text())["sha256"], model, source)
+    once(target, lambda work: _convert(model, config, paths, in_place, dtype, work))
+    sha256 = parse_json((target / "distsub.json").read_text())["sha256"]
+    return Prepared(target, sha256, model, source, dtype=dtype)
 
 
 def files_of(source: Path) -> list[Path]:
@@ -134,29 +143,31 @@ def _plain(record: dict[str, Any]) -> str:
 prepare.cache_clear = _prepare.cache_clear  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def _convert(model: str, config: str, files: list[Path], in_place: bool, work: Path) -> None:
+def _convert(model: str, config: str, files: list[Path], in_place: bool, dtype: Any, work: Path) -> None:
     """Write config, weights and the hash of what transformers loads of them."""
     (work / "config.json").write_text(config)
     if in_place:
-        weight_files.link(files, work)
+        conversion.link(files, work)
     else:
-        weight_files.write_float32(files, work)
-    loaded, fresh = _load(Prepared(work, "", model, work), is_language_model(work))
+        conversion.write(files, work, dtype)
+    loaded, fresh = _load(Prepared(work, "", model, work, dtype=dtype), is_language_model(work))
     (work / "distsub.json").write_text(json.dumps({"sha256": _hash(loaded, fresh)}))
-    weight_files.share(work)
+    conversion.share(work)
 
 
 def _hash(model: Any, fresh: set[str]) -> str:
-    """Hash the tensors of a model that its checkpoint gave, a tied one once."""
+    """Hash the tensors of a model that its checkpoint gave, a tied one once; float32 goes without saying."""
     stored = set(model.state_dict())
     tensors = {**dict(model.named_parameters()), **{k: v for k, v in model.named_buffers() if k in stored}}
     prefix = f"{model.base_model_prefix}."
     given = {name.removeprefix(prefix): tensors[name] for name in tensors.keys() - fresh}  # as the base model has them
-    digest = hashlib.sha256()
+    digest, mappings = hashlib.sha256(), Mappings()
     for name in sorted(given):
-        tensor = given[name].detach().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        tensor = given[name]
+        kind = f"{tensor.dtype} ".removeprefix("torch.") if tensor.dtype == torch.bfloat16 else ""
+        digest.update(f"{name} {tuple(tensor.shape)} {kind}".encode())
+        for piece in mappings.read(tensor):
+            digest.update(piece)
     return digest.hexdigest()
 
 
@@ -216,7 +227,7 @@ def _load(prepared: Prepared, language_model: bool = False, **settings: Any) -> 
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 local_files_only=True,
-                dtype=torch.float32,
+                dtype=DTYPES[prepared.dtype],
                 trust_remote_code=False,
                 **settings,
             )
@@ -240,11 +251,11 @@ def build(
         prepared: From `prepare`.
         num_labels: Classes of a sequence classifier; 1 means regression, 0 a language model, which has no head.
         head_seed: Seed of the head, and of what else the checkpoint does not carry.
-        private: Copy the weights, so that they may be trained.
+        private: Copy the weights as float32, so that they may be trained.
         head_from: "seed" makes a head anew that the checkpoint carries; "checkpoint" keeps it.
 
     Returns:
-        A transformers model in float32, in training mode.
+        A transformers model in the precision that it is held in, in training mode.
 
     Raises:
         UnavailableError: transformers cannot make such a model of it.
@@ -276,14 +287,23 @@ def build(
         )
     init_head(model, fresh, head_seed)
     if private:
-        for owner in model.modules():
-            for key, parameter in owner._parameters.items():
-                if parameter is not None:
-                    owner._parameters[key] = nn.Parameter(parameter.detach().clone())
-        model.tie_weights()
+        _make_private(model)
     with contextlib.suppress(UnavailableError):  # a model to look at may have no tokenizer; one to train is refused
         fit_padding(model, tokenizer(prepared).pad_token_id)
     return model.train()
+
+
+def _make_private(model: Any) -> None:
+    """Give a model float32 weights of its own: updates are a thousand times smaller than what bfloat16 rounds."""
+    for owner in model.modules():
+        for key, parameter in owner._parameters.items():
+            if parameter is not None:
+                owner._parameters[key] = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
+        for key, buffer in owner._buffers.items():
+            if buffer is not None and buffer.dtype == torch.bfloat16:
+                owner._buffers[key] = buffer.float()
+    model.tie_weights()
+    model.config.dtype = torch.float32
 
 
 def _check_loaded(model: nn.Module, fresh: set[str], prepared: Prepared) -> None:
@@ -291,7 +311,7 @@ def _check_loaded(model: nn.Module, fresh: set[str], prepared: Prepared) -> None
     own = {name for name, _ in model.named_parameters()}
     wrong = sorted(name for name in fresh & own - layout.head_names(model) if "pooler" not in name)
     if wrong:
-        held = weight_files.names(sorted(prepared.path.glob("*.safetensors")))
+        held = conversion.names(sorted(prepared.path.glob("*.safetensors")))
         raise UnavailableError(explain.lacking(wrong, held))
 
 

@@ -22,6 +22,9 @@ _CODES = {
     torch.float64: "F64",
 }
 
+_PIECE = 2**20
+"""Numbers that are converted at once."""
+
 Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Type and shape of each tensor, by name."""
 
@@ -44,13 +47,14 @@ def write(path: Path, shapes: Shapes, tensors: Iterable[Tensor]) -> tuple[int, s
     """
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
-        for piece in _pieces(shapes, tensors):
+        for piece in pieces(shapes, tensors):
             digest.update(piece)
             size += file.write(piece)
     return size, digest.hexdigest()
 
 
-def _pieces(shapes: Shapes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
+def pieces(shapes: Shapes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
+    """Give the bytes of a file in pieces; tensors of another type are rounded to theirs, piece by piece."""
     names, end = order(shapes), 0
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for name in names:
@@ -61,5 +65,7 @@ def _pieces(shapes: Shapes, tensors: Iterable[Tensor]) -> Iterator[bytes | memor
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name, tensor in zip(names, tensors, strict=True):
-        assert (tensor.dtype, tuple(tensor.shape)) == shapes[name], "the tensors come in their order"
-        yield tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        dtype, shape = shapes[name]
+        assert tuple(tensor.shape) == shape, "the tensors come in their order"
+        for piece in tensor.detach().reshape(-1).split(_PIECE):
+            yield piece.to(dtype).contiguous().view(torch.uint8).numpy().data

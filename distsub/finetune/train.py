@@ -139,7 +139,7 @@ class Training:
         """
         self._began, self._memory = time.perf_counter(), memory.Meter(device)
         self.trial, self.device, budget = trial, device, trial.budget
-        self.prepared = pretrained.prepare(trial.model.name, trial.model.revision)
+        self.prepared = pretrained.prepare(trial.model.name, trial.model.revision, trial.model.dtype)
         self._tokenizer = pretrained.tokenizer(self.prepared)
         self.splits = data.load(trial.task, budget)
         _check_content(trial, self.prepared.content, self.splits.dataset_hash)
@@ -155,7 +155,7 @@ class Training:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, budget.steps, budget.warmup)
         )
-        precision, self._autocast = autocast_for(budget.precision, device)
+        precision, self._autocast = autocast_for(budget.precision, device, self.prepared.dtype)
         self._provenance = _provenance(device, precision, self.prepared.sha256, self.splits.dataset_hash)
         if isinstance(trial.method, Peft):
             made = ("peft_configuration", peft_model.configuration(self.model, trial.method))

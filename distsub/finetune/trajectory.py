@@ -190,7 +190,7 @@ def snapshots(trial: Trial, root: str | os.PathLike[str]) -> Snapshots:
                 f"is not in {path}; record it first: distsub trajectory record SWEEP --out {root}"
             )
     found = [Path(root) / paths.trajectory(name) for name in trial.trajectories]
-    weights = pretrained.prepare(trial.model.name, trial.model.revision).sha256
+    weights = pretrained.prepare(trial.model.name, trial.model.revision, trial.model.dtype).sha256
     return collect(found, weights, span)
 
 

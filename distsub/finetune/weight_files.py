@@ -1,15 +1,13 @@
-"""Which files are a model's weights, by the rule of transformers, and the same tensors as float32 safetensors.
+"""Which files are a model's weights, by the rule of transformers, and what they hold.
 
 A folder often holds more than one checkpoint: adapters, optimiser states, other precisions, the publisher's own
 format. transformers takes the first of `NAMES` and whatever an index names, so exactly that is read here.
 """
 
 import hashlib
-import json
-import os
-import stat
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,18 +18,21 @@ from safetensors import SafetensorError, safe_open
 
 from distsub.errors import UnavailableError
 from distsub.files import parse_json
+from distsub.finetune.cache import remembered
 
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What transformers looks for, in its order."""
 
+Read = Callable[[str], torch.Tensor]
+"""Reads a tensor of an open file by its name."""
+
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
-# What old versions of transformers saved beside the weights; any other integer tensor might be a quantised weight.
-_COUNTERS = ("position_ids", "token_type_ids", "num_batches_tracked")
-_MASKS = ("attn.bias", "attention.bias")  # causal masks [1, 1, length, length]
+_SETTLED_NS = 2 * 10**9
+_WORTHWHILE = 2**20  # bytes of a file whose hash is kept: smaller ones are read faster than looked up
+
 _BUILT_IN = ("eager", "sdpa", "batched_mm", "grouped_mm")
-_SHARD_BYTES = 2**30  # a conversion holds one shard in memory
 _FOREIGN = {
     "*.gguf": "GGUF weights, which are quantised; give the model as safetensors",
     "adapter_model.*": "a PEFT adapter; merge it into its base (merge_and_unload) and save that",
@@ -173,7 +174,7 @@ def files(folder: Path, config: dict[str, Any]) -> list[Path]:
 
 
 def content_hash(path: Path) -> str:
-    """Hash a file's bytes, once per process as long as nobody touches it.
+    """Hash a file's bytes, once per machine as long as nobody touches it.
 
     The time of its last change cannot be set back as its size and modification time can, so an edit in place is seen.
     """
@@ -183,123 +184,57 @@ def content_hash(path: Path) -> str:
 
 @lru_cache(maxsize=1024)
 def _sha256(path: Path, stamp: tuple[int, ...]) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def read() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    # What changed just now may change again within the same tick of the clock.
+    settled = time.time_ns() - max(stamp[1:3]) > _SETTLED_NS
+    return remembered(f"{path.resolve()} {stamp}", read) if stamp[0] >= _WORTHWHILE and settled else read()
 
 
-def is_float32(found: list[Path]) -> bool:
-    """Tell from the headers alone whether files can be mapped as they are.
-
-    Raises:
-        UnavailableError: One is damaged, or holds numbers that are no weights.
-    """
-    ready = all(file.suffix == ".safetensors" for file in found)
-    for file in found if ready else []:
-        with _reading(file), safe_open(file, framework="pt") as opened:
-            # Other versions of transformers refuse a file that does not say that its tensors are PyTorch's.
-            ready &= (opened.metadata() or {}).get("format") == "pt"
-            for name in opened.keys():  # noqa: SIM118 - not a dictionary
-                part = opened.get_slice(name)
-                ready &= part.get_dtype() == "F32" or (
-                    part.get_dtype().startswith(("BOOL", "I", "U")) and _is_table(name, len(part.get_shape()))
-                )
-    return ready
-
-
-def names(found: list[Path]) -> list[str]:
-    """List the tensors' names, sorted."""
-    return sorted({name for file in found for name, _ in _tensors(file)})
-
-
-def link(found: list[Path], folder: Path) -> None:
-    """Make float32 files appear in another folder under the names that transformers looks for."""
-    placed = _places(folder, len(found))
-    for file, place in zip(found, placed, strict=True):
-        place.symlink_to(file.resolve())
-    _write_index(placed)
-
-
-def write_float32(found: list[Path], folder: Path) -> None:
-    """Write the tensors of a checkpoint as float32 safetensors, one shard of a GiB in memory at a time.
-
-    Floating-point values are widened exactly as transformers does it. Integers that are no known table are left out:
-    where they were a weight, it is then missing, which is refused.
-
-    Raises:
-        UnavailableError: A file is damaged, holds code, or numbers that are no weights.
-    """
-    from safetensors.torch import save_file
-
-    parts: list[Path] = []
-    held: dict[str, torch.Tensor] = {}
-    size = 0
-
-    def flush() -> None:
-        nonlocal size
-        parts.append(folder / f"part-{len(parts):05d}.safetensors")
-        save_file(held, parts[-1], metadata={"format": "pt"})
-        held.clear()
-        size = 0
-
-    for file in found:
-        for name, tensor in _tensors(file):
-            if tensor.is_floating_point():
-                held[name] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-            elif tensor.dtype == torch.bool or _is_table(name, tensor.dim()):
-                held[name] = tensor.clone(memory_format=torch.contiguous_format)
-            size += 4 * tensor.numel()
-            if size >= _SHARD_BYTES:
-                flush()
-    if held or not parts:
-        flush()
-    placed = _places(folder, len(parts))
-    for part, place in zip(parts, placed, strict=True):
-        part.rename(place)
-    _write_index(placed)
-
-
-def _is_table(name: str, dimensions: int) -> bool:
-    return name.endswith(_COUNTERS) or (name.endswith(_MASKS) and dimensions == 4)
-
-
-def _places(folder: Path, count: int) -> list[Path]:
-    if count == 1:
-        return [folder / NAMES[0]]
-    return [folder / f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-
-
-def _write_index(placed: list[Path]) -> None:
-    if len(placed) == 1:
-        return
-    table = {}
-    for place in placed:
-        with safe_open(place, framework="pt") as opened:
-            table |= dict.fromkeys(opened.keys(), place.name)
-    (placed[0].parent / NAMES[1]).write_text(json.dumps({"metadata": {}, "weight_map": table}))
-
-
-def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Read a file's tensors one after the other, mapped where its format allows it."""
-    with _reading(file):
+    names, read = source(file)
+    for name in names:
+        yield name, read(name)
+
+
+def source(file: Path) -> tuple[list[str], Read]:
+    """Open a file: the names of its tensors, and what reads one, mapped where its format allows it.
+
+    Raises:
+        UnavailableError: It is damaged, holds code, or, when that one is read, numbers that are no weights.
+    """
+    with reading(file):
         if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a dictionary
-                    yield name, _usable(name, opened.get_tensor(name))
-            return
-        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
-        with file.open("rb") as opened:
-            mapped = opened.read(4) == b"PK\x03\x04"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, and about types that are refused below
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-        tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
-        if not tensors:
-            held = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
-            raise UnavailableError(
-                f"{file.name} is no dictionary of tensors (it holds {held[:80]}); save the model with save_pretrained"
-            )
-        for name, tensor in tensors.items():
-            yield str(name), _usable(str(name), tensor.detach())
+            opened: Any = safe_open(file, framework="pt")
+            names, get = list(opened.keys()), opened.get_tensor
+        else:
+            state = _unpickled(file)
+            names, get = list(state), state.__getitem__
+
+    def read(name: str) -> torch.Tensor:
+        with reading(file):
+            return _usable(name, get(name).detach())
+
+    return names, read
+
+
+def _unpickled(file: Path) -> dict[str, torch.Tensor]:
+    # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+    with file.open("rb") as opened:
+        mapped = opened.read(4) == b"PK\x03\x04"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols, and about types that are refused below
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    found = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
+    if not found:
+        held = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        raise UnavailableError(
+            f"{file.name} is no dictionary of tensors (it holds {held[:80]}); save the model with save_pretrained"
+        )
+    return found
 
 
 def _usable(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -309,7 +244,7 @@ def _usable(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-class _reading:
+class reading:
     """Turn whatever a damaged file makes its reader say into one line that names the file."""
 
     def __init__(self, file: Path) -> None:
@@ -331,11 +266,3 @@ class _reading:
             ) from None
         if isinstance(error, OSError) and not isinstance(error, UnavailableError):
             raise UnavailableError(f"{self._file.name} cannot be read: {error.strerror or error}") from None
-
-
-def share(folder: Path) -> None:
-    """Give a new folder's files the rights that the umask gives, as safetensors writes them for its owner alone."""
-    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
-    for file in folder.iterdir():
-        if not file.is_symlink():
-            os.chmod(file, mode)

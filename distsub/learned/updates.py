@@ -210,7 +210,8 @@ def _trajectory(found: Recorded, files: Files) -> Update:
 def base_of(found: Recorded, num_labels: int, files: Files) -> torch.nn.Module:
     """Build the model that a trajectory is of; its blocks are read, which no seed decides."""
     model = found.model
-    return pretrained.build(inputs.model(model.name, model.revision, model.content, files), num_labels, 0)
+    prepared = inputs.model(model.name, model.revision, model.content, files, model.dtype)
+    return pretrained.build(prepared, num_labels, 0)
 
 
 @torch.no_grad()

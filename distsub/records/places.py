@@ -1,20 +1,21 @@
 """Where the contents of a sweep lie: the way from a record that knows its content back to the files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
-from distsub.records import Imported, Peft, Setup, Source, Subspace, Task, Trial
+from distsub.records import Dtype, Imported, Model, Peft, Setup, Source, Subspace, Task, Trial
 
 
 class ModelPlace(NamedTuple):
-    """A model's address and the hash of what is there."""
+    """A model's address, the hash of what is there, and in which precision it is held."""
 
     name: str
     revision: str | None
     content: str
+    dtype: Dtype = "float32"
 
 
 class Counts(NamedTuple):
@@ -68,6 +69,21 @@ class Places:
     def _tasks(self) -> dict[str | None, Task]:
         return {task.content: task for task in reversed(self.tasks)}
 
+    def identify(self, model: Model, asked: Collection[Model]) -> Model:
+        """Give a model the content of what is at its address, and the precision that "auto" has become.
+
+        Args:
+            model: As it was asked for.
+            asked: All models that were, of which another may name the same address in a given precision.
+        """
+        here = {each.dtype: each for each in self.models if (each.name, each.revision) == (model.name, model.revision)}
+        if model.dtype == "auto":
+            given = {each.dtype for each in asked if (each.name, each.revision) == (model.name, model.revision)}
+            found = next((each for dtype, each in here.items() if dtype not in given), next(iter(here.values()), None))
+        else:
+            found = here.get(model.dtype)
+        return model if found is None else replace(model, content=found.content, dtype=found.dtype)
+
     def locate(self, setup: Setup) -> Setup:
         """Give a setup the addresses at which its contents lie here; it stays the same setup."""
         changes: dict[str, Any] = {"task": self._locate(setup.task)}
@@ -94,13 +110,13 @@ class Places:
 
     def changes_to(self, now: "Places") -> list[Change]:
         """List what has the same address, or a task's name, in both and another content."""
-        models = {(place.name, place.revision): place.content for place in now.models}
+        models = {(place.name, place.revision, place.dtype): place.content for place in now.models}
         tasks = {task.name: task.content or "" for task in now.tasks}
         imported = {each.path: each.content or "" for each in now.imported}
         found = [
             Change(f"model {place.name}", "model_content", place.content, new)
             for place in self.models
-            if (new := models.get((place.name, place.revision), place.content)) != place.content
+            if (new := models.get((place.name, place.revision, place.dtype), place.content)) != place.content
         ]
         found += [
             Change(f"task {task.name}", "task_content", task.content or "", new)

@@ -7,6 +7,7 @@ from distsub.records.identity import Record
 
 Empty = Literal["refuse", "drop", "keep"]
 HeadFrom = Literal["seed", "checkpoint"]
+Dtype = Literal["float32", "bfloat16", "auto"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,6 +18,8 @@ class Model(Record):
         name: "package:NAME", an absolute local directory, or a hub id.
         revision: Hub revision, or None.
         head_from: Where the head of theta_0 comes from: its seed, or the checkpoint, which may solve the task already.
+        dtype: Precision that theta_0 is held in; "auto" (the checkpoint's) becomes one of the others
+            when the checkpoint is read.
         content: Hash of its weights, configuration and tokenizer (`Prepared.content`); None before they are read.
     """
 
@@ -25,7 +28,13 @@ class Model(Record):
     name: str
     revision: str | None = None
     head_from: HeadFrom = "seed"
+    dtype: Dtype = "float32"
     content: str | None = None
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """The fields that are no part of the identity; float32 goes without saying, as it did before there was more."""
+        return super().left_out | ({"dtype"} if self.dtype == "float32" else set())
 
     @property
     def short_name(self) -> str:

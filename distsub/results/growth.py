@@ -74,7 +74,7 @@ def changes(old: Record, new: Record) -> list[Change]:
 
 
 def _model(entry: Record) -> Any:
-    return [entry["content"] or [entry["name"], entry["revision"]], entry["head_from"]]
+    return [entry["content"] or [entry["name"], entry["revision"]], entry["head_from"], entry.get("dtype")]
 
 
 def _task(entry: Record) -> Any:

@@ -28,18 +28,22 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
     """
     import torch
 
-    from distsub.finetune import data, notes, pretrained, trajectory
+    from distsub.finetune import data, notes, precision, pretrained, trajectory
     from distsub.runtime import rehearsal, rehearsal_of_completions
 
     _check_device(sweep)
     _check_places(sweep)
     device = "cuda" if sweep.resources.gpus_per_trial and torch.cuda.is_available() else "cpu"
     read = [data.load(task, sweep.budget) for task in sweep.tasks]
-    models = [(each.name, each.revision, pretrained.prepare(each.name, each.revision).content) for each in sweep.models]
+    models = []
+    for each in sweep.models:
+        found = pretrained.prepare(each.name, each.revision, each.dtype)
+        precision.autocast_for(sweep.budget.precision, device, found.dtype)
+        models.append(ModelPlace(each.name, each.revision, found.content, found.dtype))
     tasks = (replace(each.task, content=each.dataset_hash) for each in read)
     imported = {each.path: trajectory.elsewhere(each.path) for each in sweep.imported}
     known = tuple(each for _, each in imported.values())
-    sweep = sweep.known(Places(tuple(ModelPlace(*each) for each in models), tuple(tasks), known))
+    sweep = sweep.known(Places(tuple(models), tuple(tasks), known))
     sweep = replace(sweep, counts=_counts(sweep, say))
     for task, splits in zip(sweep.tasks, read, strict=True):
         num_labels = splits.task.num_labels or 0
@@ -47,7 +51,7 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
             for line in notes.notes(splits):
                 say(f"note: {line}")
         for address in sweep.models:
-            prepared = pretrained.prepare(address.name, address.revision)
+            prepared = pretrained.prepare(address.name, address.revision, address.dtype)
             model = pretrained.build(prepared, num_labels, head_seed=0)
             for method, (dims, _) in sweep.arms():
                 _check_dims(dims, model, method)
@@ -74,7 +78,7 @@ def _counts(sweep: Sweep, say: Callable[[str], None] | None) -> tuple[Counts, ..
         from distsub.finetune import peft_model, pretrained
 
         for num_labels in dict.fromkeys(task.num_labels or 0 for task in sweep.tasks):
-            prepared = pretrained.prepare(address.name, address.revision)
+            prepared = pretrained.prepare(address.name, address.revision, address.dtype)
             model = pretrained.build(prepared, num_labels, head_seed=0)
             for method, dims in arms:
                 counts, line = peft_model.dims(model, method, dims)

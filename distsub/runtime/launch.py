@@ -17,7 +17,7 @@ import pyarrow as pa
 from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, OutputError, UnavailableError
 from distsub.paths import ROWS
-from distsub.records import Observation, Peft, Trial, canonical, label
+from distsub.records import Dtype, Observation, Peft, Trial, canonical, label
 from distsub.report.listing import size_text
 from distsub.results import Store
 from distsub.results.compact import merge
@@ -195,6 +195,7 @@ def model_facts(
     groups: str | None = "layer",
     embeddings: str = "in_subspace",
     modules: str = "all",
+    dtype: Dtype = "float32",
 ) -> dict[str, Any]:
     """Count a model's parameters, and those, the tensors and SAID's groups that a subspace of it spans.
 
@@ -206,7 +207,7 @@ def model_facts(
     from distsub.subspace import layout
     from distsub.subspace.modules import kinds
 
-    prepared = pretrained.prepare(name, revision)
+    prepared = pretrained.prepare(name, revision, dtype)
     model = pretrained.build(prepared, num_labels, head_seed=0)
     entries = layout.entries(model, head, embeddings, modules)
     runs = layout.scale_groups(entries, groups)

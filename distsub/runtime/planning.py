@@ -130,7 +130,7 @@ def _search_row(
     if isinstance(method, Peft):
         about = peft_facts(*model, method)
     else:
-        about = facts(*model, method.head, method.scales, method.embeddings, method.modules)
+        about = facts(*model, method.head, method.scales, method.embeddings, method.modules, dtype=search.model.dtype)
         times = method.ensemble * (about["spanned_layers"] if method.scope == "layer" else 1)
     trained = " to ".join(dict.fromkeys(str(d * times) for d in (search.dims[0], search.dims[-1])))
     return {
@@ -151,7 +151,7 @@ def _search_row(
         "steps_per_trial": search.budget.steps,
         "s_per_step": found and round(found.step_s, 3),
         "startup_s": found and round(found.startup_s, 1),
-        "shared_weights_bytes": about["num_params_model"] * 4,
+        "shared_weights_bytes": about["num_params_model"] * (2 if search.model.dtype == "bfloat16" else 4),
         "actor_peak_bytes": found and found.peak_bytes,
     }
 

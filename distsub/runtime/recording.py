@@ -187,7 +187,8 @@ def _is_there(path: Path, full: Trial) -> bool:
         found = trajectory.load(path)
     except TrajectoryError:
         return trajectory.has_diverged(path)
-    trajectory.check_weights(found, pretrained.prepare(full.model.name, full.model.revision).sha256)
+    model = full.model
+    trajectory.check_weights(found, pretrained.prepare(model.name, model.revision, model.dtype).sha256)
     return True
 
 
@@ -249,8 +250,9 @@ def costs(sweep: Sweep) -> list[tuple[Recording, int]]:
         if (key := (trial.task, trial.budget)) not in rows:
             splits = data.load(*key)
             rows[key] = len(splits.train), splits.task.num_labels or 0
-        if (about := (trial.model.name, trial.model.revision, rows[key][1])) not in sizes:
-            model = pretrained.build(pretrained.prepare(*about[:2]), about[2], 0)
+        about = (trial.model.name, trial.model.revision, trial.model.dtype, rows[key][1])
+        if about not in sizes:
+            model = pretrained.build(pretrained.prepare(*about[:3]), about[3], 0)
             sizes[about] = sum(parameter.numel() for parameter in model.parameters())
         found.append((recording, trajectory.num_bytes(recording, sizes[about], rows[key][0])))
     return found

@@ -75,7 +75,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         DistsubError: What would fail or give a wrong number later, and how to fix it.
     """
     first, *others = trials
-    prepared = pretrained.prepare(first.model.name, first.model.revision)
+    prepared = pretrained.prepare(first.model.name, first.model.revision, first.model.dtype)
     tokenizer = pretrained.tokenizer(prepared)
     name = f"{first.model.name} on {first.task.name}"
     _check_room(tokenizer, first, name)
@@ -242,7 +242,7 @@ def step(
     model, record = building.build_model(trial, prepared, device)
     optimizer = building.build_optimizer(trial, model, record["step_size"])
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    _, autocast = autocast_for(trial.budget.precision, device)
+    _, autocast = autocast_for(trial.budget.precision, device, trial.model.dtype)
     batch = {key: value.to(device) for key, value in batch.items()}
     with autocast():
         loss = loss_of(model.train(), batch)

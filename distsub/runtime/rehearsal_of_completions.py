@@ -32,7 +32,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         DistsubError: What would fail or give a wrong number later, and how to fix it.
     """
     first, *others = trials
-    prepared = pretrained.prepare(first.model.name, first.model.revision)
+    prepared = pretrained.prepare(first.model.name, first.model.revision, first.model.dtype)
     tokenizer = pretrained.tokenizer(prepared)
     name = f"{first.model.name} on {first.task.name}"
     model: Any = pretrained.build(prepared, 0, 0).to(device).eval()

@@ -151,7 +151,7 @@ def save(
         "revision": revision,
         "base_content": base_content,
         "base_sha256": hash_of(theta_0, theta_0.keys() - fresh - apart),
-        "base_dtype": dtype(theta_0),
+        "base_dtype": dtype({name: tensor for name, tensor in theta_0.items() if name not in apart}),
         "head_sha256": hash_of(theta_0, fresh) if fresh else None,
         "num_labels": num_labels,
         "id2label": names and {str(number): name for number, name in names.items()},

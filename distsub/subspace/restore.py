@@ -55,8 +55,9 @@ class Adapter:
             policies = layout.outside(base, config.subspace.head, config.subspace.embeddings)
         except DistsubError as error:
             raise AdapterError(f"the subspace in {self.path} does not fit this model: {error}") from error
-        apart = heads | saved.keys() | {name for name, policy in policies.items() if policy == "trained"}
-        if (found := dtype(theta_0)) != config.base_dtype:
+        beside = {name for name, policy in policies.items() if policy == "trained"}
+        apart = heads | saved.keys() | beside
+        if (found := dtype({name: each for name, each in theta_0.items() if name not in beside})) != config.base_dtype:
             raise AdapterError(
                 f"the adapter in {self.path} was made for weights in {config.base_dtype}, this model's are in {found}; "
                 f"load the base model in {config.base_dtype}"

@@ -1,5 +1,6 @@
 """theta_0 is what transformers loads, to the bit, for every layout of a checkpoint; what it cannot load is one line."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from distsub.errors import UnavailableError
-from distsub.finetune import pretrained, weight_files
+from distsub.finetune import conversion, pretrained, weight_files
 from distsub.subspace import layout
 
 SMALL = {"vocab_size": 46, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -250,7 +251,7 @@ def test_the_config_may_name_the_file(tmp_path):
 
 
 def test_a_large_model_is_converted_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(weight_files, "_SHARD_BYTES", 4000)
+    monkeypatch.setattr(conversion, "_SHARD_BYTES", 4000)
     folder = tmp_path / "model"
     state = save(folder, ZOO["bert"]())
     write(folder, cast(state, torch.bfloat16))
@@ -486,3 +487,32 @@ def test_without_a_home_that_is_said(monkeypatch):
     monkeypatch.setattr(Path, "home", unknown)
     with pytest.raises(UnavailableError, match="DISTSUB_CACHE"):
         pretrained.cache_directory()
+
+
+def test_a_file_is_hashed_once_per_machine_and_again_when_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTSUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(weight_files, "_WORTHWHILE", 1)
+    monkeypatch.setattr(weight_files, "_SETTLED_NS", -(10**12))  # files of this test are as new as can be
+    file = tmp_path / "a"
+    file.write_bytes(b"one")
+    first = weight_files.content_hash(file)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    weight_files._sha256.cache_clear()  # as in another process
+    monkeypatch.setattr(weight_files.hashlib, "file_digest", None)
+    assert weight_files.content_hash(file) == first
+    monkeypatch.undo()
+    monkeypatch.setenv("DISTSUB_CACHE", str(tmp_path / "cache"))
+    [kept] = (tmp_path / "cache" / "hashes").iterdir()
+    kept.write_text("damaged")
+    weight_files._sha256.cache_clear()
+    assert weight_files.content_hash(file) == first
+    file.write_bytes(b"two")
+    assert weight_files.content_hash(file) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_file_that_has_just_changed_is_not_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTSUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(weight_files, "_WORTHWHILE", 1)
+    (tmp_path / "a").write_bytes(b"one")
+    weight_files.content_hash(tmp_path / "a")
+    assert not (tmp_path / "cache" / "hashes").exists()

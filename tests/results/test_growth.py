@@ -113,6 +113,7 @@ CHANGED = {
         for key, value in {"learning_rate": 1e-3, "steps": 7, "every": 9, "checkpoints": 3, "dtype": "float32"}.items()
     },
     "[[models]] org/one revision": (BASE, with_(("models",), [{"name": "org/one", "revision": "v2"}])),
+    "[[models]] org/one dtype": (BASE, with_(("models",), [{"name": "org/one", "dtype": "bfloat16"}])),
     "[[models]] org/one head_from": (BASE, with_(("models",), [{"name": "org/one", "head_from": "checkpoint"}])),
     **{
         f"[[tasks]] a {key}": (BASE, task(**{key: value}))
