@@ -28,6 +28,10 @@ def build_model(
     method = trial.method
     full = isinstance(method, Full)
     assert trial.task.num_labels is not None, "the task's labels are counted"
+    if prepared.dtype == "bfloat16" and isinstance(method, Peft):
+        raise ConfigError(
+            f'peft = "{method.type}" is not trained on a base held in bfloat16 here; give the model dtype = "float32"'
+        )
     if prepared.dtype == "bfloat16" and getattr(method, "embeddings", None) == "trained":
         raise ConfigError(
             'embeddings = "trained" needs them in float32, this model is held in bfloat16: give embeddings = "frozen" '

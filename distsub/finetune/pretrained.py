@@ -19,26 +19,15 @@ from torch import nn
 
 from distsub.errors import ConfigError, UnavailableError
 from distsub.files import parse_json
-from distsub.finetune import conversion, explain, weight_files
+from distsub.finetune import contents, conversion, explain, weight_files
 from distsub.finetune.addresses import SMALL_FILES, locate
 from distsub.finetune.cache import cache_directory, once
 from distsub.finetune.conversion import DTYPES
 from distsub.finetune.fit import fit_padding, fit_tokenizer, init_head
-from distsub.finetune.mapped import Mappings
 from distsub.records import Dtype, HeadFrom
 from distsub.subspace import layout
 
 _FORMAT = 4  # of a directory in the cache
-
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
-    *("merges.txt", "vocab.txt", "*.model", "*.spm", "*.tiktoken", "*.codes"),
-)
-"""What a tokenizer is made of."""
-
-_NO_CONTENT = frozenset(
-    ("_name_or_path", "name_or_path", "tokenizer_file", "transformers_version", "torch_dtype", "dtype")
-)
 
 
 @dataclass(frozen=True)
@@ -88,7 +77,7 @@ def prepare(model: str, revision: str | None = None, dtype: Dtype = "float32", c
         known = tuple(zip(files, hashes, strict=True))
         held = conversion.dtype_of(files) if dtype == "auto" else dtype
         found = _prepare(model, source, json.dumps(config), known, held, cache or cache_directory())
-        return replace(found, content=_content(found.sha256, config, source))
+        return replace(found, content=contents.of_all(found.sha256, config, source))
     except UnavailableError as error:
         raise UnavailableError(f"model {model!r}: {error}") from None
     except OSError as error:
@@ -119,25 +108,8 @@ def files_of(source: Path) -> list[Path]:
     config = weight_files.read_json(source / "config.json")
     weights = weight_files.files(source, config)
     index = weight_files.index_of(source, config)
-    tokenizers = (file for pattern in TOKENIZER_FILES for file in source.glob(pattern))
+    tokenizers = (file for pattern in contents.TOKENIZER_FILES for file in source.glob(pattern))
     return sorted({source / "config.json", *weights, *([index] if index else []), *tokenizers})
-
-
-def _content(tensors: str, config: dict[str, Any], source: Path) -> str:
-    """Hash what a model is, but for what says where or by which version its files were written."""
-    digest = hashlib.sha256(tensors.encode())
-    digest.update(_plain(config).encode())
-    for file in sorted(file for pattern in TOKENIZER_FILES for file in source.glob(pattern)):
-        said = weight_files.content_hash(file)
-        if file.name == "tokenizer_config.json":
-            with contextlib.suppress(ValueError, AttributeError):  # a damaged one is refused when it is loaded
-                said = _plain(json.loads(file.read_bytes()))
-        digest.update(f"{file.name} {said} ".encode())
-    return digest.hexdigest()
-
-
-def _plain(record: dict[str, Any]) -> str:
-    return json.dumps({key: value for key, value in record.items() if key not in _NO_CONTENT}, sort_keys=True)
 
 
 prepare.cache_clear = _prepare.cache_clear  # pyright: ignore[reportFunctionMemberAccess]
@@ -151,24 +123,8 @@ def _convert(model: str, config: str, files: list[Path], in_place: bool, dtype: 
     else:
         conversion.write(files, work, dtype)
     loaded, fresh = _load(Prepared(work, "", model, work, dtype=dtype), is_language_model(work))
-    (work / "distsub.json").write_text(json.dumps({"sha256": _hash(loaded, fresh)}))
+    (work / "distsub.json").write_text(json.dumps({"sha256": contents.of_tensors(loaded, fresh)}))
     conversion.share(work)
-
-
-def _hash(model: Any, fresh: set[str]) -> str:
-    """Hash the tensors of a model that its checkpoint gave, a tied one once; float32 goes without saying."""
-    stored = set(model.state_dict())
-    tensors = {**dict(model.named_parameters()), **{k: v for k, v in model.named_buffers() if k in stored}}
-    prefix = f"{model.base_model_prefix}."
-    given = {name.removeprefix(prefix): tensors[name] for name in tensors.keys() - fresh}  # as the base model has them
-    digest, mappings = hashlib.sha256(), Mappings()
-    for name in sorted(given):
-        tensor = given[name]
-        kind = f"{tensor.dtype} ".removeprefix("torch.") if tensor.dtype == torch.bfloat16 else ""
-        digest.update(f"{name} {tuple(tensor.shape)} {kind}".encode())
-        for piece in mappings.read(tensor):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def is_language_model(directory: Path) -> bool:

@@ -21,6 +21,9 @@ from distsub.records import Budget, Random, Subspace, Trial, label
 ABSOLUTE, RELATIVE = 1e-5, 1e-4
 """Of the largest logit: how far a text's logits in a batch may be from those of the text alone, in float32."""
 
+ROUNDED = 0.05
+"""The same share in bfloat16, of 8 bits: a few dozen roundings. What padding does to a model that sees it is more."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -208,11 +211,17 @@ def _check_batches(rows: Rows, tokenizer: Any, model: nn.Module, budget: Budget,
     if not alone.isfinite().all():
         raise ConfigError(f"{rows.name}: the logits of the untrained model are not finite; its weights are damaged")
     apart = max((logits(probes) - alone).abs().max().item(), (logits(probes[::-1]).flip(0) - alone).abs().max().item())
-    if apart > ABSOLUTE + RELATIVE * alone.abs().max().item():
+    if apart > limit(alone, model):
         raise ConfigError(
             f"{rows.name}: the logits of a text differ by {apart:.1g} between alone and beside a longer one, so that "
             f"scores would depend on batches: {type(model).__name__} does not hide padding; use another model"
         )
+
+
+def limit(alone: torch.Tensor, model: Any) -> float:
+    """Give the most by which logits may differ that should be the same, for the precision that a model is held in."""
+    relative = ROUNDED if next(model.parameters()).dtype == torch.bfloat16 else RELATIVE
+    return ABSOLUTE + relative * alone.abs().max().item()
 
 
 def _batch(rows: Rows, tokenizer: Any, splits: Splits) -> dict[str, torch.Tensor]:

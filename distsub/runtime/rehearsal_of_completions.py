@@ -13,7 +13,7 @@ from distsub.finetune.objective import objective
 from distsub.finetune.precision import Autocast
 from distsub.finetune.tokens import Tokens
 from distsub.records import Trial, label
-from distsub.runtime.rehearsal import ABSOLUTE, RELATIVE, one_line, step, without_checkpoints
+from distsub.runtime.rehearsal import limit, one_line, step, without_checkpoints
 
 
 def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable[[str], None] | None = None) -> None:
@@ -109,7 +109,7 @@ def _check_generation(
 
 def _compare(together: torch.Tensor, alone: torch.Tensor, name: str, what: str, model: Any) -> None:
     apart = (together - alone).abs().max().item()
-    if apart > ABSOLUTE + RELATIVE * alone.abs().max().item():
+    if apart > limit(alone, model):
         raise ConfigError(
             f"{name}: {what} by {apart:.1g} between alone and beside a longer one, so that scores would depend on "
             f"batches: {type(model).__name__} does not hide padding; use another model"

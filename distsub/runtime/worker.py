@@ -16,6 +16,7 @@ import torch
 from distsub import paths
 from distsub.errors import DistsubError, OutOfMemoryError, OutputError, first_line
 from distsub.finetune import ablate, inputs, memory, peft_files
+from distsub.finetune.cache import remembered
 from distsub.finetune.train import Observer, Progress, Report, Training, train
 from distsub.records import Observation, Peft, Recording, Searched, Trial
 from distsub.records.places import Places
@@ -173,6 +174,7 @@ class SaveAdapter(Observer):
                     head_from=trial.model.head_from,
                     task=trial.task.name,
                     base_content=trial.model.content,
+                    **({"remember": remembered} if trial.model.content else {}),
                 )
             target = paths.adapter(trial.id)
             try:

@@ -8,7 +8,7 @@ sixteen entries of P theta, and says what differs.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
@@ -106,6 +106,7 @@ def save(
     head_from: HeadFrom = "seed",
     task: str | None = None,
     base_content: str | None = None,
+    remember: Callable[[str, Callable[[], str]], str] = lambda about, compute: compute(),
 ) -> None:
     """Write an adapter: `adapter_model.safetensors` and `adapter_config.json`.
 
@@ -122,6 +123,8 @@ def save(
         head_from: As in `Config`.
         task: As in `Config`.
         base_content: As in `Config`.
+        remember: Gives the hash of the base's weights, which costs as much as reading all of them, from what it follows
+            from, where it was computed before (`finetune.cache.remembered`).
 
     Raises:
         AdapterError: It is not said where the base model comes from.
@@ -143,6 +146,8 @@ def save(
     names = None if generates else getattr(settings, "id2label", None)
     if num_labels is None:
         num_labels = 0 if generates else getattr(settings, "num_labels", None)
+    given = theta_0.keys() - fresh - apart
+    about = f"base of adapters: {base_content} {type(base).__name__} {head_from} {head_seed} {sorted(given)}"
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -150,7 +155,7 @@ def save(
         "base_model": base_model,
         "revision": revision,
         "base_content": base_content,
-        "base_sha256": hash_of(theta_0, theta_0.keys() - fresh - apart),
+        "base_sha256": remember(about, lambda: hash_of(theta_0, given)),
         "base_dtype": dtype({name: tensor for name, tensor in theta_0.items() if name not in apart}),
         "head_sha256": hash_of(theta_0, fresh) if fresh else None,
         "num_labels": num_labels,

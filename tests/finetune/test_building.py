@@ -1,7 +1,9 @@
 """What is trained on a base held in bfloat16: full fine-tuning, and a head beside it, in float32."""
 
+import json
 import shutil
 
+import decoders
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +15,8 @@ from distsub.finetune import adapters, building, data, pretrained
 from distsub.records import Freeze, Full, Model, Subspace, label
 from distsub.results import Store
 from distsub.runtime import checks, launch
+from distsub.runtime.worker import WorkerConfig, perform
+from distsub.subspace import adapter
 
 METHODS = """methods = [
   { name = "said", dims = [64] },
@@ -113,3 +117,60 @@ def test_auto_is_the_checkpoints_own(tiny_model, text, tmp_path):
 def test_the_precision_is_part_of_what_a_model_is():
     one, half = Model("org/one", content="a"), Model("org/one", content="a", dtype="bfloat16")
     assert one != half and '"dtype": "bfloat16"' in half.identity and "dtype" not in one.identity
+
+
+def test_the_weights_are_hashed_once_for_all_adapters(text, tmp_path, monkeypatch):
+    hashed, real = [], adapter.hash_of
+    monkeypatch.setattr(
+        adapter, "hash_of", lambda tensors, names: hashed.append(len(set(names))) or real(tensors, names)
+    )
+    monkeypatch.setenv("DISTSUB_CACHE", str(tmp_path / "cache"))
+    sweep = checks.check(parse_sweep(text, tmp_path))
+    store = Store.create(tmp_path / "out", sweep.text, sweep.fingerprint, str(tmp_path), sweep.places, sweep.record)
+    [search] = [search for search in sweep.searches() if search.method.scales]
+    trials = [search.trials_at(64)[0].vary(d=d) for d in (16, 32, 64)]
+    config = WorkerConfig(store.uri, places=sweep.places)
+    for trial in trials:
+        perform(trial, config)
+    assert sum(number > 10 for number in hashed) == 1  # the others are of heads
+    for trial in trials:
+        adapters.load_adapter(tmp_path / "out" / "adapters" / trial.id)  # which hashes the weights and compares
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5", "bart"])
+def test_language_models_in_bfloat16_pass_what_is_checked_before_a_sweep(kind, tmp_path):
+    decoders.make(kind, tmp_path / "model")
+    for name in ("train", "validation"):
+        words = [("good", "yes") if i % 2 else ("bad", "no") for i in range(24)]
+        rows = [{"prompt": f"w{i} {word} :", "completion": answer} for i, (word, answer) in enumerate(words)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sweep = f"""
+name = "completions"
+models = [{{ path = "{tmp_path}/model", dtype = "bfloat16" }}]
+methods = ["did", "said"]
+seeds = 1
+dims = [32]
+
+[[tasks]]
+name = "exact"
+path = "{tmp_path}"
+kind = "completion"
+prompt = "prompt"
+completion = "completion"
+metric = "exact_match"
+max_new_tokens = 2
+
+[search]
+etas = [1.0]
+learning_rate = 3e-3
+
+[baseline]
+learning_rates = [3e-3]
+
+[budget]
+steps = 4
+batch_size = 8
+max_length = 32
+"""
+    (model,) = checks.check(parse_sweep(sweep, tmp_path)).models
+    assert model.dtype == "bfloat16"
