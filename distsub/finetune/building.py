@@ -30,7 +30,7 @@ def build_model(
     assert trial.task.num_labels is not None, "the task's labels are counted"
     if prepared.dtype == "bfloat16" and isinstance(method, Peft):
         raise ConfigError(
-            f'peft = "{method.type}" is not trained on a base held in bfloat16 here; give the model dtype = "float32"'
+            f'peft = "{method.peft}" is not trained on a base held in bfloat16 here; give the model dtype = "float32"'
         )
     if prepared.dtype == "bfloat16" and getattr(method, "embeddings", None) == "trained":
         raise ConfigError(

@@ -12,7 +12,7 @@ from distsub.api import sweep_of
 from distsub.config import parse_sweep
 from distsub.errors import ConfigError
 from distsub.finetune import adapters, building, data, pretrained
-from distsub.records import Freeze, Full, Model, Subspace, label
+from distsub.records import Freeze, Full, Model, Peft, Subspace, label
 from distsub.results import Store
 from distsub.runtime import checks, launch
 from distsub.runtime.worker import WorkerConfig, perform
@@ -90,6 +90,8 @@ def test_a_head_beside_it_is_trained_in_float32(built, method):
 def test_what_would_mix_precisions_is_refused(built, text, tmp_path):
     with pytest.raises(ConfigError, match='embeddings = "trained" needs them in float32'):
         built(Subspace(embeddings="trained"))
+    with pytest.raises(ConfigError, match='peft = "LORA" is not trained on a base held in bfloat16 here'):
+        built(Peft("LORA"))
     with pytest.raises(ConfigError, match=r'dtype = "bfloat16" runs in bf16, not in .budget. precision = "fp32"'):
         checks.check(parse_sweep(text.replace('precision = "auto"', 'precision = "fp32"'), tmp_path))
     with pytest.raises(ConfigError, match=r'dtype: .*"float16"'):
