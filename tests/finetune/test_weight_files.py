@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from distsub.errors import UnavailableError
-from distsub.finetune import conversion, pretrained, weight_files
+from distsub.finetune import contents, conversion, pretrained, weight_files
 from distsub.subspace import layout
 
 SMALL = {"vocab_size": 46, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -457,7 +457,7 @@ def test_a_crashed_conversion_is_not_taken_for_whole(bert, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(pretrained, "_hash", crash)
+        patched.setattr(contents, "of_tensors", crash)
         patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if killed
         with pytest.raises(KeyboardInterrupt):
             pretrained.prepare(str(bert))
