@@ -31,12 +31,14 @@ def test_a_draining_node_gets_no_new_trial(
     computed, with_resources, rig, starts, small_sweep, tmp_path, truth, distsub_run
 ):
     with_resources(small_sweep, retries=0)  # to leave a node in time is no failure of the trial
-    starts.patch(delay=1.0)
+    gate = tmp_path / "gate"  # no training ends before both nodes have one and one of them is about to go
+    starts.patch(delay=1.0, more=f"while not os.path.exists({str(gate)!r}):\n    time.sleep(0.1)")
     leaves, stays = rig.add(), rig.add()
     run = distsub_run(small_sweep, tmp_path / "drained", rig.environment)
     run.until(lambda: {node for _, node, *_ in starts.read()} == {leaves.node_id, stays.node_id}, "use of both nodes")
     rig.drain(leaves, seconds=600)
     noticed = time.time()
+    gate.touch()
     run.finish(truth)
     late = [node for when, node, *_ in starts.read() if when > noticed + 0.2]
     assert len(late) >= 3 and set(late) == {stays.node_id}

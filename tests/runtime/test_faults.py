@@ -164,10 +164,13 @@ def test_nodes_that_stand_still_leave_with_notice_and_are_lost_under_one_run(
     text = small_sweep.read_text().replace("seeds = 2", "seeds = 4").replace('"bisection"', '"grid"')
     small_sweep.write_text(text.replace("retries = 1", "retries = 9"))
     truth = request.getfixturevalue("truth")
+    gate = tmp_path / "gate"  # no training ends before both nodes have one and one of them stands still
+    starts.patch(delay=2.0, more=f"while not os.path.exists({str(gate)!r}):\n    time.sleep(0.1)")
     run = distsub_run(small_sweep, tmp_path / "nodes", two.environment)
     frozen, leaves = two.nodes
     both_busy(run, starts, two)
     with still(two.processes(frozen)):
+        gate.touch()
         stopped, third = time.monotonic(), two.add()
         two.drain(leaves, seconds=4)
         noticed = time.time()

@@ -8,6 +8,7 @@ from torch import nn
 
 from distsub.errors import ConfigError, DimensionError
 from distsub.records import Full, Random, Subspace
+from distsub.subspace.layout import HEADS
 from distsub.subspace.model import SubspaceModel
 
 
@@ -199,8 +200,12 @@ class TestErrors:
             SubspaceModel(zoo.build("Bert"), 60, spec)
 
     def test_a_head_to_keep_apart_must_exist(self, zoo):
-        with pytest.raises(ConfigError, match=r"GPT2LMHeadModel has none"):
-            SubspaceModel(zoo.build("GPT2LMHeadModel"), 60, Subspace(head="trained"))
+        with pytest.raises(ConfigError, match=r"BertModel has none"):
+            SubspaceModel(zoo.build("Bert").base_model, 60, Subspace(head="trained"))
+
+    def test_a_language_model_has_no_head_that_a_policy_could_keep_apart(self, zoo):
+        whole, kept = (SubspaceModel(zoo.build("GPT2LMHeadModel"), 60, Subspace(head=each)) for each in HEADS[:2])
+        assert kept.num_params == whole.num_params == whole.num_params_model and not kept.head
 
 
 def test_it_says_what_it_is_in_one_line(zoo):
