@@ -1,6 +1,5 @@
 """The commands of learned subspaces: record trajectories, compare ways of training, find outliers, ablate them."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,7 +42,7 @@ def record(sweep_file: SweepFile, out: NewOut, format: As = Format.table) -> Non
 def import_(
     base: Annotated[str, typer.Argument(help="The model that training began from, as a sweep's models; ORG/NAME@REV.")],
     checkpoints: Annotated[list[str], typer.Argument(help="Folders of transformers checkpoints, or ORG/NAME@REV.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the trajectory, which is not there yet.")],
+    out: Annotated[str, typer.Option("--out", help="Folder of the trajectory, which is not there yet.")],
     dtype: Snapshots = Dtype.bfloat16,
     format: As = Format.table,
 ) -> None:

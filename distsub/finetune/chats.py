@@ -39,7 +39,7 @@ def last(text: str, where: str) -> str:
     return messages(text, where)[-1]["content"]
 
 
-def render(tokenizer: Any, text: str, where: str) -> tuple[str, str]:
+def render(tokenizer: Any, text: str, where: str) -> tuple[str, str, bool]:
     """Turn a chat into a prompt and its completion by the tokenizer's chat template.
 
     Args:
@@ -48,11 +48,13 @@ def render(tokenizer: Any, text: str, where: str) -> tuple[str, str]:
         where: The row, for messages.
 
     Returns:
-        The prompt, up to where the assistant's last message begins, and that message as the template ends it.
+        The prompt, up to where the assistant's last message begins; that message; and whether it ends with the special
+        token by which the template ends a turn, which some have not.
 
     Raises:
         UnavailableError: The tokenizer has no chat template.
-        DataError: The template refuses the chat, or writes the earlier messages differently when the last is there.
+        DataError: The template refuses the chat, writes the earlier messages differently when the last is there, or
+            does not write the last as it is.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UnavailableError(
@@ -70,4 +72,14 @@ def render(tokenizer: Any, text: str, where: str) -> tuple[str, str]:
             f"{where}: the chat template does not begin the whole chat as it begins the prompt; give prompt and "
             "completion columns"
         )
-    return prompt, whole[len(prompt) :]
+    tail, content = whole[len(prompt) :], chat[-1]["content"].strip()
+    if content not in tail:
+        raise DataError(
+            f"{where}: the chat template does not write the last message as it is; give prompt and completion columns"
+        )
+    end = tail.index(content) + len(content)
+    marks = [(at, mark) for mark in tokenizer.all_special_tokens if (at := tail.find(mark, end)) >= 0]
+    if not marks:
+        return prompt, tail[:end], False
+    at, mark = min(marks, key=lambda each: (each[0], -len(each[1])))
+    return prompt, tail[: at + len(mark)], True

@@ -61,9 +61,10 @@ def tokenize(
             chats.render(tokenizer, text, f"{task.name} row {i}")
             for i, text in enumerate(split.texts[0], start=first_row)
         ]
-        prompts, completions = map(list, zip(*rows, strict=True))
+        prompts, completions, ended = map(list, zip(*rows, strict=True))
     else:
         prompts, completions = list(split.texts[0]), [str(text) for text in split.labels]
+        ended = [False] * len(completions)
     if tokenizer.eos_token_id is None:
         raise UnavailableError(
             "the model's tokenizer has no end of sequence, by which completions end: set eos_token in its "
@@ -74,6 +75,7 @@ def tokenize(
     if encoder_decoder:
         encoded: Any = tokenizer(text_target=completions, truncation=False, return_attention_mask=False)
         tails = [list(ids) for ids in encoded["input_ids"]]
+        ended = [bool(tail) and tail[-1] in tokenizer.all_special_ids for tail in tails]
     else:
         joined = _ids(tokenizer, [prompt + end for prompt, end in zip(prompts, completions, strict=True)])
         apart = _ids(tokenizer, completions)
@@ -81,8 +83,11 @@ def tokenize(
             whole[len(head) :] if whole[: len(head)] == head else alone
             for head, whole, alone in zip(heads, joined, apart, strict=True)
         ]
-        tails = [_ended(tokenizer, tail, task.is_chat) for tail in tails]
         last = []
+    tails = [tail if has_end else [*tail, tokenizer.eos_token_id] for tail, has_end in zip(tails, ended, strict=True)]
+    starter: Any = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if not encoder_decoder and not first:  # the first token of a completion follows from the one before it
+        heads = [head or [starter] for head in heads]
     return [
         _fitted(head, tail, first, last, max_length, encoder_decoder, f"{task.name}: row {row}")
         for row, (head, tail) in enumerate(zip(heads, tails, strict=True), start=first_row)
@@ -99,15 +104,6 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     whole = tokenizer("a")["input_ids"]
     at = next((i for i in range(len(whole)) if whole[i : i + len(inner)] == inner), 0)
     return list(whole[:at]), list(whole[at + len(inner) :])
-
-
-def _ended(tokenizer: Any, ids: list[int], is_chat: bool) -> list[int]:
-    """Put the end of sequence behind a completion; that of a chat ends with its template's last special token."""
-    if is_chat:
-        marks = [i for i, each in enumerate(ids) if each in tokenizer.all_special_ids]
-        if marks:
-            return ids[: marks[-1] + 1]
-    return [*ids, tokenizer.eos_token_id]
 
 
 def _fitted(

@@ -229,8 +229,15 @@ def _completions(column: pa.ChunkedArray, task: Task, split: str) -> np.ndarray:
     texts = [text or "" for text in column.to_pylist()]
     if task.is_chat:
         texts = [chats.last(text, f"{where} row {number}") for number, text in enumerate(texts, start=1)]
-    if task.answer is not None:
-        missing = [row for row, text in enumerate(texts) if answers.find(text, task) is None]
+    if task.metric == "exact_match":
+        cut = [answers.cut(text, task.stop) for text in texts]
+        blank = [row for row, text in enumerate(cut) if not text.strip()]
+        if blank:
+            raise DataError(
+                f"{where}: nothing stands before stop = {task.stop!r} in {len(blank)} of {len(texts)} completions, "
+                f"first in row {blank[0] + 1} ({texts[blank[0]][:40]!r}); give another stop, or fix those rows"
+            )
+        missing = [row for row, text in enumerate(cut) if answers.find(text, task) is None]
         if missing:
             raise DataError(
                 f"{where}: answer = {task.answer!r} finds nothing in {len(missing)} of {len(texts)} completions, first "

@@ -86,4 +86,7 @@ def prompts(tokenizer: Any, examples: Sequence[Example], rows: Sequence[int], de
 def matches(written: Sequence[str], targets: Sequence[str], task: Task) -> list[float]:
     """Tell for each answer whether it is the target's: 1 or 0."""
     pairs = zip(written, targets, strict=True)
-    return [float(answers.same(answers.find(text, task), answers.find(target, task))) for text, target in pairs]
+    return [
+        float(answers.same(answers.find(text, task), answers.find(answers.cut(target, task.stop), task)))
+        for text, target in pairs
+    ]

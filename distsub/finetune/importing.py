@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from distsub.errors import DistsubError, OutputError, TrajectoryError
+from distsub.errors import DistsubError, OutputError, TrajectoryError, UnavailableError
 from distsub.files import Files
 from distsub.finetune import pretrained, tensor_files, weight_files
 from distsub.finetune.addresses import locate
@@ -96,6 +96,9 @@ def in_order(addresses: Sequence[str]) -> list[Checkpoint]:
         TrajectoryError: Some have no step, or two the same.
         UnavailableError: One is not there.
     """
+    for address in addresses:
+        if any(letter in address for letter in "*?["):  # what a shell hands on where nothing matches
+            raise UnavailableError(f"no folder matches {address}; give checkpoints that are there, as checkpoint-10")
     places = [_split(address) for address in addresses]
     states = [locate(*place) / "trainer_state.json" for place in places]
     if all(state.is_file() for state in states):

@@ -26,7 +26,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         trials: Full fine-tuning and a trial of each method, at the largest d.
         splits: The task's rows.
         device: Where to try.
-        say: Prints notes that are no errors; there are none.
+        say: Prints notes that are no errors.
 
     Raises:
         DistsubError: What would fail or give a wrong number later, and how to fix it.
@@ -38,11 +38,12 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
     model: Any = pretrained.build(prepared, 0, 0).to(device).eval()
     apart, length = bool(model.config.is_encoder_decoder), first.budget.max_length
     parts = {"train": splits.train, "validation": splits.validation}
-    found = (
-        objective(tokenizer, splits.task, part, length, model.config, [prepared.content, splits.dataset_hash, key])
+    content = [prepared.content, splits.dataset_hash]
+    found_of = {
+        key: objective(tokenizer, splits.task, part, length, model.config, [*content, key]).examples
         for key, part in parts.items()
-    )
-    rows = Tokens.joined([each.examples for each in found])
+    }
+    rows = Tokens.joined([*found_of.values()])
     lengths = rows.lengths("input_ids", "labels")
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     probes = [rows[row] for row in dict.fromkeys((order[0], order[len(order) // 2], order[-1]))]
@@ -50,6 +51,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         _check_ids(rows, model, name)
         _check_losses(probes, tokenizer, model, name, device)
         if splits.task.metric == "exact_match":
+            _check_answers(found_of["validation"], splits, tokenizer, model, name, say)
             _check_generation(probes, tokenizer, model, splits, name, device)
     del model
     batch = completions.collate(probes, range(len(probes)), tokenizer.pad_token_id, apart)
@@ -71,6 +73,30 @@ def _check_ids(rows: Tokens, model: Any, name: str) -> None:
             f"{name}: the tokenizer gives ids up to {most}, the embedding has {size} rows; the tokenizer is not this "
             "model's, or tokens were added to it and not to the model"
         )
+
+
+def _check_answers(
+    rows: Tokens, splits: Splits, tokenizer: Any, model: Any, name: str, say: Callable[[str], None] | None
+) -> None:
+    """Refuse answers beyond the model's positions, and say which completions no answer can match."""
+    task, targets = splits.task, [str(label) for label in splits.validation.labels]
+    most, positions = task.max_new_tokens or 0, getattr(model.config, "max_position_embeddings", None)
+    longest = most if model.config.is_encoder_decoder else most + max(rows.lengths("input_ids"))
+    if positions is not None and longest > positions:
+        raise ConfigError(
+            f"a prompt of {longest - most} tokens with max_new_tokens = {most} is more than its {positions} positions: "
+            "lower [budget] max_length or max_new_tokens"
+        )
+    texts = tokenizer.batch_decode([row["labels"] for row in rows], skip_special_tokens=True)
+    lost = [i for i, right in enumerate(generation.matches(texts, targets, task)) if not right]
+    long = [i for i, length in enumerate(rows.lengths("labels")) if length > most]
+    for found, what in (
+        (lost, "are not what the tokenizer makes of them, so that no answer matches"),
+        (long, f"have more tokens than max_new_tokens = {most}"),
+    ):
+        if found and say:
+            first = f"first row {found[0] + 1} ({targets[found[0]][:40]!r})"
+            say(f"note: {name}: {len(found)} of {len(targets)} completions {what}, {first}")
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from distsub.records import Trial
+from distsub.metrics import sign
+from distsub.records import Observation, Trial
 from distsub.search.policies import Grid, Policy
 from distsub.search.queue import TrialQueue, same_but_seeds
 from distsub.search.settings import SETTINGS
@@ -94,7 +95,7 @@ def make_plan(
     for members in alike.values():
         one, share = members[0], max(1, slots // len(alike))
         ranges = (one.rate_range, one.eta_range)
-        shape = (one.dims, one.etas, one.tries, len(members), len(one.references), ranges)
+        shape = (one.task.metric, one.rule, one.dims, one.etas, one.tries, len(members), len(one.references), ranges)
         if shape not in shapes:
             shapes[shape] = _expect(members, policy, share)
         trials, rounds = shapes[shape]
@@ -179,10 +180,11 @@ def _expect(members: Sequence[Search], policy: Policy, slots: int) -> tuple[floa
         eta_best=math.exp(math.fsum(map(math.log, one.etas)) / len(one.etas)),
         rate_best=rates[len(rates) // 2] if rates else one.learning_rate,
     )
-    if (bar := one.rule.value) is not None:  # as far from both ends of the curve as a d90 is
+    rule = one.rule if one.rule.value is None or sign(one.task.metric) > 0 else replace(one.rule, value=_BAR)
+    if (bar := rule.value) is not None:  # as far from both ends of the curve as a d90 is
         full = bar + 0.3 * (1.0 - bar)
         curve = replace(curve, floor=max(bar - 0.85 * (full - bar), 0.01), full=full, plateau=full)
-    crossing = curve.crossing(one.etas, rates, rule=one.rule)
+    crossing = curve.crossing(one.etas, rates, rule=rule)
     if not 0.0 < crossing < math.inf:  # a fraction so low that guessing reaches it, or out of reach: nothing to expect
         return float(bound), math.ceil(bound / slots)
     beyond = math.log(crossing)
@@ -204,5 +206,18 @@ def _play(members: Sequence[Search], policy: Policy, slots: int, curve: "Curve")
         probes = sum(not trial.is_reference for trial in batch.values())
         trials, rounds = trials + probes, rounds + (probes > 0)
         for trial in batch.values():
-            queue.observe(curve.observe(trial, arrays=False))
+            queue.observe(_as_loss(curve.observe(trial, arrays=False), members[0]))
     return trials, rounds
+
+
+_BAR = 0.8
+"""Where a curve of losses has the value that is asked for."""
+
+
+def _as_loss(observation: Observation, search: Search) -> Observation:
+    """Turn a synthetic score over, where the search is for a metric that is better when lower."""
+    if sign(search.task.metric) > 0:
+        return observation
+    zero = 1.0 if search.rule.value is None else search.rule.value + _BAR
+    score = observation.score if observation.score is None else zero - observation.score
+    return replace(observation, score=score, chance=None)

@@ -7,7 +7,8 @@ from distsub import d90
 from distsub.errors import ConfigError
 from distsub.estimate.d90 import fit
 from distsub.records import Budget, Full, Model, Observation, Seeds, Setup, Subspace, Task, Trial, theta_0_of
-from distsub.search import Evidence, Outcome, Rule, Search
+from distsub.search import Evidence, Outcome, Rule, Search, make_policy
+from distsub.search.plan import make_plan
 
 TASK = Task("toy", "toy", ("prompt",), "completion", num_labels=0, metric="nll")
 ZERO, FULL, MIDDLE = 4.0, 1.0, 100.0
@@ -128,6 +129,12 @@ def test_anybodys_losses_are_estimated_from_arrays():
         d90(d, losses, full=[1.0], metric="nll", seed=seeds)
     with pytest.raises(ConfigError, match="outside the range of nll"):
         d90(d, [-1.0, *losses[1:]], full=[1.0], chance=ZERO, metric="nll", seed=seeds)
+
+
+@pytest.mark.parametrize("rule", [RULE, Rule(None, 2.0, "theta_0")])
+def test_a_plan_expects_trainings_of_a_loss_as_of_a_score(rule):
+    found = make_plan([search(seed, rule) for seed in range(3)], make_policy("bisection"))
+    assert 6 < found.expected.trials - found.baselines <= found.most.trials - found.baselines == 18
 
 
 def test_completions_have_no_majority():

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distsub.errors import ConfigError, DataError
-from distsub.finetune import data
+from distsub.finetune import data, generation
 from distsub.finetune.tasks import resolve
 from distsub.records import Budget
 
@@ -76,6 +76,14 @@ def test_an_empty_completion_and_an_expression_that_finds_nothing_are_refused(tm
     task = resolve("toy", path=write(tmp_path, rows), **EXACT, answer=r"#### (\S+)")
     with pytest.raises(DataError, match=r"finds nothing in 1 of 2 completions, first in row 2 \('so 4'\)"):
         data.load(task, Budget(steps=1))
+
+
+def test_what_an_answer_stops_before_ends_the_completion_too(tmp_path):
+    rows = [{"prompt": "a", "completion": " yes\nAnswer: no"}, {"prompt": "b", "completion": "\nno"}]
+    task = resolve("toy", path=write(tmp_path, rows), **EXACT, stop="\n")
+    with pytest.raises(DataError, match=r"nothing stands before stop = '\\n' in 1 of 2 completions, first in row 2"):
+        data.load(task, Budget(steps=1))
+    assert generation.matches(["yes", " no"], [row["completion"] for row in rows], task) == [1.0, 0.0]
 
 
 CHAT = [{"role": "user", "content": "hé"}, {"role": "assistant", "content": " yes\n"}]

@@ -1,5 +1,7 @@
 """The loss of completions, held against transformers' own in float64, over a zoo of architectures."""
 
+import json
+
 import decoders
 import pytest
 import torch
@@ -82,8 +84,8 @@ def test_prompts_lose_their_beginning_and_completions_nothing():
     assert whole == {"input_ids": [1, *ids("w1 w2 w3")], "labels": [*ids("yes no"), 2]}
     (cut,) = completions.tokenize(made, TASK, Split((["w1 w2 w3"],), ["yes no"]), 6, False)
     assert cut == {"input_ids": [1, *ids("w2 w3")], "labels": [*ids("yes no"), 2]}
-    (apart,) = completions.tokenize(made, TASK, Split((["w1 w2 w3"],), ["yes no"]), 3, True)
-    assert apart["input_ids"] == [1, *ids("w2 w3")]
+    (apart,) = completions.tokenize(made, TASK, Split((["w1 w2 w3 w4"],), ["yes no"]), 4, True)
+    assert apart["input_ids"] == [1, *ids("w2 w3 w4")]
 
 
 @pytest.mark.parametrize("length, least", [(4, 5), (3, 5), (1, 5)])
@@ -102,6 +104,45 @@ def test_chats_are_rendered_by_the_template_and_end_where_it_ends_a_turn():
     assert row == {"input_ids": ids("<user> w1 good <end> <assistant>"), "labels": ids("yes <end>")}
     with pytest.raises(UnavailableError, match="need a chat template"):
         completions.tokenize(decoders.tokenizer(), task, Split(([chat],), ["yes"]), 32, False)
+
+
+CHATS = {
+    "no mark at the end of a turn": (
+        "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}",
+        "yes <s> 3",
+        2,
+    ),
+    "no prompt for the assistant": ("{% for m in messages %}{{ m.content }} <end> {% endfor %}", "yes <s> 3", 6),
+    "a mark inside the answer": (decoders.CHAT, "yes <s> 3", 6),
+    "white space behind the mark": (decoders.CHAT.replace("<end> ", "<end>\n"), "yes 3", 6),
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_all_of_an_answer_counts_whatever_the_template_ends_it_with(name):
+    template, answer, end = CHATS[name]
+    task = Task("chat", "chat", ("messages",), "messages", num_labels=0, metric="nll")
+    chat = json.dumps([{"role": "user", "content": "w1 good"}, {"role": "assistant", "content": answer}])
+    (row,) = completions.tokenize(decoders.tokenizer(chat=template), task, Split(([chat],), [answer]), 32, False)
+    assert row["labels"][-len(ids(answer)) - 1 :] == [*ids(answer), end]
+
+
+def test_a_template_that_changes_the_answer_is_refused():
+    task = Task("chat", "chat", ("messages",), "messages", num_labels=0, metric="nll")
+    chat = '[{"role": "user", "content": "w1"}, {"role": "assistant", "content": "yes"}]'
+    made = decoders.tokenizer(chat="{% for m in messages %}{{ m.content | upper }} <end> {% endfor %}")
+    with pytest.raises(DataError, match="does not write the last message as it is"):
+        completions.tokenize(made, task, Split(([chat],), ["yes"]), 32, False)
+
+
+def test_every_completion_ends_and_has_a_token_before_it():
+    for starts in (True, False):
+        made = decoders.tokenizer(starts=starts)
+        (read, blank) = completions.tokenize(made, TASK, Split((["w1", ""],), ["yes no", "yes"]), 32, False)
+        assert read["labels"] == [*ids("yes no"), 2] and blank["labels"] == [*ids("yes"), 2]
+        assert len(blank["input_ids"]) == 1 and len(read["input_ids"]) == 1 + starts
+        (apart,) = completions.tokenize(made, TASK, Split((["w1"],), ["yes no"]), 32, True)
+        assert apart["labels"][-3:] == [*ids("yes no"), 2], "though the tokenizer puts no end behind a text"
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_sweep_measures_both_metrics_and_leaves_adapters_that_answer(sweep, ru
     for row in found.values():
         if row.trial.task.metric == "nll":
             assert row.score == pytest.approx(sum(row.predicted) / sum(row.target))
-            assert set(row.target) == {2.0}, "an answer and its end"
+            assert set(row.target) == {3.0 if kind == "t5" else 2.0}, "an answer and its end; <s> before it in T5"
             assert {name for name, _ in row.metrics} == {"nll", "bits_per_byte"}
         else:
             assert set(row.predicted) <= {0.0, 1.0} and set(row.target) == {1.0}
@@ -166,6 +166,7 @@ def test_learned_subspaces_span_a_language_model_too(sweep, run, tmp_path):
         ({"max_new_tokens = 4": 'max_new_tokens = 4\nanswer = "#### (.*)"'}, "finds nothing in 256 of 256 completions"),
         ({"[search]": '[threshold]\nchance = "majority"\n\n[search]'}, "chance is always the untouched model's score"),
         ({'completion = "completion"': 'completion = "answer"'}, 'has no column "answer"'),
+        ({"max_new_tokens = 4": "max_new_tokens = 60"}, "with max_new_tokens = 60 is more than its 64 positions"),
         ({'["did"]': '["did", "freeze"]'}, "llama on likely: a step of freeze: freeze trains the head, and Llama"),
     ],
 )
@@ -173,6 +174,17 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(sweep, run, tmp_
     code, _, shown = run("run", sweep(**changes), "--out", tmp_path / "out", "--backend", "inline", "--plain")
     assert code == 2 and said in shown, shown
     assert not list((tmp_path / "out").glob("observations/*.parquet"))
+
+
+def test_answers_that_cannot_be_written_are_told(sweep, run, tmp_path):
+    path = sweep()
+    for name in ("train", "validation"):
+        file = tmp_path / "data" / f"{name}.jsonl"
+        file.write_text(file.read_text().replace('"yes"', '"yes no yes no yes"').replace('"no"', '"unheard"'))
+    path.write_text(path.read_text().replace("steps = 60", "steps = 1").replace("[8, 32, 128, 512]", "[8]"))
+    _, _, shown = run("plan", path)
+    assert "48 of 96 completions are not what the tokenizer makes of them" in shown, shown
+    assert "48 of 96 completions have more tokens than max_new_tokens = 4" in shown
 
 
 def test_a_model_that_is_no_language_model_is_refused(sweep, run, tiny_model, tmp_path):
