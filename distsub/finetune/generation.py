@@ -49,19 +49,31 @@ def generate(
         bos_token_id=tokenizer.bos_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
-    stopping = {} if task.stop is None else {"stop_strings": [task.stop], "tokenizer": tokenizer}
     written = [""] * len(examples)
     order = sorted(range(len(examples)), key=lambda row: -len(examples[row]["input_ids"]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = prompts(tokenizer, examples, rows, device)
+        start = 0 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
+        criteria = None if task.stop is None else [_Stop(tokenizer, start, task.stop)]
         with autocast(), _greedy(model, config):
-            ids = model.generate(**batch, generation_config=config, **stopping)
-        if not model.config.is_encoder_decoder:
-            ids = ids[:, batch["input_ids"].shape[1] :]
+            ids = model.generate(**batch, generation_config=config, stopping_criteria=criteria)
+        ids = ids[:, start:]
         for row, text in zip(rows, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
             written[row] = answers.cut(text, task.stop)
     return written
+
+
+class _Stop:
+    """Ends the rows whose answers hold a text, whatever tokens it is made of."""
+
+    def __init__(self, tokenizer: Any, start: int, text: str) -> None:
+        self._tokenizer, self._start, self._text = tokenizer, start, text
+
+    def __call__(self, ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        """Tell for each row whether it has ended."""
+        texts = self._tokenizer.batch_decode(ids[:, self._start :], skip_special_tokens=True)
+        return torch.tensor([self._text in text for text in texts], device=ids.device)
 
 
 @contextmanager

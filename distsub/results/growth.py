@@ -148,7 +148,12 @@ def _methods(old: Record, new: Record) -> list[Change]:
             if other is not None and (entry[key], other[key]) != (None, None):
                 name, values = f"[[methods]] {entry['name']} {key}", (entry[key] or usual[0], other[key] or usual[1])
                 is_tried = _is_range(entry["etas"] or old["search"]["etas"])
-                found += _steps(name, *values) if key == "etas" else _dims(name, *values, is_tried)
+                differing = _steps(name, *values) if key == "etas" else _dims(name, *values, is_tried)
+                if key == "etas" and "peft" in entry and isinstance(values[0], list):
+                    # Those of a method of PEFT are by default as many as [search] has, around a rate of its own.
+                    hint = f"by default as many as [search] etas; etas = {json.dumps(values[0])} here keeps them"
+                    differing = [each if each.grows else each._replace(hint=hint) for each in differing]
+                found += differing
     return found
 
 

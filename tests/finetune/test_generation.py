@@ -1,5 +1,7 @@
 """Greedy answers, held against one token after the other by hand, over the zoo of architectures."""
 
+from dataclasses import replace
+
 import decoders
 import pytest
 import torch
@@ -43,6 +45,19 @@ def test_answers_in_a_padded_batch_are_those_of_each_prompt_alone(built):
     expected = [by_hand(model, tokenizer, each["input_ids"]) for each in examples]
     assert generation.generate(model, tokenizer, examples, TASK, "cpu", PLAIN) == expected
     assert generation.generate(model, tokenizer, examples, TASK, "cpu", PLAIN, batch_size=2) == expected
+
+
+def test_an_answer_ends_before_a_stop_of_several_tokens(built, capfd):
+    model, tokenizer = built
+    examples = tokenize(tokenizer, TASK, Split((PROMPTS,), ["yes"] * 3), 32, model.config.is_encoder_decoder)
+    whole = generation.generate(model, tokenizer, examples, TASK, "cpu", PLAIN)
+    capfd.readouterr()
+    for text in whole:
+        words = text.split()
+        for stop in {" ".join(words[1:3]), words[0]} if len(words) > 2 else ():
+            found = generation.generate(model, tokenizer, examples, replace(TASK, stop=stop), "cpu", PLAIN)
+            assert found == [each.partition(stop)[0] for each in whole]
+    assert "deprecated" not in capfd.readouterr().err
 
 
 def test_what_a_checkpoint_says_of_generation_has_no_part_in_it(built):

@@ -184,6 +184,14 @@ def test_what_was_asked_and_is_asked_otherwise_is_refused_by_name(key):
         ), lines
 
 
+def test_more_etas_say_how_a_method_of_peft_keeps_its_own():
+    few, many = (record_of(with_(("search", "etas"), etas, method(peft="LORA"))) for etas in ([0.3], [0.3, 1.0]))
+    [line] = refusals(few, many)
+    assert line.startswith("[[methods]] LORA etas: ") and "etas = [1.0] here keeps them" in line
+    kept = record_of(with_(("search", "etas"), [0.3, 1.0], method(peft="LORA", etas=[1.0])))
+    assert refusals(few, kept) == []
+
+
 def test_every_key_of_a_sweep_file_is_held_by_one_of_these_tests():
     def keys(prefix, table):
         return {f"{prefix}{key}" for key in table.model_fields}
