@@ -9,9 +9,10 @@ import difflib
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,15 +132,23 @@ def _execute(given: Mapping[str, Any], action: Callable[[Any], Any]) -> Any:
 
 def _interruptible(connection: Any, action: Callable[[Any], Any]) -> Any:
     """Do something with a database in another thread: in this one Ctrl-C would be heard when the query has ended."""
-    with ThreadPoolExecutor(1) as pool:
-        doing = pool.submit(action, connection)
+    doing: Future[Any] = Future()
+
+    def do() -> None:
         try:
-            return doing.result()
-        except KeyboardInterrupt:
-            while not doing.done():
-                connection.interrupt()
-                time.sleep(0.05)
-            raise
+            doing.set_result(action(connection))
+        except BaseException as error:
+            doing.set_exception(error)
+
+    thread = threading.Thread(target=do)
+    try:
+        thread.start()
+        return doing.result()
+    except KeyboardInterrupt:  # wherever it comes: nobody may wait for a query that nothing ends
+        while thread.is_alive():
+            connection.interrupt()
+            time.sleep(0.05)
+        raise
 
 
 def memory_limit() -> int:
