@@ -218,12 +218,12 @@ def test_language_models_complete_with_an_adapter(kind, metric, tmp_path):
     for name in ("train", "validation"):
         rows = [{"prompt": f"w{i} good :", "completion": "yes"} for i in range(8)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    written = {"metric": metric} | ({"max_new_tokens": 2} if metric == "exact_match" else {})
+    written = {"metric": metric} | ({"max_new_tokens": 4} if metric == "exact_match" else {})
     task = resolve("toy", path=str(tmp_path), kind="completion", prompt="prompt", completion="completion", **written)
     model, method = pretrained.build(pretrained.prepare(folder), 0, 0), Peft("LORA", step=0.03)
     sizes = peft_model.Sizes(model, method)
     assert sizes.num_params < sum(p.numel() for p in model.parameters()) and sizes.num_trained_head == 0
-    budget = Budget(steps=40, batch_size=8, max_length=16)
+    budget = Budget(steps=160 if kind == "t5" else 40, batch_size=8, max_length=16)
     one = Trial(Setup(Model(folder), task, method, 1e-3, budget), sizes.nearest(1000)[0], 1.0)
     row = train(one)
     assert row.status == "finished" and row.num_trained == one.d

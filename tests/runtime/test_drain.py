@@ -122,10 +122,17 @@ def test_tune_ends_and_goes_on(tiny_text, tmp_path, environment, warm):
     command = [sys.executable, "-m", "distsub.cli", "run", str(path), "--out", str(out)]
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        while len(list((out / "observations").glob("*.parquet"))) < 2:
+        rows = 0
+        while rows < 2:
             assert process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.1)
-        time.sleep(3)
+            rows = len(list((out / "observations").glob("*.parquet")))
+        while (
+            len(list((out / "observations").glob("*.parquet"))) == rows
+        ):  # another row, and its process has a next one
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        time.sleep(1.5)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         code = process.wait(120)
