@@ -13,15 +13,6 @@ from distsub.errors import DataError
 from distsub.records import Observation, Task
 
 
-def sign(metric: str) -> float:
-    """Return 1, or -1 for a metric that is better when lower.
-
-    Searches and estimates compute with sign * score, so that higher is always better; rows, tables and messages have
-    the score as it is.
-    """
-    return -1.0 if metric == "nll" else 1.0
-
-
 def evaluate(task: Task, predicted: Sequence[float], target: Sequence[float]) -> dict[str, float]:
     """Compute every metric of a task.
 

@@ -29,8 +29,8 @@ MAY_IMPORT = {
     "estimate": {"errors", "records", "metrics", "search"},
     "results": GROUND | {"records"},
     "config": GROUND | {"records", "search", "finetune"},
-    "report": GROUND | {"records", "metrics", "search", "estimate", "results"},
-    "learned": GROUND | {"records", "metrics", "subspace", "finetune", "results", "report"},
+    "report": GROUND | {"records", "search", "estimate", "results"},
+    "learned": GROUND | {"records", "subspace", "finetune", "results", "report"},
 }
 MAY_IMPORT["runtime"] = MAY_IMPORT["config"] | MAY_IMPORT["report"] | {"metrics", "subspace", "config", "report"}
 MAY_IMPORT["api"] = MAY_IMPORT["runtime"] | {"runtime"}

@@ -6,8 +6,8 @@ import pytest
 
 from distsub.errors import DataError
 from distsub.finetune.tasks import TASKS, resolve
-from distsub.metrics import chance, evaluate, influences, sign
-from distsub.records import Budget, Full, Model, Observation, Seeds, Setup, Trial
+from distsub.metrics import chance, evaluate, influences
+from distsub.records import Budget, Full, Model, Observation, Seeds, Setup, Trial, sign
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ QUESTIONS = (
     (
         "How does the score grow with d?",
         """select task, method, d,
-    max(if(metric = 'nll', -score, score)) as best, count(*) as trials
+    max_by(score, if(metric = 'nll', -score, score)) as best, count(*) as trials
     from observations where d > 0 group by all order by all""",
     ),
     (

@@ -8,7 +8,7 @@ from distsub.errors import ConfigError
 from distsub.estimate.d90 import fit_rows
 from distsub.estimate.interval import LEVEL, Estimate
 from distsub.estimate.rows import Row, prepare
-from distsub.metrics import sign
+from distsub.records import sign
 from distsub.search.rule import RANGES, Rule, check_score
 from distsub.search.settings import SETTINGS
 

@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING
 from distsub.errors import ConfigError
 from distsub.estimate.interval import LEVEL, Estimate
 from distsub.estimate.settings import SETTINGS
-from distsub.metrics import sign
-from distsub.records import Observation
+from distsub.records import Observation, sign
 from distsub.search.outcome import Outcome
 from distsub.search.rule import D90_RULE, Rule, check_score
 from distsub.search.spec import Search

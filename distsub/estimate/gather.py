@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from distsub.errors import ConfigError
 from distsub.estimate.rows import Row, Rows, prepare
-from distsub.metrics import influences, sign
-from distsub.records import Condition, Observation
+from distsub.metrics import influences
+from distsub.records import Condition, Observation, sign
 from distsub.search.evidence import tuned
 from distsub.search.ranges import KEPT
 from distsub.search.rule import check_score

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from distsub.estimate.rows import Row, Rows, best_of_seeds, mean, sampling_variance
-from distsub.metrics import sign
+from distsub.records import sign
 
 
 def remarks(rows: Rows) -> tuple[str, ...]:

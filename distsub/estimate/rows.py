@@ -15,7 +15,8 @@ import numpy as np
 from distsub.estimate.curves import Noise, Scores
 from distsub.estimate.settings import SETTINGS
 from distsub.estimate.shared import Shared, knot_scores, shared
-from distsub.metrics import sign, variance
+from distsub.metrics import variance
+from distsub.records import sign
 from distsub.search.rule import D90_RULE, RANGES, Rule, floor_of
 from distsub.search.thresholds import Trained, judge
 

@@ -13,9 +13,9 @@ from distsub.finetune.mapped import Mappings
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
-    *("merges.txt", "vocab.txt", "*.model", "*.spm", "*.tiktoken", "*.codes"),
+    *("merges.txt", "vocab.txt", "*.model", "*.spm", "*.tiktoken", "*.codes", "chat_template.jinja"),
 )
-"""What a tokenizer is made of."""
+"""What a tokenizer is made of, its chat template too: chats are other tokens under another one."""
 
 _NO_CONTENT = frozenset(
     ("_name_or_path", "name_or_path", "tokenizer_file", "transformers_version", "torch_dtype", "dtype")

@@ -13,12 +13,9 @@ import torch
 from safetensors import safe_open
 
 from distsub.finetune import tensor_files, weight_files
+from distsub.finetune.tensor_files import CODES, DTYPES
 from distsub.finetune.weight_files import NAMES
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Precisions that theta_0 may be held in."""
-
-_CODES = {"float32": "F32", "bfloat16": "BF16"}
 _SHARD_BYTES = 2**30  # of what is written
 
 # What old versions of transformers saved beside the weights; any other integer tensor might be a quantised weight.
@@ -49,7 +46,7 @@ def is_ready(found: list[Path], dtype: str) -> bool:
             ready &= (opened.metadata() or {}).get("format") == "pt"
             for name in opened.keys():  # noqa: SIM118 - not a dictionary
                 part = opened.get_slice(name)
-                ready &= part.get_dtype() == _CODES[dtype] or (
+                ready &= part.get_dtype() == CODES[DTYPES[dtype]] or (
                     part.get_dtype().startswith(("BOOL", "I", "U")) and _is_table(name, len(part.get_shape()))
                 )
     return ready

@@ -39,6 +39,7 @@ def generate(
     """
     from transformers import GenerationConfig
 
+    examples = list(examples)  # read once: mapped rows are made as they are asked for
     ends = sorted({example["labels"][-1] for example in examples})
     config = GenerationConfig(
         max_new_tokens=task.max_new_tokens,

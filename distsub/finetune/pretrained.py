@@ -22,8 +22,8 @@ from distsub.files import parse_json
 from distsub.finetune import contents, conversion, explain, weight_files
 from distsub.finetune.addresses import SMALL_FILES, locate
 from distsub.finetune.cache import cache_directory, once
-from distsub.finetune.conversion import DTYPES
 from distsub.finetune.fit import fit_padding, fit_tokenizer, init_head
+from distsub.finetune.tensor_files import DTYPES
 from distsub.records import Dtype, HeadFrom
 from distsub.subspace import layout
 
@@ -122,7 +122,11 @@ def _convert(model: str, config: str, files: list[Path], in_place: bool, dtype: 
         conversion.link(files, work)
     else:
         conversion.write(files, work, dtype)
-    loaded, fresh = _load(Prepared(work, "", model, work, dtype=dtype), is_language_model(work))
+    prepared = Prepared(work, "", model, work, dtype=dtype)
+    try:
+        loaded, fresh = _load(prepared, is_language_model(work))
+    except UnavailableError:  # one without its output layer may be a classifier's base all the same
+        loaded, fresh = _load(prepared)
     (work / "distsub.json").write_text(json.dumps({"sha256": contents.of_tensors(loaded, fresh)}))
     conversion.share(work)
 
@@ -172,7 +176,9 @@ def _load(prepared: Prepared, language_model: bool = False, **settings: Any) -> 
 
             loader: Any = transformers.AutoModelForSequenceClassification
             if language_model:
-                config = transformers.AutoConfig.from_pretrained(prepared.path, local_files_only=True)
+                config = transformers.AutoConfig.from_pretrained(
+                    prepared.path, local_files_only=True, trust_remote_code=False
+                )
                 loader = (
                     transformers.AutoModelForSeq2SeqLM
                     if config.is_encoder_decoder

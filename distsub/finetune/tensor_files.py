@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CODES = {
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Precisions in which weights are held, and snapshots kept, by name."""
+
+CODES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
     torch.int8: "I8",
@@ -21,6 +24,7 @@ _CODES = {
     torch.float32: "F32",
     torch.float64: "F64",
 }
+"""What safetensors calls a type."""
 
 _PIECE = 2**20
 """Numbers that are converted at once."""
@@ -31,7 +35,7 @@ Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 def order(shapes: Shapes) -> list[str]:
     """List the names as they lie in a file: the widest types first, each by name, so that all are aligned."""
-    return sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, _CODES[shapes[name][0]], name))
+    return sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, CODES[shapes[name][0]], name))
 
 
 def write(path: Path, shapes: Shapes, tensors: Iterable[Tensor]) -> tuple[int, str]:
@@ -60,7 +64,7 @@ def pieces(shapes: Shapes, tensors: Iterable[Tensor]) -> Iterator[bytes | memory
     for name in names:
         dtype, shape = shapes[name]
         start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
-        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text

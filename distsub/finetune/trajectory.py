@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from distsub import paths
 from distsub.errors import TrajectoryError
 from distsub.files import parse_json
 from distsub.finetune import cache, pretrained
+from distsub.finetune.tensor_files import DTYPES
 from distsub.records import Imported, Recording, Span, Trial
 from distsub.subspace.trajectory import MadeOf, Snapshots
 
@@ -34,9 +34,7 @@ FORMAT, FORMAT_VERSION = "distsub-trajectory", 1
 """The version is raised when older programs would read other numbers from the same files."""
 
 META = "trajectory.json"
-"""Where a results directory keeps them, by id."""
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+"""Says which snapshots a trajectory has, and that it is whole."""
 
 
 @dataclass(frozen=True)

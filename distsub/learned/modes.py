@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from distsub.learned.ablation import score_of, t_interval
 from distsub.learned.schema import MODES
-from distsub.metrics import sign
-from distsub.records import Full, Imported, Learned, Method, Observation, Subspace, label
+from distsub.records import Full, Imported, Learned, Method, Observation, Subspace, label, sign
 
 Key = tuple[Any, ...]
 

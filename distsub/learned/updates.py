@@ -12,7 +12,7 @@ from distsub import paths
 from distsub.errors import OutputError, TrajectoryError
 from distsub.files import Files
 from distsub.finetune import adapters, inputs, pretrained, trajectory
-from distsub.records import Imported, Model, Observation, Recording, Seeds, Subspace, Trial, label
+from distsub.records import Imported, Model, Observation, Recording, Seeds, Subspace, Trial, label, sign
 from distsub.results import Store
 from distsub.subspace import layout
 from distsub.subspace.model import SubspaceModel
@@ -177,7 +177,7 @@ def _place(update: Update) -> tuple[str, ...]:
 
 
 def _rank(observation: Observation) -> tuple[int, float]:
-    return observation.trial.d or 0, observation.score or 0.0
+    return observation.trial.d or 0, sign(observation.trial.task.metric) * (observation.score or 0.0)
 
 
 def _adapter(root: Path, trial: Trial) -> Update:

@@ -31,7 +31,7 @@ from distsub.records.method import (
 )
 from distsub.records.observation import TRUST, Observation, Status, is_final
 from distsub.records.setup import Condition, InSetup, Recording, Setup, Trial, id_of, theta_0_of
-from distsub.records.task import Budget, Dtype, Empty, HeadFrom, Model, Seeds, Task
+from distsub.records.task import Budget, Dtype, Empty, HeadFrom, Model, Seeds, Task, sign
 
 __all__ = [
     "DEFAULT_FAMILY",
@@ -80,5 +80,6 @@ __all__ = [
     "model_labels",
     "modules_pattern",
     "on",
+    "sign",
     "theta_0_of",
 ]

@@ -10,6 +10,15 @@ HeadFrom = Literal["seed", "checkpoint"]
 Dtype = Literal["float32", "bfloat16", "auto"]
 
 
+def sign(metric: str) -> float:
+    """Return 1, or -1 for a metric that is better when lower.
+
+    Searches and estimates compute with sign * score, so that higher is always better; rows, tables and messages have
+    the score as it is.
+    """
+    return -1.0 if metric == "nll" else 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class Model(Record):
     """A pretrained model.

@@ -6,8 +6,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from distsub.metrics import sign
-from distsub.records import Observation
+from distsub.records import Observation, sign
 from distsub.report.drawing import drawable, literal
 from distsub.report.lines import LINES, known_lines, label_lines
 from distsub.results.schema import METHOD_COLUMNS, method_columns

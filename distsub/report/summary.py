@@ -11,8 +11,7 @@ from pyarrow import compute as pc
 
 from distsub import paths
 from distsub.estimate.interval import Estimate
-from distsub.metrics import sign
-from distsub.records import Observation, Setup, condition_labels
+from distsub.records import Observation, Setup, condition_labels, sign
 from distsub.report.schema import D90, SEARCHES
 from distsub.results import METHOD_COLUMNS, RECORD, SetupReader, Store, from_row, method_columns
 from distsub.search import Evidence, Finding, Limit, Search, make_policy, share

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distsub.errors import OutputError
-from distsub.records import Observation, Subspace, Trial, label
+from distsub.records import Observation, Subspace, Trial, label, sign
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -46,7 +46,8 @@ def to_optuna(observations: Iterable[Observation], path: str | os.PathLike[str])
     try:
         storage = optuna.storages.RDBStorage(f"sqlite:///{part}")
         for name, rows in sorted(studies.items()):
-            optuna.create_study(storage=storage, study_name=name, direction="maximize").add_trials(_frozen(rows))
+            direction = "maximize" if sign(rows[0].trial.task.metric) > 0 else "minimize"
+            optuna.create_study(storage=storage, study_name=name, direction=direction).add_trials(_frozen(rows))
         storage.engine.dispose()
         part.rename(target)
     except OSError as error:

@@ -40,10 +40,10 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
     parts = {"train": splits.train, "validation": splits.validation}
     content = [prepared.content, splits.dataset_hash]
     found_of = {
-        key: objective(tokenizer, splits.task, part, length, model.config, [*content, key]).examples
+        key: objective(tokenizer, splits.task, part, length, model.config, [*content, key])
         for key, part in parts.items()
     }
-    rows = Tokens.joined([*found_of.values()])
+    rows = Tokens.joined([each.examples for each in found_of.values()])
     lengths = rows.lengths("input_ids", "labels")
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     probes = [rows[row] for row in dict.fromkeys((order[0], order[len(order) // 2], order[-1]))]
@@ -51,17 +51,13 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         _check_ids(rows, model, name)
         _check_losses(probes, tokenizer, model, name, device)
         if splits.task.metric == "exact_match":
-            _check_answers(found_of["validation"], splits, tokenizer, model, name, say)
+            _check_answers(found_of["validation"].examples, splits, tokenizer, model, name, say)
             _check_generation(probes, tokenizer, model, splits, name, device)
     del model
     batch = completions.collate(probes, range(len(probes)), tokenizer.pad_token_id, apart)
     for trial in (first, *others):
         with one_line(name, f"a step of {label(trial.method)}"):
-            step(without_checkpoints(trial.vary(task=splits.task)), prepared, batch, device, _mean)
-
-
-def _mean(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return completions.losses(model, batch).mean()
+            step(without_checkpoints(trial.vary(task=splits.task)), prepared, batch, device, found_of["train"].loss)
 
 
 def _check_ids(rows: Tokens, model: Any, name: str) -> None:

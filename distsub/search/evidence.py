@@ -11,8 +11,8 @@ from functools import cached_property
 from itertools import chain, islice
 from typing import TypeVar
 
-from distsub.metrics import sign, variance
-from distsub.records import Observation, Trial
+from distsub.metrics import variance
+from distsub.records import Observation, Trial, sign
 from distsub.search.outcome import Bracket, Finding, Outcome, Thresholds
 from distsub.search.ranges import Course, Score, course
 from distsub.search.settings import SETTINGS

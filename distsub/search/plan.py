@@ -9,8 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from distsub.metrics import sign
-from distsub.records import Observation, Trial
+from distsub.records import Observation, Trial, sign
 from distsub.search.policies import Grid, Policy
 from distsub.search.queue import TrialQueue, same_but_seeds
 from distsub.search.settings import SETTINGS

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from distsub.errors import ConfigError
-from distsub.metrics import sign
-from distsub.records import Task
+from distsub.records import Task, sign
 
 Chance = Literal["majority", "theta_0"]
 

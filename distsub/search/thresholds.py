@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distsub.metrics import sign, variance
-from distsub.records import TRUST, Observation, Status, Trial
+from distsub.metrics import variance
+from distsub.records import TRUST, Observation, Status, Trial, sign
 from distsub.search.outcome import Thresholds
 from distsub.search.rule import floor_of
 from distsub.search.settings import SETTINGS
@@ -159,11 +159,8 @@ def thresholds(search: Search, results: Mapping[str, Result], others: Iterable[R
         not tried, so the best of the others might set the bar too low; or no rate has trained. A value is known at
         once.
     """
-    rule, metric, seen = (
-        search.rule,
-        search.task.metric,
-        [(trial, results.get(trial.id)) for trial in search.references],
-    )
+    rule, metric = search.rule, search.task.metric
+    seen = [(trial, results.get(trial.id)) for trial in search.references]
     if rule.fraction is None:
         majority, theta_0 = _chances([(trial, result) for trial, result in seen if result], others)
         chance = rule.chance_of(majority, theta_0)

@@ -5,6 +5,7 @@ import json
 import decoders
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from distsub.errors import DataError, UnavailableError
@@ -143,6 +144,29 @@ def test_every_completion_ends_and_has_a_token_before_it():
         assert len(blank["input_ids"]) == 1 and len(read["input_ids"]) == 1 + starts
         (apart,) = completions.tokenize(made, TASK, Split((["w1"],), ["yes no"]), 32, True)
         assert apart["labels"][-3:] == [*ids("yes no"), 2], "though the tokenizer puts no end behind a text"
+
+
+def test_another_chat_template_is_another_model_and_travels_with_it(tmp_path):
+    found = []
+    for name, chat in (("one", decoders.CHAT), ("other", decoders.CHAT.replace("<end> ", "<end>")), ("none", None)):
+        folder = tmp_path / name
+        folder.mkdir()
+        prepared = pretrained.prepare(decoders.make("llama", folder, chat=chat))
+        has_one = "chat_template.jinja" in {file.name for file in pretrained.files_of(prepared.source)}
+        assert has_one is (chat is not None)
+        found.append(prepared)
+    assert len({each.sha256 for each in found}) == 1 and len({each.content for each in found}) == 3
+
+
+def test_a_checkpoint_without_its_output_layer_is_a_base_for_a_classifier_and_no_language_model(tmp_path):
+    folder = decoders.make("llama", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert tensors.pop("lm_head.weight", None) is not None, "untied"
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    prepared = pretrained.prepare(folder)
+    assert pretrained.build(prepared, 2, 0).config.num_labels == 2
+    with pytest.raises(UnavailableError, match=r"lm_head\.weight"):
+        pretrained.build(prepared, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,17 @@ def rows():
     yield Observation(FULL, "finished", score=0.9)
 
 
+@pytest.mark.parametrize("metric, best", [("nll", 0.2), ("exact_match", 0.9)])
+def test_a_study_knows_which_way_its_metric_is_better(tmp_path, metric, best):
+    task = Task("c", "c", ("p",), "q", num_labels=0, metric=metric, max_new_tokens=4 if metric != "nll" else None)
+    setup = Setup(Model("m"), task, Subspace(), 1e-3, Budget(steps=1))
+    given = [Observation(Trial(setup, d, 1.0), "finished", score) for d, score in ((1, 0.2), (2, 0.9))]
+    to_optuna(given, tmp_path / "studies.db")
+    storage = f"sqlite:///{tmp_path / 'studies.db'}"
+    [name] = optuna.get_all_study_names(storage)
+    assert optuna.load_study(study_name=name, storage=storage).best_value == best
+
+
 def test_optuna_reads_every_row(tmp_path):
     path = tmp_path / "new" / "study.db"
     assert to_optuna(rows(), path) == {"toy / tiny / did partition": 6, "toy / tiny / full": 1}

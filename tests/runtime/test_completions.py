@@ -7,7 +7,8 @@ import decoders
 import pytest
 
 import distsub
-from distsub.cli import main
+from distsub.cli import main, views
+from distsub.learned import updates
 from distsub.results import Store
 
 SWEEP = """\
@@ -155,6 +156,16 @@ def test_learned_subspaces_span_a_language_model_too(sweep, run, tmp_path):
             best[name] = min(best.get(name, 99.0), row.score)
     assert best["trajectory", "all"] < best["partition", "all"], "where a fine-tuning went, eight numbers do more"
     assert run("transfer", tmp_path / "out")[0] == 0 and run("outliers", tmp_path / "out")[0] == 0
+    store, losses = Store.open(str(tmp_path / "out")), {}
+    for row in store.read():
+        if row.trial.d and row.trial.task.metric == "nll":
+            losses.setdefault(row.trial.setup.id, []).append((row.score, row.trial.id))
+    chosen = {each.id for each in updates.learned_updates(store, store.read()) if each.kind == "adapter"}
+    assert losses and {min(own)[1] for own in losses.values()} <= chosen, "of the etas the one with the least loss"
+    sql = next(sql for question, sql in views.QUESTIONS if "grow" in question)
+    shown = json.loads(run("query", tmp_path / "out", sql, "--format", "json")[1])
+    best = {row["best"] for row in shown if row["task"] == "likely"}
+    assert {min(own)[0] for own in losses.values()} & best and min(best) > 0
 
 
 @pytest.mark.parametrize(
