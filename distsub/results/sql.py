@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -117,38 +118,53 @@ def _run(given: Mapping[str, Any], sql: str, action: Callable[[Any], Any], table
 
 
 def _execute(given: Mapping[str, Any], action: Callable[[Any], Any]) -> Any:
+    """Do something with tables in a closed database, in another thread so that Ctrl-C is heard while it computes."""
     import duckdb
 
-    connection = duckdb.connect(":memory:", config={**_CONFIG, "memory_limit": f"{memory_limit()}B"})
-    try:
-        for name, table in given.items():
-            connection.register(name, table)
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
-        return _interruptible(connection, action)
-    finally:
-        connection.close()
-
-
-def _interruptible(connection: Any, action: Callable[[Any], Any]) -> Any:
-    """Do something with a database in another thread: in this one Ctrl-C would be heard when the query has ended."""
+    opened: list[Any] = []
     doing: Future[Any] = Future()
 
     def do() -> None:
         try:
-            doing.set_result(action(connection))
+            with duckdb.connect(":memory:", config={**_CONFIG, "memory_limit": f"{memory_limit()}B"}) as connection:
+                for name, table in given.items():
+                    connection.register(name, table)
+                connection.execute("SET enable_external_access = false")
+                connection.execute("SET lock_configuration = true")
+                opened.append(connection)
+                doing.set_result(action(connection))
         except BaseException as error:
             doing.set_exception(error)
 
-    thread = threading.Thread(target=do)
+    with _interrupt_noted() as heard:
+        threading.Thread(target=do).start()
+        while not doing.done():
+            for connection in opened if heard else ():
+                with contextlib.suppress(duckdb.Error):  # closed since
+                    connection.interrupt()
+            time.sleep(0.002)
+    return doing.result()
+
+
+@contextlib.contextmanager
+def _interrupt_noted() -> Iterator[list[int]]:
+    """Note a Ctrl-C, and pass it on at the end.
+
+    As an exception it could be raised at any line, also between the start of a query and the wait for it; and DuckDB
+    may swallow it.
+    """
+    heard: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield heard
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     try:
-        thread.start()
-        return doing.result()
-    except KeyboardInterrupt:  # wherever it comes: nobody may wait for a query that nothing ends
-        while thread.is_alive():
-            connection.interrupt()
-            time.sleep(0.05)
-        raise
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 def memory_limit() -> int:
