@@ -208,7 +208,7 @@ class Sweep:
         )
 
     def searches(self) -> tuple[Search, ...]:
-        """List the searches: every task x model x subspace x seeds, in that order, each once."""
+        """List the searches: every task x model x method that fits it x seeds, in that order, each once."""
         return self._searches
 
     @cached_property
@@ -216,7 +216,7 @@ class Sweep:
         found = (
             Search(
                 setup=Setup(model, task, on(method, task), self.learning_rate, self.budget, seeds),
-                dims=self.dims_of(model, task, method, dims),
+                dims=counted,
                 etas=(etas.middle,) if isinstance(etas, Range) else etas,
                 baseline=baseline,
                 rule=self.rule.of(task),
@@ -232,6 +232,8 @@ class Sweep:
             for theta_0 in [self.theta_0_trials(model, task)]
             for method, (dims, etas) in self.arms()
             if isinstance(method, Searched)
+            for counted in [self.dims_of(model, task, method, dims)]
+            if counted
             for seeds in self.seeds
         )
         return tuple(dict.fromkeys(found))
@@ -261,7 +263,10 @@ class Sweep:
         ]
 
     def dims_of(self, model: Model, task: Task, method: Method, dims: tuple[int, ...]) -> tuple[int, ...]:
-        """Give the grid of a method on a model and task: of a method of PEFT what is nearest to it, once counted."""
+        """Give the grid of a method on a model and task: of a method of PEFT what is nearest to it, once counted.
+
+        It is empty where the method does not fit the model.
+        """
         wanted = (model.content, task.num_labels or 0, method, dims)
         return next((each.dims for each in self.counts if each[:4] == wanted), dims)
 

@@ -31,6 +31,9 @@ _DECIDED = {
     **dict.fromkeys(("inference_mode", "auto_mapping", "base_model_name_or_path", "revision"), "the trial decides it"),
 }
 
+_LINEAR_ONLY = ("BEFT", "SHIRA")
+"""The types that do not adapt GPT-2's Conv1D."""
+
 
 class Sizes:
     """The sizes that a method can have on a model.
@@ -210,7 +213,7 @@ def _settings(base: nn.Module, method: Peft, size: ladder.Options) -> dict[str, 
     settings = size | options_of(method)
     heads = layout.head_names(base)
     owners = dict.fromkeys(name.rpartition(".")[0] for name, _ in base.named_parameters() if name in heads)
-    if method.head != "in_subspace" and not heads:
+    if method.head != "in_subspace" and not heads and not layout.generates(base):
         raise ConfigError(f"head = {method.head!r} needs a model with a head; {type(base).__name__} has none")
     fitting = [name for name, module in base.named_modules() if _fits(module, method.peft)]
     if method.head == "in_subspace" and (not {*owners} <= {*fitting} or (heads and method.peft == "LN_TUNING")):
@@ -222,9 +225,13 @@ def _settings(base: nn.Module, method: Peft, size: ladder.Options) -> dict[str, 
     outside = [name for name in fitting if name not in owners and base.get_submodule(name) is not output]
     targets = _matching(base, settings["target_modules"]) if "target_modules" in settings else outside
     if not targets:
-        raise ConfigError(f"peft = {method.peft!r} finds no layer of {type(base).__name__} that it can adapt")
+        kind = {"LN_TUNING": "norms with weights", **dict.fromkeys(_LINEAR_ONLY, "nn.Linear")}.get(method.peft)
+        raise ConfigError(
+            f"peft = {method.peft!r} finds no layer of {type(base).__name__} that it can adapt, which are "
+            f"{kind or 'nn.Linear and Conv1D'}; leave the method out"
+        )
     settings["target_modules"] = list(dict.fromkeys([*targets, *(owners if method.head == "in_subspace" else ())]))
-    if method.head == "trained":
+    if method.head == "trained" and owners:
         settings["modules_to_save"] = list(dict.fromkeys(name.partition(".")[0] for name in owners))
     if method.peft == "IA3":
         settings.setdefault("feedforward_modules", [])
@@ -257,7 +264,7 @@ def _fits(module: nn.Module, peft: str) -> bool:
     kind = type(module).__name__
     if peft == "LN_TUNING":
         return "Norm" in kind and any(True for _ in module.parameters(recurse=False))
-    return isinstance(module, nn.Linear) or (kind == "Conv1D" and peft != "BEFT")
+    return isinstance(module, nn.Linear) or (kind == "Conv1D" and peft not in _LINEAR_ONLY)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ class Counts(NamedTuple):
         num_labels: Of the head.
         method: The method.
         asked: The grid.
-        dims: Exact numbers of trained numbers, rising.
+        dims: Exact numbers of trained numbers, rising; none where the method does not fit the model.
     """
 
     model: str

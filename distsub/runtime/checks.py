@@ -8,7 +8,7 @@ from typing import Any
 
 from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
-from distsub.records import Freeze, Full, Learned, Method, Model, Peft, Random, Subspace, Task, Theta0, Trial
+from distsub.records import Freeze, Full, Learned, Method, Model, Peft, Random, Subspace, Task, Theta0, Trial, label
 from distsub.records.places import Counts, ModelPlace, Places
 from distsub.search import Search
 
@@ -61,7 +61,8 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
                         _check_layout(found, model, method)
             del model
             rehearse = (rehearsal_of_completions if task.is_completion else rehearsal).rehearse
-            rehearse(_one_of_each(sweep, task, address), splits, device, say)
+            if trials := _one_of_each(sweep, task, address):
+                rehearse(trials, splits, device, say)
     done = set()
     for search in sweep.searches():
         if search.span is not None and (kind := (search.task, search.method)) not in done:
@@ -71,9 +72,16 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
 
 
 def _counts(sweep: Sweep, say: Callable[[str], None] | None) -> tuple[Counts, ...]:
-    """Count what the methods of PEFT offer: exact numbers, those nearest to the grid."""
+    """Count what the methods of PEFT offer: exact numbers, those nearest to the grid.
+
+    A method that fits some of the models is left out for the others: none is counted there, and a line says it.
+
+    Raises:
+        ConfigError: A method fits no model, or a model on some of the tasks only, which its head decides.
+    """
     arms = [(method, dims) for method, (dims, _) in sweep.arms() if isinstance(method, Peft)]
     found: dict[Counts, None] = {}
+    refused: dict[tuple[Method, Model], ConfigError] = {}
     for address in sweep.models if arms else ():
         from distsub.finetune import peft_model, pretrained
 
@@ -81,10 +89,20 @@ def _counts(sweep: Sweep, say: Callable[[str], None] | None) -> tuple[Counts, ..
             prepared = pretrained.prepare(address.name, address.revision, address.dtype)
             model = pretrained.build(prepared, num_labels, head_seed=0)
             for method, dims in arms:
-                counts, line = peft_model.dims(model, method, dims)
+                try:
+                    counts, line = peft_model.dims(model, method, dims)
+                except ConfigError as error:
+                    refused.setdefault((method, address), error)
+                    counts, line = (), ""
                 found[Counts(address.content or "", num_labels, method, dims, counts)] = None
                 if line and say is not None:
                     say(f"note: {address.short_name}: {line}")
+    for (method, address), error in refused.items():
+        fits = {each.model for each in found if each.method == method and each.dims}
+        if not fits or address.content in fits:
+            raise ConfigError(f"{address.short_name}: {error}")
+        if say is not None:
+            say(f"note: {address.short_name}: without {label(method)}, whose searches are left out: {error}")
     return tuple(found)
 
 

@@ -222,6 +222,13 @@ def test_language_models_complete_with_an_adapter(kind, metric, tmp_path):
     task = resolve("toy", path=str(tmp_path), kind="completion", prompt="prompt", completion="completion", **written)
     model, method = pretrained.build(pretrained.prepare(folder), 0, 0), Peft("LORA", step=0.03)
     sizes = peft_model.Sizes(model, method)
+    for head in ("frozen", "trained"):  # which a language model does not have
+        apart = peft_model.Sizes(model, dataclasses.replace(method, head=head))
+        assert (apart.num_params, apart.num_trained_head, apart.nearest(1000)) == (
+            sizes.num_params,
+            0,
+            sizes.nearest(1000),
+        )
     assert sizes.num_params < sum(p.numel() for p in model.parameters()) and sizes.num_trained_head == 0
     budget = Budget(steps=160 if kind == "t5" else 40, batch_size=8, max_length=16)
     one = Trial(Setup(Model(folder), task, method, 1e-3, budget), sizes.nearest(1000)[0], 1.0)

@@ -1,11 +1,13 @@
 """A sweep with methods of PEFT, from its file to a d90 each."""
 
+import decoders
 import pytest
 
 import distsub
 from distsub.cli import main
 from distsub.config import parse_sweep
 from distsub.errors import ConfigError
+from distsub.records import label
 from distsub.results import Store
 from distsub.runtime.checks import check
 
@@ -44,6 +46,38 @@ def test_the_grid_is_what_the_method_has(text):
 def test_what_does_not_fit_is_refused_before_anything_is_spent(text):
     with pytest.raises(ConfigError, match="has no option 'rank'; "):
         check(parse_sweep(text.replace("target_modules =", "rank = 2, target_modules =")))
+
+
+BEFT = """methods = [
+  "did",
+  { peft = "BEFT", head = "frozen" },
+  { peft = "LORA", options = { target_modules = ["query"] } },
+  { peft = "LORA", options = { target_modules = ["c_attn"] } },
+]"""
+
+
+def test_a_method_is_left_out_for_the_models_that_it_does_not_fit(text, tmp_path):
+    """GPT-2 has no nn.Linear for BEFT, and other names of layers than BERT; the searches of the others stand."""
+    gpt2, said = decoders.make("gpt2", tmp_path / "gpt2"), []
+    both = text.replace(METHODS, BEFT).replace("models = [", f"models = [{{ path = {str(gpt2)!r} }}, ")
+    sweep = check(parse_sweep(both), said.append)
+    first, second = sweep.models
+    found = [
+        (search.model, label(search.method), *getattr(search.method, "options", ())) for search in sweep.searches()
+    ]
+    assert found == [
+        (first, "did"),
+        (first, "lora", 'target_modules=["c_attn"]'),
+        (second, "did"),
+        (second, "beft"),
+        (second, "lora", 'target_modules=["query"]'),
+    ]
+    notes = [line for line in said if "left out" in line]
+    assert len(notes) == 3 and all("\n" not in line for line in notes)
+    assert notes[0].startswith("note: gpt2: without beft, whose searches are left out: peft = 'BEFT' finds no layer")
+    alone = text.replace(METHODS, BEFT).replace(sweep.models[1].name, gpt2)
+    with pytest.raises(ConfigError, match=r"^gpt2: peft = 'BEFT' finds no layer of .* which are nn.Linear; leave the"):
+        check(parse_sweep(alone))
 
 
 def test_each_method_has_a_d90_beside_did(text, tmp_path, capsys):
