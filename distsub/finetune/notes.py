@@ -55,11 +55,12 @@ def _empty(splits: Splits) -> str:
 def _repeats(splits: Splits) -> str:
     train, contradictory = repeated(splits.train)
     known = set(_texts(splits.train))
+    what = "several completions" if splits.task.is_completion else "contradictory labels"
     shared = sum(text in known for text in _texts(splits.validation))
     parts = [
         f"{shared} of {len(splits.validation)} texts to evaluate on are training texts too" if shared else "",
         f"{train} of {len(splits.train)} training texts repeat another" if train else "",
-        f"{contradictory} training texts have contradictory labels" if contradictory else "",
+        f"{contradictory} training texts have {what}" if contradictory else "",
     ]
     text = "; ".join(part for part in parts if part)
     return f"{text} (case and white space aside)" if text else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distsub.errors import ConfigError
+from distsub.records import Task
 
 if TYPE_CHECKING:
     from distsub.finetune.survey import Facts
@@ -18,6 +19,11 @@ EVALUATED = 2000
 """Evaluation rows beyond which a fixed draw is enough: a share is then known to 0.01."""
 UNEVEN = 3.0
 """Largest class over smallest, from which accuracy would be about the largest."""
+
+_REASONS = {
+    "macro_f1": ", since classes are uneven",
+    "nll": ": loss per token of a completion; exact_match compares answers (docs/decoders.md)",
+}
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,14 @@ class Proposal:
 
 def propose(facts: "Facts") -> Proposal:
     """Choose the metric, the length and the budget."""
-    sizes = [count for _, count in facts.counts]
+    sizes = [count for _, count in facts.counts] or [1]
     uneven = facts.task.num_labels != 1 and max(sizes) >= UNEVEN * max(min(sizes), 1)
-    metric = "pearson" if facts.task.num_labels == 1 else "macro_f1" if uneven else "accuracy"
+    usual = "macro_f1" if uneven else "accuracy"
+    metric = "nll" if facts.task.is_completion else "pearson" if facts.task.num_labels == 1 else usual
     steps = min(max(math.ceil(EPOCHS * facts.train / BATCH), STEPS[0]), STEPS[1])
     return Proposal(
         metric=metric,
-        max_length=min(max(8 * math.ceil(facts.lengths[1] / 8), 8), facts.max_positions),
+        max_length=min(max(8 * math.ceil(max(facts.lengths[1], facts.least) / 8), 8), facts.max_positions),
         steps=steps,
         eval_examples=EVALUATED if facts.validation > EVALUATED else None,
         high=max(min(10000, facts.num_params // 20), 1),
@@ -79,7 +86,8 @@ def sweep(
         directory: Where the file will lie.
         task: A built-in task, or None.
         source: Own rows, or None.
-        rows: What `survey` is told of them: text, label, validation, holdout, each None where it is not said.
+        rows: What is said of them: text, label, validation, holdout, prompt, completion, messages; None or left out
+            where it is not said.
 
     Raises:
         DistsubError: They cannot be used.
@@ -90,13 +98,18 @@ def sweep(
         return known(model, task or "rotten_tomatoes", directory), []
     if task is not None:
         raise ConfigError("give --task (a built-in one) or --data (own rows), not both")
-    holdout = rows["holdout"]
+    holdout = rows.get("holdout")
     if holdout is not None and not (0 < holdout < 1 or (holdout >= 1 and holdout.is_integer())):
         raise ConfigError(f"--holdout {holdout:g}; allowed: a share such as 0.2, or a whole number of rows")
-    from distsub.finetune.survey import survey  # loads torch, as a built-in task does not
+    from distsub.finetune import survey_completions  # loads torch, as a built-in task does not
+    from distsub.finetune.survey import survey
 
     share = int(holdout) if holdout and holdout >= 1 else holdout
-    facts = survey(source, model, rows["text"], rows["label"], rows["validation"], share)
+    rows = rows | {"holdout": share}
+    if columns := survey_completions.columns(source, model, rows):
+        facts = survey_completions.look(source, model, columns, rows)
+    else:
+        facts = survey(source, model, rows.get("text"), rows.get("label"), rows.get("validation"), share)
     proposal = propose(facts)
     return toml(facts, proposal, model, directory), describe(facts, proposal)
 
@@ -121,6 +134,7 @@ def describe(facts: "Facts", proposal: Proposal) -> list[str]:
     task = facts.task
     shown = ", ".join(f"{name} {count:g}" for name, count in facts.counts[:12])
     kind = "values from smallest to largest" if task.num_labels == 1 else f"{task.num_labels} classes"
+    labels = f"labels   {kind}: {shown}" + (", ..." if len(facts.counts) > 12 else "")
     cells = ", ".join(f"{column} {count}" for column, count in facts.empty_cells)
     fate = {"drop": "their rows are left out", "keep": "kept, since every pair has some text", "refuse": ""}[task.empty]
     median, most, longest = facts.lengths
@@ -129,12 +143,12 @@ def describe(facts: "Facts", proposal: Proposal) -> list[str]:
         *(f"chosen   {each}" for each in facts.guessed),
         f"rows     {facts.rows}: {facts.train} to train on, {facts.validation} to evaluate on"
         + (" (held out)" if task.validation is None else ""),
-        f"labels   {kind}: {shown}" + (", ..." if len(facts.counts) > 12 else ""),
+        "" if task.is_completion else labels,
         f"empty    {cells}; {fate}" if cells else "",
         *(f"note     {each.removeprefix(task.name + ': ')}" for each in facts.notes),
         f"tokens   median {median}, 98% up to {most}, longest {longest}; max_length = {proposal.max_length} of "
-        f"{facts.max_positions} that the model takes",
-        f"metric   {proposal.metric}" + (", since classes are uneven" if proposal.metric == "macro_f1" else ""),
+        f"{facts.max_positions} that the model takes" + ("; a longer prompt loses its beginning" * task.is_completion),
+        f"metric   {proposal.metric}{_REASONS.get(proposal.metric, '')}",
         f"budget   {proposal.steps} steps of {BATCH} rows: {proposal.steps * BATCH / facts.train:.1f} passes",
     ]
     if len(task.text) == 2:
@@ -159,9 +173,7 @@ def _task(facts: "Facts", proposal: Proposal, directory: Path) -> str:
     values: dict[str, Any] = {
         "name": task.name,
         "path": _path(task.source, directory),
-        "text": task.text[0] if len(task.text) == 1 else list(task.text),
-        "label": task.label,
-        **({"labels": list(task.labels)} if task.labels else {"num_labels": task.num_labels}),
+        **_columns(task),
         "metric": proposal.metric,
     }
     values |= {key: getattr(task, key) for key in ("separator", "quote", "encoding") if getattr(task, key, None)}
@@ -171,6 +183,16 @@ def _task(facts: "Facts", proposal: Proposal, directory: Path) -> str:
         values["train"] = task.train
     values |= {"holdout": task.holdout} if task.validation is None else {"validation": task.validation}
     return "\n".join(["[[tasks]]", *(f"{key} = {_value(value)}" for key, value in values.items())])
+
+
+def _columns(task: Task) -> dict[str, Any]:
+    if task.is_chat:
+        return {"kind": "completion", "messages": task.label}
+    if task.is_completion:
+        return {"kind": "completion", "prompt": task.text[0], "completion": task.label}
+    text = task.text[0] if len(task.text) == 1 else list(task.text)
+    classes = {"labels": list(task.labels)} if task.labels else {"num_labels": task.num_labels}
+    return {"text": text, "label": task.label, **classes}
 
 
 def _value(value: Any) -> str:

@@ -22,7 +22,7 @@ _TEXTS = (
     *("query", "document", "tweet", "title", "subject", "sentence1", "premise"),
 )
 _PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("subject", "body"))
-_LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "y", "score", "rating")
+LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "y", "score", "rating")
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class Facts:
         rows: Rows in the files, training and evaluation together.
         empty_cells: By column, rows in which it is empty.
         train, validation: Rows to train and to evaluate on.
-        counts: Rows of each class, by name; of regression the smallest and largest value.
+        counts: Rows of each class, by name; of regression the smallest and largest value; nothing for completions.
         notes: Repeated and contradictory texts.
         lengths: Tokens a row: median, 98th percentile, longest; special tokens included.
         max_positions: Tokens that the model takes at most.
         num_params: D, head included.
+        least: Tokens that the longest completion needs with one of its prompt.
     """
 
     task: Task
@@ -55,6 +56,7 @@ class Facts:
     lengths: tuple[int, int, int]
     max_positions: int
     num_params: int
+    least: int = 0
 
 
 def survey(
@@ -78,17 +80,17 @@ def survey(
     Raises:
         DistsubError: The data cannot be read or used, or the model not loaded; one line.
     """
-    place, files = _place(source.expanduser().absolute(), validation, holdout)
+    where, files = place(source.expanduser().absolute(), validation, holdout)
     found = tables.sniff(files[0])
     columns, guessed = _columns(found, text, label)
-    task = resolve(_name(source), text=columns[:-1], label=columns[-1], **place, **_written(found))
+    task = resolve(task_name(source), text=columns[:-1], label=columns[-1], **where, **written(found))
     splits = [task.train] + ([] if task.validation is None else [task.validation])
     read = reading.read(task, splits)
-    empty = {column: sum(_empty(table[column]) for table in read) for column in columns}
+    empty = {column: sum(num_empty(table[column]) for table in read) for column in columns}
     splits = _settled(replace(task, empty=_policy(task, read, empty)))
     return Facts(
         task=splits.task,
-        origin=_origin(found, len(files)),
+        origin=origin(found, len(files)),
         guessed=guessed,
         rows=sum(table.num_rows for table in read),
         empty_cells=tuple((column, number) for column, number in empty.items() if number),
@@ -100,7 +102,7 @@ def survey(
     )
 
 
-def _place(source: Path, validation: Path | None, holdout: int | float | None) -> tuple[dict[str, Any], list[Path]]:
+def place(source: Path, validation: Path | None, holdout: int | float | None) -> tuple[dict[str, Any], list[Path]]:
     """Say where rows to train and to evaluate on are, and which files hold the former."""
     if validation is not None:
         other = validation.expanduser().absolute()
@@ -132,16 +134,16 @@ def _place(source: Path, validation: Path | None, holdout: int | float | None) -
     return {"path": str(source), "holdout": holdout or 0.2}, files
 
 
-def _name(source: Path) -> str:
+def task_name(source: Path) -> str:
     """Name the task after its file; a name that means another task gets a prefix."""
     name = source.expanduser().absolute().name.split(".")[0] or "data"
     return f"my-{name}" if name in TASKS else name
 
 
-def _written(found: tables.FileTable) -> dict[str, str]:
+def written(found: tables.FileTable) -> dict[str, str]:
     """Give the keys of a task that say how its files are written, where a reader would have to guess."""
-    written, usual = found.format, {"separator": "\t" if found.path.suffix in (".tsv", ".tab") else ","}
-    keys = {"separator": written.separator, "quote": written.quote, "encoding": written.encoding}
+    form, usual = found.format, {"separator": "\t" if found.path.suffix in (".tsv", ".tab") else ","}
+    keys = {"separator": form.separator, "quote": form.quote, "encoding": form.encoding}
     usual |= {"encoding": "utf-8", "quote": "double"}
     given = {key: value for key, value in keys.items() if value is not None and value.lower() != usual[key]}
     return {key: value for key, value in given.items() if (key, value) != ("encoding", "utf-8-sig")}
@@ -162,7 +164,7 @@ def _columns(found: tables.FileTable, asked: str | None, label: str | None) -> t
         raise ConfigError(f"--label {label} is also in --text: the answer must not stand in the question")
     lower = {column.lower(): column for column in present if column not in text and column != label}
     if label is None:
-        label = next((lower.pop(name) for name in _LABELS if name in lower), None)
+        label = next((lower.pop(name) for name in LABELS if name in lower), None)
         if label is None:
             raise DataError(f"which column of {found.path} is the label? give --label; columns: {_listed(found)}")
         guessed.append(f'label: column "{label}", by its name (--label says otherwise)')
@@ -187,7 +189,8 @@ def _listed(found: tables.FileTable) -> str:
     return ", ".join(shown) + (", ..." if len(found.format.columns) > 20 else "")
 
 
-def _empty(column: pa.ChunkedArray) -> int:
+def num_empty(column: pa.ChunkedArray) -> int:
+    """Count the cells in which nothing is."""
     return sum(labels.is_missing(cell) for cell in column.to_pylist())
 
 
@@ -232,14 +235,18 @@ def _model(model: str, num_labels: int, split: data.Split) -> dict[str, Any]:
     built: Any = pretrained.build(prepared, num_labels, head_seed=0)
     rows = np.unique(np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).astype(int))
     some = data.Split(tuple([str(column[i]) for i in rows] for column in split.texts), [split.labels[i] for i in rows])
-    longest = [limit for limit in (tokenizer.model_max_length, _positions(built.config)) if 0 < limit < 10**6]
-    limit = min(longest, default=512)
     lengths = sorted(len(each["input_ids"]) for each in batches.tokenize(tokenizer, some, 10**6))
     return {
         "lengths": (lengths[len(lengths) // 2], lengths[int(0.98 * (len(lengths) - 1))], lengths[-1]),
-        "max_positions": limit,
+        "max_positions": longest(tokenizer, built.config),
         "num_params": sum(parameter.numel() for parameter in built.parameters()),
     }
+
+
+def longest(tokenizer: Any, config: Any) -> int:
+    """Give the most tokens that a tokenizer and a model take; 512 where neither says."""
+    given = [limit for limit in (tokenizer.model_max_length, _positions(config)) if 0 < limit < 10**6]
+    return min(given, default=512)
 
 
 def _positions(config: Any) -> int:
@@ -249,13 +256,13 @@ def _positions(config: Any) -> int:
     return most - reserved
 
 
-def _origin(found: tables.FileTable, files: int) -> str:
+def origin(found: tables.FileTable, files: int) -> str:
     """Say how the file is written, as a person would."""
-    written, names = found.format, {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
-    kind = {"csv": "separated text", "json": "JSON"}.get(written.kind, written.kind.capitalize())
+    form, names = found.format, {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+    kind = {"csv": "separated text", "json": "JSON"}.get(form.kind, form.kind.capitalize())
     parts = [kind]
-    if written.separator:
-        parts.append(f"separator {names.get(written.separator, written.separator)}")
-    parts += [part for part in (written.encoding, written.compression) if part]
+    if form.separator:
+        parts.append(f"separator {names.get(form.separator, form.separator)}")
+    parts += [part for part in (form.encoding, form.compression) if part]
     parts += [f"first of {files} files"] if files > 1 else []
-    return ", ".join([*parts, *written.notes])
+    return ", ".join([*parts, *form.notes])

