@@ -31,6 +31,8 @@ _DECIDED = {
     **dict.fromkeys(("inference_mode", "auto_mapping", "base_model_name_or_path", "revision"), "the trial decides it"),
 }
 
+_ALL_LINEAR = "all-linear"
+
 _LINEAR_ONLY = ("BEFT", "SHIRA")
 """The types that do not adapt GPT-2's Conv1D."""
 
@@ -223,7 +225,9 @@ def _settings(base: nn.Module, method: Peft, size: ladder.Options) -> dict[str, 
         )
     output = getattr(base, "get_output_embeddings", lambda: None)()  # a tied one is the table of tokens, not a layer
     outside = [name for name in fitting if name not in owners and base.get_submodule(name) is not output]
-    targets = _matching(base, settings["target_modules"]) if "target_modules" in settings else outside
+    asked = settings.get("target_modules", _ALL_LINEAR)
+    every = isinstance(asked, str) and asked.lower() == _ALL_LINEAR  # PEFT's word for the same layers
+    targets = outside if every else _matching(base, asked)
     if not targets:
         kind = {"LN_TUNING": "norms with weights", **dict.fromkeys(_LINEAR_ONLY, "nn.Linear")}.get(method.peft)
         raise ConfigError(

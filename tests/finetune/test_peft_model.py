@@ -211,6 +211,30 @@ def test_full_fine_tuning_and_the_rest_are_as_before(setup):
     assert Setup(setup.model, setup.task, Peft("LORA"), 1e-3, setup.budget).id
 
 
+@pytest.mark.parametrize("kind", decoders.KINDS)
+def test_every_linear_layer_of_a_language_model_is_what_peft_means_by_it(kind, tmp_path):
+    """PEFT's "all-linear" leaves out the output layer, tied or not; to name it adapts it."""
+    from peft import LoraConfig, get_peft_model
+
+    def adapted(model):
+        return {name.rpartition(".lora_A")[0] for name, _ in model.named_modules() if name.endswith(".lora_A")}
+
+    def base():
+        return pretrained.build(prepared, 0, 0)
+
+    prepared = pretrained.prepare(decoders.make(kind, tmp_path))
+    with peft_model.quiet():
+        theirs = adapted(get_peft_model(base(), LoraConfig(r=1, target_modules="all-linear")))  # pyright: ignore
+    method = Peft("LORA")
+    ours, sizes = peft_model.build(base(), method, peft_model.dims(base(), method, (1,))[0][0], 0)
+    assert adapted(ours) == theirs and not any("lm_head" in name for name in theirs)
+    named = peft_model.Sizes(base(), Peft("LORA", ('target_modules="All-Linear"',)))
+    assert (named.num_params, named.nearest(5000)[0]) == (sizes.num_params, sizes.nearest(5000)[0])
+    with_output = peft_model.Sizes(base(), Peft("LORA", ('target_modules=["lm_head"]',)))
+    assert with_output.num_params == decoders.SIZE["vocab_size"] * 32
+    assert with_output.nearest(1)[0] == decoders.SIZE["vocab_size"] + 32
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
 @pytest.mark.parametrize("metric", ["nll", "exact_match"])
 def test_language_models_complete_with_an_adapter(kind, metric, tmp_path):
