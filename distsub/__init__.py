@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from distsub.estimate.arrays import d90
     from distsub.estimate.interval import Estimate
     from distsub.finetune.adapters import load_adapter
+    from distsub.finetune.predictor import Predictor, load
     from distsub.finetune.train import train
     from distsub.records import (
         Budget,
@@ -44,6 +45,7 @@ _HOME = {
     "Model": "distsub.records",
     "Observation": "distsub.records",
     "Peft": "distsub.records",
+    "Predictor": "distsub.finetune.predictor",
     "Random": "distsub.records",
     "Results": "distsub.api",
     "Seeds": "distsub.records",
@@ -54,6 +56,7 @@ _HOME = {
     "Task": "distsub.records",
     "Trial": "distsub.records",
     "d90": "distsub.estimate.arrays",
+    "load": "distsub.finetune.predictor",
     "load_adapter": "distsub.finetune.adapters",
     "load_sweep": "distsub.config",
     "measure": "distsub.api",
@@ -71,6 +74,7 @@ __all__ = [  # noqa: RUF022 (the version last)
     "Model",
     "Observation",
     "Peft",
+    "Predictor",
     "Random",
     "Results",
     "Seeds",
@@ -81,6 +85,7 @@ __all__ = [  # noqa: RUF022 (the version last)
     "Task",
     "Trial",
     "d90",
+    "load",
     "load_adapter",
     "load_sweep",
     "measure",

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from distsub.cli import learned, maintenance, measure
+from distsub.cli import adapters, learned, maintenance, measure
 from distsub.cli.options import Version
 from distsub.cli.shell import Stopped, say
 from distsub.errors import DistsubError
@@ -28,6 +28,7 @@ GROUPS = {
         *(measure.init, measure.plan, measure.run, measure.status),
         *(measure.query, measure.report, measure.inspect),
     ),
+    "Adapters": (adapters.predict,),
     "Learned subspaces": (learned.transfer, learned.outliers, learned.ablate),
     "Maintenance": (maintenance.replay, maintenance.compact, maintenance.export, maintenance.doctor),
 }

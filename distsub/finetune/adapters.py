@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +18,23 @@ from distsub.files import Files
 from distsub.finetune import inputs, peft_files, pretrained, trajectory
 from distsub.subspace import adapter
 from distsub.subspace.model import SubspaceModel
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An adapter on its base model.
+
+    Attributes:
+        model: The held model, or PEFT's, in evaluation mode.
+        config: What the adapter says.
+        base: Where its base model was found; None where the model itself was given.
+        num_bytes: Of its files.
+    """
+
+    model: SubspaceModel | nn.Module
+    config: adapter.Config | peft_files.Facts
+    base: pretrained.Prepared | None
+    num_bytes: int
 
 
 def load_adapter(
@@ -43,18 +60,28 @@ def load_adapter(
         TrajectoryError: A trajectory that it needs is missing or damaged.
         UnavailableError: The base model is not here.
     """
+    return open_adapter(directory, results, base).model
+
+
+def open_adapter(
+    directory: str | os.PathLike[str],
+    results: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | nn.Module | None = None,
+) -> Opened:
+    """Rebuild a saved model, and say what it was made from; see `load_adapter`."""
     with local(directory) as path:
+        num_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file()) if path.is_dir() else 0
         if (path / peft_files.FACTS).is_file():
-            return _load_peft(path, base, _results(directory, results))
+            return _open_peft(path, base, _results(directory, results), num_bytes)
         config = adapter.load_config(path)
         made_of, span, snapshots = config.snapshots, config.subspace.span, None
         if isinstance(base, nn.Module):
-            model, sha256 = base, None
+            model, prepared = base, None
         else:
             given = None if base is None else os.fspath(base)
-            model, sha256 = _base(path, config, given, None if given else _results(directory, results))
+            model, prepared = _base(path, config, given, None if given else _results(directory, results))
         if made_of is not None and span is not None:
-            if sha256 is None:
+            if prepared is None:
                 raise AdapterError(f"{path} lives in a learned subspace: give the address of its base, not the model")
             if results is None and "://" in os.fspath(directory):
                 raise AdapterError(
@@ -62,23 +89,26 @@ def load_adapter(
                 )
             root = Path(directory).resolve().parents[1] if results is None else Path(results)
             folders = [root / paths.trajectory(name) for name in made_of.recordings]
-            snapshots = trajectory.collect(folders, sha256, span)
-        return SubspaceModel.from_pretrained(path, model, snapshots)
+            snapshots = trajectory.collect(folders, prepared.sha256, span)
+        held = SubspaceModel.from_pretrained(path, model, snapshots)
+        return Opened(held, config, prepared, num_bytes)
 
 
-def _load_peft(path: Path, base: str | os.PathLike[str] | nn.Module | None, files: Files | None) -> nn.Module:
+def _open_peft(
+    path: Path, base: str | os.PathLike[str] | nn.Module | None, files: Files | None, num_bytes: int
+) -> Opened:
     """Put an adapter of PEFT on its base model."""
     facts = peft_files.load_facts(path)
     if isinstance(base, nn.Module):
         raise AdapterError(f"{path} is an adapter of PEFT: give the address of its base, not the model")
     given = None if base is None else os.fspath(base)
-    model, sha256 = _base(path, facts, given, None if given else files)
-    if sha256 != facts.base_sha256:
+    model, prepared = _base(path, facts, given, None if given else files)
+    if (sha256 := prepared.sha256) != facts.base_sha256:
         raise AdapterError(
             f"{path} was trained on weights {facts.base_sha256[:12]}, those of the base model are {sha256[:12]}; give "
             "the base model that it was trained on"
         )
-    return peft_files.load(path, model)
+    return Opened(peft_files.load(path, model), facts, prepared, num_bytes)
 
 
 def _results(directory: str | os.PathLike[str], results: str | os.PathLike[str] | None) -> Files | None:
@@ -96,8 +126,8 @@ def _results(directory: str | os.PathLike[str], results: str | os.PathLike[str] 
 
 def _base(
     path: Path, config: adapter.Config | peft_files.Facts, given: str | None, files: Files | None
-) -> tuple[nn.Module, str]:
-    """Build the base model that an adapter names, or the one given, and give the hash of its checkpoint."""
+) -> tuple[nn.Module, pretrained.Prepared]:
+    """Build the base model that an adapter names, or the one given, and say where it was found."""
     address = given or config.base_model
     if address is None or config.num_labels is None:
         raise AdapterError(f"{path} does not say its base model; give it as base: its address, or the model itself")
@@ -118,7 +148,7 @@ def _base(
         raise UnavailableError(f"{error}{hint}") from None
     if config.base_dtype in ("float16", "float64"):
         model = model.to(getattr(torch, config.base_dtype))
-    return model, prepared.sha256
+    return model, prepared
 
 
 @contextmanager

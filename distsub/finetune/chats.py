@@ -20,7 +20,7 @@ def messages(text: str, where: str) -> list[dict[str, Any]]:
         found = json.loads(text)
     except ValueError:
         found = None
-    if isinstance(found, list) and len(found) > 1 and all(_is_message(each) for each in found):
+    if isinstance(found, list) and len(found) > 1 and all(is_message(each) for each in found):
         last = found[-1]
         if last["role"] == "assistant" and last["content"].strip():
             return found
@@ -30,7 +30,8 @@ def messages(text: str, where: str) -> list[dict[str, Any]]:
     )
 
 
-def _is_message(value: Any) -> bool:
+def is_message(value: Any) -> bool:
+    """Tell whether a value is a message of a chat."""
     return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
 
 

@@ -1,18 +1,18 @@
-"""Score a model on the fixed evaluation rows of a trial."""
+"""Score a model on rows of a task, as at the end of a training."""
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distsub import metrics
 from distsub.finetune import completions, data, generation, peft_model
 from distsub.finetune.objective import objective
 from distsub.finetune.precision import Autocast
-from distsub.records import Trial
+from distsub.records import Task
 from distsub.subspace.model import SubspaceModel
 
 EVAL_BATCH = 128
@@ -34,12 +34,18 @@ class Evaluation:
     """
 
     def __init__(
-        self, trial: Trial, tokenizer: Any, split: data.Split, device: str, config: Any, content: Sequence[Any]
+        self,
+        task: Task,
+        max_length: int,
+        tokenizer: Any,
+        split: data.Split,
+        device: str,
+        config: Any,
+        content: Sequence[Any] | None = None,
     ) -> None:
-        """Tokenize the rows once, longest first so that padding is small."""
-        task = trial.task
+        """Tokenize the rows once, longest first so that padding is small; arguments as of `objective`."""
         self._task, self._tokenizer, self._device = task, tokenizer, device
-        self._rows = objective(tokenizer, task, split, trial.budget.max_length, config, content)
+        self._rows = objective(tokenizer, task, split, max_length, config, content)
         self._answers = [str(label) for label in split.labels] if task.is_completion else []
         self._order = sorted(range(len(split)), key=lambda i: -self._rows.lengths[i])
         if not task.is_completion:
@@ -72,17 +78,9 @@ class Evaluation:
         return self.metrics[self._task.metric]
 
     def _labels(self, model: nn.Module, autocast: Autocast) -> list[float]:
-        predicted = [0.0] * len(self._order)
-        for first in range(0, len(self._order), EVAL_BATCH):
-            indices = self._order[first : first + EVAL_BATCH]
-            batch = {k: v.to(self._device) for k, v in self._rows.batch(indices).items() if k != "labels"}
-            with autocast():
-                logits = model(**batch).logits.float()
-            values = logits.squeeze(-1) if self._task.num_labels == 1 else logits.argmax(-1).float()
-            values = values.masked_fill(~logits.isfinite().all(-1), math.nan)  # the argmax of nan is a class
-            for i, value in zip(indices, values.tolist(), strict=True):
-                predicted[i] = float(value)
-        return predicted
+        found = logits(model, self._rows.batch, self._rows.lengths, self._device, autocast)
+        values = found.squeeze(-1) if self._task.num_labels == 1 else found.argmax(-1).float()
+        return values.masked_fill(~found.isfinite().all(-1), math.nan).tolist()  # the argmax of nan is a class
 
     def _likelihoods(self, model: nn.Module, autocast: Autocast) -> list[float]:
         predicted = [0.0] * len(self._order)
@@ -107,3 +105,33 @@ class Evaluation:
         plain = model.merge().eval() if isinstance(model, SubspaceModel) else peft_model.plain(model)
         written = generation.generate(plain, self._tokenizer, self._rows.examples, self._task, self._device, autocast)
         return generation.matches(written, self._answers, self._task)
+
+
+@torch.no_grad()
+def logits(
+    model: nn.Module,
+    batch_of: Callable[[Sequence[int]], dict[str, Tensor]],
+    lengths: Sequence[int],
+    device: str,
+    autocast: Autocast,
+) -> Tensor:
+    """Run a classifier on rows, longest first so that padding is small.
+
+    Args:
+        model: In evaluation mode.
+        batch_of: Makes a batch of some rows, by their numbers; its labels are left out.
+        lengths: Tokens per row.
+        device: Where the model is.
+        autocast: The precision to run in.
+
+    Returns:
+        float32 on the CPU, shape [rows, labels], in the order of the rows.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    parts = []
+    for first in range(0, len(order), EVAL_BATCH):
+        batch = batch_of(order[first : first + EVAL_BATCH])
+        with autocast():
+            parts.append(model(**{k: v.to(device) for k, v in batch.items() if k != "labels"}).logits.float().cpu())
+    found = torch.cat(parts)
+    return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)

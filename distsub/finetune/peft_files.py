@@ -13,12 +13,15 @@ from torch import nn
 from distsub.errors import AdapterError, first_line
 from distsub.files import parse_json
 from distsub.finetune.peft_model import config_class, quiet
-from distsub.records import HeadFrom, Peft, Trial, canonical
+from distsub.records import HeadFrom, Peft, TrainedOn, Trial, canonical
 from distsub.records.reading import parse
 from distsub.subspace import adapter
 
 FACTS, WEIGHTS = "distsub.json", "adapter_model.safetensors"
 """Beside PEFT's own files: what it takes to find the base model, and to know that it is the right one."""
+
+
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Facts:
         task: What it was trained on, for the reader.
         weights_sha256: Hash of PEFT's file of weights.
         versions: Of distsub, peft, torch and transformers.
+        trained_on: What it reads and writes; None where only its owner knows.
+        format_version: Raised when other programs would rebuild another model from the same files.
     """
 
     method: Peft
@@ -60,9 +65,11 @@ class Facts:
     task: str | None
     weights_sha256: str
     versions: dict[str, str]
+    trained_on: TrainedOn | None = None
+    format_version: int = FORMAT_VERSION
 
 
-def save(directory: Path, model: Any, trial: Trial, sha256: str, num_labels: int | None) -> None:
+def save(directory: Path, model: Any, trial: Trial, sha256: str, num_labels: int | None, trained_on: TrainedOn) -> None:
     """Write a trial's adapter in PEFT's own format, and beside it what it takes to load it again.
 
     Args:
@@ -71,6 +78,7 @@ def save(directory: Path, model: Any, trial: Trial, sha256: str, num_labels: int
         trial: What was trained.
         sha256: Hash of its base model's weights (`Prepared.sha256`).
         num_labels: Classes of its head.
+        trained_on: What it reads and writes.
     """
     method, address, base = trial.method, trial.model, model.get_base_model()
     assert isinstance(method, Peft) and trial.d is not None, "the trial has an adapter"
@@ -96,6 +104,7 @@ def save(directory: Path, model: Any, trial: Trial, sha256: str, num_labels: int
         task=trial.task.name,
         weights_sha256=hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest(),
         versions={name: metadata.version(name) for name in ("distsub", "peft", "torch", "transformers")},
+        trained_on=trained_on,
     )
     (directory / FACTS).write_text(json.dumps(canonical(facts), indent=2) + "\n")
 
@@ -104,12 +113,21 @@ def load_facts(directory: str | os.PathLike[str]) -> Facts:
     """Read and check what lies beside PEFT's own files.
 
     Raises:
-        AdapterError: It is damaged, or the weights are others.
+        AdapterError: It is damaged or of another version, or the weights are others.
     """
     path = Path(directory) / FACTS
     try:
-        facts = parse(Facts, parse_json(path.read_bytes()))
+        values = parse_json(path.read_bytes())
+        found = values.get("format_version", 1) if isinstance(values, dict) else 1  # the first version said none
+        if found != FORMAT_VERSION:
+            raise AdapterError(
+                f"{path} has format version {found}, distsub {adapter.version('distsub')} reads version "
+                f"{FORMAT_VERSION}; use the distsub that wrote it, or train and save the adapter again"
+            )
+        facts = parse(Facts, values)
         found = hashlib.sha256((path.parent / WEIGHTS).read_bytes()).hexdigest()
+    except AdapterError:
+        raise
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path} is damaged: {first_line(error)}; save the adapter again") from None
     if found != facts.weights_sha256:

@@ -148,8 +148,9 @@ class Training:
         config, length = self.model.config, budget.max_length
         content = [self.prepared.content, self.splits.dataset_hash]
         self._rows = objective(self._tokenizer, counted.task, self.splits.train, length, config, [*content, "train"])
+        validation = self.splits.validation
         self.evaluation = Evaluation(
-            counted, self._tokenizer, self.splits.validation, device, config, [*content, "validation"]
+            counted.task, length, self._tokenizer, validation, device, config, [*content, "validation"]
         )
         self.optimizer = build_optimizer(counted, self.model, self._counts["step_size"])
         self.schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -31,7 +31,7 @@ from distsub.records.method import (
 )
 from distsub.records.observation import TRUST, Observation, Status, is_final
 from distsub.records.setup import Condition, InSetup, Recording, Setup, Trial, id_of, theta_0_of
-from distsub.records.task import Budget, Dtype, Empty, HeadFrom, Model, Seeds, Task, sign
+from distsub.records.task import Budget, Dtype, Empty, HeadFrom, Model, Seeds, Task, TrainedOn, sign
 
 __all__ = [
     "DEFAULT_FAMILY",
@@ -68,6 +68,7 @@ __all__ = [
     "Subspace",
     "Task",
     "Theta0",
+    "TrainedOn",
     "Trial",
     "canonical",
     "condition_labels",

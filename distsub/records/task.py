@@ -152,6 +152,67 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class TrainedOn:
+    """What an adapter's model reads and writes: of the task and the budget of its training what its use depends on.
+
+    Attributes:
+        text: The columns that it reads, as in `Task`.
+        label: The column that it learned.
+        metric: Its score.
+        labels: The classes as that column spells them; empty where they are the class numbers, or there are none.
+        empty: What became of rows whose text is empty.
+        max_length: Tokens per example.
+        precision: "fp32" or "bf16", in which it was scored.
+        max_new_tokens: Most tokens of a generated answer, or None.
+        stop: Text before which one ends, or None.
+        answer: Regular expression that finds the answer in it, or None.
+    """
+
+    text: tuple[str, ...]
+    label: str
+    metric: str
+    labels: tuple[str, ...]
+    empty: Empty
+    max_length: int
+    precision: Literal["fp32", "bf16"]
+    max_new_tokens: int | None = None
+    stop: str | None = None
+    answer: str | None = None
+
+    @classmethod
+    def of(cls, task: Task, budget: Budget, precision: str) -> "TrainedOn":
+        """Take it from a task whose labels are counted, and the precision that was found for it."""
+        return cls(
+            task.text,
+            task.label,
+            task.metric,
+            task.labels,
+            task.empty,
+            budget.max_length,
+            "bf16" if precision == "bf16" else "fp32",
+            task.max_new_tokens,
+            task.stop,
+            task.answer,
+        )
+
+    def task(self, name: str, num_labels: int) -> Task:
+        """Give the task back, without the place of its rows."""
+        return Task(
+            name,
+            source="",
+            text=self.text,
+            label=self.label,
+            num_labels=num_labels,
+            metric=self.metric,
+            labels=self.labels,
+            empty=self.empty,
+            max_new_tokens=self.max_new_tokens,
+            stop=self.stop,
+            answer=self.answer,
+        )
+
+
+@dataclass(frozen=True)
 class Seeds:
     """The three independent sources of noise, never one `seed`."""
 

@@ -18,7 +18,7 @@ from distsub.errors import DistsubError, OutOfMemoryError, OutputError, first_li
 from distsub.finetune import ablate, inputs, memory, peft_files
 from distsub.finetune.cache import remembered
 from distsub.finetune.train import Observer, Progress, Report, Training, train
-from distsub.records import Observation, Peft, Recording, Searched, Trial
+from distsub.records import Observation, Peft, Recording, Searched, TrainedOn, Trial
 from distsub.records.places import Places
 from distsub.results import Store
 from distsub.runtime import recording
@@ -160,10 +160,12 @@ class SaveAdapter(Observer):
         if observation is None or observation.score is None:
             return
         model, trial, store = training.model, self._trial, self._store
+        task, precision = training.splits.task, dict(observation.provenance)["precision"]
+        trained_on = TrainedOn.of(task, trial.budget, precision)
         with tempfile.TemporaryDirectory() as folder:
             if isinstance(trial.method, Peft):
-                labels = training.splits.task.num_labels
-                peft_files.save(Path(folder), model, trial, training.prepared.sha256, labels)
+                sha256 = training.prepared.sha256
+                peft_files.save(Path(folder), model, trial, sha256, task.num_labels, trained_on)
             else:
                 assert isinstance(model, SubspaceModel)
                 model.save_pretrained(
@@ -173,6 +175,7 @@ class SaveAdapter(Observer):
                     head_seed=trial.seeds.head,
                     head_from=trial.model.head_from,
                     task=trial.task.name,
+                    trained_on=trained_on,
                     base_content=trial.model.content,
                     **({"remember": remembered} if trial.model.content else {}),
                 )

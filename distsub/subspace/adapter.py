@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distsub.errors import AdapterError, OutputError, first_line
 from distsub.files import Files
-from distsub.records import HeadFrom, Subspace
+from distsub.records import HeadFrom, Subspace, TrainedOn, canonical
 from distsub.records.reading import parse
 from distsub.subspace import layout
 from distsub.subspace.trajectory import MadeOf
@@ -65,6 +65,7 @@ class Config:
         task: What it was trained on, for the reader.
         weights_sha256: Hash of the other file.
         versions: Of distsub, torch and transformers.
+        trained_on: What it reads and writes; None where only its owner knows.
     """
 
     d: int
@@ -91,6 +92,7 @@ class Config:
     task: str | None
     weights_sha256: str
     versions: dict[str, str]
+    trained_on: TrainedOn | None = None
 
 
 def save(
@@ -105,6 +107,7 @@ def save(
     head_seed: int | None = None,
     head_from: HeadFrom = "seed",
     task: str | None = None,
+    trained_on: TrainedOn | None = None,
     base_content: str | None = None,
     remember: Callable[[str, Callable[[], str]], str] = lambda about, compute: compute(),
 ) -> None:
@@ -122,6 +125,7 @@ def save(
             it is the checkpoint's own, the head's theta_0 is saved too.
         head_from: As in `Config`.
         task: As in `Config`.
+        trained_on: As in `Config`.
         base_content: As in `Config`.
         remember: Gives the hash of the base's weights, which costs as much as reading all of them, from what it follows
             from, where it was computed before (`finetune.cache.remembered`).
@@ -166,6 +170,7 @@ def save(
         "task": task,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "versions": {name: version(name) for name in ("distsub", "torch", "transformers")},
+        "trained_on": trained_on and canonical(trained_on),
     }
     files = Files.at(directory)
     try:

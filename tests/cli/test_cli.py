@@ -20,7 +20,7 @@ from distsub.records import Subspace, canonical
 from distsub.results import Store
 
 COMMANDS = (
-    *("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor"),
+    *("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor", "predict"),
     *("trajectory record", "trajectory import", "transfer", "outliers", "ablate", "replay", "export"),
 )
 
@@ -74,7 +74,7 @@ def test_every_command_has_help(name, capsys):
 
 def test_commands_stand_in_groups():
     panels = {command.rich_help_panel for command in cli.app.registered_commands}
-    assert panels == {"Measure", "Learned subspaces", "Maintenance"}
+    assert panels == {"Measure", "Adapters", "Learned subspaces", "Maintenance"}
 
 
 @pytest.mark.parametrize("command", ["--help", "run --help"])
