@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,10 @@ from distsub.records import Task
 from distsub.subspace.model import SubspaceModel
 
 EVAL_BATCH = 128
-"""Rows per evaluation batch; large, because a unit's weights are made once a batch."""
+"""Rows per evaluation batch; large, because weights that are not kept are made once a batch."""
+
+KEPT_BYTES = 2**30
+"""Weights of a held model that one evaluation makes once for all its batches: of a model of base size all of them."""
 
 EVAL_TOKENS = 4096
 """Most tokens in an evaluation batch of completions: their logits take a vocabulary's width each."""
@@ -63,12 +67,12 @@ class Evaluation:
         """Evaluate, without touching the random state of training."""
         began = time.perf_counter()
         model.eval()
-        if not self._task.is_completion:
-            self.predicted = self._labels(model, autocast)
-        elif self._task.metric == "nll":
-            self.predicted = self._likelihoods(model, autocast)
-        else:
+        if self._task.is_completion and self._task.metric != "nll":
             self.predicted = self._matches(model, autocast)
+        else:
+            score = self._likelihoods if self._task.is_completion else self._labels
+            with model.hooks.keeping(KEPT_BYTES) if isinstance(model, SubspaceModel) else nullcontext():
+                self.predicted = score(model, autocast)
         model.train()
         self.metrics = metrics.evaluate(self._task, self.predicted, self.targets)
         if self._task.metric == "nll":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from distsub.subspace import guard
-from distsub.subspace.passes import MadeFrom, Pass, SavedTensor, SavedWeight, castable, check, uses
+from distsub.subspace.passes import Kept, MadeFrom, Pass, SavedTensor, SavedWeight, castable, check, uses
 from distsub.subspace.weights import Numbers
 
 if TYPE_CHECKING:
@@ -51,11 +51,12 @@ class Hooks:
         self._lock = threading.RLock()
         self._pass: Pass | None = None
         self._rebuilt: tuple[MadeFrom, dict[torch.dtype, Tensor]] | None = None
+        self._kept: Kept | None = None
         self._frozen: dict[int, tuple[int, int]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process and these tensors."""
-        passing = ("_lock", "_pass", "_rebuilt", "_frozen")
+        passing = ("_lock", "_pass", "_rebuilt", "_kept", "_frozen")
         return {key: value for key, value in self.__dict__.items() if key not in passing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -115,6 +116,19 @@ class Hooks:
         finally:
             self.bypassed = before
 
+    @contextmanager
+    def keeping(self, most: int) -> Iterator[None]:
+        """Keep weights from one pass without gradients to the next: what is scored in many batches does not train.
+
+        Args:
+            most: Bytes to keep; units beyond are made in every pass, as all are outside.
+        """
+        before, self._kept = self._kept, Kept(most)
+        try:
+            yield
+        finally:
+            self._kept = before
+
     @property
     def current(self) -> Pass | None:
         """The pass that this thread is in."""
@@ -164,6 +178,15 @@ class Hooks:
             buffers[dtype][offset : offset + entry.stop - entry.start].view(entry.frozen.shape)
             for (entry, offset), dtype in wanted
         )
+
+    def views_without_gradient(self, source: MadeFrom, cast: torch.dtype | None) -> tuple[Tensor, ...]:
+        """Make a unit's weights where autograd keeps nothing, or take what was kept of them."""
+        found = self._kept and self._kept.find(source, cast)
+        if found is None:
+            found = self.views(source, cast)
+            if self._kept is not None:
+                self._kept.add(source, cast, found)
+        return found
 
     def unpack(self, saved: SavedTensor | SavedWeight) -> Tensor:
         """Give autograd what it saved; a weight is made again, with all others of its unit."""

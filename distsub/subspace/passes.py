@@ -40,6 +40,34 @@ class MadeFrom(NamedTuple):
     """(name, tensor, version) of everything that must not be written before the backward pass."""
 
 
+class Kept:
+    """Units' weights that outlive a pass without gradients.
+
+    Args:
+        most: Bytes of them at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Begin with none."""
+        self._left = most
+        self._found: dict[tuple[int, torch.dtype | None], tuple[MadeFrom, tuple[Tensor, ...]]] = {}
+
+    def find(self, source: MadeFrom, cast: torch.dtype | None) -> tuple[Tensor, ...] | None:
+        """Give a unit's weights, if they are kept and were made from what they would be made from now."""
+        made, weights = self._found.get((source.unit, cast), (None, None))
+        now = [(id(tensor), version) for _, tensor, version in source.stamps]
+        return weights if made and [(id(tensor), version) for _, tensor, version in made.stamps] == now else None
+
+    def add(self, source: MadeFrom, cast: torch.dtype | None, weights: tuple[Tensor, ...]) -> None:
+        """Keep a unit's weights while there is room; tensors that do not count what is written to them are not kept."""
+        buffers = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights}
+        key, size = (source.unit, cast), sum(buffers.values())
+        if key in self._found or len(source.stamps) < 2 or size > self._left:
+            return
+        self._found[key] = (source, weights)
+        self._left -= size
+
+
 class SavedWeight(NamedTuple):
     """What autograd keeps in place of a weight: where to find it when the unit's weights are made again."""
 
@@ -108,7 +136,11 @@ class Pass(TorchFunctionMode):
         source = MadeFrom(number, self.numbers, self._stamps + stamp(bases))
         device = self.numbers.theta.device.type
         cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        weights: tuple[Tensor, ...] = _Weights.apply(held.theta, held.scales, self.hooks, source, cast)  # type: ignore[assignment]
+        weights: tuple[Tensor, ...]
+        if torch.is_grad_enabled():
+            weights = _Weights.apply(held.theta, held.scales, self.hooks, source, cast)  # type: ignore[assignment]
+        else:
+            weights = self.hooks.views_without_gradient(source, cast)
         self._owners |= {weight.untyped_storage().data_ptr(): (source, weight.dtype) for weight in weights}
         matrices = [w for w, (_, _, e) in zip(weights, unit.uses, strict=False) if castable(e.frozen)]
         self._casts |= {id(w): small for w, small in zip(matrices, weights[len(unit.uses) :], strict=False)}
