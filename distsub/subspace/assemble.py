@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from distsub.errors import ConfigError
 from distsub.records import Learned, Subspace
 from distsub.subspace import layout
+from distsub.subspace.blockwise import Blockwise
 from distsub.subspace.families import Dense, Partition, Sparse
 from distsub.subspace.fastfood import Fastfood, FastfoodPerTensor, next_power_of_two
 from distsub.subspace.layout import Entry
-from distsub.subspace.projection import Blockwise, Projection
+from distsub.subspace.projection import Projection
 from distsub.subspace.stacked import PerLayer
 from distsub.subspace.trajectory import Snapshots, Trajectory
 

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from distsub.errors import DimensionError
 from distsub.subspace import bits
-from distsub.subspace.projection import CHUNK, Blockwise
+from distsub.subspace.blockwise import Blockwise
+from distsub.subspace.projection import CHUNK
 
 _ROOM = 1 << 24
 """Room for coordinates in a row's or a block's index, so that an entry's number does not depend on d."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distsub.errors import DimensionError
 from distsub.subspace import bits
-from distsub.subspace.projection import Blockwise
+from distsub.subspace.blockwise import Blockwise
 from distsub.subspace.stacked import Stacked
 
 _FEW = 256

@@ -50,7 +50,7 @@ class Hooks:
         """Begin outside any pass; keys are by identity, so that they are made anew in every copy."""
         self._lock = threading.RLock()
         self._pass: Pass | None = None
-        self._rebuilt: tuple[MadeFrom, dict[torch.dtype, Tensor]] | None = None
+        self._rebuilt: list[tuple[MadeFrom, dict[torch.dtype, Tensor]]] = []
         self._kept: Kept | None = None
         self._frozen: dict[int, tuple[int, int]] | None = None
 
@@ -96,7 +96,7 @@ class Hooks:
     @property
     def idle(self) -> bool:
         """Whether no weights exist beside theta_0: no pass runs, and no backward pass is under way."""
-        return not self.in_pass and self._rebuilt is None
+        return not self.in_pass and not self._rebuilt
 
     @contextmanager
     def states_of(self, what: str) -> Iterator[None]:
@@ -194,21 +194,23 @@ class Hooks:
             if not saved.tensor.is_inference() and saved.tensor._version != saved.version:
                 guard.modified(f"a tensor of shape {list(saved.tensor.shape)}", saved.tensor._version, saved.version)
             return saved.tensor
-        source, rebuilt = saved.source, self._rebuilt
+        source = saved.source
         check(source)
-        if rebuilt is None or rebuilt[0] is not source:
-            rebuilt = self._rebuilt = (source, {})
-        if saved.dtype not in rebuilt[1]:
-            flat = next(iter(rebuilt[1].values()), None)
+        rebuilt = next((weights for made_from, weights in self._rebuilt if made_from is source), None)
+        if rebuilt is None:
+            # Two units at most: DeBERTa's blocks read a table of relative positions beside their own weights.
+            rebuilt = dict[torch.dtype, Tensor]()
+            self._rebuilt = [*self._rebuilt[-1:], (source, rebuilt)]
+        if saved.dtype not in rebuilt:
+            flat = next(iter(rebuilt.values()), None)
             if flat is None or flat.dtype.itemsize < saved.dtype.itemsize:
                 flat = self.unit_weights(source.numbers, source.unit)
-            rebuilt[1][saved.dtype] = flat.to(saved.dtype)
-        return rebuilt[1][saved.dtype].as_strided(saved.size, saved.stride, saved.offset)
+            rebuilt[saved.dtype] = flat.to(saved.dtype)
+        return rebuilt[saved.dtype].as_strided(saved.size, saved.stride, saved.offset)
 
     def release(self, source: MadeFrom) -> None:
         """Release the rebuilt weights of a unit whose backward pass is over."""
-        if self._rebuilt is not None and self._rebuilt[0] is source:
-            self._rebuilt = None
+        self._rebuilt = [(made_from, weights) for made_from, weights in self._rebuilt if made_from is not source]
 
 
 class PatchedForward:

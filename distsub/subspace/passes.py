@@ -233,9 +233,10 @@ class _Rows(torch.autograd.Function):
     def forward(
         ctx: Any, coordinates: Tensor, scales: Tensor, hooks: "Hooks", source: MadeFrom, entry: Entry, rows: Tensor
     ) -> Tensor:
-        ctx.hooks, ctx.source, ctx.entry, ctx.rows = hooks, source, entry, rows
+        placed = hooks.held.weights.place(entry, rows)
+        ctx.hooks, ctx.source, ctx.entry, ctx.rows = hooks, source, entry, placed
         ctx.trained = Numbers(coordinates, scales)
-        return hooks.held.weights.rows(source.numbers, entry, rows)
+        return hooks.held.weights.rows(source.numbers, entry, placed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distsub.subspace.layout import Entry, Unit, offsets
-from distsub.subspace.projection import Projection
+from distsub.subspace.projection import Encoded, Placed, Projection
 
 
 class Numbers(NamedTuple):
@@ -29,38 +29,58 @@ class Weights:
         """Keep both; nothing is computed yet."""
         self.projection = projection
         self.groups = groups
+        self._encoded: tuple[Numbers, Tensor | Encoded] | None = None
+
+    def _theta(self, numbers: Numbers) -> Tensor | Encoded:
+        """Encode theta once for all that is made from the same numbers, which nobody writes to."""
+        if torch.is_grad_enabled():  # a second derivative has a history of its own
+            return numbers.theta
+        if self._encoded is None or self._encoded[0] is not numbers:
+            self._encoded = (numbers, self.projection.encode(numbers.theta))
+        return self._encoded[1]
 
     def update(self, numbers: Numbers, start: int, stop: int) -> Tensor:
         """Compute what is added to theta_0 on a slice of the positions, (lambda * P theta)[start:stop]."""
-        return self._scaled(numbers, self.projection.apply(numbers.theta, start, stop), start)
+        return self._scaled(numbers, self.projection.apply(self._theta(numbers), start, stop), start)
 
     def make(self, numbers: Numbers, runs: tuple[tuple[int, int], ...], used: list[Entry]) -> Tensor:
         """Compute theta_0 + lambda * P theta over runs of positions, laid end to end."""
         pieces = [self.update(numbers, start, stop) for start, stop in runs]
         flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         once = {entry.start: entry for entry in used}  # tied weights are several uses of one entry
-        for entry, offset in offsets(runs, list(once.values())):
-            flat[offset : offset + entry.stop - entry.start].view(entry.frozen.shape).add_(entry.frozen.detach())
+        places = list(offsets(runs, list(once.values())))
+        _add(flat, places, [entry.frozen.detach() for entry, _ in places])
         return flat
 
     def reduce(self, numbers: Numbers, unit: Unit, grads: list[tuple[Entry, Tensor]]) -> tuple[Tensor, Tensor | None]:
         """Reduce a unit's weight gradients to coordinates and scales: lambda P^T g and <g_i, (P theta)_i>."""
         flat = numbers.theta.new_zeros(sum(stop - start for start, stop in unit.runs))
-        for (entry, offset), (_, grad) in zip(offsets(unit.runs, [e for e, _ in grads]), grads, strict=True):
-            flat[offset : offset + entry.stop - entry.start].view(grad.shape).add_(grad)
-        theta, done = numbers.theta.new_zeros(self.projection.num_coordinates), 0
+        once: dict[Entry, Tensor] = {}  # tied weights have several gradients, and an autocast one of its own
+        for entry, grad in grads:
+            once[entry] = once[entry] + grad if entry in once else grad
+        places = list(offsets(unit.runs, list(once)))
+        _add(flat, places, [once[entry] for entry, _ in places])
         scales = torch.zeros_like(numbers.scales) if numbers.scales.numel() else None
+        theta, done = None, 0
         for start, stop in unit.runs:
-            self._reduce_run(numbers, flat[done : done + stop - start], start, theta, scales)
+            reduced = self._reduce_run(numbers, flat[done : done + stop - start], start, scales)
+            theta = reduced if theta is None else theta + reduced
             done += stop - start
+        assert theta is not None, "a unit has a run"
         return theta, scales
 
-    def rows(self, numbers: Numbers, entry: Entry, rows: Tensor) -> Tensor:
+    def place(self, entry: Entry, rows: Tensor) -> Tensor | Placed:
+        """Find once what both directions need of some rows of a table."""
+        return self.projection.find_rows(entry.start, entry.frozen.shape[1], rows)
+
+    def rows(self, numbers: Numbers, entry: Entry, rows: Tensor | Placed) -> Tensor:
         """Compute the update of some rows of a table, shape [rows, width]."""
-        update = self.projection.apply_rows(numbers.theta, entry.start, entry.frozen.shape[1], rows)
+        update = self.projection.apply_rows(self._theta(numbers), entry.start, entry.frozen.shape[1], rows)
         return update * self._scale(numbers, entry) if numbers.scales.numel() else update
 
-    def reduce_rows(self, numbers: Numbers, entry: Entry, rows: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    def reduce_rows(
+        self, numbers: Numbers, entry: Entry, rows: Tensor | Placed, grad: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Reduce the gradient of some rows of a table, shape [rows, width], to coordinates and scales."""
         reduced = self.projection.adjoint_rows(grad.contiguous(), entry.start, rows)
         if not numbers.scales.numel():
@@ -87,20 +107,29 @@ class Weights:
             if low < stop and high > start:
                 yield max(low, start), min(high, stop), group
 
-    def _reduce_run(self, numbers: Numbers, grad: Tensor, start: int, theta: Tensor, scales: Tensor | None) -> None:
-        """Add one contiguous slice's share to the reduced gradients."""
-        runs = list(self._group_runs(start, start + grad.numel()))
+    def _reduce_run(self, numbers: Numbers, grad: Tensor, start: int, scales: Tensor | None) -> Tensor:
+        """Reduce one contiguous slice to coordinates, and add its share to the scales' gradients."""
         if scales is None:
-            theta.add_(self.projection.adjoint(grad, start))
-        elif len(runs) == 1:
+            return self.projection.adjoint(grad, start)
+        runs = list(self._group_runs(start, start + grad.numel()))
+        if len(runs) == 1:
             # <g, P theta> = <P^T g, theta>: the scale's gradient costs nothing more.
             reduced = self.projection.adjoint(grad, start)
             group = runs[0][2]
-            theta.add_(reduced * numbers.scales[group])
             scales[group] += torch.dot(reduced, numbers.theta)
-        else:
-            update = self.projection.apply(numbers.theta, start, start + grad.numel())
-            for low, high, group in runs:
-                scales[group] += torch.dot(grad[low - start : high - start], update[low - start : high - start])
-            own = grad.clone() if torch.is_grad_enabled() else grad  # a second derivative needs what `dot` has read
-            theta.add_(self.projection.adjoint(self._scaled(numbers, own, start), start))
+            return reduced * numbers.scales[group]
+        update = self.projection.apply(self._theta(numbers), start, start + grad.numel())
+        for low, high, group in runs:
+            scales[group] += torch.dot(grad[low - start : high - start], update[low - start : high - start])
+        own = grad.clone() if torch.is_grad_enabled() else grad  # a second derivative needs what `dot` has read
+        return self.projection.adjoint(self._scaled(numbers, own, start), start)
+
+
+def _add(flat: Tensor, places: list[tuple[Entry, int]], tensors: list[Tensor]) -> None:
+    """Add tensors to their places in a buffer: in one operation, where no history is kept."""
+    views = (flat[at : at + entry.stop - entry.start].view(entry.frozen.shape) for entry, at in places)
+    if torch.is_grad_enabled():
+        for view, tensor in zip(views, tensors, strict=True):
+            view.add_(tensor)
+    else:
+        torch._foreach_add_(list(views), tensors)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,0 +1,203 @@
+"""Projections made of blocks of consecutive rows of P.
+
+`Blockwise` gives slices and rows to any family that can make such blocks, so that a family writes only `_state`,
+`_expand` and `_collapse`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from distsub.subspace.projection import Encoded, Placed, Projection, chunk, exact
+
+
+class Blockwise(Projection):
+    """A projection made of blocks of `block_length` consecutive rows, each from a random state of its own.
+
+    Args:
+        sizes: See `Projection`.
+        num_coordinates: See `Projection`.
+        seed: See `Projection`.
+        normalization: See `Projection`.
+        block_length: Rows made at once; part of P's definition for Fastfood only.
+        cache: Keep the random state of contiguous slices between calls (2 to 4 bytes a row).
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        num_coordinates: int,
+        seed: int,
+        normalization: str = "global",
+        block_length: int | None = None,
+        cache: bool = True,
+    ) -> None:
+        """Note the block length; states are drawn as blocks are used."""
+        super().__init__(sizes, num_coordinates, seed, normalization)
+        self.block_length = self._length(block_length)
+        self._cache: dict[tuple[int, int, torch.device], Tensor] | None = {} if cache else None
+        self._prepare()
+
+    # What a family writes. The code of theta is whatever is worth computing once per call.
+
+    def _length(self, asked: int | None) -> int:
+        """Choose the block length."""
+        return asked or 1024
+
+    def _prepare(self) -> None:
+        """Compute what all calls share, and check that the family can be made."""
+
+    def _encode(self, theta: Tensor) -> Tensor:
+        """Turn coordinates [d] into what `_expand` reads."""
+        return theta
+
+    @abstractmethod
+    def _expand(self, code: Tensor, state: Tensor) -> Tensor:
+        """Compute the rows of P of some blocks times theta: [n, block_length]."""
+
+    @abstractmethod
+    def _collapse(self, grad: Tensor, state: Tensor, code: Tensor) -> None:
+        """Add the blocks' transposed rows times grad [n, block_length] to `code`, in place."""
+
+    def _decode(self, code: Tensor) -> Tensor:
+        """Turn a sum of collapsed blocks into coordinates [d], the transpose of `_encode`."""
+        return code
+
+    @abstractmethod
+    def _state(self, blocks: Tensor) -> Tensor:
+        """Draw the random state of blocks [n], one row a block."""
+
+    @property
+    def _code_length(self) -> int:
+        """Length of the code."""
+        return self.num_coordinates
+
+    def encode(self, theta: Tensor) -> Encoded:
+        """Implement `Projection.encode`."""
+        self._check(theta, 0, self.num_params)
+        with torch.autocast(theta.device.type, enabled=False):
+            return Encoded(theta, self._encode(theta))
+
+    @exact
+    def apply(self, theta: Tensor | Encoded, start: int = 0, stop: int | None = None) -> Tensor:
+        """Implement `Projection.apply`, block by block."""
+        stop = self.num_params if stop is None else stop
+        code = (theta if isinstance(theta, Encoded) else self.encode(theta)).code
+        self._check(None, start, stop)
+        out = code.new_empty(stop - start)
+        for low, high, state in self._chunks(start, stop, code.device):
+            values = self._expand(code, state).view(-1)
+            first, last = max(low, start), min(high, stop)
+            out[first - start : last - start] = values[first - low : last - low]
+        return self._normalize(out, start)
+
+    @exact
+    def adjoint(self, grad: Tensor, start: int = 0) -> Tensor:
+        """Implement `Projection.adjoint`, block by block."""
+        stop = start + grad.numel()
+        self._check(None, start, stop)
+        if self.factors is not None:
+            grad = self._normalize(grad.clone(), start)
+        code = grad.new_zeros(self._code_length)
+        for low, high, state in self._chunks(start, stop, grad.device):
+            first, last = max(low, start), min(high, stop)
+            values = grad[first - start : last - start]
+            if last - first < high - low:
+                padded = grad.new_zeros(high - low)
+                padded[first - low : last - low] = values
+                values = padded
+            self._collapse(values.view(-1, self.block_length), state, code)
+        return self._decode(code)
+
+    @exact
+    def apply_rows(self, theta: Tensor | Encoded, start: int, width: int, rows: Tensor | Placed) -> Tensor:
+        """Implement `Projection.apply_rows`, block by block."""
+        code = (theta if isinstance(theta, Encoded) else self.encode(theta)).code
+        self._check(None, start, start + width)
+        pieces = [
+            self._expand(code, self._state(blocks)).view(-1)[index]
+            for _, blocks, index in self._row_chunks(start, width, rows)
+        ]
+        out = torch.cat(pieces) if pieces else code.new_empty(0, width)
+        return out.mul_(self._factor(start)) if self.factors is not None else out
+
+    @exact
+    def adjoint_rows(self, grad: Tensor, start: int, rows: Tensor | Placed) -> Tensor:
+        """Implement `Projection.adjoint_rows`, block by block."""
+        width = grad.shape[1]
+        self._check(None, start, start + width)
+        if self.factors is not None:
+            grad = grad * self._factor(start)
+        code = grad.new_zeros(self._code_length)
+        for span, blocks, index in self._row_chunks(start, width, rows):
+            values = grad.new_zeros(blocks.numel() * self.block_length)
+            values.index_add_(0, index.reshape(-1), grad[span].reshape(-1))
+            self._collapse(values.view(-1, self.block_length), self._state(blocks), code)
+        return self._decode(code)
+
+    def _chunks(self, start: int, stop: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
+        """Cut a slice into runs of whole blocks that fit the cache, with the random state of each."""
+        length = self.block_length
+        per_chunk = max(1, chunk(device) // length)
+        last = -(-stop // length)
+        for block in range(start // length, last, per_chunk):
+            end = min(block + per_chunk, last)
+            key = (block, end, device)
+            state = None if self._cache is None else self._cache.get(key)
+            if state is None:
+                state = self._state(torch.arange(block, end, device=device))
+                if self._cache is not None and stop - start > 1:
+                    self._cache[key] = state
+            yield block * length, end * length, state
+
+    def find_rows(self, start: int, width: int, rows: Tensor) -> Placed:
+        """Implement `Projection.find_rows`."""
+        length = self.block_length
+        first, last = (start + rows * width) // length, (start + (rows + 1) * width - 1) // length
+        # Blocks that a row needs beyond those of the row before it: where blocks are long, many rows share one.
+        fresh = last - first + 1
+        shared = torch.where(first[1:] >= first[:-1], last[:-1] - first[1:] + 1, 0).clamp(min=0)
+        fresh[1:] = (fresh[1:] - shared).clamp(min=0)
+        filled = (fresh.cumsum(0) - 1) // max(1, chunk(rows.device) // length)
+        ends = torch.unique_consecutive(filled, return_counts=True)[1].cumsum(0).tolist()
+        spans = torch.arange((width - 1) // length + 2, device=rows.device)
+        groups = []
+        for begin, end in zip([0, *ends], ends, strict=False):
+            touched = torch.minimum(first[begin:end].unsqueeze(1) + spans, last[begin:end].unsqueeze(1))
+            groups.append((slice(begin, end), torch.unique(touched)))
+        return Placed(rows, tuple(groups))
+
+    def _row_chunks(self, start: int, width: int, rows: Tensor | Placed) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Give groups of rows: which rows, the blocks that hold them, and each entry's place in those blocks."""
+        placed = rows if isinstance(rows, Placed) else self.find_rows(start, width, rows)
+        for group, blocks in placed.groups:
+            within = torch.arange(start, start + width, device=blocks.device)
+            position = placed.rows[group].unsqueeze(1) * width + within
+            block = position // self.block_length
+            yield group, blocks, torch.searchsorted(blocks, block).sub_(block).mul_(self.block_length).add_(position)
+
+    def match(self, norms: Sequence[float]) -> None:
+        """Give every tensor's rows the size of another update's: in expectation |P_i z| / |P z| is norms_i / |norms|.
+
+        Args:
+            norms: |u_i| of that update in each tensor, not all 0.
+        """
+        whole = sum(norm * norm for norm in norms) / self.num_params
+        self.factors = tuple(norm / (max(size, 1) * whole) ** 0.5 for norm, size in zip(norms, self.sizes, strict=True))
+
+    def _factor(self, position: int) -> float:
+        """Give the factor of the tensor at a position."""
+        assert self.factors is not None, "asked for only where there are factors"
+        return next(f for f, end in zip(self.factors, self.offsets[1:], strict=True) if position < end)
+
+    def _normalize(self, values: Tensor, start: int) -> Tensor:
+        """Scale a slice, in place, by its rows' factors."""
+        if self.factors is not None:
+            stop = start + values.numel()
+            for low, high in zip(self.offsets, self.offsets[1:], strict=False):
+                first, last = max(low, start), min(high, stop)
+                if first < last:
+                    values[first - start : last - start].mul_(self._factor(first))
+        return values
