@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -67,12 +67,12 @@ class Evaluation:
         """Evaluate, without touching the random state of training."""
         began = time.perf_counter()
         model.eval()
-        if self._task.is_completion and self._task.metric != "nll":
-            self.predicted = self._matches(model, autocast)
+        if not self._task.is_completion:
+            self.predicted = self._labels(model, autocast)
+        elif self._task.metric == "nll":
+            self.predicted = self._likelihoods(model, autocast)
         else:
-            score = self._likelihoods if self._task.is_completion else self._labels
-            with model.hooks.keeping(KEPT_BYTES) if isinstance(model, SubspaceModel) else nullcontext():
-                self.predicted = score(model, autocast)
+            self.predicted = self._matches(model, autocast)
         model.train()
         self.metrics = metrics.evaluate(self._task, self.predicted, self.targets)
         if self._task.metric == "nll":
@@ -88,12 +88,13 @@ class Evaluation:
 
     def _likelihoods(self, model: nn.Module, autocast: Autocast) -> list[float]:
         predicted = [0.0] * len(self._order)
-        for rows in self._batches():
-            batch = {key: value.to(self._device) for key, value in self._rows.batch(rows).items()}
-            with autocast():
-                found = completions.losses(model, batch)
-            for row, value in zip(rows, found.tolist(), strict=True):
-                predicted[row] = value if math.isfinite(value) else math.nan
+        with _weights_kept(model):
+            for rows in self._batches():
+                batch = {key: value.to(self._device) for key, value in self._rows.batch(rows).items()}
+                with autocast():
+                    found = completions.losses(model, batch)
+                for row, value in zip(rows, found.tolist(), strict=True):
+                    predicted[row] = value if math.isfinite(value) else math.nan
         return predicted
 
     def _batches(self) -> Iterator[list[int]]:
@@ -133,9 +134,16 @@ def logits(
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     parts = []
-    for first in range(0, len(order), EVAL_BATCH):
-        batch = batch_of(order[first : first + EVAL_BATCH])
-        with autocast():
-            parts.append(model(**{k: v.to(device) for k, v in batch.items() if k != "labels"}).logits.float().cpu())
+    with _weights_kept(model):
+        for first in range(0, len(order), EVAL_BATCH):
+            batch = batch_of(order[first : first + EVAL_BATCH])
+            inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+            with autocast():
+                parts.append(model(**inputs).logits.float().cpu())
     found = torch.cat(parts)
     return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
+
+
+def _weights_kept(model: nn.Module) -> AbstractContextManager[None]:
+    """Have a held model make its weights once for all batches."""
+    return model.hooks.keeping(KEPT_BYTES) if isinstance(model, SubspaceModel) else nullcontext()
