@@ -134,11 +134,12 @@ def measure(
     """
     from distsub.addresses import output_address
     from distsub.config import parse_sweep
-    from distsub.runtime import checks, launch
+    from distsub.runtime import checks, launch, placing
 
     here = Path.cwd()
     text = _toml(_proposal(model, task, here, keys))
-    sweep = checks.check(parse_sweep(text, here, "measure"))
+    asked = parse_sweep(text, here, "measure")
+    sweep = checks.check(asked, kept=placing.kept(asked, output_address(os.fspath(out)), here) if out else None)
     address = output_address(os.fspath(out) if out else f"results/{_slug(sweep.name)}-{sweep.fingerprint}")
     store = store_of(sweep, address, here)
     if backend == "tune":

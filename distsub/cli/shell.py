@@ -26,15 +26,17 @@ def open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     """Read and check a sweep, and make or open its results directory."""
     from distsub.addresses import output_address
     from distsub.config import load_sweep
-    from distsub.runtime import checks
+    from distsub.runtime import checks, placing
 
     sweep = load_sweep(sweep_file)
     if not out.strip():
         raise ConfigError("--out is empty; give a results directory, such as --out results/mine")
     out = output_address(out)
 
-    sweep = checks.check(sweep, say)  # before the directory exists: a sweep that cannot run leaves nothing behind
-    store = store_of(sweep, out, sweep_file.resolve().parent)
+    folder = sweep_file.resolve().parent
+    # Before the directory exists: a sweep that cannot run leaves nothing behind.
+    sweep = checks.check(sweep, say, placing.kept(sweep, out, folder))
+    store = store_of(sweep, out, folder)
     if store.remark:
         say(f"note: {store.remark}")
     return sweep, store

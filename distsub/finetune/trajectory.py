@@ -233,18 +233,20 @@ def check_weights(found: Trajectory, weights_sha256: str) -> None:
         )
 
 
-def elsewhere(path: str) -> tuple[Trajectory, Imported]:
+def elsewhere(path: str, copy: Path | None = None) -> tuple[Trajectory, Imported]:
     """Read a trajectory that a sweep names by its folder, usually an imported one, and say by its content which it is.
 
     Args:
         path: The folder, or an address such as s3://, of which a local copy is made.
+        copy: A folder that holds what lay there, to read in its place.
 
     Raises:
         TrajectoryError: It is none, or not whole.
         UnavailableError: The address cannot be read.
     """
-    folder = cache.copied(path, lambda _, names: names, deep=False) if "://" in path else Path(path)
-    found = load(folder)
+    if copy is None:
+        copy = cache.copied(path, lambda _, names: names, deep=False) if "://" in path else Path(path)
+    found = load(copy)
     return found, Imported(path, found.content)
 
 

@@ -153,7 +153,7 @@ def _compared(files: Files, found: Mapping[str, Any], mine: Mapping[str, Any]) -
         f"tasks, methods, seeds, dims, etas and learning rates of the baseline, not change: put back what it was "
         f"({files.uri}/{SWEEP}), or give another directory with --out"
     )
-    error.of_content = all(change.key.endswith(" content") for change in refused)
+    error.of_content = all(change.key.endswith((" content", " trajectory")) for change in refused)
     raise error
 
 

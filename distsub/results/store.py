@@ -21,7 +21,7 @@ from distsub import paths
 from distsub.errors import OutputError, first_line
 from distsub.files import Files
 from distsub.paths import LOCK, PARTS, ROWS
-from distsub.records import TRUST, Observation, is_final
+from distsub.records import TRUST, Imported, Observation, is_final
 from distsub.records.places import Places
 from distsub.results import held
 from distsub.results.row_files import RowFiles
@@ -156,7 +156,12 @@ class Store(RowFiles):
     def _refuse_changed(self, now: Places) -> None:
         """Say which model or task is no longer what the rows are of, if one is."""
         for what, column, old, new in self.places.changes_to(now):
-            known = self.table([column])[column].to_pylist().count(old)
+            held = self.table([column])[column].to_pylist()
+            if column == "trajectories":  # a list in each row, of ids
+                old_id = Imported("", old).id
+                known = sum(old_id in (each or ()) for each in held)
+            else:
+                known = held.count(old)
             raise OutputError(
                 f"{self.uri}: {what} has changed (content {old[:12]}, now {new[:12]}; rows of the old: {known}), and a "
                 "sweep is of one content: put back what it was, or give another directory with --out"

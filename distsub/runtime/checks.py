@@ -1,7 +1,7 @@
 """What a sweep asks for, tried before anything is spent."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from distsub.records.places import Counts, ModelPlace, Places
 from distsub.search import Search
 
 
-def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
+def check(sweep: Sweep, say: Callable[[str], None] | None = None, kept: Mapping[str, Path] | None = None) -> Sweep:
     """Make sure, before anything is spent, that every model and task is there, every d fits and one step trains.
 
     Returns:
@@ -22,6 +22,7 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
     Args:
         sweep: What to check.
         say: Told, in a line each, what a reader should know of the rows: classes, repeated texts, joined pairs.
+        kept: Copies of imported trajectories that are gone, by the path at which each was.
 
     Raises:
         DistsubError: What cannot work, and how to fix it.
@@ -41,7 +42,11 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
         precision.autocast_for(sweep.budget.precision, device, found.dtype)
         models.append(ModelPlace(each.name, each.revision, found.content, found.dtype))
     tasks = (replace(each.task, content=each.dataset_hash) for each in read)
-    imported = {each.path: trajectory.elsewhere(each.path) for each in sweep.imported}
+    kept = kept or {}
+    imported = {each.path: trajectory.elsewhere(each.path, kept.get(each.path)) for each in sweep.imported}
+    if say is not None:
+        for path in kept:
+            say(f"note: trajectory {path} is not there; the results hold a copy of it, which is used")
     known = tuple(each for _, each in imported.values())
     sweep = sweep.known(Places(tuple(models), tuple(tasks), known))
     sweep = replace(sweep, counts=_counts(sweep, say))
@@ -67,7 +72,7 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None) -> Sweep:
     for search in sweep.searches():
         if search.span is not None and (kind := (search.task, search.method)) not in done:
             done.add(kind)
-            _check_span(search)
+            _check_span(search, {path: len(found.steps) for path, (found, _) in imported.items()})
     return sweep
 
 
@@ -176,7 +181,7 @@ def _check_layout(found: Any, model: Any, method: Subspace) -> None:
     Snapshots(found.updates).rows([entry.name for entry in entries], [entry.frozen for entry in entries])
 
 
-def _check_span(search: Search) -> None:
+def _check_span(search: Search, imported: Mapping[str, int]) -> None:
     """Refuse a learned subspace of more dimensions than there will be checkpoints."""
     from distsub.runtime.recording import num_rows
 
@@ -185,7 +190,7 @@ def _check_span(search: Search) -> None:
     trial = search.trials_at(search.dims[0])[0]
     if not trial.trajectories:
         raise ConfigError(f"{search.name}: no source is left without the task itself; name more sources")
-    most = num_rows(trial) - (span.mode == "centered")
+    most = num_rows(trial, imported) - (span.mode == "centered")
     if not most:
         raise DimensionError(
             f'{search.name}: mode = "centered" has no direction with one checkpoint; record more ([trajectory] steps, '

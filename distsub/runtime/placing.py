@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 
 from distsub import paths
 from distsub.config.sweep import Sweep
-from distsub.errors import DistsubError, OutputError, TrajectoryError, first_line
+from distsub.errors import DistsubError, OutputError, TrajectoryError, UnavailableError, first_line
 from distsub.files import Files
 from distsub.finetune import pretrained, trajectory, weight_files
 from distsub.records import Imported
@@ -47,6 +48,66 @@ def _copy(imported: Imported, path: Path) -> None:
             raise TrajectoryError(f"checkpoint {file} has changed since it was written; import it again")
         files.send(snapshot["file"], file)
     files.put(trajectory.META, (found.path / trajectory.META).read_bytes())
+
+
+def kept(sweep: Sweep, out: str, directory: Path) -> dict[str, Path]:
+    """Find the copies of imported trajectories that lie among the results and are no longer where the sweep file says.
+
+    Args:
+        sweep: As its file says it.
+        out: The address of the results, which need not be there.
+        directory: Where relative paths in the sweep file start.
+
+    Returns:
+        For each path that nothing lies at the copy of what lay there, every byte of it as it was imported.
+
+    Raises:
+        TrajectoryError: A copy is damaged.
+    """
+    found: dict[str, Path] = {}
+    gone = [each.path for each in sweep.imported if _is_gone(each.path)]
+    if not gone:
+        return found
+    try:
+        store = Store.open(out)
+    except OutputError:
+        return found  # there are no results yet
+    for path in gone:
+        relative = _relative(path, directory)
+        for known in store.places.imported:
+            if path == known.path or relative == _relative(known.path, Path(store.directory)):
+                folder = trajectory.directory(root_of(store), known)
+                fetch(store, folder)
+                if (folder / trajectory.META).is_file():
+                    found[path] = _checked(folder, path, known)
+    return found
+
+
+def _is_gone(path: str) -> bool:
+    if "://" not in path:
+        return not Path(path).exists()
+    try:
+        trajectory.elsewhere(path)
+    except UnavailableError:
+        return True
+    return False
+
+
+def _relative(path: str, directory: Path) -> str:
+    return path if "://" in path else os.path.relpath(path, directory)
+
+
+def _checked(folder: Path, path: str, known: Imported) -> Path:
+    """Give a copy of which every byte is what the rows were made of."""
+    found = trajectory.load(folder)
+    files = {snapshot["file"]: snapshot["sha256"] for snapshot in found.meta["checkpoints"]}
+    if found.content != known.content or any(
+        weight_files.content_hash(folder / file) != sha256 for file, sha256 in files.items()
+    ):
+        raise TrajectoryError(
+            f"trajectory {path} is not there, and its copy {folder} has changed since it was written; put back either"
+        )
+    return folder
 
 
 def place_all(sweep: Sweep, store: Store) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +258,12 @@ def costs(sweep: Sweep) -> list[tuple[Recording, int]]:
     return found
 
 
-def num_rows(trial: Trial) -> int:
+def num_rows(trial: Trial, imported: Mapping[str, int]) -> int:
     """Count the rows of W that a trial's subspace is made of, before any is recorded.
+
+    Args:
+        trial: In a learned subspace.
+        imported: How many checkpoints the imported trajectories have, by their paths.
 
     Raises:
         TrajectoryError: A task has too few steps for the checkpoints asked for.
@@ -267,7 +271,7 @@ def num_rows(trial: Trial) -> int:
     span, total = trial.span, 0
     assert span is not None, "a trial in a learned subspace has a span"
     for each in trial.imported:
-        count = len(trajectory.elsewhere(each.path)[0].steps)
+        count = imported[each.path]
         if span.first is not None and span.first > count:
             raise TrajectoryError(f"first = {span.first}, but trajectory {each.path} has {count} checkpoints; lower it")
         total += 1 if span.last else span.first or count

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from distsub import cli
 from distsub.api import sweep_of
 from distsub.config import parse_sweep
 from distsub.errors import ConfigError, DistsubError
@@ -100,6 +101,42 @@ def test_one_that_changes_while_a_sweep_runs_is_not_used(imported, text, tmp_pat
     file.write_bytes(data)
     with pytest.raises(DistsubError, match=r"step-000020\.safetensors has changed since it was written; import it"):
         list(recording.record_all(sweep, store))
+
+
+@pytest.mark.slow
+def test_it_resumes_from_the_copy_among_the_results(imported, text, series, tiny_model, tmp_path, capsys):
+    """Where the folder is gone, wherever sweep file and results lie; not where one of its bytes has changed."""
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    shutil.copytree(imported, first / "imported")
+    small = text.replace('  "intrinsic",\n', "").replace("steps = 40", "steps = 4").partition("\n[trajectory]")[0]
+    (first / "tiny.toml").write_text(small)
+
+    def run(folder, out="out"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["run", str(folder / "tiny.toml"), "--out", str(folder / out), "--backend", "inline", "--plain"])
+        return ended.value.code, "".join(capsys.readouterr())
+
+    code, said = run(first)
+    assert code == 0 and "is not there" not in said
+    first.rename(moved)
+    shutil.rmtree(moved / "imported")
+    for _ in range(2):
+        code, said = run(moved)
+        assert code == 0 and "done     nothing left to do" in said
+        assert f"note: trajectory {moved / 'imported'} is not there; the results hold a copy of it" in said
+    code, said = run(moved, "elsewhere")
+    assert code == 2 and "no trajectory in" in said and not (moved / "elsewhere").exists()
+
+    [file] = (moved / "out" / "trajectories").glob("*/step-000020.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    code, said = run(moved)
+    assert code == 2 and "has changed since it was written; put back either" in said
+    file.write_bytes(whole)
+    importing.import_checkpoints(tiny_model, [str(series / "checkpoint-40")], moved / "imported", "float32")
+    code, said = run(moved)
+    assert code == 2 and "imported has changed (content" in said and "rows of the old: 3)" in said
+    assert said.count("distsub: ") == 1
 
 
 def head_spanned(text):
