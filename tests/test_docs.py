@@ -65,11 +65,13 @@ def test_the_readme_is_short():
 
 def test_the_page_of_settings_lists_every_number_with_its_value():
     from distsub.estimate.settings import EstimateSettings
+    from distsub.runtime.settings import RehearsalSettings
     from distsub.search.settings import SearchSettings
 
     rows = re.findall(
         r"^\| `(\w+)` \| ([^|]+) \| (measured|assumed|technical) \| \S", (ROOT / "docs/settings.md").read_text(), re.M
     )
-    values = {**dataclasses.asdict(SearchSettings()), **dataclasses.asdict(EstimateSettings())}
+    records = (SearchSettings(), EstimateSettings(), RehearsalSettings())
+    values = {name: value for record in records for name, value in dataclasses.asdict(record).items()}
     shown = {name: str(list(value) if isinstance(value, tuple) else value) for name, value in values.items()}
     assert {name: value for name, value, _ in rows} == shown

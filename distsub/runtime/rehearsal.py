@@ -17,12 +17,7 @@ from distsub.finetune.objective import objective
 from distsub.finetune.precision import autocast_for
 from distsub.finetune.tokens import Tokens
 from distsub.records import Budget, Random, Subspace, Trial, label
-
-ABSOLUTE, RELATIVE = 1e-5, 1e-4
-"""Of the largest logit: how far a text's logits in a batch may be from those of the text alone, in float32."""
-
-ROUNDED = 0.05
-"""The same share in bfloat16, of 8 bits: a few dozen roundings. What padding does to a model that sees it is more."""
+from distsub.runtime.settings import SETTINGS
 
 
 @dataclass(frozen=True)
@@ -220,8 +215,9 @@ def _check_batches(rows: Rows, tokenizer: Any, model: nn.Module, budget: Budget,
 
 def limit(alone: torch.Tensor, model: Any) -> float:
     """Give the most by which logits may differ that should be the same, for the precision that a model is held in."""
-    relative = ROUNDED if next(model.parameters()).dtype == torch.bfloat16 else RELATIVE
-    return ABSOLUTE + relative * alone.abs().max().item()
+    is_rounded = next(model.parameters()).dtype == torch.bfloat16
+    relative = SETTINGS.rounded if is_rounded else SETTINGS.relative
+    return SETTINGS.absolute + relative * alone.abs().max().item()
 
 
 def _batch(rows: Rows, tokenizer: Any, splits: Splits) -> dict[str, torch.Tensor]:
