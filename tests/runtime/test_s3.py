@@ -11,17 +11,20 @@ import threading
 import time
 import urllib.request
 from collections import Counter
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from pyarrow import fs as pafs
 
 from distsub import load_adapter
+from distsub.config import parse_sweep
 from distsub.errors import AdapterError, OutputError
 from distsub.files import Files
 from distsub.finetune import pretrained
 from distsub.records import Budget, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
-from distsub.results.compact import compact
+from distsub.results.compact import compact, write_parts
 from distsub.results.store import Store
 from distsub.runtime import facts
 from distsub.subspace.model import SubspaceModel
@@ -32,6 +35,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("moto") is None, reason="moto[server] is not installed"),
 ]
 
+ROOT = Path(__file__).parents[2]
 KEY, SECRET = "KEYthatNobodySees", "SECRETthatNobodySees"
 
 
@@ -180,7 +184,7 @@ def test_one_put_in_five_fails_and_no_row_is_lost_or_twice(bucket):
 
 
 @pytest.mark.parametrize("backend", ["inline", "tune"])
-def test_a_trial_costs_at_most_four_requests_and_the_end_one_pass_over_the_rows(
+def test_a_trial_costs_at_most_three_requests_and_the_end_one_pass_over_the_rows(
     bucket, environment, tiny_text, tmp_path, backend, warm
 ):
     address, _, server = bucket
@@ -209,7 +213,7 @@ def test_a_trial_costs_at_most_four_requests_and_the_end_one_pass_over_the_rows(
         lines for lines in mine.values() if not any("PUT /bucket/runs/counted/checkpoints/" in line for line in lines)
     ]
     assert len(once) >= len(rows) // 2 and not any("/checkpoints/" in line for lines in once for line in lines)
-    assert max(map(len, once)) <= 4, mine
+    assert max(map(len, once)) <= 3, mine
     of_inputs = Counter(line for line in trials if "/counted/inputs/" in line)  # each is sent once, and read by workers
     assert {number for line, number in of_inputs.items() if line.startswith("PUT")} == {1}
     assert max(of_inputs.values()) <= 3, of_inputs
@@ -223,6 +227,27 @@ def test_a_trial_costs_at_most_four_requests_and_the_end_one_pass_over_the_rows(
     assert len(store.trial_ids()) == len(rows) and store.loose == 0 and not store.damaged
     print(f"{backend}: {len(rows)} trials, {len(trials)} requests until the last row, {len(end)} from there")
     assert len([line for line in requests() if not of_drivers_beat(line)]) <= 70  # nothing left to do
+
+
+def test_the_status_of_ten_thousand_rows_takes_few_requests(bucket, environment):
+    """Rows that `compact` has merged are parts: what is asked goes by their number, not by that of the rows."""
+    spec = importlib.util.spec_from_file_location("table_scale", ROOT / "benchmarks" / "table_scale.py")
+    spec.loader.exec_module(scale := importlib.util.module_from_spec(spec))
+    text = re.sub(r"models = .*", 'models = ["org/model-a"]', scale.SWEEP)
+    text = re.sub(r"tasks = .*", 'tasks = ["mrpc", "cola", "rte", "sst2", "qnli"]', text)
+    sweep = parse_sweep(text, Path("."), "many rows")
+    address, _, server = bucket
+    out = f"s3://bucket/runs/many?{options(address)}"
+    store = Store.create(out, text, sweep.fingerprint)
+    rows = pa.concat_tables(scale.batches(sweep)).combine_chunks()
+    assert rows.num_rows > 10_000
+    write_parts(store, rows)
+    server.requests.clear()
+    command = [sys.executable, "-m", "distsub.cli", "status", out]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(f"{rows.num_rows} rows: {len(server.requests)} requests")
+    assert len(server.requests) <= 26, server.requests
 
 
 @pytest.mark.parametrize("answer", ["refused", "none"])
