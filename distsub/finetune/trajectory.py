@@ -216,7 +216,7 @@ def collect(folders: Sequence[Path], weights_sha256: str, span: Span) -> Snapsho
         rows += found.updates[:first][-1:] if last else found.updates[:first]
         hashes += found.hashes[:first][-1:] if last else found.hashes[:first]
     fingerprint = hashlib.sha256("\n".join([span.mode, *hashes]).encode()).hexdigest()
-    return Snapshots(tuple(rows), MadeOf(tuple(path.name for path in folders), fingerprint))
+    return Snapshots(tuple(rows), MadeOf(tuple(path.name for path in folders), fingerprint), cache.remembered)
 
 
 def check_weights(found: Trajectory, weights_sha256: str) -> None:

@@ -12,7 +12,7 @@ from distsub.subspace.fastfood import Fastfood, FastfoodPerTensor, next_power_of
 from distsub.subspace.layout import Entry
 from distsub.subspace.projection import Projection
 from distsub.subspace.stacked import PerLayer
-from distsub.subspace.trajectory import Snapshots, Trajectory
+from distsub.subspace.trajectory import Snapshots
 
 FAMILIES = {cls.family: cls for cls in (Dense, Sparse, Fastfood, FastfoodPerTensor, Partition)}
 
@@ -73,7 +73,7 @@ def _one(
     names, theta_0, made_of = [entry.name for entry in entries], [entry.frozen for entry in entries], spec.projection
     if isinstance(made_of, Learned):
         assert snapshots is not None, "checked above"
-        return Trajectory(snapshots.rows(names, theta_0, made_of.span.mode), num_coordinates, made_of.span.mode)
+        return snapshots.projection(names, theta_0, num_coordinates, made_of.span.mode)
     sizes, block_length = [tensor.numel() for tensor in theta_0], made_of.block_length or next_power_of_two(max(d, 4))
     made = build(made_of.family, sizes, num_coordinates, seed, made_of.normalization, block_length)
     if made_of.match is not None:

@@ -11,8 +11,10 @@ kind of row is W = B R with few more rows R than W has: B = I (difference), I - 
 R = [D; theta_0] (raw); then G = B (R R^T) B^T.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import base64
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -50,10 +52,13 @@ class Snapshots:
     Attributes:
         updates: theta_j - theta_0 of each, by parameter name; usually views of mapped files.
         made_of: Which they are.
+        remember: Keeps a text that is costly to compute, once per machine (`cache.remembered`): Gram matrices, each of
+            which takes a pass over all checkpoints. None computes them every time.
     """
 
     updates: tuple[Mapping[str, Tensor], ...]
     made_of: MadeOf = MadeOf()
+    remember: Callable[[str, Callable[[], str]], str] | None = field(default=None, compare=False)
 
     def rows(self, names: Sequence[str], theta_0: Sequence[Tensor], mode: str = "difference") -> list[list[Tensor]]:
         """Lay out R over some parameters.
@@ -79,6 +84,19 @@ class Snapshots:
             out.append([update[name].reshape(-1) for name in names])
         return [*out, [tensor.reshape(-1) for tensor in theta_0]] if mode == "raw" else out
 
+    def projection(
+        self, names: Sequence[str], theta_0: Sequence[Tensor], num_coordinates: int, mode: str = "difference"
+    ) -> "Trajectory":
+        """Span the leading directions over some parameters; see `rows` and `Trajectory`."""
+        rows = self.rows(names, theta_0, mode)
+        if self.remember is None or not self.made_of.fingerprint or mode == "raw":  # theta_0 has no part in the name
+            return Trajectory(rows, num_coordinates, mode)
+        layout = [[name, list(tensor.shape)] for name, tensor in zip(names, theta_0, strict=True)]
+        about = json.dumps(["gram", self.made_of.fingerprint, layout])
+        text = self.remember(about, lambda: base64.b64encode(gram(rows).numpy().tobytes()).decode())
+        products = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float64)
+        return Trajectory(rows, num_coordinates, mode, products.view(len(rows), len(rows)))
+
 
 class Trajectory(Projection):
     """P = the first d columns of V: an exact isometry. Nested: yes, by singular value. Cost: t D per apply.
@@ -89,6 +107,7 @@ class Trajectory(Projection):
         rows: R, see `Snapshots.rows`.
         num_coordinates: Leading directions; the d of the formulas.
         mode: "difference", "centered" or "raw"; for "raw" the last of `rows` is theta_0.
+        products: R R^T, where it is known (`gram`).
 
     Raises:
         DimensionError: There are not so many independent directions.
@@ -98,8 +117,10 @@ class Trajectory(Projection):
 
     family = "trajectory"
 
-    def __init__(self, rows: Rows, num_coordinates: int, mode: str = "difference") -> None:
-        """Compute the Gram matrix: one pass over all checkpoints."""
+    def __init__(
+        self, rows: Rows, num_coordinates: int, mode: str = "difference", products: Tensor | None = None
+    ) -> None:
+        """Compute the Gram matrix, unless it is given: one pass over all checkpoints."""
         if mode not in MODES:
             raise ConfigError(f"mode = {mode!r} is unknown; use one of {', '.join(MODES)}")
         self._rows = rows
@@ -111,7 +132,9 @@ class Trajectory(Projection):
                 f"{num_coordinates} coordinates do not fit: the trajectory has {count} checkpoints; take 1 to {count}, "
                 "or record more"
             )
-        squares, vectors = torch.linalg.eigh(self._combine @ gram(rows) @ self._combine.T)
+        squares, vectors = torch.linalg.eigh(
+            self._combine @ (gram(rows) if products is None else products) @ self._combine.T
+        )
         vectors = vectors.flip(1)
         signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
         self.singular_values = squares.flip(0).clamp(min=0).sqrt()

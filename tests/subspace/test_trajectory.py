@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
+from distsub.subspace import trajectory
 from distsub.subspace.projection import CHUNK
-from distsub.subspace.trajectory import MODES, Snapshots, Trajectory, gram
+from distsub.subspace.trajectory import MODES, MadeOf, Snapshots, Trajectory, gram
 
 SIZES = (30, 7, 55)
 T = 6
@@ -65,6 +66,37 @@ def test_the_gram_matrix_over_several_chunks():
     rows = path(3, (CHUNK // 2 + 11, 5))
     w = torch.stack([torch.cat(row) for row in rows])
     torch.testing.assert_close(gram(rows), w @ w.T, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_gram_matrix_is_computed_once_for_the_same_content(mode, monkeypatch):
+    """The same bits; other checkpoints, parameters or another base for "raw" compute their own."""
+    kept, passes = {}, []
+
+    def remember(about, compute):
+        if about not in kept:
+            kept[about] = compute()
+        return kept[about]
+
+    monkeypatch.setattr(trajectory, "gram", lambda rows: passes.append(1) or gram(rows))
+    names, theta_0 = ["a", "b", "c"], [torch.randn(size, dtype=torch.float64) for size in SIZES]
+
+    def made(seed: int = 0, content: str = "x", names=names, theta_0=theta_0) -> Trajectory:
+        updates = tuple(dict(zip("abc", row, strict=True)) for row in path(seed=seed))
+        return Snapshots(updates, MadeOf(("r",), content), remember).projection(names, theta_0, 3, mode)
+
+    z = torch.randn(3, dtype=torch.float64)
+    plain = Snapshots(tuple(dict(zip("abc", row, strict=True)) for row in path()))
+    alone = Trajectory(plain.rows(names, theta_0, mode), 3, mode)
+    passes.clear()
+    assert torch.equal(made().apply(z), alone.apply(z)) and torch.equal(made().apply(z), alone.apply(z))
+    assert len(passes) == (2 if mode == "raw" else 1)
+    before = len(passes)
+    assert not torch.equal(made(1, "y").apply(z), alone.apply(z))
+    made(names=names[:2], theta_0=theta_0[:2])
+    assert len(passes) == before + 2
+    if mode == "raw":
+        assert not torch.equal(made(theta_0=[tensor + 1 for tensor in theta_0]).apply(z), alone.apply(z))
 
 
 def test_d_above_what_there_is():
