@@ -28,9 +28,9 @@ GROUPS = {
         *(measure.init, measure.plan, measure.run, measure.status),
         *(measure.query, measure.report, measure.inspect),
     ),
-    "Adapters": (adapters.predict,),
+    "Adapters": (adapters.predict, adapters.export),
     "Learned subspaces": (learned.transfer, learned.outliers, learned.ablate),
-    "Maintenance": (maintenance.replay, maintenance.compact, maintenance.export, maintenance.doctor),
+    "Maintenance": (maintenance.replay, maintenance.compact, maintenance.doctor),
 }
 """The commands as the help text lists them."""
 

@@ -1,12 +1,31 @@
-"""The commands that use what came out: a saved adapter."""
+"""The commands that use what came out: predict with an adapter, and export what other programs read."""
 
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from distsub.cli.options import As, Format
-from distsub.cli.shell import say, show
+from distsub.cli.shell import open_results, say, show, write
 from distsub.errors import ConfigError
+
+
+class To(StrEnum):
+    """What an adapter is exported to."""
+
+    transformers = "transformers"
+    peft = "peft"
+
+
+class Weights(StrEnum):
+    """Precision of merged weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
 
 Adapter = Annotated[str, typer.Argument(help="An adapter's directory: a path, or s3://, gs://, hdfs://.")]
 Base = Annotated[str | None, typer.Option(help="Where its base model lies, if not where the adapter says.")]
@@ -58,3 +77,62 @@ def predict(
     if found.metrics:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
         say(f"{scores} on {found.scored} rows")
+
+
+def export(
+    what: Annotated[str, typer.Argument(help="An adapter's directory, or with --optuna a results directory.")],
+    directory: Annotated[str | None, typer.Argument(help="With --to: the directory to write.")] = None,
+    to: Annotated[To | None, typer.Option(help="Write an adapter for transformers or for PEFT.")] = None,
+    dtype: Annotated[Weights | None, typer.Option(help="transformers: precision. Default: the base's.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="peft: rank of each layer's update. Default: 8.")] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="peft: leave out what its format cannot hold.")] = False,
+    data: Annotated[str | None, typer.Option(help="Rows to score on, before and after.")] = None,
+    text: Text = None,
+    label: Label = None,
+    base: Base = None,
+    results: Results = None,
+    optuna: Annotated[
+        Path | None, typer.Option(readable=False, help="Write all rows of results to this SQLite file.")
+    ] = None,
+    format: As = Format.table,
+) -> None:
+    """Export an adapter for transformers or PEFT, or the rows of results for optuna-dashboard.
+
+    Example: distsub export results/tickets/adapters/0123456789abcdef --to transformers tickets-model
+
+    Example: distsub export results/quickstart --optuna study.db
+    """
+    if (to is None) == (optuna is None):
+        raise ConfigError(
+            "give one: --to transformers DIRECTORY or --to peft DIRECTORY for an adapter, --optuna FILE for results"
+        )
+    if optuna is not None:
+        given = {"a directory": directory, "--dtype": dtype, "--rank": rank, "--drop": drop, "--data": data}
+        if wrong := [name for name, value in given.items() if value]:
+            raise ConfigError(f"{wrong[0]} is of --to transformers or --to peft; --optuna writes one file of all rows")
+        import pyarrow as pa
+
+        from distsub.results.export import to_optuna
+
+        studies = to_optuna(open_results(what).read(answers=False), optuna)
+        show(pa.Table.from_pylist([{"study": name, "trials": count} for name, count in studies.items()]), format)
+        return
+    assert to is not None, "one of both is given"
+    if directory is None:
+        raise ConfigError(f"--to {to.value} needs a directory: distsub export {what} --to {to.value} DIRECTORY")
+    from distsub.finetune import exports
+    from distsub.report.listing import render_facts
+
+    rows = exports.Data(data, tuple(text.split(",")) if text else (), label) if data else None
+    facts = exports.export(
+        what,
+        to.value,
+        directory,
+        dtype=dtype and dtype.value,
+        rank=rank,
+        drop=drop,
+        data=rows,
+        base=base,
+        results=results,
+    )
+    write(render_facts(facts, format.value))

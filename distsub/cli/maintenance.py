@@ -1,6 +1,5 @@
 """The commands that look after results and machines."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,23 +40,6 @@ def compact(out: Out, format: As = Format.table) -> None:
 
     store = open_results(out)
     show(with_notices(store, merge(store)), format)
-
-
-def export(
-    out: Out,
-    optuna: Annotated[Path, typer.Option(readable=False, help="SQLite file to write, such as study.db.")],
-    format: As = Format.table,
-) -> None:
-    """Export all rows as an Optuna database for optuna-dashboard.
-
-    Example: distsub export results/quickstart --optuna study.db
-    """
-    import pyarrow as pa
-
-    from distsub.results.export import to_optuna
-
-    found = to_optuna(open_results(out).read(answers=False), optuna)
-    show(pa.Table.from_pylist([{"study": name, "trials": count} for name, count in found.items()]), format)
 
 
 def doctor(format: As = Format.table) -> None:

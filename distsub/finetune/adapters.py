@@ -19,6 +19,8 @@ from distsub.finetune import inputs, peft_files, pretrained, trajectory
 from distsub.subspace import adapter
 from distsub.subspace.model import SubspaceModel
 
+_OF_RESULTS = "{0} is a results directory: give one of its adapters, {0}/adapters/ID; distsub status names the smallest"
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -160,7 +162,10 @@ def local(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """
     address = os.fspath(directory)
     if "://" not in address:
-        yield Path(address).expanduser()
+        path = Path(address).expanduser()
+        if (path / paths.IDENTITY).is_file():
+            raise AdapterError(_OF_RESULTS.format(address))
+        yield path
         return
     try:
         files = Files.at(address)
@@ -173,6 +178,9 @@ def local(directory: str | os.PathLike[str]) -> Iterator[Path]:
             try:
                 (Path(folder) / name).write_bytes(files.read(name))
             except OSError as error:
+                with contextlib.suppress(OSError):
+                    if files.exists(paths.IDENTITY):
+                        raise AdapterError(_OF_RESULTS.format(files.uri)) from None
                 raise AdapterError(
                     f"no adapter in {files.uri}: {name} cannot be read ({first_line(error)}); give the address of "
                     "what save_pretrained wrote"

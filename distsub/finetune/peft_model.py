@@ -132,6 +132,19 @@ def plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
+def merge(model: Any) -> Any:
+    """Merge PEFT's adapter into the weights, and give the plain model."""
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    with quiet():
+        plain = model.merge_and_unload()
+    for name, module in [*plain.named_modules()]:
+        if isinstance(module, AuxiliaryTrainingWrapper):  # LN_TUNING leaves them
+            parent, _, key = name.rpartition(".")
+            setattr(plain.get_submodule(parent), key, module.unload_and_optionally_merge_module(True, False, None))
+    return plain
+
+
 def is_head(name: str) -> bool:
     """Tell whether a trained parameter is the head's own."""
     return ".modules_to_save." in name

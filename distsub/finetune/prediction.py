@@ -206,6 +206,28 @@ def predict(predictor: Predictor, rows: Rows, score: bool = True, max_new_tokens
     return Predictions(pa.table(columns), scores, len(labelled), tuple(notes))
 
 
+def score(predictor: Predictor, rows: Rows) -> tuple[dict[str, float], int]:
+    """Score a model on the rows that have a text and a label.
+
+    Returns:
+        Every metric by name, the task's own first; and the number of rows.
+
+    Raises:
+        DataError: The file has no labels, or one that the model does not know.
+    """
+    texts: list[tuple[str | None, ...]] = list(zip(*(each.to_pylist() for each in rows.texts.columns), strict=True))
+    labels = rows.labels or [None] * len(texts)
+    kept = [
+        (row if len(rows.texts.columns) > 1 else row[0], label)
+        for row, label in zip(texts, labels, strict=True)
+        if label is not None and all(text is not None and text.strip() for text in row)
+    ]
+    if not kept:
+        raise DataError(f"{rows.source} has no row with a label to score; name their column by label (--label)")
+    found = predictor.evaluate([row for row, _ in kept], [label for _, label in kept])
+    return dict(sorted(found.items(), key=lambda each: each[0] != predictor.task.metric)), len(kept)
+
+
 def _spread(values: Sequence[Any], places: Sequence[int], length: int, kind: pa.DataType) -> pa.Array:
     """Put values at their rows, null elsewhere."""
     every: list[Any] = [None] * length

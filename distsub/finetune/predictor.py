@@ -78,7 +78,7 @@ class Predictor:
         held = opened.model
         self.model: Any = held.merge() if isinstance(held, SubspaceModel) else peft_model.plain(held)
         self.model.to(device).eval()
-        self.tokenizer: Any = pretrained.tokenizer(base)
+        self.tokenizer: Any = tokenizer_of(opened)
         number, name = config.num_labels, config.task or "adapter"
         if trained_on is None:
             metric = {0: "exact_match", 1: "pearson"}.get(number, "accuracy")
@@ -86,13 +86,10 @@ class Predictor:
             self.task = Task(name, "", ("text",), num_labels=number, metric=metric, labels=names, validation=None)
         else:
             self.task = trained_on.task(name, number)
-        if self.task.is_completion and not self.model.config.is_encoder_decoder:
-            self.tokenizer.padding_side = "left"  # an answer follows the last token of its row
         self.labels = () if number < 2 else self.task.labels or tuple(map(str, range(number)))
         self.knows_columns = trained_on is not None
-        self.max_length = survey.longest(self.tokenizer, self.model.config)
-        if trained_on is not None:
-            self.max_length = trained_on.max_length
+        most = survey.longest(self.tokenizer, self.model.config)
+        self.max_length = trained_on.max_length if trained_on else most
         unknown = "auto" if base.dtype == "bfloat16" else "fp32"
         precision = trained_on.precision if trained_on else unknown
         self.precision, self._autocast = autocast_for(precision, device, base.dtype)
@@ -243,6 +240,18 @@ class Predictor:
             if self.task.empty != "keep" and not all(text.strip() for text in row):
                 raise DataError(f"row {number} is an empty text, which the training had none of; leave it out")
         return tuple([str(row[place]) for row in rows] for place in range(width))
+
+
+def tokenizer_of(opened: adapters.Opened) -> Any:
+    """Load the tokenizer of an adapter's base as the training used it: with `truncation`, it cuts where that did."""
+    assert opened.base is not None, "the base came from an address"
+    tokenizer, model = pretrained.tokenizer(opened.base), opened.model
+    if opened.config.num_labels == 0:
+        if not getattr(model, "config").is_encoder_decoder:  # noqa: B009 (PEFT's models are no modules with one)
+            tokenizer.padding_side = "left"  # an answer follows the last token of its row
+    elif opened.config.trained_on is not None:
+        tokenizer.model_max_length = opened.config.trained_on.max_length
+    return tokenizer
 
 
 def _chat(given: Any, number: int, whole: bool) -> str:

@@ -171,7 +171,7 @@ def _load(prepared: Prepared, language_model: bool = False, **settings: Any) -> 
     """
     what = "language model" if language_model else "sequence classifier"
     try:
-        with _quiet():
+        with quiet():
             import transformers
 
             loader: Any = transformers.AutoModelForSequenceClassification
@@ -287,7 +287,7 @@ def tokenizer(prepared: Prepared) -> Any:
         for pattern in SMALL_FILES:
             for file in prepared.source.glob(pattern):
                 weight_files.check_present(file, may_be_empty=True)
-        with _quiet():
+        with quiet():
             from transformers import AutoTokenizer
 
             loaded = AutoTokenizer.from_pretrained(prepared.source, local_files_only=True, trust_remote_code=False)
@@ -302,7 +302,7 @@ def tokenizer(prepared: Prepared) -> Any:
     return loaded
 
 
-class _quiet:
+class quiet:
     """Silence the loader's progress bar and its table of newly made weights, which is said in the row instead."""
 
     def __enter__(self) -> None:

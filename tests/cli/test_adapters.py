@@ -183,3 +183,61 @@ def test_places(tmp_path):
     assert (tmp_path / "x.csv").read_bytes() == 'a\n"ä,\n"\n""\n'.encode()
     with pytest.raises(OutputError, match="cannot write"):
         table_files.write(pa.table({"a": [1]}), *table_files.check_place(str(tmp_path / "file/x.csv")))
+
+
+class TestExport:
+    def test_transformers(self, adapter, tmp_path, capsys):
+        place, rows = tmp_path / "plain", write(tmp_path, ".csv")
+        code, out, err = call(
+            capsys, "export", adapter, "--to", "transformers", place, "--data", rows, "--format", "json"
+        )
+        facts = json.loads(out)
+        assert (code, err) == (0, "") and facts["logits"] == "those of the held model, to the bit"
+        assert facts["accuracy_before"] == facts["accuracy_after"] == 0.75 and facts["scored_rows"] == 4
+        assert {file.stat().st_mode & 0o077 for file in place.iterdir()} == {0o044}
+        code, _, err = call(capsys, "export", adapter, "--to", "transformers", place)
+        assert code == 2 and "exists already" in err
+
+    def test_peft(self, adapter, tmp_path, capsys):
+        pytest.importorskip("peft")
+        place, rows = tmp_path / "lora", write(tmp_path, ".csv")
+        code, out, err = call(
+            capsys, "export", adapter, "--to", "peft", place, "--rank", 64, "--data", rows, "--format", "json"
+        )
+        facts = json.loads(out)
+        assert (code, err) == (0, "") and facts["method"] == "LoRA of rank 64" and facts["relative_error"] < 1e-4
+        assert facts["accuracy_before"] == facts["accuracy_after"] == 0.75
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (
+                ["{adapter}"],
+                "give one: --to transformers DIRECTORY or --to peft DIRECTORY for an adapter, --optuna FILE",
+            ),
+            (["{adapter}", "--to", "peft", "x", "--optuna", "y"], "give one"),
+            (["{adapter}", "--to", "peft"], "--to peft needs a directory"),
+            (["{adapter}", "--to", "peft", "x", "--dtype", "float16"], "--dtype is of --to transformers"),
+            (["{adapter}", "--to", "transformers", "x", "--rank", "4"], "--rank and --drop are of --to peft"),
+            (["{out}", "--to", "peft", "x"], "is a results directory: give one of its adapters"),
+            (["{out}", "x", "--optuna", "y"], "a directory is of --to transformers or --to peft"),
+            (["{adapter}", "--to", "transformers", "{rows}"], "exists already"),
+            (["{adapter}", "--to", "transformers", "x", "--data", "{unlabelled}"], "has no row with a label to score"),
+            (["{adapter}", "--to", "transformers", "x", "--data", "{rows}", "--label", "id"], "have the label '7'"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, adapter, tmp_path, arguments, message, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        unlabelled = write(tmp_path, ".parquet", labelled=False)
+        places = {"adapter": adapter, "out": adapter.parents[1], "rows": write(tmp_path, ".csv")}
+        code, _, err = call(capsys, "export", *(each.format(unlabelled=unlabelled, **places) for each in arguments))
+        assert code == 2 and err.count("\n") == 1 and err.startswith("distsub: ") and message in err, err
+        assert not (tmp_path / "x").exists()
+
+    def test_a_results_directory_on_an_object_store_is_no_adapter(self, bucket, capsys):
+        from distsub.files import Files
+
+        address, options = bucket
+        Files.at(f"{address}/out?{options}").put("sweep.json", b"{}")
+        code, _, err = call(capsys, "predict", f"{address}/out?{options}", "rows.csv")
+        assert code == 2 and "s3://bucket/out is a results directory: give one of its adapters" in err
