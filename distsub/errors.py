@@ -74,5 +74,7 @@ def nearest(given: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of an error's message, or its class when it has none."""
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Give the first line of an error's message, with the next where it only introduces that, or its class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    introduces = len(lines) > 1 and lines[0].endswith(":")
+    return " ".join(lines[: 1 + introduces]).rstrip(".") if lines else type(error).__name__

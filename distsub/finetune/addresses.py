@@ -5,9 +5,9 @@ from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 
-from distsub.errors import UnavailableError
+from distsub.errors import UnavailableError, first_line
 from distsub.files import parse_json
-from distsub.finetune import cache, explain, packages, weight_files
+from distsub.finetune import cache, packages, weight_files
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja", "*.codes")
 """What a model has beside its weights: configuration and tokenizer, and no code."""
@@ -71,7 +71,7 @@ def _download(model: str, revision: str | None) -> Path:
         raise UnavailableError(f"model {model!r}: {error}") from None
     except Exception as error:  # the hub client raises a dozen unrelated types; all mean the same to a user
         raise UnavailableError(
-            f"model {model!r} is neither cached here nor reachable on the hub ({explain.first_line(error)}); "
+            f"model {model!r} is neither cached here nor reachable on the hub ({first_line(error)}); "
             f"give a local directory, package:NAME, or run once with the network"
         ) from None
     return found

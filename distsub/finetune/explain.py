@@ -4,14 +4,9 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from distsub.errors import first_line
+
 _EXTRAS = {"sentencepiece": '"distsub[sentencepiece]"', "tiktoken": "tiktoken", "protobuf": "protobuf"}
-
-
-def first_line(error: BaseException) -> str:
-    """Give the first line of an error's message, with the next where it only introduces that, or its kind."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    introduces = len(lines) > 1 and lines[0].endswith(":")
-    return " ".join(lines[: 1 + introduces]) if lines else type(error).__name__
 
 
 def reason(error: Exception, folder: Path | None = None) -> str:

@@ -15,8 +15,9 @@ from distsub.finetune import batches, building, memory, pretrained
 from distsub.finetune.data import Split, Splits
 from distsub.finetune.objective import objective
 from distsub.finetune.precision import autocast_for
+from distsub.finetune.pretrained import Prepared
 from distsub.finetune.tokens import Tokens
-from distsub.records import Budget, Random, Subspace, Trial, label
+from distsub.records import Budget, Random, Subspace, Task, Trial, label
 from distsub.runtime.settings import SETTINGS
 
 
@@ -73,9 +74,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         DistsubError: What would fail or give a wrong number later, and how to fix it.
     """
     first, *others = trials
-    prepared = pretrained.prepare(first.model.name, first.model.revision, first.model.dtype)
-    tokenizer = pretrained.tokenizer(prepared)
-    name = f"{first.model.name} on {first.task.name}"
+    prepared, tokenizer, name = opened(first)
     _check_room(tokenizer, first, name)
     rows = read(tokenizer, splits, first.budget, name, prepared.content)
     _check_tokens(rows, tokenizer, first)
@@ -88,9 +87,13 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         _check_ids(rows, tokenizer, model, first)
         _check_batches(rows, tokenizer, model, first.budget, device)
     del model
-    for trial in (first, *others):
-        with one_line(name, f"a step of {label(trial.method)}"):
-            step(without_checkpoints(trial.vary(task=splits.task)), prepared, _batch(rows, tokenizer, splits), device)
+    steps((first, *others), splits.task, prepared, name, _batch(rows, tokenizer, splits), device)
+
+
+def opened(trial: Trial) -> tuple[Prepared, Any, str]:
+    """Give what a rehearsal begins with: the model's files, its tokenizer, and what messages call model and task."""
+    prepared = pretrained.prepare(trial.model.name, trial.model.revision, trial.model.dtype)
+    return prepared, pretrained.tokenizer(prepared), f"{trial.model.name} on {trial.task.name}"
 
 
 def read(tokenizer: Any, splits: Splits, budget: Budget, name: str, content: str) -> Rows:
@@ -232,12 +235,31 @@ def _loss_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return model(**batch).loss
 
 
-def step(
-    trial: Trial,
-    prepared: Any,
+def steps(
+    trials: Iterable[Trial],
+    task: Task,
+    prepared: Prepared,
+    name: str,
     batch: dict[str, torch.Tensor],
     device: str,
     loss_of: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor] = _loss_of,
+) -> None:
+    """Train one step of each trial on a task whose labels are counted.
+
+    Raises:
+        DistsubError: One fails, or what it trains has no gradient; in one line that names it.
+    """
+    for trial in trials:
+        with one_line(name, f"a step of {label(trial.method)}"):
+            _step(without_checkpoints(trial.vary(task=task)), prepared, batch, device, loss_of)
+
+
+def _step(
+    trial: Trial,
+    prepared: Prepared,
+    batch: dict[str, torch.Tensor],
+    device: str,
+    loss_of: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
 ) -> None:
     """Train one step as the trial would, and evaluate.
 

@@ -12,8 +12,8 @@ from distsub.finetune.data import Splits
 from distsub.finetune.objective import objective
 from distsub.finetune.precision import Autocast
 from distsub.finetune.tokens import Tokens
-from distsub.records import Trial, label
-from distsub.runtime.rehearsal import limit, one_line, step, without_checkpoints
+from distsub.records import Trial
+from distsub.runtime.rehearsal import limit, one_line, opened, steps
 
 
 def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable[[str], None] | None = None) -> None:
@@ -32,9 +32,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         DistsubError: What would fail or give a wrong number later, and how to fix it.
     """
     first, *others = trials
-    prepared = pretrained.prepare(first.model.name, first.model.revision, first.model.dtype)
-    tokenizer = pretrained.tokenizer(prepared)
-    name = f"{first.model.name} on {first.task.name}"
+    prepared, tokenizer, name = opened(first)
     model: Any = pretrained.build(prepared, 0, 0).to(device).eval()
     apart, length = bool(model.config.is_encoder_decoder), first.budget.max_length
     parts = {"train": splits.train, "validation": splits.validation}
@@ -57,9 +55,7 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
             _check_generation(probes, tokenizer, model, splits, name, device)
     del model
     batch = completions.collate(probes, range(len(probes)), tokenizer.pad_token_id, apart)
-    for trial in (first, *others):
-        with one_line(name, f"a step of {label(trial.method)}"):
-            step(without_checkpoints(trial.vary(task=splits.task)), prepared, batch, device, found_of["train"].loss)
+    steps((first, *others), splits.task, prepared, name, batch, device, found_of["train"].loss)
 
 
 def _check_ids(rows: Tokens, model: Any, name: str) -> None:

@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
-from distsub.errors import UnavailableError
+from distsub.errors import UnavailableError, first_line
 from distsub.finetune import explain, pretrained
 
 SENTENCEPIECE = b"\n\x0e\n\x05<pad>\x15\x00\x00\x00\x00\x18\x03"
@@ -135,8 +135,8 @@ def test_errors_become_one_line(error, message):
 
 
 def test_a_line_that_only_introduces_the_next_is_not_the_reason():
-    assert explain.first_line(ValueError("Validation error for field 'pad_token_id':\n    Expected int\nmore")) == (
+    assert first_line(ValueError("Validation error for field 'pad_token_id':\n    Expected int\nmore")) == (
         "Validation error for field 'pad_token_id': Expected int"
     )
-    assert explain.first_line(ValueError("two lines\nof which one is said")) == "two lines"
-    assert explain.first_line(ValueError()) == "ValueError"
+    assert first_line(ValueError("two lines\nof which one is said")) == "two lines"
+    assert first_line(ValueError()) == "ValueError" and first_line(ValueError("\n it ends. ")) == "it ends"
