@@ -25,7 +25,7 @@ def main() -> None:
     drawn = models(options.models)
     found = []
     for slots in options.slots:
-        measured, findings = measure(drawn, Truth(drawn), "bisection", slots)
+        measured, _ = measure(drawn, Truth(drawn), "bisection", slots)
         measured["driver_cpu_ms_per_trial"] = round(
             1000 * measured.pop("cpu_seconds") / (measured["trainings"] * measured["searches"]), 2
         )

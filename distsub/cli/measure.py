@@ -197,28 +197,33 @@ def query(
 
 
 def report(
-    out: Out,
-    to: Annotated[str | None, typer.Option(help="Output directory. Default: OUT/report.")] = None,
+    outs: Annotated[list[str], typer.Argument(metavar="OUT...", help="Results directories: paths, or s3://, gs://.")],
+    to: Annotated[str | None, typer.Option(help="Output directory. Default: report in the first OUT.")] = None,
 ) -> None:
-    """Write an HTML report with tables and curves.
+    """Write one HTML page: d90 with its interval, curves, tables, and files to paste into a paper.
 
     Example: distsub report results/quickstart
     """
     from distsub.addresses import output_address
+    from distsub.cli import views
     from distsub.report import standing
     from distsub.report.page import write_report
+    from distsub.report.together import Part, together
 
-    store = open_results(out)
-    summary, sweep = summarize(store)
-    d90 = with_notices(store, summary.d90)
-    directory = output_address(to) if to else f"{out.rstrip('/')}/report"
-    rows = store.read()
-    page = write_report(rows, summary.searches, directory, d90=d90, title=sweep.name, adapters=summary.smallest)
-    show_d90(d90)
-    write(*unrelated_rows(summary, sweep))
-    write(*standing.smallest_lines(summary.smallest), f"report: {page}")
-    for picture in sorted(Path(directory).expanduser().glob("*.png")) if "://" not in directory else []:
-        write(f"curve:  {picture}")
+    parts, lines = [], list[str]()
+    for out in dict.fromkeys(outs):
+        store = open_results(out)
+        summary, sweep = summarize(store)
+        with_notices(store, summary.d90)
+        parts.append(Part(sweep.name, store.read(), summary, views.learned(store)))
+        lines += [*unrelated_rows(summary, sweep), *standing.smallest_lines(summary.smallest)]
+    directory = output_address(to) if to else f"{outs[0].rstrip('/')}/report"
+    what = together(parts)
+    page = write_report(what.pop("observations"), what.pop("searches"), directory, **what)
+    show_d90(what["d90"])
+    write(*lines, f"report: {page}")
+    for picture in sorted(Path(directory).expanduser().glob("*.svg")) if "://" not in directory else []:
+        write(f"figure: {picture}")
 
 
 def inspect(

@@ -41,6 +41,18 @@ def views_of(store: Store, summary: Callable[[], Summary]) -> dict[str, View | p
     return found | published_tables()
 
 
+def learned(store: Store) -> dict[str, pa.Table]:
+    """Give the analyses of learned subspaces that people read as tables, by their headings, where there are any."""
+    headings = {
+        "modes": "Ways of training",
+        "outlier_summaries": "Outlier dimensions",
+        "transfer": "Transfer between tasks",
+        "ablations": "Ablations",
+    }
+    found = {heading: read_analysis(store.files, name) for name, heading in headings.items()}
+    return {heading: table for heading, table in found.items() if table.num_rows}
+
+
 def columns_of(views: dict[str, View | pa.Table]) -> pa.Table:
     """List the columns of all views with the types that DuckDB gives them, in the order of the views."""
     empty = {name: each.schema.empty_table() for name, each in views.items()}

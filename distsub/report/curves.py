@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 import pyarrow as pa
 
 from distsub.records import Observation, sign
-from distsub.report.drawing import drawable, literal
+from distsub.report.drawing import drawable, literal, plain_ticks
 from distsub.report.lines import LINES, known_lines, label_lines
 from distsub.results.schema import METHOD_COLUMNS, method_columns
 
@@ -201,7 +201,7 @@ def _words_around(axes: Any, panel: Panel, rows: list[dict[str, Any]], metric: s
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    _ticks(axes)
+    plain_ticks(axes)
 
 
 def _trials(axes: Any, shown: Sequence[Observation], colours: dict[float, Any], shapes: dict[Any, str]) -> list[float]:
@@ -274,24 +274,6 @@ def _colours(shown: Iterable[Observation]) -> dict[float, Any]:
 def _shapes(shown: Iterable[Observation]) -> dict[Any, str]:
     seeds = sorted({observation.trial.seeds for observation in shown}, key=lambda s: (s.projection, s.head, s.data))
     return {each: _MARKERS[index % len(_MARKERS)] for index, each in enumerate(seeds)}
-
-
-def _ticks(axes: Any) -> None:
-    """Label the log axis with plain numbers, more of them when it spans little."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axes.get_xlim()
-    subs = (1, 2, 5) if high < 100 * low else (1, 3) if high < 3000 * low else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _short(x: float) -> str:
-    """Write a tick so that neighbours a decade apart never touch."""
-    if x < 1e5:
-        return f"{x:,.0f}"
-    return f"{x / 1e3:g}k" if x < 1e6 else f"{x / 1e6:g}M"
 
 
 def _legend(

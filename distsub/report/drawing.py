@@ -145,3 +145,21 @@ def panel_title(model: str, rest: str) -> str:
     """Name a panel after a model's short name and what it is of."""
     short = model.removeprefix("package:").rstrip("/").rpartition("/")[2]
     return f"{short} · {rest.strip()}"
+
+
+def plain_ticks(axes: Any) -> None:
+    """Label the log axis with plain numbers, more of them when it spans little."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    subs = (1, 2, 5) if high < 100 * low else (1, 3) if high < 3000 * low else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(x: float) -> str:
+    """Write a tick so that neighbours a decade apart never touch."""
+    if x < 1e5:
+        return f"{x:,.0f}"
+    return f"{x / 1e3:g}k" if x < 1e6 else f"{x / 1e6:g}M"

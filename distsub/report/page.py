@@ -1,12 +1,11 @@
 """The report of a results directory: one HTML page that needs nothing else, with curves and tables beside it."""
 
-import base64
 import html
 import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,20 +13,49 @@ import pyarrow as pa
 from distsub.errors import OutputError, first_line
 from distsub.files import Files
 from distsub.records import Observation
-from distsub.report.curves import curve_figure
+from distsub.report.answer import answer_figure, answer_rows, latex, markdown, sentences, short_model
+from distsub.report.curve_data import curve_data
+from distsub.report.curves import draw_curves
 from distsub.report.listing import render, size_text
 from distsub.report.schema import SEARCHES
+from distsub.report.svg import inline, to_svg
 from distsub.report.terminal import printable
 from distsub.results.schema import METHOD_COLUMNS, method_columns
 
 _CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1b1b1b; --line: #e1e1e1; --quiet: #666 }
+@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e8e8e6; --line: #3a3d42; --quiet: #a0a4aa } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1100px;
+  margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-img { max-width: 100% } .wide { overflow-x: auto }
+.wide { overflow-x: auto } svg { height: auto; display: block } .answer svg { max-width: 100% }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #e4e4e4; text-align: left; white-space: nowrap }
-td.number { text-align: right } th { border-bottom: 2px solid #999 } summary { cursor: pointer }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
+td.number { text-align: right } th { border-bottom: 2px solid var(--quiet); cursor: pointer }
+summary { cursor: pointer; margin: .4rem 0 } pre { overflow-x: auto; font-size: 12px } small { color: var(--quiet) }
+th[aria-sort=ascending]::after { content: " \\2191" } th[aria-sort=descending]::after { content: " \\2193" }
+@media print { body { max-width: none; margin: 0 } .wide { overflow: visible } th, td { white-space: normal } }
 """
+
+_SCRIPT = """
+for (const head of document.querySelectorAll("th")) head.onclick = () => {
+  const table = head.closest("table"), at = head.cellIndex, up = head.ariaSort !== "ascending";
+  for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
+  head.ariaSort = up ? "ascending" : "descending";
+  const value = row => { const text = row.cells[at].textContent, number = parseFloat(text.replaceAll(",", ""));
+    return [text === "", isNaN(number) ? text : number] };
+  const rows = [...table.rows].slice(1).sort((one, two) => {
+    const [none, a] = value(one), [nothing, b] = value(two);
+    const order = typeof a === typeof b ? (a > b) - (a < b) : typeof a === "number" ? -1 : 1;
+    return none - nothing || (up ? order : -order);
+  });
+  for (const row of rows) row.parentNode.append(row);
+};
+"""
+"""Sorts a table by the column whose head is clicked; without it the page lacks nothing else."""
+
+_FOLDED = 12
+"""Rows from which on a table is folded."""
 
 _SEARCH_COLUMNS = SEARCHES.names[1:]
 
@@ -39,16 +67,18 @@ def write_report(
     *,
     d90: pa.Table | None = None,
     adapters: pa.Table | None = None,
+    others: Mapping[str, pa.Table] | None = None,
     title: str = "Intrinsic dimension",
 ) -> str:
-    """Write report.html, one curve per task and model, and the searches as CSV and Parquet.
+    """Write report.html, its figures as SVG and PNG with their data as CSV, and tables to paste and to read.
 
     Args:
         observations: All rows.
         searches: Rows in the schema SEARCHES.
         directory: A local path or a URI that pyarrow.fs understands; made if it is not there.
-        d90: Rows in the schema D90, for intervals and fitted curves.
+        d90: Rows in the schema D90, for the answer, intervals and fitted curves.
         adapters: The smallest saved adapters that pass.
+        others: More tables by their headings; empty ones are left out.
         title: Heading of the page.
 
     Returns:
@@ -59,42 +89,58 @@ def write_report(
     """
     from pyarrow import parquet as pq
 
-    files = Files.at(directory)
-    figures = _figures(observations, searches, d90)
+    store = Files.at(directory)
+    rows = answer_rows(d90) if d90 is not None else []
+    files, pictures = _figures(observations, searches, d90)
+    answer = ""
+    if rows:
+        drawn = to_svg(answer_figure(rows), "d90")
+        answer = inline(drawn, "d90", "d90 and its interval, by task, model and method")
+        assert d90 is not None, "its rows are drawn"
+        flat = d90.drop_columns([name for name in d90.schema.names if pa.types.is_nested(d90.schema.field(name).type)])
+        files |= {"d90.svg": drawn, "d90.csv": (render(flat, "csv") + "\n").encode()}
+        files |= {"d90.md": markdown(rows).encode(), "d90.tex": latex(rows).encode()}
     sink = io.BytesIO()
     pq.write_table(searches, sink)
-    page = _page(observations, searches, d90, adapters, figures, title)
+    files |= {"searches.csv": (render(searches, "csv") + "\n").encode(), "searches.parquet": sink.getvalue()}
+    page = _page(observations, searches, d90, adapters, others or {}, answer, rows, pictures, title)
     try:
-        files.make("")
-        for name, image in figures.items():
-            files.put(name, image)
-        files.put("searches.csv", (render(searches, "csv") + "\n").encode())
-        files.put("searches.parquet", sink.getvalue())
-        files.put("report.html", page.encode())
+        store.make("")
+        for name, content in files.items():
+            store.put(name, content)
+        store.put("report.html", page.encode())
     except (OSError, pa.ArrowException) as error:
         raise OutputError(
-            f"cannot write the report to {files.uri} ({first_line(error)}); give a directory that you may write"
+            f"cannot write the report to {store.uri} ({first_line(error)}); give a directory that you may write"
         ) from error
-    return f"{files.uri.rstrip('/')}/report.html"
+    return f"{store.uri.rstrip('/')}/report.html"
 
 
-def _figures(observations: Sequence[Observation], searches: pa.Table, d90: pa.Table | None) -> dict[str, bytes]:
-    """Draw one figure per task and model, its methods side by side; give the PNGs by file name."""
+def _figures(
+    observations: Sequence[Observation], searches: pa.Table, d90: pa.Table | None
+) -> tuple[dict[str, bytes], list[str]]:
+    """Draw one figure per task and model, its methods side by side; give the files by name, and what the page shows."""
     trials = [seen for seen in observations if seen.trial.d]
     rows = searches.to_pylist()
     pairs = {(seen.trial.task.name, seen.trial.model.name) for seen in trials} | {
         (row["task"], row["model"]) for row in rows
     }
-    figures: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
+    pictures = []
     for task, model in sorted(pairs):
         mine = [seen for seen in trials if (seen.trial.task.name, seen.trial.model.name) == (task, model)]
         keep = [(row["task"], row["model"]) == (task, model) for row in rows]
-        sink = io.BytesIO()
-        curve_figure(mine, searches.filter(pa.array(keep, pa.bool_())), sink, d90=d90)
+        figure = draw_curves(mine, searches.filter(pa.array(keep, pa.bool_())), d90=d90)
         slug = re.sub(r"[^a-z0-9]+", "-", f"{task} {model.removeprefix('package:')}".lower()).strip("-")
-        name = f"curve-{slug}.png"
-        figures[name if name not in figures else f"curve-{slug}-{len(figures)}.png"] = sink.getvalue()
-    return figures
+        name = f"curve-{slug}"
+        name = name if f"{name}.png" not in files else f"{name}-{len(pictures)}"
+        png, svg = io.BytesIO(), to_svg(figure, name)
+        figure.savefig(png, format="png")
+        files |= {f"{name}.png": png.getvalue(), f"{name}.svg": svg}
+        files[f"{name}.csv"] = (render(curve_data(mine, d90), "csv") + "\n").encode()
+        words = html.escape(printable(f"score against d of {task}, {short_model(model)}"), quote=True)
+        pictures.append(inline(svg, name, words))
+    return files, pictures
 
 
 def _page(
@@ -102,40 +148,71 @@ def _page(
     searches: pa.Table,
     d90: pa.Table | None,
     adapters: pa.Table | None,
-    figures: dict[str, bytes],
+    others: Mapping[str, pa.Table],
+    answer: str,
+    rows: Sequence[Mapping[str, Any]],
+    pictures: Sequence[str],
     title: str,
 ) -> str:
-    """Compose the page out of its sections."""
+    """Compose the page out of its sections: the answer first, then how it was measured, then everything."""
     statuses = Counter(seen.status for seen in observations)
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())) or "none"
     hours = sum(seen.wall_s for seen in observations) / 3600
-    images = "\n".join(
-        f'<p><img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}"></p>'
-        for name, image in figures.items()
+    images = "\n".join(f'<div class="wide">{picture}</div>' for picture in pictures)
+    said = "".join(
+        f"<li>{html.escape(printable(whose))}: <b>{html.escape(printable(what))}</b></li>"
+        for whose, what in sentences(rows)
     )
     references = [seen for seen in observations if seen.trial.is_reference]
     trials = [seen for seen in observations if not seen.trial.is_reference]
     full = f"<h2>Full fine-tuning and theta_0</h2>\n{_trial_table(references)}" if references else ""
+    more = "".join(
+        f"<h2>{html.escape(name)}</h2>\n{_html_table(table.schema.names, _values(table))}\n"
+        for name, table in others.items()
+        if table.num_rows
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(printable(title))}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head><body>
 <h1>{html.escape(printable(title))}</h1>
-<p>{searches.num_rows} searches, {len(observations)} trials ({counts}), {hours:.2f} hours of training.</p>
-{_estimates(d90)}
+<div class="answer">{answer}</div>
+<ul>{said}</ul>
+<p><small>{searches.num_rows} searches, {len(observations)} trials ({counts}), {hours:.2f} hours of
+training.</small></p>
 {_smallest(adapters)}
-<h2>Searches</h2>
-{_html_table(_SEARCH_COLUMNS, ([row[name] for name in _SEARCH_COLUMNS] for row in searches.to_pylist()))}
-<h2>Score against dimension</h2>
-{images}
 <h2>What d90 means here</h2>
 {_definition(searches)}
-{full}
+<h2>Score against dimension</h2>
+{images}
+{_estimates(d90)}
+<h2>Searches</h2>
+{_html_table(_SEARCH_COLUMNS, ([row[name] for name in _SEARCH_COLUMNS] for row in searches.to_pylist()))}
+{more}{full}
 <h2>Subspace trials</h2>
-<details><summary>{len(trials)} trials</summary>{_trial_table(trials)}</details>
+{_trial_table(trials)}
 <h2>Provenance</h2>
 {_provenance(observations)}
-</body></html>
+{_to_paste(rows)}
+<script>{_SCRIPT}</script></body></html>
 """
+
+
+def _values(table: pa.Table) -> Iterable[list[Any]]:
+    return ([row[name] for name in table.schema.names] for row in table.to_pylist())
+
+
+def _to_paste(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Show the answer as tables for a text or a paper."""
+    if not rows:
+        return ""
+    texts = (("Markdown", markdown(rows)), ("LaTeX (booktabs)", latex(rows)))
+    return "<h2>To paste</h2>\n" + "\n".join(
+        f"<details><summary>{name}</summary><pre>{_lines(text)}</pre></details>" for name, text in texts
+    )
+
+
+def _lines(text: str) -> str:
+    return "\n".join(html.escape(printable(line)) for line in text.splitlines())
 
 
 def _estimates(d90: pa.Table | None) -> str:
@@ -240,12 +317,13 @@ def _provenance(observations: Iterable[Observation]) -> str:
 
 
 def _html_table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Write a table, leaving out columns that are empty in every row."""
+    """Write a table, leaving out columns that are empty in every row; a long one is folded."""
     body = [list(row) for row in rows]
     kept = [index for index in range(len(names)) if not body or any(row[index] is not None for row in body)]
     head = "".join(f"<th>{html.escape(names[index])}</th>" for index in kept)
     lines = "\n".join("<tr>" + "".join(_html_cell(row[index]) for index in kept) + "</tr>" for row in body)
-    return f'<div class="wide"><table><tr>{head}</tr>\n{lines}</table></div>'
+    table = f'<div class="wide"><table><tr>{head}</tr>\n{lines}</table></div>'
+    return table if len(body) < _FOLDED else f"<details><summary>{len(body)} rows</summary>{table}</details>"
 
 
 def _html_cell(value: Any) -> str:

@@ -109,7 +109,7 @@ def test_report_writes_a_page_and_a_curve(finished, capsys):
     code, out, _ = call(capsys, "report", finished / "out")
     assert code == 0
     assert (finished / "out" / "report" / "report.html").stat().st_size > 10_000
-    [picture] = (finished / "out" / "report").glob("*.png")
+    [picture] = (finished / "out" / "report").glob("curve-*.svg")
     assert str(picture) in out
 
 

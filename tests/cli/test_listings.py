@@ -90,7 +90,7 @@ def test_a_listing_fits_the_terminal(out, warm, name, columns):
     assert code == 0 and "\x1b" not in shown and "Traceback" not in shown, shown
     wide = [line for line in shown.splitlines() if cell_len(line) > columns]
     # An address and a command for a shell are one word and one line, whatever their length, so that they can be copied.
-    assert all(line.lstrip().startswith((str(out), "report:", "curve:", "distsub query")) for line in wide), wide
+    assert all(line.lstrip().startswith((str(out), "report:", "figure:", "distsub query")) for line in wide), wide
     assert r"t\x1b[2J $x_1$ 漢" in shown or name == "views"
 
 

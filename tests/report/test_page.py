@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -77,22 +78,45 @@ class Page(HTMLParser):
 def test_a_report_is_one_page_that_needs_nothing_else(tmp_path, trials, searches):
     address = write_report(trials, searches, str(tmp_path / "report"), title="MRPC & co")
     text = Path(address).read_text(encoding="utf-8")
-    page = Page(text)
-    assert len(page.sources) == 1
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert Page(text).sources == []
+    assert text.count("<svg ") == 1
     assert "MRPC &amp; co" in text
     assert "<b>boom" not in text
     assert "&lt;b&gt;boom" in text
     for word in ("2.13.0", "above_range", "380", "chance-corrected", "first passing d"):
         assert word in text
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "curve-toy-tiny.csv",
         "curve-toy-tiny.png",
+        "curve-toy-tiny.svg",
         "report.html",
         "searches.csv",
         "searches.parquet",
     ]
     assert pq.read_table(tmp_path / "report" / "searches.parquet").equals(searches)
     assert csv.read_csv(tmp_path / "report" / "searches.csv")["first_passing_d"].to_pylist() == [380, None]
+
+
+def test_the_answer_comes_first_with_its_data_beside_it(tmp_path, trials, searches):
+    estimate = estimated(searches, "found", 150.0, 300.0, None)
+    text = Path(write_report(trials, searches, str(tmp_path), d90=estimate)).read_text(encoding="utf-8")
+    assert Page(text).sources == []
+    assert text.index('aria-label="d90') < text.index("d90 in words") < text.index("What d90 means")
+    assert len(ids := re.findall(r'\bid="([^"]+)"', text)) == len(set(ids))
+    assert csv.read_csv(tmp_path / "d90.csv")["d90"].to_pylist() == [300.0]
+    assert "in words" in (tmp_path / "d90.md").read_text() and "\\bottomrule" in (tmp_path / "d90.tex").read_text()
+    data = csv.read_csv(tmp_path / "curve-toy-tiny.csv").to_pylist()
+    drawn = [(row["d"], row["score"]) for row in data if row["what"] == "trial"]
+    assert sorted(drawn, key=str) == sorted(((seen.trial.d, seen.score) for seen in trials if seen.trial.d), key=str)
+
+
+def test_more_tables_stand_where_there_are_any_and_long_ones_are_folded(tmp_path, trials, searches):
+    others = {"Transfer": pa.table({"a<b": [1]}), "Nothing": pa.table({"x": pa.array([], pa.int64())})}
+    address = write_report(trials * 4, searches, str(tmp_path), others=others)
+    text = Path(address).read_text(encoding="utf-8")
+    Page(text)
+    assert "<h2>Transfer</h2>" in text and "a&lt;b" in text and "Nothing" not in text
+    assert f"<summary>{4 * (len(trials) - 1)} rows</summary>" in text
 
 
 def test_a_report_of_nothing_is_still_a_page(tmp_path):

@@ -1,0 +1,34 @@
+"""Several results as one report: rows once, labels that name their sweep."""
+
+from types import SimpleNamespace
+
+import pyarrow as pa
+
+from distsub.report.schema import D90, SEARCHES
+from distsub.report.together import Part, together
+
+
+def part(name, rows):
+    table = pa.table({"task": ["sst2"]})
+    made = [
+        pa.Table.from_pylist([dict.fromkeys(schema.names) | {"label": "did"}], schema=schema)
+        for schema in (SEARCHES, D90)
+    ]
+    return Part(name, rows, SimpleNamespace(searches=made[0], d90=made[1], smallest=table), {"Transfer": table})
+
+
+def test_one_is_as_it_is(observation):
+    found = together([part("one", [observation(4)])])
+    assert (
+        found["title"] == "one"
+        and found["d90"]["label"].to_pylist() == ["did"]
+        and list(found["others"]) == ["Transfer"]
+    )
+
+
+def test_several_are_told_apart_and_a_trial_counts_once(observation):
+    found = together([part("one", [observation(4), observation(8)]), part("two", [observation(4)])])
+    assert [row.trial.d for row in found["observations"]] == [104, 108]
+    assert found["d90"]["label"].to_pylist() == found["searches"]["label"].to_pylist() == ["did (one)", "did (two)"]
+    assert list(found["others"]) == ["Transfer, one", "Transfer, two"]
+    assert found["title"] == "one, two" and found["adapters"].num_rows == 2
