@@ -23,8 +23,10 @@ from distsub.report.terminal import printable
 from distsub.results.schema import METHOD_COLUMNS, method_columns
 
 _CSS = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1b1b; --line: #e1e1e1; --quiet: #666 }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e8e8e6; --line: #3a3d42; --quiet: #a0a4aa } }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1b1b1b; --line: #e1e1e1; --quiet: #666;
+  --blue: #0072b2 }
+@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e8e8e6; --line: #3a3d42; --quiet: #a0a4aa;
+  --blue: #56b4e9 } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1100px;
   margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
@@ -34,7 +36,8 @@ th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align
 td.number { text-align: right } th { border-bottom: 2px solid var(--quiet); cursor: pointer }
 summary { cursor: pointer; margin: .4rem 0 } pre { overflow-x: auto; font-size: 12px } small { color: var(--quiet) }
 th[aria-sort=ascending]::after { content: " \\2191" } th[aria-sort=descending]::after { content: " \\2193" }
-@media print { body { max-width: none; margin: 0 } .wide { overflow: visible } th, td { white-space: normal } }
+@media print { :root { --paper: #fff; --ink: #000; --line: #ccc; --blue: #0072b2 } body { max-width: none; margin: 0 }
+  .wide { overflow: visible } th, td { white-space: normal } }
 """
 
 _SCRIPT = """

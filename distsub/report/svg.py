@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_THEME = {"#1b1b1b": "currentColor", "#000000": "currentColor", "#555555": "currentColor", "#e6e6e6": "var(--line)"}
-"""What the page decides: the ink of words and axes, and the lines of a grid."""
+_THEME = {
+    **dict.fromkeys(("#1b1b1b", "#000000", "#555555"), "currentColor"),
+    "#e6e6e6": "var(--line)",
+    "#0072b2": "var(--blue)",
+}
+"""What the page decides: the ink of words and axes, the lines of a grid, and the one colour that bears the answer."""
 
 
 def to_svg(figure: "Figure", name: str) -> bytes:
@@ -44,5 +48,6 @@ def inline(svg: bytes, name: str, words: str) -> str:
     head, _, rest = text.partition(">")
     width = re.search(r'width="([\d.]+)pt"', head)
     box = re.search(r'viewBox="[^"]+"', head)
-    size = f' style="width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
-    return f'<svg {box[0] if box else ""} role="img" aria-label="{words}"{size}>{rest.rstrip()}'
+    size = f"width:{float(width[1]) * 4 / 3:.0f}px;" if width else ""
+    look = f'style="{size}fill:currentColor"'  # black words have no colour of their own
+    return f'<svg {box[0] if box else ""} role="img" aria-label="{words}" {look}>{rest.rstrip()}'
