@@ -20,6 +20,10 @@ RESUME = "checkpoints"
 TRAJECTORIES, ADAPTERS, MASKS, FIGURES, DRIVERS = "trajectories", "adapters", "masks", "figures", "drivers"
 
 
+FITTED = "fitted"
+"""The adapters that `distsub fit` chose to be taken away."""
+
+
 def adapter(trial_id: str) -> str:
     """Return the folder of a trial's adapter."""
     return f"{ADAPTERS}/{trial_id}"

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from distsub.cli.options import As, Format
-from distsub.cli.shell import open_results, say, show, write
+from distsub.cli.options import As, Backend, Format, Plain
+from distsub.cli.shell import Stopped, open_results, open_sweep, say, show, summarize, write
 from distsub.errors import ConfigError
+from distsub.runtime.drain import INTERRUPTED, TERMINATED
 
 
 class To(StrEnum):
@@ -136,3 +137,42 @@ def export(
         results=results,
     )
     write(render_facts(facts, format.value))
+
+
+def fit(
+    sweep_file: Annotated[Path | None, typer.Argument(readable=False, help="Sweep file, with --out.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Results of the sweep file; rows there are taken.")] = None,
+    source: Annotated[str | None, typer.Option("--from", help="Results of a sweep that was run.")] = None,
+    d: Annotated[int | None, typer.Option(min=1, help="Default: the upper end of d90's interval.")] = None,
+    task: Annotated[str | None, typer.Option(help="Where the sweep has several.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the sweep has several: the end of its address.")] = None,
+    method: Annotated[str | None, typer.Option(help="Such as did or LORA. Default: that of the smallest d.")] = None,
+    backend: Annotated[Backend, typer.Option(help="Where trainings run.")] = Backend.inline,
+    plain: Plain = False,
+    format: As = Format.table,
+) -> None:
+    """Take away the model at d90: train it over all seeds, keep the best adapter, score it on rows not looked at.
+
+    Example: distsub fit --from results/tickets
+    """
+    from distsub.api import summary_of
+    from distsub.report.listing import render_facts
+    from distsub.runtime import fitting, launch
+
+    if (source is None) == (sweep_file is None) or (sweep_file is None) != (out is None):
+        raise ConfigError("give a sweep file with --out RESULTS, or --from RESULTS")
+    if sweep_file is not None and out is not None:
+        sweep, store = open_sweep(sweep_file, out)
+        summary = summary_of(sweep, store)
+    else:
+        store = open_results(source or "")
+        summary, sweep = summarize(store)
+    choice = fitting.choose(sweep, store, summary, d, task, model, method)
+    address, code = out or source or "", 0
+    if {trial.id for trial in choice.trials} - store.trial_ids({"finished", "diverged"}):
+        there = address if "://" in address else None
+        code = launch.run(sweep, store, backend.value, plain, out=there, trials=choice.trials)
+    if code in (INTERRUPTED, TERMINATED):
+        raise Stopped(code)
+    write(render_facts(fitting.take(sweep, store, choice), format.value))
+    raise typer.Exit(code)

@@ -20,7 +20,7 @@ from distsub.records import Subspace, canonical
 from distsub.results import Store
 
 COMMANDS = (
-    *("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor", "predict"),
+    *("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor", "predict", "fit"),
     *("trajectory record", "trajectory import", "transfer", "outliers", "ablate", "replay", "export"),
 )
 
