@@ -58,6 +58,9 @@ def _of_baseline(rows: Rows) -> list[str]:
 def falls(rows: Rows, failed: Sequence[bool]) -> tuple[str, ...]:
     """Tell where scores fall with d by more than noise explains: best of the etas, seed by seed.
 
+    A search leaves a d once it has passed, with etas untried: it has fallen only from a score that one of its own etas
+    has at the smaller d.
+
     Args:
         rows: From `prepare`.
         failed: Which of the subspace trainings failed to train; a d at which several did and none trained is no
@@ -71,6 +74,7 @@ def falls(rows: Rows, failed: Sequence[bool]) -> tuple[str, ...]:
         for row, has_failed in zip(rows.subspace, failed, strict=True)
         if not has_failed or 1 < lost[row.d] == tried[row.d]
     ]
+    arms = {(row.seeds, row.d, row.arm) for row in rows.subspace}
     for seeds in dict.fromkeys(row.seeds for row in trained):
         best: dict[float, Row] = {}
         for row in trained:
@@ -79,7 +83,7 @@ def falls(rows: Rows, failed: Sequence[bool]) -> tuple[str, ...]:
         top: Row | None = None
         for d in sorted(best):
             row = best[d]
-            if top is not None:
+            if top is not None and (seeds, row.d, top.arm) in arms:
                 # Cautious: training noise taken as large as that of the evaluation set, and no pairing.
                 spread = math.sqrt(2 * (sampling_variance(top, rows.metric) + sampling_variance(row, rows.metric)))
                 if not spread:

@@ -59,8 +59,8 @@ def render(tokenizer: Any, text: str, where: str) -> tuple[str, str, bool]:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UnavailableError(
-            "messages need a chat template, which the model's tokenizer does not have: give prompt and completion "
-            "columns, or put chat_template.jinja into the model's directory"
+            f"messages need a chat template, which the tokenizer of {tokenizer.name_or_path} does not have: give "
+            "prompt and completion columns, or put chat_template.jinja there"
         )
     chat = messages(text, where)
     try:

@@ -67,8 +67,8 @@ def tokenize(
         ended = [False] * len(completions)
     if tokenizer.eos_token_id is None:
         raise UnavailableError(
-            "the model's tokenizer has no end of sequence, by which completions end: set eos_token in its "
-            "tokenizer_config.json"
+            f"the tokenizer of {tokenizer.name_or_path} has no end of sequence, by which completions end: set "
+            "eos_token in its tokenizer_config.json"
         )
     first, last = ([], []) if task.is_chat else _around(tokenizer)
     heads = _ids(tokenizer, prompts)

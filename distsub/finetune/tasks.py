@@ -200,8 +200,8 @@ def _check_completion(task: Task, where: str) -> None:
                 raise ConfigError(f'{where}: {key} is for metric "exact_match"; "nll" generates nothing, leave it out')
     elif task.max_new_tokens is None or task.max_new_tokens < 1:
         raise ConfigError(
-            f'{where}: metric "exact_match" generates answers: give max_new_tokens, the most tokens of one '
-            f"(given: {task.max_new_tokens})"
+            f'{where}: metric "exact_match" generates answers: give max_new_tokens, the most tokens of one, such as 32'
+            + ("" if task.max_new_tokens is None else f" (given: {task.max_new_tokens})")
         )
     if task.stop == "":
         raise ConfigError(f'{where}: stop = ""; give the text before which an answer ends, or leave it out')

@@ -128,10 +128,11 @@ def smallest_lines(smallest: pa.Table) -> list[str]:
     """
     lines, rows = [], smallest.to_pylist()
     for row in rows:
+        less = " or less" if row["score"] < row["threshold"] else ""  # a loss
         lines += [
             _folded(
                 f"smallest adapter that passes: {_subject(row, rows)}: d = {row['d']}, "
-                f"score {row['score']:.4f} where {row['threshold']:.4f} passes, {size_text(row['bytes'])}"
+                f"score {row['score']:.4f} where {row['threshold']:.4f}{less} passes, {size_text(row['bytes'])}"
             ),
             f"  {printable(row['path'])}",
         ]

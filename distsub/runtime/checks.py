@@ -107,7 +107,8 @@ def _counts(sweep: Sweep, say: Callable[[str], None] | None) -> tuple[Counts, ..
         if not fits or address.content in fits:
             raise ConfigError(f"{address.short_name}: {error}")
         if say is not None:
-            say(f"note: {address.short_name}: without {label(method)}, whose searches are left out: {error}")
+            why = str(error).removesuffix("; leave the method out")
+            say(f"note: {address.short_name}: without {label(method)}, whose searches are left out: {why}")
     return tuple(found)
 
 

@@ -348,8 +348,13 @@ def test_a_score_that_falls_with_d_is_told():
     rows = [
         replace(row, score=row.score - 0.15, predicted=(), target=()) if row.trial.d > 3000 else row for row in rows
     ]
-    found = estimate(these, rows + [curve.observe(trial) for trial in these[0].baseline])
+    full = [curve.observe(trial) for trial in these[0].baseline]
+    found = estimate(these, rows + full)
     assert "not monotone" in " ".join(found.warnings)
+    # A larger d that passed with its first eta was tried with no other: that tells of no fall.
+    apart = [row for row in rows if (row.trial.d > 3000) == (row.trial.eta == min(ETAS))]
+    assert {row.trial.d > 3000 for row in apart} == {True, False}
+    assert "not monotone" not in " ".join(estimate(these, apart + full).warnings)
 
 
 # The best eta drifts.

@@ -138,6 +138,12 @@ def test_the_smallest_adapter_is_named_with_its_path_whole(store, monkeypatch):
     assert all(len(line) <= 40 for line in lines[0].split("\n"))
 
 
+def test_of_a_loss_the_adapter_passes_that_is_below(store):
+    row = trained(store, {100: 0.9}, (100,)).smallest.to_pylist()[0] | {"score": 0.2, "threshold": 0.8}
+    [said, _] = smallest_lines(pa.Table.from_pylist([row]))
+    assert "score 0.2000 where 0.8000 or less passes" in " ".join(said.split())
+
+
 def test_notes_are_folded_and_name_what_they_are_about(store, monkeypatch):
     monkeypatch.setenv("COLUMNS", "50")
     summary = trained(store, {100: 0.6, 200: 0.75, 400: 0.79})
