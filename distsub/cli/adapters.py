@@ -174,5 +174,5 @@ def fit(
         code = launch.run(sweep, store, backend.value, plain, out=there, trials=choice.trials)
     if code in (INTERRUPTED, TERMINATED):
         raise Stopped(code)
-    write(render_facts(fitting.take(sweep, store, choice), format.value))
+    write(render_facts(fitting.take(sweep, store, choice, address), format.value))
     raise typer.Exit(code)

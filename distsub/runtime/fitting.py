@@ -128,13 +128,14 @@ def _best_eta(rows: Sequence[Observation], search: Search, d: int) -> tuple[floa
     return max(means, key=lambda eta: means[eta]), nearest
 
 
-def take(sweep: Sweep, store: Store, choice: Choice) -> dict[str, Any]:
+def take(sweep: Sweep, store: Store, choice: Choice, address: str | None = None) -> dict[str, Any]:
     """Keep the adapter of the best seed as the one to take away, and score it on rows not looked at.
 
     Args:
         sweep: The sweep.
         store: Its results, with the rows of the trials that were chosen.
         choice: From `choose`.
+        address: The store's address with its options, where it has any; the store itself keeps none.
 
     Returns:
         What is said of the model: where it is, its d, seed, scores, kilobytes.
@@ -149,7 +150,8 @@ def take(sweep: Sweep, store: Store, choice: Choice) -> dict[str, Any]:
     task, up = choice.trials[0].task, sign(choice.trials[0].task.metric)
     best = max(rows, key=lambda row: (up * (row.score or 0.0), row.trial.id))
     place = _copy(store, best.trial)
-    predictor = load(f"{store.uri.rstrip('/')}/{place}", results=store.uri)
+    root, mark, options = (address or store.uri).partition("?") if "://" in store.uri else (store.uri, "", "")
+    predictor = load(f"{root.rstrip('/')}/{place}{mark}{options}")
     located = store.places.locate_trial(best.trial)
     facts: dict[str, Any] = {
         "adapter": f"{store.uri.rstrip('/')}/{place}",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from distsub import cli, load
+from distsub.files import Files
 from distsub.finetune import data, unseen
 from distsub.finetune.tasks import resolve
 from distsub.records import Budget
@@ -105,6 +106,20 @@ class TestFit:
         assert json.loads((out / "fitted" / trial.id / "fit.json").read_text()) == facts
         again = json.loads(call(capsys, "fit", "--from", out, "--d", d, "--format", "json")[1])
         assert again == facts and len(Store.open(out).read()) == len(rows)
+
+    def test_on_an_object_store(self, out, bucket, capsys):
+        address, options = bucket
+        store = Files.at(f"{address}/out?{options}")
+        for file in out.rglob("*"):
+            if file.is_file() and "fitted" not in file.parts:
+                store.put(file.relative_to(out).as_posix(), file.read_bytes())
+        d = max(row.trial.d or 0 for row in Store.open(out).read() if (out / "adapters" / row.trial.id).is_dir())
+        ours = json.loads(call(capsys, "fit", "--from", out, "--d", d, "--format", "json")[1].splitlines()[-1])
+        code, printed, err = call(capsys, "fit", "--from", f"{address}/out?{options}", "--d", d, "--format", "json")
+        assert code == 0, err
+        theirs = json.loads(printed.splitlines()[-1])
+        assert theirs["adapter"] == f"{address}/out/fitted/{ours['adapter'].rsplit('/', 1)[1]}"
+        assert {**theirs, "adapter": ours["adapter"]} == ours
 
     def test_at_another_d_it_trains(self, out, capsys):
         count = len(Store.open(out).read())
