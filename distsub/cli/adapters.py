@@ -176,3 +176,25 @@ def fit(
         raise Stopped(code)
     write(render_facts(fitting.take(sweep, store, choice, address), format.value))
     raise typer.Exit(code)
+
+
+def certify(
+    adapter: Adapter,
+    data: Annotated[str, typer.Argument(help="Rows with labels, as many as there are; those of the training may be.")],
+    text: Text = None,
+    label: Label = None,
+    base: Base = None,
+    delta: Annotated[float, typer.Option(help="Chance that the bound fails, over the draw of the rows.")] = 0.05,
+    device: Device = "cpu",
+    format: As = Format.table,
+) -> None:
+    """Bound a classifier's error on unseen rows from how few bits describe it.
+
+    Example: distsub certify results/tickets/adapters/0123456789abcdef tickets.csv
+    """
+    from distsub.finetune import certificate
+    from distsub.report.listing import render_facts
+
+    columns = tuple(text.split(",")) if text else ()
+    facts = certificate.certify(adapter, data, text=columns, label=label, base=base, delta=delta, device=device)
+    write(render_facts(facts, format.value))
