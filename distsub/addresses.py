@@ -121,3 +121,11 @@ def reach(uri: str, seconds: float) -> tuple[pafs.FileSystem, str]:
         hasty = {"allow_delayed_open": True, "retry_strategy": pafs.AwsStandardS3RetryStrategy(_TRIES_OF_S3)}
         filesystem = pafs.S3FileSystem(**settings | hasty)
     return filesystem, root
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+def is_hub_id(address: str) -> bool:
+    """Tell whether an address reads as a hub id: owner/name, with @revision behind it or not."""
+    return _HUB_ID.fullmatch(address) is not None

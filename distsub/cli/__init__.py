@@ -28,7 +28,7 @@ GROUPS = {
         *(measure.init, measure.plan, measure.run, measure.status),
         *(measure.query, measure.report, measure.inspect),
     ),
-    "Adapters": (adapters.fit, adapters.predict, adapters.export, adapters.certify),
+    "Adapters": (adapters.fit, adapters.predict, adapters.export, adapters.push, adapters.certify),
     "Learned subspaces": (learned.transfer, learned.outliers, learned.ablate),
     "Maintenance": (maintenance.replay, maintenance.compact, maintenance.doctor),
 }

@@ -198,3 +198,36 @@ def certify(
     columns = tuple(text.split(",")) if text else ()
     facts = certificate.certify(adapter, data, text=columns, label=label, base=base, delta=delta, device=device)
     write(render_facts(facts, format.value))
+
+
+def push(
+    adapter: Annotated[str, typer.Argument(help="An adapter of results: OUT/adapters/ID or OUT/fitted/ID.")],
+    repository: Annotated[str, typer.Argument(help="On the hub: owner/name; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the card and send nothing.")] = False,
+) -> None:
+    """Push an adapter to the hub, with a card made from the results that it came out of.
+
+    Example: distsub push results/tickets/adapters/0123456789abcdef somebody/tickets
+    """
+    from distsub import paths
+    from distsub.finetune import adapters, hub
+    from distsub.report.card import card
+
+    out, folder, trial_id = ["", "", *adapter.rstrip("/").rsplit("/", 2)][-3:]
+    if folder not in (paths.ADAPTERS, paths.FITTED) or not out:
+        raise ConfigError(f"{adapter} is no adapter of results, whose rows the card is made of: give OUT/adapters/ID")
+    store = open_results(out)
+    summary, _ = summarize(store)
+    rows = store.read()
+    row = next((row for row in rows if row.trial.id == trial_id), None)
+    if row is None:
+        raise ConfigError(f"{out} has no row of trial {trial_id}")
+    own = [other for other in rows if other.trial.condition.id == row.trial.condition.id]
+    found = [each for each in summary.d90.to_pylist() if each["condition_id"] == row.trial.condition.id]
+    text = card(repository, row, own, found[0] if found else None)
+    if dry_run:
+        write(text)
+        return
+    with adapters.local(adapter) as here:
+        write(f"pushed to {hub.push(here, repository, text, private)}")

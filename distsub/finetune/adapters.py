@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from distsub import paths
+from distsub.addresses import is_hub_id
 from distsub.errors import AdapterError, OutputError, UnavailableError, first_line
 from distsub.files import Files
-from distsub.finetune import inputs, peft_files, pretrained, trajectory
+from distsub.finetune import hub, inputs, peft_files, pretrained, trajectory
 from distsub.subspace import adapter
 from distsub.subspace.model import SubspaceModel
 
@@ -163,6 +164,9 @@ def local(directory: str | os.PathLike[str]) -> Iterator[Path]:
     address = os.fspath(directory)
     if "://" not in address:
         path = Path(address).expanduser()
+        if not path.exists() and is_hub_id(address):
+            yield hub.fetch(address)
+            return
         if (path / paths.IDENTITY).is_file():
             raise AdapterError(_OF_RESULTS.format(address))
         yield path

@@ -21,7 +21,17 @@ from distsub.results import Store
 
 COMMANDS = (
     *("init", "run", "plan", "status", "query", "report", "compact", "inspect", "doctor", "predict", "fit"),
-    *("trajectory record", "trajectory import", "transfer", "outliers", "ablate", "replay", "export", "certify"),
+    *(
+        "trajectory record",
+        "trajectory import",
+        "transfer",
+        "outliers",
+        "ablate",
+        "replay",
+        "export",
+        "certify",
+        "push",
+    ),
 )
 
 

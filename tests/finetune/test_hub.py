@@ -1,5 +1,6 @@
 """Models and tasks by their hub ids: the real clients against a server here that speaks the hub's protocol."""
 
+import base64
 import hashlib
 import http.server
 import json
@@ -57,6 +58,37 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 return self.send(json.dumps(listed if found[3] == "tree" else about).encode(), {})
         self.send(b"", {"X-Error-Code": "EntryNotFound"}, 404)
 
+    def do_POST(self):
+        """Make a repository, say how files are sent (within the commit), and take a commit."""
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        path = self.path.partition("?")[0]
+        self.server.asked.append(path)
+        if self.headers.get("Authorization") != "Bearer hf_that_may_write":
+            return self.send(b'{"error": "Invalid username or password."}', {}, 401)
+        if path == "/api/repos/create":
+            made = json.loads(body)
+            name = f"{made['organization']}/{made['name']}"
+            self.server.repositories.setdefault(("models", name), {})
+            self.server.private[name] = made.get("private", made.get("visibility") == "private")
+            return self.send(json.dumps({"url": f"https://huggingface.co/{name}", "name": name}).encode(), {})
+        if path == "/api/validate-yaml":
+            return self.send(b'{"errors": [], "warnings": []}', {})
+        _, _, _, owner, name, what, *_ = path.split("/")
+        if what == "preupload":
+            files = [{"path": each["path"], "uploadMode": "regular"} for each in json.loads(body)["files"]]
+            return self.send(json.dumps({"files": [{**each, "shouldIgnore": False} for each in files]}).encode(), {})
+        lines = [json.loads(line) for line in body.decode().splitlines()]
+        files = {line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"}
+        self.server.repositories["models", f"{owner}/{name}"] |= {
+            path: base64.b64decode(content) for path, content in files.items()
+        }
+        self.send(
+            json.dumps(
+                {"commitUrl": f"https://huggingface.co/{owner}/{name}", "commitOid": SHA, "success": True}
+            ).encode(),
+            {},
+        )
+
     def send(self, body, headers, code=200):
         self.send_response(code)
         for key, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -72,7 +104,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.repositories, server.asked = {}, []
+    server.repositories, server.asked, server.private = {}, [], {}
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -188,3 +220,82 @@ def test_a_dataset_that_is_a_program_or_damaged_is_one_line(hub, tmp_path, files
 def test_without_network_and_cache_that_is_said_in_one_line(tmp_path, code, message):
     done = look(code, tmp_path)
     assert done.returncode == 1 and message in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def results(tiny_text, tmp_path_factory):
+    """Results of a sweep, with the address of an adapter."""
+    folder = tmp_path_factory.mktemp("pushed")
+    (folder / "sweep.toml").write_text(tiny_text)
+    command = [sys.executable, "-m", "distsub.cli", "run", str(folder / "sweep.toml"), "--out", str(folder / "out")]
+    done = subprocess.run([*command, "--backend", "inline", "--plain"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    place = max((folder / "out" / "adapters").iterdir())
+    return folder, place
+
+
+PUSH = """
+from distsub import cli
+cli.main({arguments!r})
+"""
+
+USE = """
+import distsub
+here, there = distsub.load({place!r}), distsub.load("somebody/tiny{revision}", base={base!r})
+texts = ["good w1", "bad w2 w3", "w4"]
+assert (here.logits(texts) == there.logits(texts)).all()
+print(there.predict(texts))
+"""
+
+
+@pytest.mark.slow
+def test_an_adapter_is_pushed_with_a_card_and_used_by_its_id(hub, results, tiny_model, tmp_path, monkeypatch):
+    folder, place = results
+    arguments = ["push", str(place), "somebody/tiny", "--private"]
+    refused = look(PUSH.format(arguments=arguments), tmp_path, hub)
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1, refused.stderr
+    assert "the hub did not take somebody/tiny" in refused.stderr and "HF_TOKEN" in refused.stderr
+    monkeypatch.setenv("HF_TOKEN", "hf_that_may_write")
+    done = look(PUSH.format(arguments=arguments), tmp_path, hub)
+    assert done.returncode == 0, done.stderr
+    assert "somebody/tiny" in done.stdout and hub.private == {"somebody/tiny": True}
+    files = hub.repositories["models", "somebody/tiny"]
+    assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    everything = b"".join(files.values())
+    assert str(folder).encode() not in everything and str(tiny_model).encode() not in everything
+    card = files["README.md"].decode()
+    assert card.startswith("---\nlibrary_name:") and 'distsub.load("somebody/tiny", base=' in card
+    assert "d90, the numbers for 90% of full fine-tuning" in card and "| d | accuracy" in card
+    shown = look(PUSH.format(arguments=[*arguments[:3], "--dry-run"]), tmp_path)
+    assert shown.returncode == 0 and shown.stdout.strip() == card.strip()
+    for revision in ("", f"@{SHA}"):
+        code = USE.format(place=str(place), base=str(tiny_model), revision=revision)
+        used = look(code, tmp_path / f"user{len(revision)}", hub)
+        assert used.returncode == 0, used.stderr
+    again = look(USE.format(place=str(place), base=str(tiny_model), revision=""), tmp_path / "user0")  # from the cache
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "where", "message"),
+    [
+        ("adapter", "no-slash", "'no-slash' is no repository of the hub; give owner/name"),
+        (
+            "elsewhere",
+            "somebody/tiny",
+            "is no adapter of results, whose rows the card is made of: give OUT/adapters/ID",
+        ),
+        ("missing", "somebody/tiny", "has no row of trial 0000000000000000"),
+    ],
+)
+def test_what_cannot_be_pushed_is_refused(results, tmp_path, what, where, message):
+    _, place = results
+    given = {"adapter": place, "elsewhere": tmp_path, "missing": place.parent / "0000000000000000"}[what]
+    done = look(PUSH.format(arguments=["push", str(given), where]), tmp_path)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_an_id_that_the_hub_does_not_know_is_one_line(hub, tmp_path):
+    done = look("import distsub; distsub.load('nobody/nothing')", tmp_path, hub)
+    assert "AdapterError: nobody/nothing is no directory here, and the hub gives no such adapter" in done.stderr
