@@ -24,6 +24,13 @@ settings.load_profile("a shared machine")
 WORDS = [f"w{i}" for i in range(40)] + ["good", "bad"]
 
 
+@pytest.fixture(autouse=True)
+def hear_interrupts():
+    """Give Ctrl-C back to the next test: the command line, which tests call in this process, ends deaf to a second."""
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.hookimpl(trylast=True)  # after what -m leaves out
 def pytest_collection_modifyitems(config, items):
     """Where processes share the tests, let some begin with those that wait for Ray, the longest first.

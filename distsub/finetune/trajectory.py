@@ -14,8 +14,9 @@ Sec. 3.1.
 """
 
 import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,7 @@ def collect(folders: Sequence[Path], weights_sha256: str, span: Span) -> Snapsho
     first, last = span.first, span.last
     rows: list[Mapping[str, Tensor]] = []
     hashes: list[str] = []
+    there: list[list[int | str]] = []
     for path in folders:
         found = load(path)
         check_weights(found, weights_sha256)
@@ -215,8 +217,18 @@ def collect(folders: Sequence[Path], weights_sha256: str, span: Span) -> Snapsho
             )
         rows += found.updates[:first][-1:] if last else found.updates[:first]
         hashes += found.hashes[:first][-1:] if last else found.hashes[:first]
+        there += [_state(file) for file in sorted(path.glob("*.safetensors"))]
     fingerprint = hashlib.sha256("\n".join([span.mode, *hashes]).encode()).hexdigest()
-    return Snapshots(tuple(rows), MadeOf(tuple(path.name for path in folders), fingerprint), cache.remembered)
+
+    def remember(about: str, compute: Callable[[], str]) -> str:  # files that were written to since are read again
+        return cache.remembered(json.dumps([about, there]), compute)
+
+    return Snapshots(tuple(rows), MadeOf(tuple(path.name for path in folders), fingerprint), remember)
+
+
+def _state(file: Path) -> list[int | str]:
+    about = file.stat()
+    return [str(file.resolve()), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
 
 
 def check_weights(found: Trajectory, weights_sha256: str) -> None:

@@ -1,6 +1,8 @@
 """Run a sweep on Ray Tune: one Tuner and one searcher for all searches, actors that are reused between trials."""
 
+import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from typing import Any
@@ -132,7 +134,13 @@ def _fit(
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
-    tuner.fit()
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        tuner.fit()
+    finally:  # Tune leaves handlers behind, which swallow the next Ctrl-C
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
 
 def _id_of(trial: Any) -> str:

@@ -15,9 +15,24 @@ from distsub.runtime.checks import check
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+IN_A_NOTEBOOK = """
+import signal, sys
+from distsub import cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+try:
+    cli.main(sys.argv[1:])
+except SystemExit as end:
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+    sys.exit(end.code)
+"""
+
+
 def test_tune_gives_the_table_of_the_inline_backend(tiny_sweep, tmp_path, undisturbed, rows_of, environment):
+    """And gives every signal back to whoever handled it: Tune keeps them, and swallows the next Ctrl-C."""
     truth = undisturbed(tiny_sweep)
-    command = [sys.executable, "-m", "distsub.cli", "run", str(tiny_sweep), "--out", str(tmp_path / "tune")]
+    command = [sys.executable, "-c", IN_A_NOTEBOOK, "run", str(tiny_sweep), "--out", str(tmp_path / "tune")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
