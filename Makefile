@@ -32,6 +32,10 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_cost.py
+	$(BIN)/python benchmarks/whole_training.py
+	$(BIN)/python benchmarks/trial_start.py --out benchmarks/trial_start.json
+	$(BIN)/python benchmarks/at_scale.py
+	$(BIN)/python benchmarks/performance.py
 
 # torch is installed first and alone: resolved together with the rest, pip may look at newer builds that bring CUDA.
 $(STAMP): pyproject.toml constraints.txt

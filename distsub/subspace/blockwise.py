@@ -40,6 +40,11 @@ class Blockwise(Projection):
         self._cache: dict[tuple[int, int, torch.device], Tensor] | None = {} if cache else None
         self._prepare()
 
+    def forget(self) -> None:
+        """Implement `Projection.forget`."""
+        if self._cache is not None:
+            self._cache.clear()
+
     # What a family writes. The code of theta is whatever is worth computing once per call.
 
     def _length(self, asked: int | None) -> int:

@@ -162,6 +162,9 @@ class Projection(ABC):
     def adjoint_rows(self, grad: Tensor, start: int, rows: Any) -> Tensor:
         """Map the gradient [n, width] of some rows to coordinates [d], the transpose of `apply_rows`."""
 
+    def forget(self) -> None:  # noqa: B027 (some keep nothing)
+        """Let go of random state that is kept between calls; it is drawn again where it is needed."""
+
     def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """Materialise P, shape [D, d]; for tests at small D."""
         return torch.stack([self.apply(column) for column in torch.eye(self.num_coordinates, dtype=dtype)], dim=1)

@@ -61,6 +61,11 @@ class Stacked(Projection):
         out[self.place(number)] = self.parts[number].adjoint_rows(grad, start - at, rows) * self.scale(number)
         return out
 
+    def forget(self) -> None:
+        """Implement `Projection.forget`, part by part."""
+        for part in self.parts:
+            part.forget()
+
     def _stretches(self) -> Sequence[int]:
         """Give the positions at which parts begin, and the last one's end."""
         return self.offsets
