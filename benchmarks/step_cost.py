@@ -6,8 +6,8 @@
 
 Model: all-MiniLM-L6-v2 (extra `demo`), 32 real sentences of 30 tokens, AdamW. Times: all arms live in one process and
 take turns, so that a busy moment hits them alike; ratios of medians and of minima to full fine-tuning. Memory: every
-arm in processes of its own, peak resident set during its steps beyond the resident set with the weights loaded; without
-the self-test that the first model of its kind in a process runs.
+arm in processes of its own, peak resident set during its steps beyond the resident set with the weights loaded; with
+the self-test that the first model of its kind in a process runs, which needs more than a step.
 
 The peer is jgamper's `intrinsic-dimensionality`. Its 0.1 on PyPI holds no code (the wheel has no module), so the arm
 needs a checkout of https://github.com/jgamper/intrinsic-dimensionality on PYTHONPATH, and is skipped without.
@@ -116,7 +116,7 @@ def make_step(arm: str, model: nn.Module, batch: dict[str, Tensor], precision: s
         held = peer()(Positional(model), D, "cpu")
         run = lambda: held(batch)  # noqa: E731
     else:
-        held = model if arm == "full" else SubspaceModel(model, D, check=False, **ARMS[arm])
+        held = model if arm == "full" else SubspaceModel(model, D, **ARMS[arm])
         held.train()
         run = lambda: held(**batch)  # noqa: E731
     optimizer = torch.optim.AdamW([p for p in held.parameters() if p.requires_grad], lr=1e-5)
