@@ -38,6 +38,10 @@ Separator = Annotated[str | None, typer.Option(help="Of CSV. Default: it is foun
 Encoding = Annotated[str | None, typer.Option(help="Of text files. Default: UTF-8.")]
 
 
+def _columns(text: str | None) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()
+
+
 def predict(
     adapter: Adapter,
     data: Annotated[str, typer.Argument(help="Rows: CSV, TSV, JSON lines, Parquet or Arrow; a path or an address.")],
@@ -66,7 +70,7 @@ def predict(
         raise ConfigError(f"--no-score and --label {label} contradict each other; give one")
     loaded = predictor.load(adapter, base, results, device)
     writing = tables.Writing(separator, None, encoding)
-    rows = prediction.read(loaded, data, tuple(text.split(",")) if text else (), label, keep or (), writing)
+    rows = prediction.read(loaded, data, _columns(text), label, keep or (), writing)
     found = prediction.predict(loaded, rows, not no_score, max_new_tokens)
     if place is None:
         show(found.table, format)
@@ -124,7 +128,7 @@ def export(
     from distsub.finetune import exports
     from distsub.report.listing import render_facts
 
-    rows = exports.Data(data, tuple(text.split(",")) if text else (), label) if data else None
+    rows = exports.Data(data, _columns(text), label) if data else None
     facts = exports.export(
         what,
         to.value,
@@ -195,8 +199,7 @@ def certify(
     from distsub.finetune import certificate
     from distsub.report.listing import render_facts
 
-    columns = tuple(text.split(",")) if text else ()
-    facts = certificate.certify(adapter, data, text=columns, label=label, base=base, delta=delta, device=device)
+    facts = certificate.certify(adapter, data, text=_columns(text), label=label, base=base, delta=delta, device=device)
     write(render_facts(facts, format.value))
 
 
@@ -214,6 +217,7 @@ def push(
     from distsub.finetune import adapters, hub
     from distsub.report.card import card
 
+    hub.check_repository(repository)
     out, folder, trial_id = ["", "", *adapter.rstrip("/").rsplit("/", 2)][-3:]
     if folder not in (paths.ADAPTERS, paths.FITTED) or not out:
         raise ConfigError(f"{adapter} is no adapter of results, whose rows the card is made of: give OUT/adapters/ID")

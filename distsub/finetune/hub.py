@@ -40,6 +40,16 @@ def fetch(address: str) -> Path:
     return found
 
 
+def check_repository(name: str) -> None:
+    """Refuse what is no repository's name.
+
+    Raises:
+        AdapterError: It is none.
+    """
+    if not is_hub_id(name) or "@" in name:
+        raise AdapterError(f"{name!r} is no repository of the hub; give owner/name")
+
+
 def push(directory: Path, repository: str, card: str, private: bool = False) -> str:
     """Push an adapter with a card to the hub, as one commit.
 
@@ -58,8 +68,7 @@ def push(directory: Path, repository: str, card: str, private: bool = False) -> 
     Raises:
         AdapterError: There is no adapter, or the hub refuses it.
     """
-    if not is_hub_id(repository) or "@" in repository:
-        raise AdapterError(f"{repository!r} is no repository of the hub; give owner/name")
+    check_repository(repository)
     if not (directory / adapter.CONFIG).is_file():
         raise AdapterError(f"{directory} holds no adapter: it has no {adapter.CONFIG}")
     from huggingface_hub import HfApi

@@ -18,6 +18,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from torch import Tensor
 from distsub import paths
 from distsub.errors import TrajectoryError
 from distsub.files import parse_json
-from distsub.finetune import cache, pretrained
+from distsub.finetune import pretrained, weight_files
+from distsub.finetune.cache import copied, remembered
 from distsub.finetune.tensor_files import DTYPES
 from distsub.records import Imported, Recording, Span, Trial
 from distsub.subspace.trajectory import MadeOf, Snapshots
@@ -207,7 +209,6 @@ def collect(folders: Sequence[Path], weights_sha256: str, span: Span) -> Snapsho
     first, last = span.first, span.last
     rows: list[Mapping[str, Tensor]] = []
     hashes: list[str] = []
-    there: list[list[int | str]] = []
     for path in folders:
         found = load(path)
         check_weights(found, weights_sha256)
@@ -217,18 +218,16 @@ def collect(folders: Sequence[Path], weights_sha256: str, span: Span) -> Snapsho
             )
         rows += found.updates[:first][-1:] if last else found.updates[:first]
         hashes += found.hashes[:first][-1:] if last else found.hashes[:first]
-        there += [_state(file) for file in sorted(path.glob("*.safetensors"))]
     fingerprint = hashlib.sha256("\n".join([span.mode, *hashes]).encode()).hexdigest()
 
-    def remember(about: str, compute: Callable[[], str]) -> str:  # files that were written to since are read again
-        return cache.remembered(json.dumps([about, there]), compute)
+    @cache
+    def content() -> list[str]:  # of the files as they are: what a recording says of them may have changed since
+        return [weight_files.content_hash(file) for path in folders for file in sorted(path.glob("*.safetensors"))]
+
+    def remember(about: str, compute: Callable[[], str]) -> str:
+        return remembered(json.dumps([about, content()]), compute)
 
     return Snapshots(tuple(rows), MadeOf(tuple(path.name for path in folders), fingerprint), remember)
-
-
-def _state(file: Path) -> list[int | str]:
-    about = file.stat()
-    return [str(file.resolve()), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
 
 
 def check_weights(found: Trajectory, weights_sha256: str) -> None:
@@ -257,7 +256,7 @@ def elsewhere(path: str, copy: Path | None = None) -> tuple[Trajectory, Imported
         UnavailableError: The address cannot be read.
     """
     if copy is None:
-        copy = cache.copied(path, lambda _, names: names, deep=False) if "://" in path else Path(path)
+        copy = copied(path, lambda _, names: names, deep=False) if "://" in path else Path(path)
     found = load(copy)
     return found, Imported(path, found.content)
 

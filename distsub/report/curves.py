@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -31,14 +31,8 @@ _REASONS = {
 
 
 @literal
-def curve_figure(
-    observations: Sequence[Observation],
-    searches: pa.Table,
-    path: str | IO[bytes],
-    *,
-    d90: pa.Table | None = None,
-) -> None:
-    """Draw score against log d, one panel per task, model and method, and write it as PNG.
+def draw_curves(observations: Sequence[Observation], searches: pa.Table, *, d90: pa.Table | None = None) -> "Figure":
+    """Draw score against log d, one panel per task, model and method.
 
     Dots are trials, coloured by eta (by learning rate where no trial has an eta), shaped by seeds; crosses on the
     floor diverged. Blue: expected score with its 95% band, and along the bottom the 95% interval of d90, with an
@@ -48,15 +42,8 @@ def curve_figure(
     Args:
         observations: Trials; full fine-tuning and trials without a result are not drawn.
         searches: Rows in the schema SEARCHES, for thresholds and first passing d.
-        path: Where the PNG goes.
         d90: Rows in the schema D90, for the fitted curve and the interval of d90.
     """
-    draw_curves(observations, searches, d90=d90).savefig(path, format="png")
-
-
-@literal
-def draw_curves(observations: Sequence[Observation], searches: pa.Table, *, d90: pa.Table | None = None) -> "Figure":
-    """Draw what `curve_figure` writes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

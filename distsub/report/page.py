@@ -16,6 +16,7 @@ from distsub.records import Observation
 from distsub.report.answer import answer_figure, answer_rows, latex, markdown, sentences, short_model
 from distsub.report.curve_data import curve_data
 from distsub.report.curves import draw_curves
+from distsub.report.drawing import literal
 from distsub.report.listing import render, size_text
 from distsub.report.schema import SEARCHES
 from distsub.report.svg import inline, to_svg
@@ -119,6 +120,7 @@ def write_report(
     return f"{store.uri.rstrip('/')}/report.html"
 
 
+@literal
 def _figures(
     observations: Sequence[Observation], searches: pa.Table, d90: pa.Table | None
 ) -> tuple[dict[str, bytes], list[str]]:

@@ -4,6 +4,8 @@ import io
 import re
 from typing import TYPE_CHECKING
 
+from distsub.report.drawing import literal
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -15,6 +17,7 @@ _THEME = {
 """What the page decides: the ink of words and axes, the lines of a grid, and the one colour that bears the answer."""
 
 
+@literal
 def to_svg(figure: "Figure", name: str) -> bytes:
     """Write a figure as an SVG file whose words stay words, the same bytes every time.
 
@@ -25,7 +28,7 @@ def to_svg(figure: "Figure", name: str) -> bytes:
     from matplotlib import rc_context
 
     sink = io.BytesIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return sink.getvalue()
 

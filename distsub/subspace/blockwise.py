@@ -83,7 +83,7 @@ class Blockwise(Projection):
         """Implement `Projection.encode`."""
         self._check(theta, 0, self.num_params)
         with torch.autocast(theta.device.type, enabled=False):
-            return Encoded(theta, self._encode(theta))
+            return Encoded(self._encode(theta))
 
     @exact
     def apply(self, theta: Tensor | Encoded, start: int = 0, stop: int | None = None) -> Tensor:

@@ -32,15 +32,14 @@ def chunk(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Coordinates with what every slice of P theta is made from, computed once."""
+    """What every slice of P theta is made from, computed once."""
 
-    theta: Tensor
     code: Tensor
 
     @property
     def device(self) -> torch.device:
-        """Where both are."""
-        return self.theta.device
+        """Where it is."""
+        return self.code.device
 
 
 @dataclass(frozen=True)

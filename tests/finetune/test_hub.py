@@ -281,6 +281,7 @@ def test_an_adapter_is_pushed_with_a_card_and_used_by_its_id(hub, results, tiny_
     ("what", "where", "message"),
     [
         ("adapter", "no-slash", "'no-slash' is no repository of the hub; give owner/name"),
+        ("adapter", "owner/name@main", "'owner/name@main' is no repository of the hub; give owner/name"),
         (
             "elsewhere",
             "somebody/tiny",
@@ -292,8 +293,9 @@ def test_an_adapter_is_pushed_with_a_card_and_used_by_its_id(hub, results, tiny_
 def test_what_cannot_be_pushed_is_refused(results, tmp_path, what, where, message):
     _, place = results
     given = {"adapter": place, "elsewhere": tmp_path, "missing": place.parent / "0000000000000000"}[what]
-    done = look(PUSH.format(arguments=["push", str(given), where]), tmp_path)
-    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    for dry in ([], ["--dry-run"]):
+        done = look(PUSH.format(arguments=["push", str(given), where, *dry]), tmp_path)
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_an_id_that_the_hub_does_not_know_is_one_line(hub, tmp_path):

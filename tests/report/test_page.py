@@ -14,7 +14,7 @@ from pyarrow import parquet as pq
 
 from distsub.errors import OutputError
 from distsub.records import Full, Seeds
-from distsub.report.curves import curve_figure, draw_curves
+from distsub.report.curves import draw_curves
 from distsub.report.lines import spread_apart
 from distsub.report.page import write_report
 from distsub.report.schema import D90, SEARCHES
@@ -141,7 +141,7 @@ def test_a_figure_is_drawn_whatever_there_is(tmp_path, trials, searches, observa
         "wide": ([observation(-99), observation(10_000_000)], pa.concat_tables([searches] * 5)),
     }[part]
     sink = io.BytesIO()
-    curve_figure(shown, rows, sink)
+    draw_curves(shown, rows).savefig(sink, format="png")
     assert sink.getvalue().startswith(b"\x89PNG")
 
 
