@@ -105,6 +105,8 @@ def train(
             raise Stopped
     if trial.is_theta_0:
         training.evaluate()
+    if trial.is_baseline and training.status == "finished":
+        training.score_training_rows()
     observation = training.observation()
     for observer in observers:
         observer.on_end(training, observation)
@@ -127,6 +129,7 @@ class Training:
         num_tokens: Training tokens seen.
         curve: (step, score) of the evaluations so far.
         status: "finished" until it diverges.
+        train_score: The score of training rows, see `score_training_rows`.
         is_edited: Whether the ablation's weights have been edited, as they must be where the trial has one.
         inputs: What the numbers depend on beside the trial: hashes of weights and data, precision, versions.
     """
@@ -167,6 +170,7 @@ class Training:
         self.step, self.num_tokens, self.curve = 0, 0, list[tuple[int, float]]()
         self.status: Literal["finished", "diverged"] = "finished"
         self.error: str | None = None
+        self.train_score: float | None = None
         self.is_edited = False
 
     @property
@@ -231,6 +235,22 @@ class Training:
         where = f"after step {self.step}" if self.step else "before any step"
         self._diverge(f"logits of {wrong} of {len(predicted)} rows were not finite {where}")
 
+    def score_training_rows(self) -> None:
+        """Score training rows at equal distances, as many as are evaluated, for the generalisation gap.
+
+        Answers that are generated are left out: writing them costs more than a training.
+        """
+        if (task := self.splits.task).metric == "exact_match":
+            return
+        rows = self.splits.train
+        count = min(len(rows), len(self.splits.validation))
+        step = len(rows) // count
+        part = rows.part(slice(None, count * step, step))
+        scored = Evaluation(task, self.trial.budget.max_length, self._tokenizer, part, self.device, self.model.config)
+        score = scored.run(self.model, self._autocast)
+        self.train_score = score if math.isfinite(score) else None
+        self.evaluation.wall_s += scored.wall_s
+
     def _diverge(self, error: str) -> None:
         self.status, self.error = "diverged", error
 
@@ -243,6 +263,7 @@ class Training:
             score=self.curve[-1][1] if scored else None,
             chance=metrics.chance(task, self.evaluation.targets),
             metrics=tuple(sorted(self.evaluation.metrics.items())) if scored else (),
+            train_score=self.train_score,
             curve=tuple(self.curve) if scored else (),
             predicted=tuple(self.evaluation.predicted) if scored else (),
             target=self.evaluation.targets,

@@ -28,6 +28,8 @@ class Observation:
         chance: The metric of always predicting the majority class, whatever a sweep takes as chance; 0 for
             correlations.
         metrics: Every metric of the task by name, the score's included.
+        train_score: The task's metric on training rows, as many as were evaluated where there are as many; of full
+            fine-tunings whose training was finished, None else.
         curve: (step, score) at each evaluation.
         predicted: Predicted class or value per evaluated example, in the evaluation set's order.
         target: True class or value per evaluated example.
@@ -53,6 +55,7 @@ class Observation:
     score: float | None = None
     chance: float | None = None
     metrics: tuple[tuple[str, float], ...] = ()
+    train_score: float | None = None
     curve: tuple[tuple[int, float], ...] = ()
     predicted: tuple[float, ...] = ()
     target: tuple[float, ...] = ()

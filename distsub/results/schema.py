@@ -73,6 +73,7 @@ OBSERVATIONS = pa.schema(
         ("data_seed", _INT),
         ("metric", _TEXT),
         ("score", _FLOAT),
+        ("train_score", _FLOAT),
         ("chance", _FLOAT),
         ("metrics", pa.map_(_TEXT, _FLOAT)),
         ("curve", pa.list_(pa.struct([("step", _INT), ("score", _FLOAT)]))),
@@ -200,7 +201,7 @@ def to_table(observation: Observation) -> pa.Table:
     trial = observation.trial
     model, task, budget = trial.model, trial.task, trial.budget
     same = ("status", "score", "chance", "num_examples", "steps", "num_tokens", "wall_s", "eval_s", "peak_bytes")
-    same += ("metrics",)
+    same += ("metrics", "train_score")
     same += ("num_params", "num_params_model", "num_trained", "num_trained_head", "num_scales", "step_size", "error")
     same += ("predicted", "target", "labels", "provenance")
     row: dict[str, Any] = {name: getattr(observation, name) for name in same}

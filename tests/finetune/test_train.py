@@ -183,6 +183,17 @@ def test_regression_trains_on_values(tiny_model, tmp_path, trials):
     )
     row = train.train(trials.baseline[1].vary(task=task))
     assert row.metrics and row.chance == 0.0 and row.score > 0.3
+    assert row.train_score == pytest.approx(row.score)  # of the same rows
+
+
+def test_the_gap_to_the_training_rows_is_known_of_full_fine_tuning_alone(trials, tmp_path):
+    assert train.train(trials.trials_at(64)[0]).train_score is None
+    for split, count in (("train", 301), ("validation", 100)):  # labels that only memory could know, and steps for none
+        labels = "".join(f"w{i % 30},{i % 2}\n" for i in range(count))
+        (tmp_path / f"{split}.csv").write_text(f"sentence,label\n{labels}")
+    task = dataclasses.replace(trials.task, source=str(tmp_path), validation="validation")
+    row = train.train(trials.baseline[0].vary(task=task))
+    assert row.train_score == pytest.approx(row.score, abs=0.1)
 
 
 def test_d_that_does_not_fit_is_refused(trials):
