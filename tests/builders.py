@@ -4,12 +4,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from hypothesis import settings
+
 from distsub.records import Budget, Full, Model, Observation, Random, Seeds, Setup, Status, Subspace, Task, Trial
 from distsub.search import Evidence, Policy, Search
 
 TASK = Task(name="mrpc", source="nyu-mll/glue", text=("sentence1", "sentence2"))
 BUDGET = Budget(steps=10)
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def examples(number: int) -> settings:
+    """Have hypothesis draw so many examples in the whole suite, and a fifth of them in the fast one (conftest.py)."""
+    return settings(max_examples=number * settings.default.max_examples // 100)
 
 
 class Bench:

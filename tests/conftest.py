@@ -18,8 +18,9 @@ import pytest
 from hypothesis import settings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
-settings.register_profile("a shared machine", deadline=None)  # how long an example takes is no property of the code
-settings.load_profile("a shared machine")
+# Without deadlines: how long an example takes is no property of the code.
+settings.register_profile("fast", deadline=None, max_examples=20)
+settings.register_profile("full", deadline=None, max_examples=100)
 
 WORDS = [f"w{i}" for i in range(40)] + ["good", "bad"]
 
@@ -29,6 +30,11 @@ def hear_interrupts():
     """Give Ctrl-C back to the next test: the command line, which tests call in this process, ends deaf to a second."""
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    """Draw all examples where slow tests run too, and a fifth of them otherwise."""
+    settings.load_profile("fast" if config.option.markexpr == "not slow" else "full")
 
 
 @pytest.hookimpl(trylast=True)  # after what -m leaves out

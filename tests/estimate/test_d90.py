@@ -59,7 +59,9 @@ def measured() -> tuple[Curve, list[Search], list[Observation], Fit]:
 # The promise.
 
 
-@pytest.mark.parametrize("shape", ["logistic", "gompertz", "early"])
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=pytest.mark.slow) for shape in ("logistic", "gompertz")] + ["early"]
+)
 def test_interval_covers_the_true_crossing(shape):
     # 60 sweeps each. Were the coverage 0.85, 57 or more would hold in 1 of 100 cases; were it 0.95, fewer than 52 in
     # 1 of 250. The seeds are fixed, so this can only fail after a change.
@@ -83,6 +85,7 @@ def test_interval_covers_the_true_crossing(shape):
     assert np.sqrt(np.mean(np.square(errors))) < np.sqrt(np.mean(np.square(plain))) + 0.02
 
 
+@pytest.mark.slow
 def test_best_of_many_etas_is_not_too_good():
     """Eight etas as good as each other, one baseline rate: the first crossing has luck, the estimate does not."""
     etas = tuple(0.1 * 1.3**i for i in range(8))

@@ -40,6 +40,7 @@ def test_influences_give_the_bootstrap_error(metric):
     assert plain == pytest.approx(bootstrap, rel=0.25)
 
 
+@pytest.mark.slow  # a thousand scores of scikit-learn
 def test_multiclass_matthews_is_that_of_scikit_learn():
     from sklearn.metrics import matthews_corrcoef
 
@@ -52,6 +53,7 @@ def test_multiclass_matthews_is_that_of_scikit_learn():
     assert found.std() / 20 == pytest.approx(bootstrap, rel=0.08)
 
 
+@pytest.mark.slow
 def test_macro_f1_has_the_bootstrap_error_of_scikit_learn():
     from sklearn.metrics import f1_score
 

@@ -11,6 +11,7 @@ from collections import Counter
 
 import pyarrow as pa
 import pytest
+from builders import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -104,7 +105,7 @@ def tables(draw):
     return pa.Table.from_arrays(columns, names=names)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(examples(120), suppress_health_check=[HealthCheck.too_slow])
 @given(tables(), st.integers(40, 200), st.sampled_from(["utf-8", "ascii"]))
 def test_a_table_fits_any_terminal_and_loses_nothing(table, width, encoding):
     terminal = Terminal(width, encoding)
@@ -144,7 +145,7 @@ def read_back(text):
     return join(lines[:at]), [join(block) for block in blocks]
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     st.lists(
         st.tuples(st.text("abc_/", min_size=1, max_size=60), st.integers(0, 10**6), st.text("xyz", min_size=1)),

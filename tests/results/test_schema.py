@@ -5,7 +5,8 @@ import json
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from builders import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distsub.records import (
@@ -109,7 +110,7 @@ observations = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(observations)
 def test_a_row_gives_back_the_very_observation(observation):
     table = to_table(observation)
@@ -170,7 +171,6 @@ def test_values_that_are_not_finite_survive(observation):
     assert again.metrics[0][1] != again.metrics[0][1]
 
 
-@settings(deadline=None)
 @given(st.lists(trials, max_size=5), maybe(dimension), maybe(positive))
 def test_many_trials_are_read_as_one_is(seen, d, eta):
     reader = SetupReader()

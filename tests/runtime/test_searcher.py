@@ -6,7 +6,8 @@ from collections import Counter
 from unittest.mock import MagicMock
 
 import pytest
-from hypothesis import given, settings
+from builders import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from ray import cloudpickle
 
@@ -75,7 +76,7 @@ def told(trial):
     return {"final": True, "reported": [getattr(row, name) for name in REPORTED]}
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 120), st.integers(0, 60), st.integers(1, 4), st.data())
 def test_it_never_raises_and_ends(queue_fails, reporter_fails, slots, data):
     """0 never fails. Driven as Tune does: suggestions while slots are free, then results and ends in any order."""

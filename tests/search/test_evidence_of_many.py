@@ -2,7 +2,7 @@
 
 import math
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distsub.search import Evidence, share
@@ -15,7 +15,6 @@ SEEN = st.tuples(
 )
 
 
-@settings(deadline=None)  # a machine may be busy
 @given(st.lists(SEEN, max_size=30))
 def test_any_rows_in_any_order_fold_to_the_same(bench, seen):
     baseline = bench.baselines(rates=(1e-5, 3e-5))

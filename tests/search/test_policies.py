@@ -4,7 +4,8 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from builders import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distsub.errors import ConfigError
@@ -39,9 +40,10 @@ def answer(finding: Finding) -> tuple[Outcome, int | None, tuple[int | None, int
     return finding.outcome, finding.d, finding.bracket
 
 
-def test_bisection_is_right_within_its_bound_for_every_grid_and_position(bench):
+@pytest.mark.parametrize("sizes", [range(1, 34), pytest.param(range(34, 81), marks=pytest.mark.slow)])
+def test_bisection_is_right_within_its_bound_for_every_grid_and_position(bench, sizes):
     """Every grid size from 1 to 80 and every position of the threshold, with one eta and one slot."""
-    for size in range(1, 81):
+    for size in sizes:
         search = bench.search(size, num_etas=1)
         policy, start = Bisection(), Evidence(search)
         start = start.add(bench.see(search.baseline[0], 0.8))
@@ -78,7 +80,7 @@ def test_right_and_bounded_with_several_etas_and_slots(bench, policy, size, slot
 
 
 @pytest.mark.parametrize("policy", [Grid(), Bisection()])
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(data=st.data())
 def test_order_and_duplicates_do_not_matter(bench, policy, data):
     """The same rows in any order, any of them twice, give the same state of knowledge."""
@@ -105,7 +107,7 @@ def test_order_and_duplicates_do_not_matter(bench, policy, data):
     assert policy.propose(states[0], 99) == policy.propose(states[1], 99)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(data=st.data())
 def test_any_first_rows_resume_to_the_very_trials_of_the_first_run(bench, data):
     """Killed anywhere, it asks for what it would have asked for; with rows lost, the answer is the same."""
@@ -126,7 +128,7 @@ def test_any_first_rows_resume_to_the_very_trials_of_the_first_run(bench, data):
 
 
 @pytest.mark.parametrize("policy", [Grid(), Bisection()])
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     seed=st.integers(0, 10**6),
     size=st.integers(1, 40),
@@ -381,7 +383,7 @@ def test_policies_by_name():
 
 
 @pytest.mark.parametrize("policy", [Grid(), Bisection()])
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 40), slots=st.integers(1, 30), tries=st.integers(1, 4))
 def test_a_queue_never_exceeds_the_maximum_nor_the_tries(bench, policy, seed, size, slots, tries):
     """Of four etas, any scores, trials that end in any order, those no longer wanted cancelled."""

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from builders import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distsub.errors import ConfigError
@@ -61,7 +62,7 @@ def world(bench, searches: list[Search], seed: int) -> Callable[[Trial], Observa
 
 
 @pytest.mark.parametrize("policy", [Grid(), Bisection()])
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 5), size=st.integers(1, 9), slots=st.integers(1, 12))
 def test_every_search_ends_right_and_a_killed_run_resumes(bench, policy, seed, count, size, slots):
     """Any slots, any finishing order, killed once on the way: the same findings, no finished trial repeated."""

@@ -6,7 +6,8 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from builders import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distsub.errors import ConfigError
@@ -67,7 +68,7 @@ def tries(rows):
     return {t.learning_rate for t in first if t.is_baseline}, {t.eta for t in first if t.d == 40}
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     low=st.floats(1e-7, 10.0),
     ratio=st.floats(2.0, 1e4),
@@ -123,7 +124,7 @@ def test_a_range_without_room_is_refused_in_one_line(low, high, tries, said):
 
 @pytest.mark.parametrize("policy", [Bisection(), Grid()])
 @pytest.mark.parametrize(("rates", "etas"), [(RATES, ETAS), (RATES, None), (None, ETAS)])
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(seed=st.integers(0, 10**6), slots=st.integers(1, 20), seeds=st.integers(1, 3), size=st.integers(1, 9))
 def test_a_killed_run_asks_the_same_and_keeps_its_promise(bench, policy, rates, etas, seed, slots, seeds, size):
     these = searches(bench, rates, etas, seeds, size)
@@ -156,7 +157,7 @@ def test_a_killed_run_asks_the_same_and_keeps_its_promise(bench, policy, rates, 
         assert full[0] == full[1] and len(full[0]) == these[0].num_baseline
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 10**6), data=st.data())
 def test_rows_in_any_order_and_all_at_once_fold_to_the_same(bench, seed, data):
     these, rng = searches(bench), random.Random(seed)

@@ -4,7 +4,8 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from builders import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distsub.search import Bisection, Grid, Limit, Outcome, TrialQueue
@@ -35,7 +36,7 @@ def searches(bench, count=3):
 
 
 @pytest.mark.parametrize("policy", [Grid(), Bisection()])
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seed=st.integers(0, 10**6), trials=st.integers(1, 30), slots=st.integers(1, 12))
 def test_never_more_trials_than_the_limit(bench, policy, seed, trials, slots):
     """Trials end in any order, some are lost and offered again; what is open then says why."""
@@ -50,7 +51,7 @@ def test_never_more_trials_than_the_limit(bench, policy, seed, trials, slots):
     assert not queue.is_spent or len(begun) == trials
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=st.integers(0, 10**6), hours=st.floats(0.0, 40.0), slots=st.integers(1, 12))
 def test_never_more_hours_than_the_limit_once_a_trial_of_the_kind_has_ended(bench, seed, hours, slots):
     """Beyond the limit are at most those that began before anything was known: two baselines, an hour longer each."""
@@ -62,7 +63,7 @@ def test_never_more_hours_than_the_limit_once_a_trial_of_the_kind_has_ended(benc
     assert spent <= max(hours + 2.0, 2.0 * slots) + 0.001
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 10**6), trials=st.integers(1, 20))
 def test_rows_count_as_spent_and_a_raised_limit_goes_on(bench, seed, trials):
     """Resumed, rows and what is new keep the limit; without one it ends as if there had never been any."""

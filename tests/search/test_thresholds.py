@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distsub.estimate.gather import gather
@@ -42,11 +42,12 @@ def agree(these, rows):
     return used
 
 
+@pytest.mark.parametrize("indices", [range(6), pytest.param(range(6, 24), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", worlds.WORLDS)
-def test_table_and_estimate_set_aside_the_same_full_fine_tunings_in_every_world(name):
+def test_table_and_estimate_set_aside_the_same_full_fine_tunings_in_every_world(name, indices):
     """24 sweeps a world, with answers to single examples and without."""
     world = worlds.WORLDS[name]
-    for index in range(24):
+    for index in indices:
         curve = worlds.truth(world, index)
         these = worlds.searches(world, curve.num_examples)
         rows = [curve.observe(trial, arrays=index % 2 == 0) for trial in these[0].baseline]
@@ -60,7 +61,6 @@ def test_table_and_estimate_set_aside_the_same_full_fine_tunings_in_every_world(
 SCORES = st.lists(st.one_of(st.none(), st.floats(-1.0, 1.0), st.sampled_from([0.0, 0.5, 0.52, 0.9])), min_size=6)
 
 
-@settings(deadline=None)
 @given(SCORES.map(lambda scores: scores[:6]), st.sampled_from(sorted(RANGES)), st.integers(0, 5000))
 def test_they_agree_whatever_the_scores_and_the_metric(bench, scores, metric, examples):
     search = bench.search()

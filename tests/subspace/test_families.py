@@ -49,7 +49,7 @@ class TestFastfood:
         p = Fastfood((num_params,), d, 3, block_length=length)
         torch.testing.assert_close(p.dense(), expected, rtol=0, atol=1e-14)
 
-    @pytest.mark.parametrize("num_params", [200, 512, 1000])
+    @pytest.mark.parametrize("num_params", [200, 512, pytest.param(1000, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("ratio", [0.02, 0.1, 0.3, 0.5, 0.7, 0.9])
     def test_no_direction_is_lost_where_blocks_are_few(self, num_params, ratio):
         """Shared B and Pi gave condition numbers of 8 to 190 here, a dense Gaussian has 1.3 to 37."""

@@ -36,12 +36,13 @@ def held(tiny_model: str, seed: int = 0, **fields) -> SubspaceModel:
     return SubspaceModel(base, 60, Subspace(scales="layer", **fields), seed)
 
 
-def trainer(model, folder, **settings) -> Trainer:
-    every = {"eval_strategy": "steps", "eval_steps": 10, "save_steps": 10, "per_device_train_batch_size": 16}
+def trainer(model, folder, steps: int = 6, **settings) -> Trainer:
+    every = {"eval_strategy": "steps", "eval_steps": steps // 3, "save_steps": steps // 3}
     usual = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "learning_rate": 1.0, "max_grad_norm": 0.0}
+    usual |= {"per_device_train_batch_size": 16}
     return Trainer(
         model,
-        TrainingArguments(str(folder), max_steps=30, **every, **usual, **settings),
+        TrainingArguments(str(folder), max_steps=steps, **every, **usual, **settings),
         train_dataset=rows(128, 0),
         eval_dataset=rows(64, 1),
         compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
@@ -59,7 +60,7 @@ def loss_of(model, folder, **settings) -> float:
 def test_it_learns(tiny_model, tmp_path):
     model = held(tiny_model)
     before = loss_of(model, tmp_path)
-    run = trainer(model, tmp_path)
+    run = trainer(model, tmp_path, steps=30)
     run.train()
     assert run.evaluate()["eval_accuracy"] > 0.8 and run.evaluate()["eval_loss"] < 0.8 * before
 
@@ -74,10 +75,10 @@ def test_it_trains_saves_little_and_resumes_to_the_bit(tiny_model, tmp_path, pol
     predicted = run.predict(rows(64, 1))
     assert predicted.predictions.shape == (64, 2) and predicted.metrics["test_loss"] == found["eval_loss"]
     assert found["eval_loss"] == pytest.approx(loss_of(first.merge(), tmp_path), abs=1e-5)
-    kept = tmp_path / "checkpoint-20" / "model.safetensors"
+    kept = tmp_path / "checkpoint-4" / "model.safetensors"
     assert kept.stat().st_size < 4 * first.get_nb_trainable_parameters()[0] + 1500
     second = held(tiny_model, **policies)
-    trainer(second, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    trainer(second, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     for name, tensor in numbers(first).items():
         assert torch.equal(numbers(second)[name], tensor)
 
@@ -86,10 +87,10 @@ def test_the_best_model_is_loaded_at_the_end(tiny_model, tmp_path):
     model = held(tiny_model)
     run = trainer(model, tmp_path, load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True)
     run.train()
-    worst = max(log["eval_loss"] for log in run.state.log_history if "eval_loss" in log)
-    assert run.state.best_metric == worst
+    worst, step = max((log["eval_loss"], log["step"]) for log in run.state.log_history if "eval_loss" in log)
+    assert run.state.best_metric == worst and step < 6
     assert run.evaluate()["eval_loss"] == pytest.approx(worst, abs=1e-6)
-    assert run.state.best_model_checkpoint.endswith("-10")
+    assert run.state.best_model_checkpoint.endswith(f"-{step}")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tiny_model, tmp_path):
     run.train()
     other = trainer(held(tiny_model, seed=1), tmp_path)
     with pytest.raises(ValueError, match="projection_seed = 0, here 1"):
-        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 def test_the_example_runs(tiny_model, tiny_data, monkeypatch, capsys):
