@@ -62,7 +62,7 @@ def main() -> None:
     sys.path.insert(0, str(HERE.parent / "tests"))
     import decoders
 
-    from distsub.runtime.settings import SETTINGS
+    from distsub.preflight.settings import SETTINGS
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distsub.finetune import peft_model, pretrained
+from distsub.models import peft_model, pretrained
 from distsub.records import Peft
 
 RATE, PRODUCT_RATE = 1e-5, 1e-6

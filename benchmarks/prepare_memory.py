@@ -25,7 +25,8 @@ import json, sys, time
 import torch, transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.llama import modeling_llama
-from distsub.finetune import memory, pretrained
+from distsub.finetune import memory
+from distsub.models import pretrained
 
 folder, dtype = sys.argv[1:]
 meter = memory.Meter("cpu")

@@ -32,9 +32,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from distsub.finetune import data, pretrained
+from distsub.data import dataset
+from distsub.data.tasks import TASKS
 from distsub.finetune.memory import Meter
-from distsub.finetune.tasks import TASKS
+from distsub.models import pretrained
 from distsub.records import Budget, Random, Subspace
 from distsub.subspace.model import SubspaceModel
 
@@ -94,7 +95,7 @@ def peer() -> type[nn.Module]:
 
 def read_batch() -> dict[str, Tensor]:
     """Take 32 sentences of the demo data, cut and padded to 30 tokens."""
-    split = data.load(TASKS["rotten_tomatoes"], Budget(steps=1, train_examples=ROWS)).train
+    split = dataset.load(TASKS["rotten_tomatoes"], Budget(steps=1, train_examples=ROWS)).train
     tokenizer = pretrained.tokenizer(pretrained.prepare(MODEL))
     fixed = {"padding": "max_length", "truncation": True, "max_length": LENGTH, "return_tensors": "pt"}
     encoded = tokenizer(split.texts[0][:ROWS], **fixed)

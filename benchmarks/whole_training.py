@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from step_cost import cpu_name
 
+from distsub.data.tasks import TASKS
 from distsub.finetune import train as training
 from distsub.finetune.evaluation import Evaluation
-from distsub.finetune.tasks import TASKS
 from distsub.finetune.train import Training
 from distsub.records import Budget, Full, Method, Model, Random, Setup, Subspace, Trial
 

@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distsub.adapters.loading import load_adapter
+    from distsub.adapters.predictor import Predictor, load
     from distsub.api import Results, measure, open
     from distsub.config import load_sweep
     from distsub.errors import DistsubError
     from distsub.estimate.arrays import d90
     from distsub.estimate.interval import Estimate
-    from distsub.finetune.adapters import load_adapter
-    from distsub.finetune.predictor import Predictor, load
     from distsub.finetune.train import train
     from distsub.records import (
         Budget,
@@ -45,7 +45,7 @@ _HOME = {
     "Model": "distsub.records",
     "Observation": "distsub.records",
     "Peft": "distsub.records",
-    "Predictor": "distsub.finetune.predictor",
+    "Predictor": "distsub.adapters.predictor",
     "Random": "distsub.records",
     "Results": "distsub.api",
     "Seeds": "distsub.records",
@@ -56,8 +56,8 @@ _HOME = {
     "Task": "distsub.records",
     "Trial": "distsub.records",
     "d90": "distsub.estimate.arrays",
-    "load": "distsub.finetune.predictor",
-    "load_adapter": "distsub.finetune.adapters",
+    "load": "distsub.adapters.predictor",
+    "load_adapter": "distsub.adapters.loading",
     "load_sweep": "distsub.config",
     "measure": "distsub.api",
     "open": "distsub.api",

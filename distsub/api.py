@@ -134,7 +134,8 @@ def measure(
     """
     from distsub.addresses import output_address
     from distsub.config import parse_sweep
-    from distsub.runtime import checks, launch, placing
+    from distsub.preflight import checks
+    from distsub.runtime import launch, placing
 
     here = Path.cwd()
     text = _toml(_proposal(model, task, here, keys))
@@ -207,15 +208,15 @@ def _proposal(
     """Give the sweep that `distsub init` proposes, with the keys given in the place of its own."""
     import tomllib
 
-    from distsub.finetune import propose
+    from distsub.survey import proposal
 
     address = model if isinstance(model, str) else str(model.get("path") or model.get("name") or "")
     source = Path(task).expanduser() if isinstance(task, str) and Path(task).expanduser().exists() else None
     if isinstance(task, str):
         rows: dict[str, Any] = dict.fromkeys(("text", "label", "validation", "holdout"))
-        written, _ = propose.sweep(address, here, None if source else task, source, rows)
+        written, _ = proposal.sweep(address, here, None if source else task, source, rows)
     else:  # a table says all that the rows are; the rest is as for any task
-        written, _ = propose.sweep(address, here, "rotten_tomatoes", None, {})
+        written, _ = proposal.sweep(address, here, "rotten_tomatoes", None, {})
     sweep = tomllib.loads(written)
     if isinstance(task, str) and not source:
         sweep["name"] = task

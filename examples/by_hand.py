@@ -10,9 +10,11 @@ import tempfile
 import torch
 
 from distsub import Budget, Subspace, SubspaceModel, load_adapter
-from distsub.finetune import batches, data, pretrained
+from distsub.data import dataset
+from distsub.data.tasks import TASKS
+from distsub.finetune import batches
 from distsub.finetune.step_size import step_size
-from distsub.finetune.tasks import TASKS
+from distsub.models import pretrained
 
 STEPS, BATCH, D = 120, 32, 1000
 task = TASKS["rotten_tomatoes"]
@@ -24,7 +26,7 @@ tokenizer = pretrained.tokenizer(prepared)
 model = SubspaceModel(pretrained.build(prepared, num_labels=2, head_seed=0), d=D, spec=Subspace(scales="layer"))
 print(f"D = {model.num_params}, trained: {model.num_trained} ({model.scales.numel()} of them scales)")
 
-splits = data.load(task, budget)
+splits = dataset.load(task, budget)
 train = batches.tokenize(tokenizer, splits.train, max_length=40)
 held_out = batches.tokenize(tokenizer, splits.validation, max_length=40)
 

@@ -10,10 +10,12 @@ import sys
 
 import torch
 
-from distsub.finetune import data, pretrained, trajectory
+from distsub.data import dataset
+from distsub.finetune import trajectory
 from distsub.finetune.evaluation import Evaluation
 from distsub.finetune.precision import autocast_for
 from distsub.learned.updates import blocks, recorded, root_of
+from distsub.models import pretrained
 from distsub.results import Store
 from distsub.subspace import layout
 
@@ -22,7 +24,7 @@ for path, recording in recorded(root_of(store), store.read(answers=False)):
     trial = recording.trial
     prepared = pretrained.prepare(trial.model.name, trial.model.revision)
     moved = trajectory.load(path).updates[-1]
-    validation = data.load(trial.task, trial.budget).validation
+    validation = dataset.load(trial.task, trial.budget).validation
     _, autocast = autocast_for(trial.budget.precision, "cpu")
     frozen = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head)
     tokenizer, length = pretrained.tokenizer(prepared), trial.budget.max_length

@@ -17,9 +17,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from transformers import TrainingArguments as Arguments
 
 from distsub import Budget, SubspaceModel, load_adapter
-from distsub.finetune import data, pretrained
+from distsub.data import dataset
+from distsub.data.tasks import TASKS, resolve
 from distsub.finetune.step_size import step_size
-from distsub.finetune.tasks import TASKS, resolve
+from distsub.models import pretrained
 
 D = 1000
 own = len(sys.argv) > 1
@@ -33,12 +34,12 @@ model = SubspaceModel(base, d=D)
 model.print_trainable_parameters()
 
 
-def table(split: data.Split) -> datasets.Dataset:
+def table(split: dataset.Split) -> datasets.Dataset:
     tokens = tokenizer(list(split.texts[0]), truncation=True, max_length=40)
     return datasets.Dataset.from_dict({**tokens, "labels": split.labels})
 
 
-splits = data.load(task, Budget(steps=steps, train_examples=1500, eval_examples=500))
+splits = dataset.load(task, Budget(steps=steps, train_examples=1500, eval_examples=500))
 rate = step_size(0.3, 5e-5, model.num_params, D, "global", len(model.entries))  # coordinates want large steps
 with tempfile.TemporaryDirectory() as folder:
     trainer = Trainer(

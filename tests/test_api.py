@@ -113,7 +113,7 @@ def test_a_training_that_fails_is_an_error_and_the_rest_is_kept(tiny_model, task
             raise OSError("the disk is gone")
         return real(trial, *rest, **more)
 
-    from distsub.runtime import rehearsal
+    from distsub.preflight import rehearsal
 
     monkeypatch.setattr(rehearsal, "rehearse", lambda *rest: None)
     monkeypatch.setattr(train, "build_model", crash)

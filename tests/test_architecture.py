@@ -9,31 +9,40 @@ from pathlib import Path
 import pytest
 
 from distsub.config import parse_sweep
-from distsub.finetune.propose import known
 from distsub.results import Store
+from distsub.survey.proposal import known
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "distsub"
 
-GROUND = {"errors", "addresses", "files", "paths"}
+GROUND = {"errors", "addresses", "files", "paths", "cache", "packages"}
 MAY_IMPORT = {
     "errors": set(),
     "paths": set(),
     "addresses": {"errors"},
     "files": {"errors", "addresses"},
+    "cache": {"errors", "addresses", "files"},
+    "packages": {"errors"},
     "records": {"errors"},
     "metrics": {"errors", "records"},
     "subspace": GROUND | {"records"},
-    "finetune": GROUND | {"records", "metrics", "subspace"},
+    "data": GROUND | {"records"},
+    "models": GROUND | {"records", "subspace"},
+    "finetune": GROUND | {"records", "metrics", "subspace", "data", "models"},
+    "adapters": GROUND | {"records", "metrics", "subspace", "data", "models", "finetune"},
+    "survey": GROUND | {"records", "data", "models", "finetune"},
     "search": {"errors", "records", "metrics"},
     "estimate": {"errors", "records", "metrics", "search"},
     "results": GROUND | {"records"},
-    "config": GROUND | {"records", "search", "finetune"},
+    "config": GROUND | {"records", "search", "data"},
     "report": GROUND | {"records", "search", "estimate", "results"},
-    "learned": GROUND | {"records", "subspace", "finetune", "results", "report"},
+    "learned": GROUND | {"records", "subspace", "models", "finetune", "adapters", "results", "report"},
 }
-MAY_IMPORT["runtime"] = MAY_IMPORT["config"] | MAY_IMPORT["report"] | {"metrics", "subspace", "config", "report"}
-MAY_IMPORT["api"] = MAY_IMPORT["runtime"] | {"runtime"}
+MAY_IMPORT["runtime"] = (
+    MAY_IMPORT["config"] | MAY_IMPORT["report"] | MAY_IMPORT["adapters"] | {"config", "report", "adapters"}
+)
+MAY_IMPORT["preflight"] = MAY_IMPORT["runtime"] | {"runtime"}
+MAY_IMPORT["api"] = MAY_IMPORT["preflight"] | {"preflight", "survey"}
 MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "learned"}
 PURE = {
     "search": {"torch", "ray", "time", "random"},

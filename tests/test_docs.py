@@ -65,7 +65,7 @@ def test_the_readme_is_short():
 
 def test_the_page_of_settings_lists_every_number_with_its_value():
     from distsub.estimate.settings import EstimateSettings
-    from distsub.runtime.settings import RehearsalSettings
+    from distsub.preflight.settings import RehearsalSettings
     from distsub.search.settings import SearchSettings
 
     rows = re.findall(

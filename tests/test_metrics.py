@@ -4,8 +4,8 @@ import warnings
 import numpy as np
 import pytest
 
+from distsub.data.tasks import TASKS, resolve
 from distsub.errors import DataError
-from distsub.finetune.tasks import TASKS, resolve
 from distsub.metrics import chance, evaluate, influences
 from distsub.records import Budget, Full, Model, Observation, Seeds, Setup, Trial, sign
 

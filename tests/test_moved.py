@@ -151,7 +151,7 @@ def test_a_change_while_the_sweep_runs_is_no_row(home, copy):
     from distsub.config import parse_sweep
     from distsub.errors import DataError
     from distsub.finetune import train
-    from distsub.runtime.checks import check
+    from distsub.preflight.checks import check
 
     folder, _ = copy
     sweep = check(parse_sweep((folder / "sweep.toml").read_text(), folder))

@@ -62,7 +62,8 @@ def predict(
 
     Example: distsub predict results/tickets/adapters/0123456789abcdef new.csv --out predicted.csv
     """
-    from distsub.finetune import prediction, predictor, tables
+    from distsub.adapters import prediction, predictor
+    from distsub.data import tables
     from distsub.report import table_files
 
     place = table_files.check_place(out) if out is not None else None
@@ -125,7 +126,7 @@ def export(
     assert to is not None, "one of both is given"
     if directory is None:
         raise ConfigError(f"--to {to.value} needs a directory: distsub export {what} --to {to.value} DIRECTORY")
-    from distsub.finetune import exports
+    from distsub.adapters import exports
     from distsub.report.listing import render_facts
 
     rows = exports.Data(data, _columns(text), label) if data else None
@@ -196,7 +197,7 @@ def certify(
 
     Example: distsub certify results/tickets/adapters/0123456789abcdef tickets.csv
     """
-    from distsub.finetune import certificate
+    from distsub.adapters import certificate
     from distsub.report.listing import render_facts
 
     facts = certificate.certify(adapter, data, text=_columns(text), label=label, base=base, delta=delta, device=device)
@@ -214,7 +215,7 @@ def push(
     Example: distsub push results/tickets/adapters/0123456789abcdef somebody/tickets
     """
     from distsub import paths
-    from distsub.finetune import adapters, hub
+    from distsub.adapters import hub, loading
     from distsub.report.card import card
 
     hub.check_repository(repository)
@@ -233,5 +234,5 @@ def push(
     if dry_run:
         write(text)
         return
-    with adapters.local(adapter) as here:
+    with loading.local(adapter) as here:
         write(f"pushed to {hub.push(here, repository, text, private)}")

@@ -46,14 +46,14 @@ def init(
     Example: distsub init tickets.toml --data tickets.csv --text subject,body --label team
     """
     from distsub.config import parse_sweep
-    from distsub.finetune import propose
+    from distsub.survey import proposal
 
     if path.exists():
         raise ConfigError(f"{path} exists already; give another name")
     folder = Path(os.path.abspath(path.parent))
     rows = {"text": text, "label": label, "validation": validation, "holdout": holdout}
     rows |= {"prompt": prompt, "completion": completion, "messages": messages}
-    written, lines = propose.sweep(model, folder, task, data, rows)
+    written, lines = proposal.sweep(model, folder, task, data, rows)
     parse_sweep(written, folder, str(path))
     try:
         path.write_text(written, encoding="utf-8")
@@ -74,7 +74,7 @@ def plan(
     Example: distsub plan sweeps/quickstart.toml --probe --slots 8 --price-per-hour 0.9
     """
     from distsub.config import load_sweep
-    from distsub.runtime import planning
+    from distsub.preflight import planning
 
     searches, totals = planning.plan(load_sweep(sweep_file), slots, probe, price_per_hour, say)
     if format is not Format.table:

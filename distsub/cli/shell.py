@@ -26,7 +26,8 @@ def open_sweep(sweep_file: Path, out: str) -> "tuple[Sweep, Store]":
     """Read and check a sweep, and make or open its results directory."""
     from distsub.addresses import output_address
     from distsub.config import load_sweep
-    from distsub.runtime import checks, placing
+    from distsub.preflight import checks
+    from distsub.runtime import placing
 
     sweep = load_sweep(sweep_file)
     if not out.strip():

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 
 from distsub.addresses import absolute, refuse_credentials
 from distsub.config.methods import PositiveInt, Table
-from distsub.finetune import tasks
+from distsub.data import tasks
 from distsub.records import Empty, Task
 
 

@@ -1,1 +1,1 @@
-"""What a trial does: tasks, pretrained models, one training."""
+"""One training: from a trial to its observation, and trajectories."""

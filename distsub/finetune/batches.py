@@ -6,8 +6,8 @@ The data seed decides the order of the batches and nothing else.
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from distsub.data.dataset import Split
 from distsub.errors import DataError
-from distsub.finetune.data import Split
 
 if TYPE_CHECKING:
     from torch import Tensor

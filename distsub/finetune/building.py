@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from distsub.errors import ConfigError
-from distsub.finetune import peft_model, pretrained
 from distsub.finetune.step_size import SCALE_STEP, learned_step_size, step_size
+from distsub.models import peft_model, pretrained
 from distsub.records import Freeze, Full, Learned, Peft, Theta0, Trial
 from distsub.subspace import adapter, layout
 from distsub.subspace.model import SubspaceModel

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from distsub.data import chats
+from distsub.data.dataset import Split
 from distsub.errors import ConfigError, DataError, UnavailableError
-from distsub.finetune import chats
-from distsub.finetune.data import Split
 from distsub.records import Task
 
 if TYPE_CHECKING:

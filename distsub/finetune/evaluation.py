@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from distsub import metrics
-from distsub.finetune import completions, data, generation, peft_model
+from distsub.data import dataset
+from distsub.finetune import completions, generation
 from distsub.finetune.objective import objective
 from distsub.finetune.precision import Autocast
+from distsub.models import peft_model
 from distsub.records import Task
 from distsub.subspace.model import SubspaceModel
 
@@ -42,7 +44,7 @@ class Evaluation:
         task: Task,
         max_length: int,
         tokenizer: Any,
-        split: data.Split,
+        split: dataset.Split,
         device: str,
         config: Any,
         content: Sequence[Any] | None = None,

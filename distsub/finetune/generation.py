@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distsub.finetune import answers
+from distsub.data import answers
 from distsub.finetune.completions import Example
 from distsub.finetune.precision import Autocast
 from distsub.records import Task

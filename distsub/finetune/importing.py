@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from distsub.errors import DistsubError, OutputError, TrajectoryError, UnavailableError
 from distsub.files import Files
-from distsub.finetune import pretrained, tensor_files, weight_files
-from distsub.finetune.addresses import locate
-from distsub.finetune.pretrained import Prepared
-from distsub.finetune.tensor_files import DTYPES
 from distsub.finetune.trajectory import FORMAT, FORMAT_VERSION, META, Trajectory, load
+from distsub.models import pretrained, tensor_files, weight_files
+from distsub.models.addresses import locate
+from distsub.models.pretrained import Prepared
+from distsub.models.tensor_files import DTYPES
 
 _SAME = ("num_attention_heads", "num_key_value_heads", "hidden_act", "hidden_activation")
 """Settings that decide what a model computes, and of which the shapes of its parameters say nothing."""

@@ -15,10 +15,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from distsub import cache, packages
+from distsub.data import dataset, reading
 from distsub.errors import DataError, OutputError, UnavailableError, first_line
 from distsub.files import Files, parse_json
-from distsub.finetune import cache, data, packages, pretrained, reading
-from distsub.finetune.pretrained import Prepared
+from distsub.models import pretrained
+from distsub.models.pretrained import Prepared
 from distsub.paths import INPUTS
 from distsub.records import Budget, Dtype, Source, Task, Trial
 from distsub.records.places import ModelPlace, Places
@@ -61,9 +63,9 @@ def put(files: Files, places: Places, budget: Budget) -> Iterator[Put]:
     for task in places.tasks:
         if task.content and os.path.isabs(task.source) and not files.exists(_mark(task.content)):
             with contextlib.suppress(UnavailableError, DataError), tempfile.TemporaryDirectory() as folder:
-                splits = data.load(task, budget)
+                splits = dataset.load(task, budget)
                 if splits.dataset_hash == task.content:
-                    named = {file.name: file for file in data.save(splits, Path(folder))}
+                    named = {file.name: file for file in dataset.save(splits, Path(folder))}
                     yield Put(f"rows of {task.name}", _send(files, task.content, named))
 
 
@@ -201,7 +203,7 @@ def _rows(task: Task, files: Files) -> Task:
     except UnavailableError as error:
         reason = str(error)
     if (found := copy(files, task.content or "")) is not None:
-        return replace(task, source=f"{data.ROWS}{found}")
+        return replace(task, source=f"{dataset.ROWS}{found}")
     if reason or not os.path.exists(source):
         reason = reason or f"no file or directory {source}"
         raise UnavailableError(f"{task.name}: {reason}, and {files.uri}/{INPUTS} has no copy of its rows")

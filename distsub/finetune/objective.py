@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distsub.data.dataset import Split
 from distsub.finetune import batches, completions, tokens
-from distsub.finetune.data import Split
 from distsub.records import Task
 
 

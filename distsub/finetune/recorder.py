@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from distsub.errors import OutputError, TrajectoryError
 from distsub.files import Files
-from distsub.finetune import pretrained
-from distsub.finetune.tensor_files import DTYPES
 from distsub.finetune.train import Observer, Training
 from distsub.finetune.trajectory import FORMAT, FORMAT_VERSION, META, read_meta, snapshot_steps
+from distsub.models import pretrained
+from distsub.models.tensor_files import DTYPES
 from distsub.records import Observation, Recording, label
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from distsub.finetune.cache import cache_directory, once
+from distsub.cache import cache_directory, once
 
 FEW = 4_000
 """Rows that are not worth files: they are tokenised in a fraction of a second."""

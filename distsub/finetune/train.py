@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 from distsub import metrics
+from distsub.data import dataset
 from distsub.errors import ConfigError, DataError
-from distsub.finetune import batches, data, memory, peft_model, pretrained
+from distsub.finetune import batches, memory
 from distsub.finetune.building import build_model, build_optimizer, learning_rate_factor
 from distsub.finetune.evaluation import Evaluation
 from distsub.finetune.objective import objective
 from distsub.finetune.precision import autocast_for
+from distsub.models import peft_model, pretrained
 from distsub.records import Observation, Peft, Trial
 from distsub.subspace.trajectory import Snapshots
 
@@ -144,7 +146,7 @@ class Training:
         self.trial, self.device, budget = trial, device, trial.budget
         self.prepared = pretrained.prepare(trial.model.name, trial.model.revision, trial.model.dtype)
         self._tokenizer = pretrained.tokenizer(self.prepared)
-        self.splits = data.load(trial.task, budget)
+        self.splits = dataset.load(trial.task, budget)
         _check_content(trial, self.prepared.content, self.splits.dataset_hash)
         counted = trial.vary(task=replace(self.splits.task, content=trial.task.content))
         self.model, self._counts = build_model(counted, self.prepared, device, snapshots)

@@ -25,11 +25,11 @@ from typing import Any
 from torch import Tensor
 
 from distsub import paths
+from distsub.cache import copied, remembered
 from distsub.errors import TrajectoryError
 from distsub.files import parse_json
-from distsub.finetune import pretrained, weight_files
-from distsub.finetune.cache import copied, remembered
-from distsub.finetune.tensor_files import DTYPES
+from distsub.models import pretrained, weight_files
+from distsub.models.tensor_files import DTYPES
 from distsub.records import Imported, Recording, Span, Trial
 from distsub.subspace.trajectory import MadeOf, Snapshots
 

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from distsub import paths
+from distsub.adapters import loading
 from distsub.errors import OutputError, TrajectoryError
 from distsub.files import Files
-from distsub.finetune import adapters, inputs, pretrained, trajectory
+from distsub.finetune import inputs, trajectory
+from distsub.models import pretrained
 from distsub.records import Imported, Model, Observation, Recording, Seeds, Subspace, Trial, label, sign
 from distsub.results import Store
 from distsub.subspace import layout
@@ -182,7 +184,7 @@ def _rank(observation: Observation) -> tuple[int, float]:
 
 def _adapter(root: Path, trial: Trial) -> Update:
     def layers() -> Iterator[Layer]:
-        model = adapters.load_adapter(root / paths.adapter(trial.id), root)
+        model = loading.load_adapter(root / paths.adapter(trial.id), root)
         assert isinstance(model, SubspaceModel), "only adapters of subspaces are listed"
         yield from adapter_layers(model)
 

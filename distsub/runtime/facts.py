@@ -23,7 +23,7 @@ def model_facts(
         UnavailableError: The model is not here.
         ConfigError: A policy, the modules or the groups do not fit it.
     """
-    from distsub.finetune import pretrained
+    from distsub.models import pretrained
     from distsub.subspace import layout
     from distsub.subspace.modules import kinds
 
@@ -61,7 +61,7 @@ def peft_facts(name: str, revision: str | None, num_labels: int, method: Peft) -
     Raises:
         DistsubError: The model is not here, or the method does not fit it.
     """
-    from distsub.finetune import peft_model, pretrained
+    from distsub.models import peft_model, pretrained
 
     model = pretrained.build(pretrained.prepare(name, revision), num_labels, head_seed=0)
     sizes = peft_model.Sizes(model, method)
@@ -75,13 +75,13 @@ def inspect(what: str) -> dict[str, Any]:
     Raises:
         DistsubError: It is neither.
     """
-    from distsub.finetune import peft_files
+    from distsub.adapters import peft_files
     from distsub.subspace import adapter
 
     if "://" in what or (Path(what) / "adapter_config.json").is_file():
-        from distsub.finetune import adapters
+        from distsub.adapters import loading
 
-        with adapters.local(what) as path:
+        with loading.local(what) as path:
             is_peft = (path / peft_files.FACTS).is_file()
             config = peft_files.load_facts(path) if is_peft else adapter.load_config(path)
         record, key = canonical(config), "method" if is_peft else "subspace"
@@ -104,7 +104,7 @@ def _kind(what: str) -> tuple[int, dict[str, Any]]:
     Returns:
         The number of labels to build it with, and what to say of it.
     """
-    from distsub.finetune import pretrained, weight_files
+    from distsub.models import pretrained, weight_files
 
     prepared = pretrained.prepare(what)
     if not pretrained.is_language_model(prepared.path):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from distsub import metrics, paths
+from distsub.adapters.predictor import load
 from distsub.config.sweep import Sweep
+from distsub.data import unseen
 from distsub.errors import ConfigError, DistsubError, OutputError, first_line
-from distsub.finetune import unseen
-from distsub.finetune.predictor import load
 from distsub.records import Observation, Peft, Trial, label, sign
 from distsub.report.summary import Summary
 from distsub.results import Store

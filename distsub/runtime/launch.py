@@ -190,8 +190,8 @@ def doctor() -> tuple[pa.Table, bool]:
     """Check this installation; the second value is whether everything required is there."""
     import torch
 
-    from distsub.finetune import pretrained
     from distsub.finetune.precision import autocast_for
+    from distsub.models import pretrained
     from distsub.runtime.facts import model_facts
 
     def demo() -> str:

@@ -12,7 +12,8 @@ from distsub import paths
 from distsub.config.sweep import Sweep
 from distsub.errors import DistsubError, OutputError, TrajectoryError, UnavailableError, first_line
 from distsub.files import Files
-from distsub.finetune import pretrained, trajectory, weight_files
+from distsub.finetune import trajectory
+from distsub.models import pretrained, weight_files
 from distsub.records import Imported
 from distsub.results import Store
 

@@ -19,11 +19,13 @@ import torch
 
 from distsub import paths
 from distsub.config.sweep import Sweep
+from distsub.data import dataset
 from distsub.errors import ConfigError, OutputError, TrajectoryError, first_line
 from distsub.files import Files
-from distsub.finetune import data, pretrained, trajectory
+from distsub.finetune import trajectory
 from distsub.finetune.recorder import Recorder
 from distsub.finetune.train import Progress, Report, Stopped, train
+from distsub.models import pretrained
 from distsub.records import Observation, Recording, Trial
 from distsub.results import Store
 from distsub.runtime.claims import Claim
@@ -248,7 +250,7 @@ def costs(sweep: Sweep) -> list[tuple[Recording, int]]:
     for recording in sweep.recordings():
         trial = recording.trial
         if (key := (trial.task, trial.budget)) not in rows:
-            splits = data.load(*key)
+            splits = dataset.load(*key)
             rows[key] = len(splits.train), splits.task.num_labels or 0
         about = (trial.model.name, trial.model.revision, trial.model.dtype, rows[key][1])
         if about not in sizes:
@@ -277,7 +279,7 @@ def num_rows(trial: Trial, imported: Mapping[str, int]) -> int:
         total += 1 if span.last else span.first or count
     for recording in trial.recordings:
         full = recording.trial
-        steps = trajectory.snapshot_steps(recording, len(data.load(full.task, full.budget).train))
+        steps = trajectory.snapshot_steps(recording, len(dataset.load(full.task, full.budget).train))
         if span.first is not None and span.first > len(steps):
             raise TrajectoryError(
                 f"first = {span.first}, but the trajectory of task {full.task.name!r} has {len(steps)} checkpoints; "

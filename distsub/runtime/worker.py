@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from distsub import paths
+from distsub.adapters import peft_files
+from distsub.cache import remembered
 from distsub.errors import DistsubError, OutOfMemoryError, OutputError, first_line
-from distsub.finetune import ablate, inputs, memory, peft_files
-from distsub.finetune.cache import remembered
+from distsub.finetune import ablate, inputs, memory
 from distsub.finetune.train import Observer, Progress, Report, Training, train
 from distsub.records import Observation, Peft, Recording, Searched, TrainedOn, Trial
 from distsub.records.places import Places

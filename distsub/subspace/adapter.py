@@ -121,14 +121,14 @@ def save(
         base_model: As in `Config`; by default where transformers loaded it from.
         revision: As in `Config`.
         num_labels: As in `Config`; None takes them from the model's configuration.
-        head_seed: As in `Config`, where `finetune.pretrained.build` made the head from one. Without a seed, and unless
+        head_seed: As in `Config`, where `models.pretrained.build` made the head from one. Without a seed, and unless
             it is the checkpoint's own, the head's theta_0 is saved too.
         head_from: As in `Config`.
         task: As in `Config`.
         trained_on: As in `Config`.
         base_content: As in `Config`.
         remember: Gives the hash of the base's weights, which costs as much as reading all of them, from what it follows
-            from, where it was computed before (`finetune.cache.remembered`).
+            from, where it was computed before (`cache.remembered`).
 
     Raises:
         AdapterError: It is not said where the base model comes from.

@@ -11,12 +11,12 @@ import torch
 
 from distsub import cli, load
 from distsub.config import parse_sweep
+from distsub.data.tasks import resolve
 from distsub.errors import ConfigError, OutputError
-from distsub.finetune.tasks import resolve
+from distsub.preflight.checks import check
 from distsub.records import Trial
 from distsub.report import table_files
 from distsub.results import Store
-from distsub.runtime.checks import check
 from distsub.runtime.worker import WorkerConfig, perform
 
 ROWS = [("w1 good w2", "sales", "7"), ("w3 bad", "legal", "8"), ("w4 good", "legal", "9"), ("w5 bad w6", "legal", "10")]

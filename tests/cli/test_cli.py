@@ -14,8 +14,8 @@ import pytest
 
 from distsub import cli
 from distsub.config import load_sweep
-from distsub.finetune import pretrained
 from distsub.learned.store import read_analysis
+from distsub.models import pretrained
 from distsub.records import Subspace, canonical
 from distsub.results import Store
 

@@ -106,7 +106,7 @@ class Evil:
 def test_a_checkpoint_that_is_a_program_is_refused_in_one_line(tmp_path, how):
     import torch
 
-    from distsub.finetune import pretrained
+    from distsub.models import pretrained
 
     model, mark = tmp_path / "model", tmp_path / "ran"
     model.mkdir()
@@ -128,7 +128,7 @@ def test_a_model_that_brings_its_own_code_is_refused_in_one_line(tmp_path):
     import torch
     from safetensors.torch import save_file
 
-    from distsub.finetune import pretrained
+    from distsub.models import pretrained
 
     mark = tmp_path / "ran"
     model = tmp_path / "model"

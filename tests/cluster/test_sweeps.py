@@ -7,8 +7,8 @@ import yaml
 
 from distsub.config import parse_sweep
 from distsub.config.sweep import Resources
-from distsub.finetune import propose
 from distsub.runtime import cluster
+from distsub.survey import proposal
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.toml"))
@@ -42,7 +42,7 @@ def test_a_shipped_sweep_fits_every_worker_and_leaves_the_number_to_the_autoscal
 
 def test_what_init_writes_fits_every_worker_and_a_core_of_this_machine(tiny_model, tiny_data, tmp_path):
     rows = {"text": "sentence", "label": "label", "validation": None, "holdout": None}
-    text, _ = propose.sweep(tiny_model, tmp_path, None, Path(tiny_data), rows)
+    text, _ = proposal.sweep(tiny_model, tmp_path, None, Path(tiny_data), rows)
     resources = parse_sweep(text, tmp_path).resources
     assert all(cluster.fits(node, resources) for node in [*workers().values(), {"CPU": 1.0}])
 

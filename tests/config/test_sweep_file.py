@@ -7,8 +7,8 @@ import pytest
 
 from distsub.config import load_sweep, parse_sweep, sweep_file, tables
 from distsub.errors import ConfigError
+from distsub.preflight import checks
 from distsub.records import Budget, Freeze, Full, Peft, Random, Seeds, Subspace
-from distsub.runtime import checks
 from distsub.search import Range
 from distsub.search.spending import Limit
 

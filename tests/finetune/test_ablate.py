@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from distsub.errors import ConfigError, DataError
-from distsub.finetune import ablate, pretrained
+from distsub.finetune import ablate
 from distsub.finetune.train import Observer, train
+from distsub.models import pretrained
 from distsub.records import Ablation, Budget, Full, Model, Seeds, Setup, Task, Trial
 
 NAME = "bert.encoder.layer.0.output.dense.weight"

@@ -2,8 +2,9 @@ from itertools import pairwise
 
 import pytest
 
+from distsub.data import dataset
 from distsub.errors import DataError
-from distsub.finetune import batches, data
+from distsub.finetune import batches
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def tokenizer():
 
 
 def test_tokenize_cuts_and_collate_pads(tokenizer):
-    split = data.Split((["a", "a b c d e f g h"], ["b", "c d"]), [0, 1])
+    split = dataset.Split((["a", "a b c d e f g h"], ["b", "c d"]), [0, 1])
     examples = batches.tokenize(tokenizer, split, max_length=8)
     assert examples[0] == {"input_ids": [2, 4, 3, 5, 3], "token_type_ids": [0, 0, 0, 1, 1]}
     assert [len(example["input_ids"]) for example in examples] == [5, 8]

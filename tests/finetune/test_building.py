@@ -8,13 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from distsub.adapters import loading
 from distsub.api import sweep_of
 from distsub.config import parse_sweep
+from distsub.data import dataset
 from distsub.errors import ConfigError
-from distsub.finetune import adapters, building, data, pretrained
+from distsub.finetune import building
+from distsub.models import pretrained
+from distsub.preflight import checks
 from distsub.records import Freeze, Full, Model, Peft, Subspace, label
 from distsub.results import Store
-from distsub.runtime import checks, launch
+from distsub.runtime import launch
 from distsub.runtime.worker import WorkerConfig, perform
 from distsub.subspace import adapter
 
@@ -48,7 +52,7 @@ def test_a_sweep_on_a_base_in_bfloat16(text, tmp_path):
     assert rows["full"].score > 0.9 and rows["intrinsic"].score > 0.9
     assert sweep_of(Store.open(tmp_path / "out")).fingerprint == sweep.fingerprint
     for name in set(rows) - {"full", "freeze"}:
-        found = adapters.load_adapter(tmp_path / "out" / "adapters" / rows[name].trial.id)
+        found = loading.load_adapter(tmp_path / "out" / "adapters" / rows[name].trial.id)
         assert {p.dtype for p in found.model.parameters()} == {torch.bfloat16}
         assert found.coordinates.dtype == torch.float32 and found.coordinates.any()
 
@@ -57,7 +61,7 @@ def test_a_sweep_on_a_base_in_bfloat16(text, tmp_path):
 def built(text, tmp_path):
     """Build the model of any method on the base in bfloat16."""
     sweep = checks.check(parse_sweep(text, tmp_path))
-    model, task = sweep.models[0], data.load(sweep.tasks[0], sweep.budget).task
+    model, task = sweep.models[0], dataset.load(sweep.tasks[0], sweep.budget).task
     prepared = pretrained.prepare(model.name, dtype="bfloat16")
     trial = sweep.searches()[0].trials_at(64)[0].vary(task=task)
 
@@ -136,7 +140,7 @@ def test_the_weights_are_hashed_once_for_all_adapters(text, tmp_path, monkeypatc
         perform(trial, config)
     assert sum(number > 10 for number in hashed) == 1  # the others are of heads
     for trial in trials:
-        adapters.load_adapter(tmp_path / "out" / "adapters" / trial.id)  # which hashes the weights and compares
+        loading.load_adapter(tmp_path / "out" / "adapters" / trial.id)  # which hashes the weights and compares
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5", "bart"])

@@ -6,9 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distsub.data import dataset
+from distsub.data.tasks import resolve
 from distsub.errors import ConfigError, DataError
-from distsub.finetune import data, generation
-from distsub.finetune.tasks import resolve
+from distsub.finetune import generation
 from distsub.records import Budget
 
 TWO = {"kind": "completion", "prompt": "prompt", "completion": "completion"}
@@ -25,12 +26,12 @@ def test_a_completion_task_has_its_columns_and_no_labels(tmp_path):
     rows = [{"prompt": "a b ", "completion": " yes"}, {"prompt": "c", "completion": "007"}]
     task = resolve("toy", path=write(tmp_path, rows), **TWO)
     assert (task.text, task.label, task.num_labels, task.metric) == (("prompt",), "completion", 0, "nll")
-    splits = data.load(task, Budget(steps=1))
+    splits = dataset.load(task, Budget(steps=1))
     assert splits.train.texts == (["a b ", "c"],) and splits.train.labels == [" yes", "007"]
     saved = tmp_path / "saved"
     saved.mkdir()
-    data.save(splits, saved)
-    again = data.load(resolve("toy", source=f"{data.ROWS}{saved}", **TWO), Budget(steps=1))
+    dataset.save(splits, saved)
+    again = dataset.load(resolve("toy", source=f"{dataset.ROWS}{saved}", **TWO), Budget(steps=1))
     assert (again.train, again.dataset_hash) == (splits.train, splits.dataset_hash)
 
 
@@ -71,18 +72,18 @@ def test_a_known_task_is_no_completion_task():
 def test_an_empty_completion_and_an_expression_that_finds_nothing_are_refused(tmp_path):
     rows = [{"prompt": "a", "completion": "#### 3"}, {"prompt": "b", "completion": " "}]
     with pytest.raises(DataError, match=r'completion column "completion" is empty in 1 of 2 rows, first in row 2'):
-        data.load(resolve("toy", path=write(tmp_path, rows), **TWO), Budget(steps=1))
+        dataset.load(resolve("toy", path=write(tmp_path, rows), **TWO), Budget(steps=1))
     rows[1]["completion"] = "so 4"
     task = resolve("toy", path=write(tmp_path, rows), **EXACT, answer=r"#### (\S+)")
     with pytest.raises(DataError, match=r"finds nothing in 1 of 2 completions, first in row 2 \('so 4'\)"):
-        data.load(task, Budget(steps=1))
+        dataset.load(task, Budget(steps=1))
 
 
 def test_what_an_answer_stops_before_ends_the_completion_too(tmp_path):
     rows = [{"prompt": "a", "completion": " yes\nAnswer: no"}, {"prompt": "b", "completion": "\nno"}]
     task = resolve("toy", path=write(tmp_path, rows), **EXACT, stop="\n")
     with pytest.raises(DataError, match=r"nothing stands before stop = '\\n' in 1 of 2 completions, first in row 2"):
-        data.load(task, Budget(steps=1))
+        dataset.load(task, Budget(steps=1))
     assert generation.matches(["yes", " no"], [row["completion"] for row in rows], task) == [1.0, 0.0]
 
 
@@ -98,7 +99,7 @@ def test_chats_are_read_from_lists_and_from_json_alike(tmp_path, form):
             row = {"messages": CHAT if form == "jsonl" else json.dumps(CHAT)}
             (tmp_path / f"{name}.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row)}\n")
     task = resolve("toy", path=str(tmp_path), kind="completion", messages="messages")
-    splits = data.load(task, Budget(steps=1))
+    splits = dataset.load(task, Budget(steps=1))
     assert task.is_chat and splits.train.labels == [" yes\n"] * 2
     assert json.loads(splits.train.texts[0][0]) == CHAT
 
@@ -106,12 +107,12 @@ def test_chats_are_read_from_lists_and_from_json_alike(tmp_path, form):
 def test_lists_in_other_columns_stay_refused(tmp_path):
     rows = [{"prompt": ["a"], "completion": "b"}]
     with pytest.raises(DataError, match='"prompt" is a list'):
-        data.load(resolve("toy", path=write(tmp_path, rows), **TWO), Budget(steps=1))
+        dataset.load(resolve("toy", path=write(tmp_path, rows), **TWO), Budget(steps=1))
 
 
 def test_held_out_rows_are_drawn_without_classes(tmp_path):
     lines = "\n".join(json.dumps({"prompt": f"p{i}", "completion": f"c{i}"}) for i in range(10))
     (tmp_path / "all.jsonl").write_text(lines)
-    splits = data.load(resolve("toy", path=str(tmp_path / "all.jsonl"), holdout=3, **TWO), Budget(steps=1))
+    splits = dataset.load(resolve("toy", path=str(tmp_path / "all.jsonl"), holdout=3, **TWO), Budget(steps=1))
     assert len(splits.train) == 7 and len(splits.validation) == 3
     assert not {*splits.train.labels} & {*splits.validation.labels}

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
+from distsub.data.dataset import Split
 from distsub.errors import DataError, UnavailableError
-from distsub.finetune import completions, pretrained
-from distsub.finetune.data import Split
+from distsub.finetune import completions
 from distsub.finetune.objective import objective
+from distsub.models import pretrained
 from distsub.records import Random, Subspace, Task
 from distsub.subspace.model import SubspaceModel
 

@@ -6,10 +6,11 @@ import decoders
 import pytest
 import torch
 
-from distsub.finetune import generation, pretrained
+from distsub.data.dataset import Split
+from distsub.finetune import generation
 from distsub.finetune.completions import tokenize
-from distsub.finetune.data import Split
 from distsub.finetune.precision import Autocast
+from distsub.models import pretrained
 from distsub.records import Task
 
 PROMPTS = ["w1 w2 good :", "w3 bad :", "w4 w5 w6 w7 w8 w9 good :"]

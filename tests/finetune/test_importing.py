@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distsub.errors import DistsubError, OutputError, TrajectoryError
-from distsub.finetune import importing, pretrained, trajectory
+from distsub.finetune import importing, trajectory
+from distsub.models import pretrained
 
 
 def checkpoints(folder):
@@ -152,7 +153,8 @@ def test_a_folder_that_is_there_is_not_written_over(series, tmp_path):
 
 KILLED = """
 import os, sys
-from distsub.finetune import importing, tensor_files
+from distsub.finetune import importing
+from distsub.models import tensor_files
 real = tensor_files.write
 def write(path, *given):
     done = real(path, *given)

@@ -15,10 +15,12 @@ import pytest
 from transformers import AutoModel
 
 from distsub.addresses import refuse_credentials
+from distsub.data import dataset
+from distsub.data.tasks import resolve
 from distsub.errors import ConfigError, UnavailableError
 from distsub.files import Files
-from distsub.finetune import data, inputs, pretrained, train
-from distsub.finetune.tasks import resolve
+from distsub.finetune import inputs, train
+from distsub.models import pretrained
 from distsub.records import Budget, Model, Random, Seeds, Setup, Subspace, Trial
 from distsub.records.places import ModelPlace, Places
 
@@ -44,10 +46,10 @@ def test_rows_that_are_saved_come_back_to_the_bit(table, holdout, budget, tmp_pa
         pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
     path = tmp_path / "train.parquet" if holdout else tmp_path
     task = resolve("mine", path=str(path), **{"text": ("text",), "holdout": holdout, **more})
-    splits = data.load(task, BUDGETS[budget])
+    splits = dataset.load(task, BUDGETS[budget])
     (tmp_path / "kept").mkdir()
-    data.save(splits, tmp_path / "kept")
-    again = data.load(replace(task, source=f"{data.ROWS}{tmp_path / 'kept'}"), BUDGETS[budget])
+    dataset.save(splits, tmp_path / "kept")
+    again = dataset.load(replace(task, source=f"{dataset.ROWS}{tmp_path / 'kept'}"), BUDGETS[budget])
     assert repr(again.train) == repr(splits.train) and repr(again.validation) == repr(splits.validation)
     assert again.dataset_hash == splits.dataset_hash
     assert (again.task.labels, again.task.num_labels) == (splits.task.labels, splits.task.num_labels)
@@ -62,7 +64,7 @@ class Home:
         )
         task = resolve("tiny", path=str(self.rows), text=("sentence",))
         self.budget = Budget(steps=2, batch_size=4, max_length=16, precision="fp32", train_examples=20)
-        task = replace(task, content=data.load(task, self.budget).dataset_hash, num_labels=2)
+        task = replace(task, content=dataset.load(task, self.budget).dataset_hash, num_labels=2)
         content = pretrained.prepare(str(self.model)).content
         self.places = Places((ModelPlace(str(self.model), None, content),), (task,))
         self.trial = Trial(
@@ -143,7 +145,7 @@ def test_another_content_at_the_address_is_not_taken(home, tiny_model):
     (home.model / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     here = inputs.here(home.trial, home.files)
     assert pretrained.prepare(here.model.name).content == home.trial.model.content
-    assert data.load(here.task, home.budget).dataset_hash == home.trial.task.content
+    assert dataset.load(here.task, home.budget).dataset_hash == home.trial.task.content
     unread = home.trial.vary(model=dataclasses.replace(home.trial.model, content=None))
     assert inputs.here(unread, home.files).model.name == str(home.model)
 
@@ -175,7 +177,8 @@ def test_a_model_that_has_moved_is_found_where_the_results_say(home, tmp_path):
 KILLED = """
 import os, signal, sys
 from distsub.files import Files
-from distsub.finetune import inputs, pretrained
+from distsub.finetune import inputs
+from distsub.models import pretrained
 from distsub.records.places import ModelPlace, Places
 from distsub.records import Budget
 real, left = Files.send, int(sys.argv[3])

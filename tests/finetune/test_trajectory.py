@@ -8,9 +8,10 @@ import torch
 
 from distsub.config import load_sweep
 from distsub.errors import TrajectoryError
-from distsub.finetune import pretrained, train, trajectory
+from distsub.finetune import train, trajectory
 from distsub.finetune.recorder import Recorder
 from distsub.finetune.train import Observer, Progress, Stopped
+from distsub.models import pretrained
 from distsub.records import Learned, Recording, Source, Span, Subspace
 
 

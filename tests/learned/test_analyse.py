@@ -8,14 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from distsub.adapters import loading
 from distsub.errors import ConfigError, OutputError
-from distsub.finetune import adapters, pretrained, trajectory
+from distsub.finetune import trajectory
 from distsub.finetune.recorder import Recorder
 from distsub.finetune.train import train
 from distsub.learned import analyse, figures
 from distsub.learned.schema import TABLES
 from distsub.learned.store import read_analysis
 from distsub.learned.updates import adapter_layers, learned_updates
+from distsub.models import pretrained
 from distsub.records import (
     Ablation,
     Budget,
@@ -72,7 +74,7 @@ def test_updates_are_what_was_added_to_the_weights(study_of_two_seeds):
         *[("trajectory", "full")] * 2,
     ]
     [mine] = [each for each in updates if each.id == trials[0].id]
-    model = adapters.load_adapter(f"{store.uri}/adapters/{mine.id}", store.uri)
+    model = loading.load_adapter(f"{store.uri}/adapters/{mine.id}", store.uri)
     merged, theta_0 = model.merged_state(), {entry.name: entry.frozen for entry in model.entries}
     layers = list(mine.layers())
     assert [layer.name for layer in layers] == ["bert.encoder.layer.0", "bert.encoder.layer.1"]

@@ -18,9 +18,9 @@ import computed as computed_trainings
 import pytest
 
 from distsub.config import load_sweep, parse_sweep
+from distsub.preflight.checks import check
 from distsub.results import Store
 from distsub.runtime import launch, own
-from distsub.runtime.checks import check
 
 TIMES = {"wall_s", "eval_s", "peak_bytes", "provenance"}
 

@@ -9,9 +9,9 @@ import time
 import pytest
 
 from distsub.config import load_sweep, parse_sweep
+from distsub.preflight.checks import check
 from distsub.results import Store
 from distsub.runtime import launch
-from distsub.runtime.checks import check
 from distsub.runtime.drain import TERMINATED, Drain
 from distsub.runtime.progress import Reporter
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from distsub import cli, load
+from distsub.data import dataset, unseen
+from distsub.data.tasks import resolve
 from distsub.files import Files
-from distsub.finetune import data, unseen
-from distsub.finetune.tasks import resolve
 from distsub.records import Budget
 from distsub.results import Store
 
@@ -42,13 +42,13 @@ class TestUnseen:
         place = folder / "train.csv" if holdout else folder
         task = self.task(place, **({"holdout": 64} if holdout else {}))
         for budget in (Budget(steps=1, eval_examples=40), Budget(steps=1, train_examples=100)):
-            seen = data.load(task, budget)
+            seen = dataset.load(task, budget)
             looked_at = rows_of(seen.train) | rows_of(seen.validation)
             found = unseen.find(task, budget)
             assert found is not None and found.labels and not {(text,) for text in found.texts} & looked_at
             which = "evaluation" if budget.eval_examples else "training"
             assert found.origin == f"{which} rows that the budget leaves out"
-            every = data.load(task, Budget(steps=1))
+            every = dataset.load(task, Budget(steps=1))
             part = every.validation if budget.eval_examples else every.train
             truth = dict(zip(part.texts[0], part.labels, strict=True))
             assert [int(label) for label in found.labels] == [truth[text] for text in found.texts]
@@ -60,7 +60,7 @@ class TestUnseen:
         found = unseen.find(self.task(folder), Budget(steps=1, eval_examples=40))
         assert found is not None and found.origin == 'the split "test"'
         assert found.texts[:2] == ["w1 fresh good", "w2 fresh bad"] and found.labels[:2] == ["1", "0"]
-        seen = rows_of(data.load(self.task(folder), Budget(steps=1, eval_examples=40)).validation)
+        seen = rows_of(dataset.load(self.task(folder), Budget(steps=1, eval_examples=40)).validation)
         assert not {(text,) for text in found.texts} & seen
 
     def test_a_test_split_that_was_looked_at_or_has_no_labels(self, folder):

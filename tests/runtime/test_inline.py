@@ -17,7 +17,7 @@ from distsub.search.spending import Limit
 
 IMPORTED = [
     "distsub.runtime.inline",
-    "distsub.runtime.checks",
+    "distsub.preflight.checks",
     "distsub.estimate.d90",
     "distsub.search.synthetic",
     "pandas",

@@ -13,8 +13,8 @@ import pytest
 from distsub.config import load_sweep
 from distsub.files import Files
 from distsub.finetune import inputs
+from distsub.preflight.checks import check
 from distsub.results import Store
-from distsub.runtime.checks import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -5,14 +5,16 @@ import shutil
 import pytest
 
 from distsub import cli
+from distsub.adapters import loading
 from distsub.api import sweep_of
 from distsub.config import parse_sweep
 from distsub.errors import ConfigError, DistsubError
-from distsub.finetune import adapters, importing
+from distsub.finetune import importing
 from distsub.learned import analyse
+from distsub.preflight import checks
 from distsub.records import Subspace, label
 from distsub.results import Store
-from distsub.runtime import checks, launch, recording
+from distsub.runtime import launch, recording
 
 METHODS = """methods = [
   "intrinsic",
@@ -63,7 +65,7 @@ def test_a_sweep_trains_in_imported_checkpoints_as_in_recorded_ones(imported, te
     again = sweep_of(Store.open(tmp_path / "out"))
     assert again.imported == sweep.imported and again.fingerprint == sweep.fingerprint
     trial = rows[name].trial
-    assert adapters.load_adapter(tmp_path / "out" / "adapters" / trial.id).num_trained == rows[name].num_trained
+    assert loading.load_adapter(tmp_path / "out" / "adapters" / trial.id).num_trained == rows[name].num_trained
     observations = store.read()
     updates = analyse.find_outliers(store, observations, say=lambda line: None, asked=again.recordings())
     found = {each.about["method"]: each.about for each in updates if each.kind == "trajectory"}

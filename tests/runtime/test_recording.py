@@ -4,15 +4,17 @@ import dataclasses
 
 import pytest
 
+from distsub.adapters import loading
 from distsub.api import summary_of
 from distsub.cli.shell import unrelated_rows
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
-from distsub.finetune import adapters, trajectory
+from distsub.finetune import trajectory
 from distsub.finetune.train import Stopped
+from distsub.preflight import checks, planning
 from distsub.records import label
 from distsub.results import Store
-from distsub.runtime import checks, launch, placing, planning, recording
+from distsub.runtime import launch, placing, recording
 from distsub.runtime.worker import WorkerConfig, perform
 
 METHODS = """methods = [
@@ -60,14 +62,14 @@ def test_a_sweep_records_what_it_needs_once(sweep, store):
     assert list(recording.record_all(sweep, store)) == [(needed, False)]
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == stamps
     adapter = store.files.path(f"adapters/{rows['intrinsic'].trial.id}")
-    assert adapters.load_adapter(adapter).num_trained == rows["intrinsic"].num_trained
+    assert loading.load_adapter(adapter).num_trained == rows["intrinsic"].num_trained
     [line] = recording.listing((needed,), store).to_pylist()
     assert (line["checkpoints"], line["steps"], line["score"]) == (2, 40, rows["full"].score)
     (folder / "step-000020.safetensors").write_bytes(b"")
     assert list(recording.record_all(sweep, store)) == [(needed, True)]
     (folder / "trajectory.json").unlink()
     with pytest.raises(TrajectoryError, match="no trajectory in"):
-        adapters.load_adapter(adapter)
+        loading.load_adapter(adapter)
 
 
 def test_a_baseline_that_is_recorded_is_trained_once(sweep, store, tmp_path, monkeypatch):

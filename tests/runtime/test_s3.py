@@ -22,7 +22,7 @@ from distsub import load_adapter
 from distsub.config import parse_sweep
 from distsub.errors import AdapterError, OutputError
 from distsub.files import Files
-from distsub.finetune import pretrained
+from distsub.models import pretrained
 from distsub.records import Budget, Model, Observation, Random, Seeds, Setup, Subspace, Task, Trial
 from distsub.results.compact import compact, write_parts
 from distsub.results.store import Store

@@ -93,14 +93,16 @@ def test_theta_0_scores_what_the_built_model_scores(text, tmp_path):
     """The same logits as a forward pass by hand, one row at a time, of the model that a training starts from."""
     import torch
 
-    from distsub.finetune import data, pretrained, train
+    from distsub.data import dataset
+    from distsub.finetune import train
+    from distsub.models import pretrained
 
     sweep = parse_sweep(text + '\n[threshold]\nchance = "theta_0"\n')
     for trial in sweep.searches()[0].theta_0:
         seen = train.train(trial)
         prepared = pretrained.prepare(trial.model.name)
         model = pretrained.build(prepared, 2, trial.seeds.head).eval()
-        tokenizer, split = pretrained.tokenizer(prepared), data.load(trial.task, trial.budget).validation
+        tokenizer, split = pretrained.tokenizer(prepared), dataset.load(trial.task, trial.budget).validation
         with torch.no_grad():
             found = [model(**tokenizer(one, return_tensors="pt")).logits.argmax(-1).item() for one in split.texts[0]]
         assert list(seen.predicted) == found

@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 from distsub.config import load_sweep
+from distsub.preflight.checks import check
 from distsub.results import Store
 from distsub.runtime import launch
-from distsub.runtime.checks import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

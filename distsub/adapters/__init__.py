@@ -1,0 +1,1 @@
+"""Saved adapters in use: loaded, asked for predictions, certified, exported and pushed."""

@@ -1,0 +1,1 @@
+"""Rows and labels: any file as text columns, and a task's rows split and subset the same way on every machine."""

@@ -1,0 +1,1 @@
+"""What a sweep asks for, tried and counted before anything is spent."""
