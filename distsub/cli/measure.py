@@ -215,7 +215,8 @@ def report(
         store = open_results(out)
         summary, sweep = summarize(store)
         with_notices(store, summary.d90)
-        parts.append(Part(sweep.name, store.read(), summary, views.learned(store)))
+        others = views.learned(store) | {"Published beside measured": views.compared(store, summary)}
+        parts.append(Part(sweep.name, store.read(), summary, others))
         lines += [*unrelated_rows(summary, sweep), *standing.smallest_lines(summary.smallest)]
     directory = output_address(to) if to else f"{outs[0].rstrip('/')}/report"
     what = together(parts)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
+from distsub.learned.comparison import COMPARISON, comparison
 from distsub.learned.schema import TABLES
 from distsub.learned.store import read_analysis
 from distsub.report.listing import render_facts
@@ -38,7 +39,13 @@ def views_of(store: Store, summary: Callable[[], Summary]) -> dict[str, View | p
     }
     for name, schema in TABLES.items():
         found[name] = View(schema, lambda _, name=name: read_analysis(store.files, name))
+    found["comparison"] = View(COMPARISON, lambda _: compared(store, summary()))
     return found | published_tables()
+
+
+def compared(store: Store, summary: Summary) -> pa.Table:
+    """Set published numbers beside those of a results directory."""
+    return comparison(summary.d90, store.read(), read_analysis(store.files, "ablations"))
 
 
 def learned(store: Store) -> dict[str, pa.Table]:
