@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
+from distsub.data.tasks import TASKS
 from distsub.learned.comparison import COMPARISON, comparison
 from distsub.learned.schema import TABLES
 from distsub.learned.store import read_analysis
@@ -45,7 +46,7 @@ def views_of(store: Store, summary: Callable[[], Summary]) -> dict[str, View | p
 
 def compared(store: Store, summary: Summary) -> pa.Table:
     """Set published numbers beside those of a results directory."""
-    return comparison(summary.d90, store.read(), read_analysis(store.files, "ablations"))
+    return comparison(summary.d90, store.read(), TASKS, read_analysis(store.files, "ablations"))
 
 
 def learned(store: Store) -> dict[str, pa.Table]:

@@ -6,9 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub.finetune.tasks import TASKS
 from distsub.learned.modes import modes_table
-from distsub.records import Observation, Random, Setup, Subspace, label
+from distsub.records import Observation, Random, Setup, Subspace, Task, label
 from distsub.results.published import published_table
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
@@ -43,6 +42,9 @@ _A20 = {
 
 _Z23 = {"google-bert/bert-base-cased": "bert-base-cased", "FacebookAI/roberta-base": "roberta-base"}
 
+Subsets = Mapping[str, list[str]]
+"""Why the rows of a setup, by its id, are not the paper's."""
+
 _WAYS = {
     "freeze": "freeze embeddings trained",
     "random": "random zhang2023",
@@ -53,22 +55,27 @@ _WAYS = {
 """What our listings call the ways of Zhang et al., trained as they do."""
 
 
-def comparison(d90: pa.Table, observations: Sequence[Observation], ablations: pa.Table | None = None) -> pa.Table:
+def comparison(
+    d90: pa.Table, observations: Sequence[Observation], tasks: Mapping[str, Task], ablations: pa.Table | None = None
+) -> pa.Table:
     """Set published numbers beside the measured ones of the same task and way of training.
 
     Args:
         d90: Rows in the schema D90.
         observations: The rows that it rests on, and those of learned subspaces.
+        tasks: The papers' tasks by name: rows of others are not comparable.
         ablations: Rows in the schema ABLATIONS.
 
     Returns:
         Rows of COMPARISON; none where no paper has such a number.
     """
-    rows = [*_dimensions(d90, observations), *_scores(observations), *_disabled(ablations, observations)]
+    subsets = {each.trial.setup.id: _subset(each.trial.setup, tasks) for each in observations}
+    rows = [*_dimensions(d90, observations, subsets), *_scores(observations, subsets)]
+    rows += _disabled(ablations, observations, subsets)
     return pa.Table.from_pylist(rows, schema=COMPARISON)
 
 
-def _dimensions(d90: pa.Table, observations: Iterable[Observation]) -> Iterator[dict[str, Any]]:
+def _dimensions(d90: pa.Table, observations: Iterable[Observation], subsets: Subsets) -> Iterator[dict[str, Any]]:
     """Join Table 1 of Aghajanyan et al."""
     setups = {each.trial.condition.id: each.trial.setup for each in observations}
     for row in d90.to_pylist():
@@ -78,7 +85,7 @@ def _dimensions(d90: pa.Table, observations: Iterable[Observation]) -> Iterator[
         if method.span is not None or not isinstance(method.projection, Random):
             continue
         name = "said" if method.scales else "did"
-        differs = _subset(setup) + _other_subspace(method)
+        differs = subsets[setup.id] + _other_subspace(method)
         if row["threshold_rule"] != "0.9 x full":
             differs.append(f"another threshold ({row['threshold_rule']})")
         low, middle, high = row["d90_low"], row["d90"], row["d90_high"]
@@ -100,7 +107,7 @@ def _dimensions(d90: pa.Table, observations: Iterable[Observation]) -> Iterator[
             yield ours | _said(theirs, value, verdict, reasons)
 
 
-def _scores(observations: Sequence[Observation]) -> Iterator[dict[str, Any]]:
+def _scores(observations: Sequence[Observation], subsets: Subsets) -> Iterator[dict[str, Any]]:
     """Join Tables 1, 2, 5 and 6 of Zhang et al."""
     kept = [each for each in observations if each.trial.ablation is None and not each.trial.is_theta_0]
     setups = {(*_named(each.trial.setup), each.trial.d, each.trial.budget.steps): each.trial.setup for each in kept}
@@ -111,7 +118,9 @@ def _scores(observations: Sequence[Observation]) -> Iterator[dict[str, Any]]:
         if setup is None or way not in ("full", *_WAYS):
             continue
         usual = _WAYS.get(way, way)
-        reasons = [] if row["method"] == usual else [f"trained otherwise ({training or 'the head alone'})"]
+        reasons = subsets[setup.id] + (
+            [] if row["method"] == usual else [f"trained otherwise ({training or 'the head alone'})"]
+        )
         ours = {"task": row["task"], "model": row["model"], "method": row["method"], "d": row["d"]}
         found: dict[Any, dict[str, Any]] = {}
         for view in ("published_subspaces", "published_unified", "published_dims"):
@@ -121,7 +130,9 @@ def _scores(observations: Sequence[Observation]) -> Iterator[dict[str, Any]]:
         yield from (_score(ours, row, setup, theirs, reasons) for theirs in found.values())
 
 
-def _disabled(ablations: pa.Table | None, observations: Iterable[Observation]) -> Iterator[dict[str, Any]]:
+def _disabled(
+    ablations: pa.Table | None, observations: Iterable[Observation], subsets: Subsets
+) -> Iterator[dict[str, Any]]:
     """Join Table 3 of Zhang et al.: fine-tuning in full with weights set to zero."""
     setups = {_named(each.trial.setup)[:2]: each.trial.setup for each in observations if each.trial.ablation}
     for row in ablations.to_pylist() if ablations is not None else []:
@@ -129,7 +140,7 @@ def _disabled(ablations: pa.Table | None, observations: Iterable[Observation]) -
         if setup is None or (row["edit"], row["versus"]) != ("zero", "none"):
             continue
         usual = row["method"] == _WAYS["intrinsic"] and row["mask"] in ("outliers", "random")
-        reasons = [] if usual else [f"other weights ({row['mask']} of {row['method']})"]
+        reasons = subsets[setup.id] + ([] if usual else [f"other weights ({row['mask']} of {row['method']})"])
         ours = {"task": row["task"], "model": row["model"], "method": f"zero at {row['mask']} of {row['method']}"}
         for theirs in _published("published_outliers", setup, _Z23):
             if theirs["disabled"] == ("outliers" if row["mask"] == "outliers" else "random"):
@@ -141,7 +152,7 @@ def _score(
 ) -> dict[str, Any]:
     """Compare a score over seeds with a published one."""
     value = theirs[row["task"]]
-    reasons = [*_model(setup, theirs["model"], _Z23), *_subset(setup), *reasons]
+    reasons = [*_model(setup, theirs["model"], _Z23), *reasons]
     low, high = row["score_low"], row["score_high"]
     if reasons:
         verdict = "not comparable"
@@ -173,10 +184,10 @@ def _model(setup: Setup, published: str, addresses: Mapping[str, str]) -> list[s
     return [] if addresses.get(setup.model.name) == published else ["another model"]
 
 
-def _subset(setup: Setup) -> list[str]:
+def _subset(setup: Setup, tasks: Mapping[str, Task]) -> list[str]:
     """Say which rows or columns are not the task's."""
     task, budget = setup.task, setup.budget
-    usual = TASKS.get(task.name)
+    usual = tasks.get(task.name)
     same = ("source", "config", "text", "label", "metric", "validation", "where", "holdout")
     found = []
     if usual is None or any(getattr(task, name) != getattr(usual, name) for name in same):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsub.finetune.tasks import TASKS
+from distsub.data.tasks import TASKS
 from distsub.learned.comparison import COMPARISON, STEP, comparison
 from distsub.learned.schema import ABLATIONS
 from distsub.records import (
@@ -57,7 +57,7 @@ def test_reproduced_means_inside_the_interval_or_within_a_grid_step(ends, below,
     published = 1608.0  # BERT-base, MRPC, SAID
     low, middle, high = ends
     seen = row(SAID, 64)
-    table = comparison(d90_of(seen, None if below else low, middle, None if above else high), [seen])
+    table = comparison(d90_of(seen, None if below else low, middle, None if above else high), [seen], TASKS)
     assert table.schema == COMPARISON
     [found] = table.to_pylist()
     near = abs(math.log(middle / published)) <= math.log(STEP)
@@ -91,7 +91,7 @@ MRPC = TASKS["mrpc"]
 )
 def test_what_is_not_comparable_is_not_compared(changes, rule, reason):
     seen = row(**{"method": SAID, "d": 64} | changes)
-    found = comparison(d90_of(seen, 1600.0, 1608.0, 1620.0, rule or "0.9 x full"), [seen]).to_pylist()
+    found = comparison(d90_of(seen, 1600.0, 1608.0, 1620.0, rule or "0.9 x full"), [seen], TASKS).to_pylist()
     assert len(found) == (4 if "model" in changes else 1)  # of a model that is none of theirs beside all of them
     assert {each["verdict"] for each in found} == {"not comparable"} and {each["reason"] for each in found} == {reason}
 
@@ -99,10 +99,10 @@ def test_what_is_not_comparable_is_not_compared(changes, rule, reason):
 @pytest.mark.parametrize("method", [dataclasses.replace(SAID, scope="layer", scales=None), INTRINSIC, Full()])
 def test_other_methods_and_tasks_have_no_published_d90(method):
     seen = row(method, 64)
-    assert comparison(d90_of(seen, 1.0, 2.0, 3.0), []).num_rows == 0
-    assert "d90" not in comparison(d90_of(seen, 1.0, 2.0, 3.0), [seen])["quantity"].to_pylist()
+    assert comparison(d90_of(seen, 1.0, 2.0, 3.0), [], TASKS).num_rows == 0
+    assert "d90" not in comparison(d90_of(seen, 1.0, 2.0, 3.0), [seen], TASKS)["quantity"].to_pylist()
     other = row(SAID, 64, task=TASKS["sst2"])
-    assert comparison(d90_of(other, 1.0, 2.0, 3.0), [other]).num_rows == 0
+    assert comparison(d90_of(other, 1.0, 2.0, 3.0), [other], TASKS).num_rows == 0
 
 
 def test_scores_of_the_second_paper_by_way_dimension_and_model():
@@ -110,7 +110,7 @@ def test_scores_of_the_second_paper_by_way_dimension_and_model():
     rows += [row(Full(), None, 0.60 + 0.001 * seed, seed, CASED) for seed in range(3)]  # 84.46
     rows += [row(dataclasses.replace(INTRINSIC, ensemble=1), 32, 0.843, 0, CASED)]
     rows += [row(INTRINSIC, 8, 0.75, 0, CASED), row(INTRINSIC, 16, 0.75, 0, Model("/minilm"))]
-    found = comparison(D90.empty_table(), rows).to_pylist()
+    found = comparison(D90.empty_table(), rows, TASKS).to_pylist()
     told = {(each["method"], each["d"], each["published"]): each["verdict"] for each in found}
     assert told.pop(("intrinsic zhang2023", 32, 84.31)) == "reproduced"
     assert told.pop(("full", None, 84.46)) == "differs"
@@ -128,7 +128,7 @@ def test_disabled_weights_of_the_second_paper():
         for mask in ("outliers", "random", "tensor")
         for versus in ("none", "outliers")
     ]
-    found = comparison(D90.empty_table(), [seen], pa.Table.from_pylist(rows, schema=ABLATIONS)).to_pylist()
+    found = comparison(D90.empty_table(), [seen], TASKS, pa.Table.from_pylist(rows, schema=ABLATIONS)).to_pylist()
     told = {each["method"].removeprefix("zero at "): (each["published"], each["verdict"]) for each in found}
     assert told["outliers of intrinsic zhang2023"] == (68.38, "reproduced")
     assert told["random of intrinsic zhang2023"] == (84.46, "differs")
