@@ -73,6 +73,13 @@ def draw(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> Iter
             left -= 1
 
 
+def send(batch: dict[str, "Tensor"], device: str) -> dict[str, "Tensor"]:
+    """Move a batch to a device; to CUDA without waiting, so that the next one is made while this one is worked on."""
+    if not device.startswith("cuda"):
+        return {key: value.to(device) for key, value in batch.items()}
+    return {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
+
+
 def collate(
     tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example], indices: Sequence[int]
 ) -> dict[str, "Tensor"]:

@@ -144,16 +144,25 @@ def collate(examples: Sequence[Example], rows: Sequence[int], pad: int, encoder_
 
     Returns:
         input_ids and attention_mask, [len(rows), longest]; labels, IGNORED where no completion is: of the same shape
-        for a decoder, [len(rows), longest completion] for an encoder-decoder.
+        for a decoder, [len(rows), longest completion] for an encoder-decoder; chosen, where tokens of completions are,
+        counted row by row: of a decoder, the places from which they are predicted.
     """
     chosen = [(examples[row]["input_ids"], examples[row]["labels"]) for row in rows]
     read = [torch.tensor(head if encoder_decoder else head + tail) for head, tail in chosen]
     answers = [torch.tensor(tail if encoder_decoder else [IGNORED] * len(head) + tail) for head, tail in chosen]
+    labels = pad_sequence(answers, batch_first=True, padding_value=IGNORED)
     return {
         "input_ids": pad_sequence(read, batch_first=True, padding_value=pad),
         "attention_mask": pad_sequence([torch.ones_like(ids) for ids in read], batch_first=True),
-        "labels": pad_sequence(answers, batch_first=True, padding_value=IGNORED),
+        "labels": labels,
+        "chosen": _chosen(labels, encoder_decoder),  # found here: on a device, to count them is to wait for it
     }
+
+
+def _chosen(labels: Tensor, encoder_decoder: bool) -> Tensor:
+    """Find the places at which the next token is one of a completion, counted row by row."""
+    targets = labels if encoder_decoder else nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    return (targets.reshape(-1) != IGNORED).nonzero()[:, 0]
 
 
 def losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -171,31 +180,27 @@ def losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """
     inputs, labels = dict(batch), batch["labels"]
     del inputs["labels"]
+    chosen = inputs.pop("chosen")
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
-        places, targets = labels != IGNORED, labels
-    else:
-        targets = labels[:, 1:]
-        places = nn.functional.pad(targets != IGNORED, (0, 1))
-    with _logits_at(model, places):
+    with _logits_at(model, labels.shape, chosen):
         logits = model(**inputs, use_cache=False).logits[0].float()
-    chosen = targets != IGNORED
-    each = nn.functional.cross_entropy(logits, targets[chosen], reduction="none")
-    rows = chosen.nonzero()[:, 0]
-    return torch.zeros(len(labels), device=each.device).index_add(0, rows, each)
+    targets = labels.reshape(-1)[chosen if model.config.is_encoder_decoder else chosen + 1]
+    each = nn.functional.cross_entropy(logits, targets, reduction="none")
+    return torch.zeros(len(labels), device=each.device).index_add(0, chosen // labels.shape[1], each)
 
 
 @contextmanager
-def _logits_at(model: Any, places: Tensor) -> Iterator[None]:
-    """Have the output layer see only the vectors at some places, [1, number of places, width]."""
+def _logits_at(model: Any, shape: torch.Size, chosen: Tensor) -> Iterator[None]:
+    """Have the output layer see only the vectors at some places of [rows, tokens]: [1, number of places, width]."""
 
     def choose(module: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor]:
-        if len(given) != 1 or given[0].shape[:2] != places.shape:
+        if len(given) != 1 or given[0].shape[:2] != shape:
             raise ConfigError(
                 f"{type(model).__name__} does not call its output layer with one vector for each token of a row, so "
                 "its loss cannot be taken of the completion alone; use another model"
             )
-        return (given[0][places][None],)
+        return (given[0].flatten(0, 1)[chosen][None],)
 
     handle = model.get_output_embeddings().register_forward_pre_hook(choose)
     try:

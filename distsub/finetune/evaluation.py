@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distsub import metrics
 from distsub.data import dataset
-from distsub.finetune import completions, generation
+from distsub.finetune import batches, completions, generation
 from distsub.finetune.objective import objective
 from distsub.finetune.precision import Autocast
 from distsub.models import peft_model
@@ -92,7 +92,7 @@ class Evaluation:
         predicted = [0.0] * len(self._order)
         with _weights_kept(model):
             for rows in self._batches():
-                batch = {key: value.to(self._device) for key, value in self._rows.batch(rows).items()}
+                batch = batches.send(self._rows.batch(rows), self._device)
                 with autocast():
                     found = completions.losses(model, batch)
                 for row, value in zip(rows, found.tolist(), strict=True):
@@ -139,7 +139,7 @@ def logits(
     with _weights_kept(model):
         for first in range(0, len(order), EVAL_BATCH):
             batch = batch_of(order[first : first + EVAL_BATCH])
-            inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+            inputs = batches.send({key: value for key, value in batch.items() if key != "labels"}, device)
             with autocast():
                 parts.append(model(**inputs).logits.float().cpu())
     found = torch.cat(parts)

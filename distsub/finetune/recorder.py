@@ -70,6 +70,8 @@ class Recorder(Observer):
             OutputError: It cannot be written.
         """
         if training.step in self._steps:
+            training.read_losses()
+        if training.step in self._steps and training.status == "finished":
             with self._writing():
                 self._meta["checkpoints"].append(self._save(training.step, training.model))
                 self._write_meta()

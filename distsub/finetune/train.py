@@ -24,7 +24,11 @@ from distsub.finetune.objective import objective
 from distsub.finetune.precision import autocast_for
 from distsub.models import peft_model, pretrained
 from distsub.records import Observation, Peft, Trial
+from distsub.subspace.projection import launches
 from distsub.subspace.trajectory import Snapshots
+
+LOSSES_EVERY = 16
+"""Steps after which the losses are read on a device, which the program waits for."""
 
 _VERSIONS = ("distsub", "peft", "peft_configuration", "torch", "transformers")
 _DECISIVE = ("weights_sha256", "dataset_sha256", "precision", *_VERSIONS)
@@ -72,7 +76,8 @@ def train(
     """Train one trial and return its observation.
 
     The same trial on the same machine with the same number of threads gives the same observation, times aside.
-    A loss or score that is not finite ends the training with status "diverged".
+    A loss or score that is not finite ends the training with status "diverged": on a CPU at once, on a device after at
+    most `LOSSES_EVERY` steps, and before weights are scored or kept; the observation says after which step it was.
 
     Args:
         trial: What to train. One with an ablation needs its `ablate.WeightEdit` among the observers.
@@ -101,6 +106,10 @@ def train(
         if training.status == "diverged":
             break
         stops = [observer.on_step(training) for observer in observers]  # every one is told
+        if any(stops):
+            training.read_losses()
+        if training.status == "diverged":
+            break
         if any(stops) and training.step < trial.budget.steps:
             for observer in observers:
                 observer.on_end(training, None)
@@ -132,6 +141,7 @@ class Training:
         curve: (step, score) of the evaluations so far.
         status: "finished" until it diverges.
         train_score: The score of training rows, see `score_training_rows`.
+        losses: Of the last steps, not looked at yet: on a device, to read one is to wait for it.
         is_edited: Whether the ablation's weights have been edited, as they must be where the trial has one.
         inputs: What the numbers depend on beside the trial: hashes of weights and data, precision, versions.
     """
@@ -173,6 +183,7 @@ class Training:
         self.status: Literal["finished", "diverged"] = "finished"
         self.error: str | None = None
         self.train_score: float | None = None
+        self.losses: list[torch.Tensor] = []
         self.is_edited = False
 
     @property
@@ -213,9 +224,10 @@ class Training:
     def take_step(self, rows: list[int]) -> None:
         """Train on one batch."""
         budget = self.trial.budget
-        batch = {key: value.to(self.device) for key, value in self._rows.batch(rows).items()}
+        batch = batches.send(self._rows.batch(rows), self.device)
         with self._autocast():
             loss = self._rows.loss(self.model, batch)
+        self.losses.append(loss.detach())
         loss.backward()
         if budget.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.trained, budget.max_grad_norm)
@@ -224,8 +236,20 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.num_tokens += sum(self._rows.lengths[row] for row in rows)
-        if not math.isfinite(value := loss.item()):
-            self._diverge(f"training loss was {value} after step {self.step}")
+        if not launches(torch.device(self.device)) or self.is_evaluated or self.step % LOSSES_EVERY == 0:
+            self.read_losses()
+
+    def read_losses(self) -> None:
+        """Look at the losses of the last steps: at the first that is not finite the training has diverged.
+
+        Whoever keeps the weights of a step calls this first. On a CPU every loss has been looked at.
+        """
+        values = torch.stack(self.losses).tolist() if self.losses else []
+        self.losses.clear()
+        for step, value in enumerate(values, self.step - len(values) + 1):
+            if not math.isfinite(value):
+                found = "" if step == self.step else f", found after step {self.step}"
+                return self._diverge(f"training loss was {value} after step {step}{found}")
 
     def evaluate(self) -> None:
         """Score the model as it is now."""

@@ -86,6 +86,9 @@ class ResumeFile(Observer):
     def _write(self, training: Training) -> None:
         if self._every_s is None or training.is_last:
             return
+        training.read_losses()
+        if training.status == "diverged":
+            return
         began, state = time.monotonic(), ResumeState.of(training)
         if state.num_bytes > self._largest:
             self._every_s = None

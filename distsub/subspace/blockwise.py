@@ -10,7 +10,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from distsub.subspace import projection
 from distsub.subspace.projection import Encoded, Placed, Projection, chunk, exact
+
+_WHOLE = 4
+"""Chunks of numbers up to which a whole table is made at once on a device, rather than rows of it one by one."""
 
 
 class Blockwise(Projection):
@@ -158,30 +162,49 @@ class Blockwise(Projection):
             yield block * length, end * length, state
 
     def find_rows(self, start: int, width: int, rows: Tensor) -> Placed:
-        """Implement `Projection.find_rows`."""
+        """Implement `Projection.find_rows`: each block is made once, or on a device without waiting for numbers."""
         length = self.block_length
         first, last = (start + rows * width) // length, (start + (rows + 1) * width - 1) // length
+        begins = start + rows * width - first * length  # in its first block
+        spans = torch.arange((width - 1) // length + 2, device=rows.device)
+        if projection.launches(rows.device):
+            return self._find_blindly(start, rows.numel(), first, last, begins, spans)
         # Blocks that a row needs beyond those of the row before it: where blocks are long, many rows share one.
         fresh = last - first + 1
         shared = torch.where(first[1:] >= first[:-1], last[:-1] - first[1:] + 1, 0).clamp(min=0)
         fresh[1:] = (fresh[1:] - shared).clamp(min=0)
         filled = (fresh.cumsum(0) - 1) // max(1, chunk(rows.device) // length)
         ends = torch.unique_consecutive(filled, return_counts=True)[1].cumsum(0).tolist()
-        spans = torch.arange((width - 1) // length + 2, device=rows.device)
         groups = []
         for begin, end in zip([0, *ends], ends, strict=False):
             touched = torch.minimum(first[begin:end].unsqueeze(1) + spans, last[begin:end].unsqueeze(1))
-            groups.append((slice(begin, end), torch.unique(touched)))
-        return Placed(rows, tuple(groups))
+            blocks = torch.unique(touched)
+            at = torch.searchsorted(blocks, first[begin:end]).mul_(length).add_(begins[begin:end])
+            groups.append((slice(begin, end), blocks, at))
+        return Placed(tuple(groups))
+
+    def _find_blindly(
+        self, start: int, count: int, first: Tensor, last: Tensor, begins: Tensor, spans: Tensor
+    ) -> Placed:
+        """Place rows whose numbers are not known here: in blocks of their own, or in all of a table that is smaller."""
+        length, most = self.block_length, chunk(first.device)
+        end = next(end for end in self.offsets[1:] if start < end)
+        table = torch.arange(start // length, -(-end // length), device=first.device)
+        if table.numel() <= count * spans.numel() and table.numel() * length <= _WHOLE * most:
+            return Placed(((slice(0, count), table, (first - start // length) * length + begins),))
+        step = max(1, most // (spans.numel() * length))
+        groups = []
+        for group in (slice(begin, min(begin + step, count)) for begin in range(0, count, step)):
+            touched = torch.minimum(first[group].unsqueeze(1) + spans, last[group].unsqueeze(1))
+            own = torch.arange(0, touched.numel() * length, spans.numel() * length, device=first.device)
+            groups.append((group, touched.view(-1), own + begins[group]))
+        return Placed(tuple(groups))
 
     def _row_chunks(self, start: int, width: int, rows: Tensor | Placed) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Give groups of rows: which rows, the blocks that hold them, and each entry's place in those blocks."""
         placed = rows if isinstance(rows, Placed) else self.find_rows(start, width, rows)
-        for group, blocks in placed.groups:
-            within = torch.arange(start, start + width, device=blocks.device)
-            position = placed.rows[group].unsqueeze(1) * width + within
-            block = position // self.block_length
-            yield group, blocks, torch.searchsorted(blocks, block).sub_(block).mul_(self.block_length).add_(position)
+        for group, blocks, begins in placed.groups:
+            yield group, blocks, begins.unsqueeze(1) + torch.arange(width, device=blocks.device)
 
     def match(self, norms: Sequence[float]) -> None:
         """Give every tensor's rows the size of another update's: in expectation |P_i z| / |P z| is norms_i / |norms|.

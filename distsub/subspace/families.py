@@ -113,12 +113,12 @@ class Partition(Blockwise):
         )  # kept: the smaller
 
     def _encode(self, theta: Tensor) -> Tensor:
-        scaled = theta * self._inverse.to(theta)
+        scaled = theta * self._table("_inverse", theta.device, theta.dtype)
         return torch.stack([-scaled, scaled], dim=1).view(-1)
 
     def _decode(self, code: Tensor) -> Tensor:
         pair = code.view(-1, 2)
-        return (pair[:, 1] - pair[:, 0]) * self._inverse.to(code)
+        return (pair[:, 1] - pair[:, 0]) * self._table("_inverse", code.device, code.dtype)
 
     def _expand(self, code: Tensor, state: Tensor) -> Tensor:
         return code.index_select(0, state.view(-1).int()).view(state.shape)

@@ -131,13 +131,16 @@ class Fastfood(Blockwise):
 
     def _encode(self, theta: Tensor) -> Tensor:
         padded = theta.new_zeros(self.block_length)
-        padded[: self.num_coordinates] = theta * self._signs[: self.num_coordinates].to(theta)
-        return hadamard(padded)[self._order.to(theta.device)] * self._scale.to(theta)
+        padded[: self.num_coordinates] = theta * self._signs_on(theta)
+        return hadamard(padded)[self._table("_order", theta.device)] * self._table("_scale", theta.device, theta.dtype)
 
     def _decode(self, code: Tensor) -> Tensor:
         inner = torch.empty_like(code)
-        inner[self._order.to(code.device)] = code * self._scale.to(code)
-        return hadamard(inner)[: self.num_coordinates] * self._signs[: self.num_coordinates].to(code)
+        inner[self._table("_order", code.device)] = code * self._table("_scale", code.device, code.dtype)
+        return hadamard(inner)[: self.num_coordinates] * self._signs_on(code)
+
+    def _signs_on(self, like: Tensor) -> Tensor:
+        return self._table("_signs", like.device, like.dtype)[: self.num_coordinates]
 
     def _expand(self, code: Tensor, state: Tensor) -> Tensor:
         return hadamard(state.to(code.dtype, copy=True).mul_(code))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from distsub.subspace import guard
+from distsub.subspace import guard, projection
 from distsub.subspace.layout import Entry, Unit, offsets
 from distsub.subspace.weights import Numbers
 
@@ -194,11 +194,15 @@ class Pass(TorchFunctionMode):
     def _look_up(self, number: int, index: Tensor, output: Tensor) -> Tensor:
         """Add the update to rows that were looked up in theta_0's table; of the table, only these rows are made."""
         held, entry = self.hooks.held, self.hooks.held.units[number].uses[0][2]
-        rows, place = torch.unique(index, return_inverse=True)
+        if projection.launches(index.device):  # to find equal ones is to wait for their number
+            rows, place = index.reshape(-1), None
+        else:
+            rows, place = torch.unique(index, return_inverse=True)
         source = MadeFrom(number, self.numbers, self._stamps)
         update: Tensor = _Rows.apply(held.theta, held.scales, self.hooks, source, entry, rows)  # type: ignore[assignment]
         exact = torch.promote_types(output.dtype, update.dtype)
-        return (output.to(exact) + update[place]).to(output.dtype)
+        update = update.view(output.shape) if place is None else update[place]
+        return (output.to(exact) + update).to(output.dtype)
 
 
 class _Weights(torch.autograd.Function):

@@ -25,9 +25,14 @@ DEVICE_CHUNK = 1 << 24
 NORMALIZATIONS = ("global", "per_tensor")
 
 
+def launches(device: torch.device) -> bool:
+    """Tell whether a device runs behind the program: operations are launches, and to read a number back is to wait."""
+    return device.type != "cpu"
+
+
 def chunk(device: torch.device) -> int:
     """Say how many numbers a device works on at once."""
-    return CHUNK if device.type == "cpu" else DEVICE_CHUNK
+    return DEVICE_CHUNK if launches(device) else CHUNK
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Placed:
-    """Rows of a table, cut into groups with the blocks that hold each, found once for both directions."""
+    """Rows of a table, cut into groups, found once for both directions.
 
-    rows: Tensor
-    groups: tuple[tuple[slice, Tensor], ...]
+    Attributes:
+        groups: Of each group its place among the rows, the blocks that hold it, and where each row begins in those.
+    """
+
+    groups: tuple[tuple[slice, Tensor, Tensor], ...]
 
 
 def exact(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -103,6 +111,7 @@ class Projection(ABC):
         """What each tensor's rows are multiplied with; None for 1 everywhere."""
         if normalization == "per_tensor":
             self.factors = tuple((self.num_params / max(size, 1)) ** 0.5 for size in self.sizes)
+        self._sent: dict[tuple[str, torch.device, torch.dtype | None], Tensor] = {}
 
     def encode(self, theta: Tensor) -> Tensor | Encoded:
         """Compute what all slices of P theta share; `apply` and `apply_rows` of this projection take it for theta."""
@@ -173,6 +182,14 @@ class Projection(ABC):
         theta = torch.cos(torch.arange(self.num_coordinates, dtype=torch.float64)).float()
         at = [i * (self.num_params - 1) // 15 for i in range(16)]
         return tuple(self.apply(theta, i, i + 1).item() for i in at)
+
+    def _table(self, name: str, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        """Give one of this projection's small tables on a device, where it is sent once."""
+        key = (name, device, dtype)
+        if key not in self._sent:
+            with torch.inference_mode(False):
+                self._sent[key] = getattr(self, name).to(device, dtype)
+        return self._sent[key]
 
     def _check(self, theta: Tensor | None, start: int, stop: int) -> None:
         if theta is not None and theta.shape != (self.num_coordinates,):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from distsub.errors import ConfigError, DimensionError, ShapeError
+from distsub.subspace import projection
 from distsub.subspace.assemble import FAMILIES, build
 from distsub.subspace.projection import CHUNK, NORMALIZATIONS, Projection
 from distsub.subspace.trajectory import Trajectory
@@ -236,6 +237,17 @@ class TestSlices:
         full = gaussian(15, 20).zero_().index_add_(0, index, g)
         expected = p.adjoint(full.view(-1), start)
         torch.testing.assert_close(p.adjoint_rows(g, start, index), expected, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("most", [1, 100, 1 << 24])
+    @pytest.mark.parametrize("rows", [[0], [14, 14], [0, 3, 9], [11, 2, 7, 2], list(range(15)) * 3, []])
+    def test_rows_on_a_device_that_is_not_waited_for(self, family, normalization, rows, most, monkeypatch):
+        p, g = make(family, normalization), gaussian(len(rows), 20)
+        z, index, start = gaussian(p.num_coordinates), torch.tensor(rows, dtype=torch.int64), p.offsets[MATRIX]
+        expected = p.apply_rows(z, start, 20, index), p.adjoint_rows(g, start, index)
+        monkeypatch.setattr(projection, "launches", lambda device: True)
+        monkeypatch.setattr(projection, "DEVICE_CHUNK", most)
+        assert torch.equal(p.apply_rows(z, start, 20, index), expected[0])
+        torch.testing.assert_close(p.adjoint_rows(g, start, index), expected[1], rtol=0, atol=1e-12)
 
     def test_more_rows_than_a_chunk_holds(self, family, normalization):
         p = make(family, normalization, ((10, 3 * CHUNK), 5), 1, 256)

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from distsub.records import Random, Subspace
-from distsub.subspace import blockwise, projection
+from distsub.subspace import projection
 from distsub.subspace.model import SubspaceModel
 
 
@@ -45,7 +45,7 @@ def operations(method: Subspace | None) -> int:
 @pytest.mark.slow
 def test_operations_of_a_step_of_roberta_base_beyond_the_models_own(monkeypatch):
     """The model's own are counted beside, with chunks as on a device that launches them."""
-    monkeypatch.setattr(blockwise, "chunk", lambda device: projection.DEVICE_CHUNK)
+    monkeypatch.setattr(projection, "launches", lambda device: True)
     own = operations(None)
     assert 800 < own < 1000
     short, long = (Random("fastfood", block_length=length) for length in (1024, 8192))
@@ -56,5 +56,4 @@ def test_operations_of_a_step_of_roberta_base_beyond_the_models_own(monkeypatch)
         "said, long blocks": operations(Subspace(long, scales="layer")) - own,
     }
     print(f"the model's own: {own}; beyond them: {extra}")
-    assert all(0 < extra[name] <= 1000 for name in ("partition", "fastfood", "said")), extra
-    assert extra["said, long blocks"] <= 1100, extra
+    assert all(0 < each <= 1000 for each in extra.values()), extra
