@@ -5,15 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from distsub.report.drawing import BLUE, GREY, INK, drawable, literal, plain_ticks
+from distsub.report.drawing import BLUE, INK, drawable, literal, plain_ticks
+from distsub.report.summary import MEASURED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_WIDTH, _ROW, _AXIS = 5.2, 0.46, 0.62
-"""Inches: narrow enough to be read on a phone; of one line; of the axis below them."""
+_WIDTH, _ROW, _HEAD, _NONE, _AXIS = 4.2, 0.42, 0.3, 0.24, 0.6
+"""Inches: narrow enough to be read on a phone; of a row, of a heading, of a row without an interval, of the axis."""
 
-_LONGEST = 58
+_LONGEST = 56
+"""Letters that a line has room for."""
+
 COLUMNS = ("task", "model", "method", "d90 (95% interval)", "of parameters", "full", "threshold", "seeds")
 """Of the tables to paste."""
 
@@ -33,16 +36,27 @@ def answer_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, _ROW * max(1, len(rows)) + _AXIS), layout="constrained")
+    lines = list[tuple[float, Mapping[str, Any] | str]]()
+    height = 0.0
+    for name, members in grouped(rows).items():
+        height += _HEAD
+        lines.append((height, name))
+        for row in members:
+            height += _ROW if row["d90_outcome"] in MEASURED else _NONE
+            lines.append((height, row))
+    figure = Figure(figsize=(_WIDTH, height + _AXIS), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_xscale("log")
     ends = [row[name] for row in rows for name in ("d90_low", "d90", "d90_high") if row[name]]
     low, high = (min(ends) / 1.6, max(ends) * 1.6) if ends else (1.0, 1e4)
     axes.set_xlim(low, high)
-    axes.set_ylim(len(rows) - 0.4, -0.75)
-    for at, row in enumerate(rows):
-        _line(axes, at, row, low, high)
+    axes.set_ylim(height + 0.14, 0)
+    for at, line in lines:
+        if isinstance(line, str):
+            _words(axes, at - 0.03, _shortened(line, _LONGEST), "", INK, weight="bold")
+        else:
+            _line(axes, at, line, low, high)
     axes.set_yticks([])
     axes.set_xlabel("d90: numbers that are trained", fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=INK)
@@ -54,18 +68,23 @@ def answer_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def _line(axes: Any, at: int, row: Mapping[str, Any], low: float, high: float) -> None:
+def _words(axes: Any, at: float, left: str, right: str, colour: str, **look: Any) -> None:
+    """Write words at both ends of a line."""
+    look |= {"fontsize": 8, "transform": axes.get_yaxis_transform(), "va": "baseline"}
+    axes.text(0.0, at, drawable(left), color=INK, **look)
+    if right:
+        axes.text(1.0, at, drawable(right), color=colour, ha="right", **look)
+
+
+def _line(axes: Any, at: float, row: Mapping[str, Any], low: float, high: float) -> None:
     """Draw one interval, with whose it is above it and in words what it is."""
-    name = f"{row['task']} · {short_model(row['model'])} · {row['label']}"
-    name = name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
-    transform = axes.get_yaxis_transform()
-    axes.text(0.0, at - 0.28, drawable(name), fontsize=8, color=INK, transform=transform, va="center")
-    if row["d90_outcome"] not in ("found", "below_range", "above_range"):
-        axes.text(1.0, at - 0.28, said_of(row), fontsize=8, color=GREY, transform=transform, va="center", ha="right")
+    said = said_of(row)
+    label = _shortened(row["label"] or "", _LONGEST - len(said))
+    if row["d90_outcome"] not in MEASURED:
+        _words(axes, at - 0.03, label, said, "#777777")
         return
-    axes.text(
-        1.0, at - 0.28, drawable(said_of(row)), fontsize=8, color=BLUE, transform=transform, va="center", ha="right"
-    )
+    _words(axes, at - 0.17, label, said, BLUE)
+    at -= 0.05
     span = [row["d90_low"] or low, row["d90_high"] or high]
     axes.plot(span, [at, at], color=BLUE, linewidth=3, solid_capstyle="butt", gid="interval", clip_on=False)
     for end, edge, marker in ((row["d90_low"], low, "<"), (row["d90_high"], high, ">")):
@@ -73,6 +92,20 @@ def _line(axes: Any, at: int, row: Mapping[str, Any], low: float, high: float) -
             axes.plot([edge], [at], marker=marker, color=BLUE, markersize=7, gid="open end", clip_on=False)
     if row["d90"] is not None:
         axes.plot([row["d90"]], [at], marker="o", color=BLUE, markersize=7, gid="estimate", clip_on=False)
+
+
+def _shortened(text: str, longest: int) -> str:
+    """Leave out the middle of a text that is too long for its line."""
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
+
+
+def grouped(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Give rows by task and model, in words."""
+    found = dict[str, list[Mapping[str, Any]]]()
+    for row in rows:
+        found.setdefault(f"{row['task']} · {short_model(row['model'])}", []).append(row)
+    return found
 
 
 def answer_rows(d90: pa.Table) -> list[dict[str, Any]]:
@@ -87,17 +120,21 @@ def answer_rows(d90: pa.Table) -> list[dict[str, Any]]:
 
 
 def sentences(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Say each d90 in words: whose it is, and what it is of how many parameters."""
-    said = []
+    """Say each d90 in words: whose it is, and what it is of how many parameters. What is said of several is said once.
+
+    Args:
+        rows: Of the schema D90, of one task and model.
+    """
+    said = dict[str, list[str]]()
     for row in rows:
         of = f" of {row['num_params']:,} parameters" if row["num_params"] else ""
-        said.append((f"{row['task']}, {short_model(row['model'])}, {row['label']}", f"{row['d90_text']}{of}"))
-    return said
+        said.setdefault(f"{row['d90_text']}{of}", []).append(row["label"] or "")
+    return [(", ".join(labels), text) for text, labels in said.items()]
 
 
 def said_of(row: Mapping[str, Any]) -> str:
     """Say a d90 without its name, or why there is none."""
-    if row["d90_outcome"] in ("found", "below_range", "above_range"):
+    if row["d90_outcome"] in MEASURED:
         return (row["d90_text"] or "").removeprefix("d90 ").removeprefix("= ")
     return f"none: {(row['d90_outcome'] or 'unknown').replace('_', ' ')}"
 

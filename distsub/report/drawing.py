@@ -152,7 +152,7 @@ def plain_ticks(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axes.get_xlim()
-    subs = (1, 2, 5) if high < 100 * low else (1, 3) if high < 3000 * low else (1,)
+    subs = (1, 2, 3, 5) if high < 8 * low else (1, 2, 5) if high < 100 * low else (1, 3) if high < 3000 * low else (1,)
     axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
     axes.xaxis.set_minor_formatter(NullFormatter())

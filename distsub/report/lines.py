@@ -16,6 +16,10 @@ LINES = {
 }
 
 
+_TWO_LINES = 0.3
+"""Inches that a name takes, with its value below."""
+
+
 def known_lines(rows: list[dict[str, Any]], scores: Sequence[float]) -> dict[str, float]:
     """Give the lines of a panel; its searches share a baseline, so the first known value stands.
 
@@ -31,7 +35,8 @@ def known_lines(rows: list[dict[str, Any]], scores: Sequence[float]) -> dict[str
 def label_lines(axes: Any, levels: dict[str, float], rule: str) -> None:
     """Name the horizontal lines right of the axes, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
-    gap = 0.058 * (high - low)
+    inches = axes.bbox.height / axes.get_figure().dpi
+    gap = _TWO_LINES / inches * (high - low)
     names = sorted(levels, key=lambda name: levels[name])
     for name, y in zip(names, spread_apart([levels[name] for name in names], gap, low, high), strict=True):
         text = LINES[name][0]
@@ -40,7 +45,7 @@ def label_lines(axes: Any, levels: dict[str, float], rule: str) -> None:
         elif name == "threshold" and rule.startswith("theta_0 + "):
             text = f"{float(rule.split()[2]):.0%} of the way"
         axes.annotate(
-            f"{text} {levels[name]:.3f}",
+            f"{text}\n{levels[name]:.3f}",
             xy=(1, levels[name]),
             xytext=(1.035, y),
             xycoords=axes.get_yaxis_transform(),

@@ -43,7 +43,7 @@ def render(table: pa.Table, format: str = "table", terminal: Terminal | None = N
     if format == "csv":
         return _csv([table.schema.names, *_rows(table)])
     if format == "table":
-        return _table(table, terminal)
+        return layout(columns_of(table, terminal), terminal)
     raise ConfigError(f"unknown format {format!r}, allowed are {', '.join(get_args(Format))}")
 
 
@@ -134,7 +134,8 @@ def _is_size(name: str, value: Any) -> bool:
     return isinstance(value, int) and (name == "bytes" or name.endswith("_bytes"))
 
 
-def _table(table: pa.Table, terminal: Terminal) -> str:
+def columns_of(table: pa.Table, terminal: Terminal | None = None) -> list[Column]:
+    """Give a table's columns as people read them: one printable text a cell, "-" where there is no value."""
     shown = []
     for field, column, values in zip(table.schema, table.columns, _columns(table), strict=True):
         if pa.types.is_floating(field.type):
@@ -152,7 +153,7 @@ def _table(table: pa.Table, terminal: Terminal) -> str:
                 empty=all(value is None for value in values),
             )
         )
-    return layout(shown, terminal)
+    return shown
 
 
 def _cell(value: Any) -> str:

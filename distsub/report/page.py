@@ -1,11 +1,10 @@
 """The report of a results directory: one HTML page that needs nothing else, with curves and tables beside it."""
 
-import html
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 import pyarrow as pa
@@ -13,55 +12,18 @@ import pyarrow as pa
 from distsub.errors import OutputError, first_line
 from distsub.files import Files
 from distsub.records import Observation
-from distsub.report.answer import answer_figure, answer_rows, latex, markdown, sentences, short_model
+from distsub.report.answer import answer_figure, answer_rows, grouped, latex, markdown, sentences, short_model
 from distsub.report.curve_data import curve_data
-from distsub.report.curves import draw_curves
+from distsub.report.curves import Curves, draw_curves, draw_panels
 from distsub.report.drawing import literal
-from distsub.report.listing import render, size_text
-from distsub.report.schema import SEARCHES
-from distsub.report.svg import inline, to_svg
-from distsub.report.terminal import printable
+from distsub.report.listing import render
+from distsub.report.standing import noted, status_table
+from distsub.report.svg import THEME, inline, to_svg
+from distsub.report.web import escaped, folded, html_table
 from distsub.results.schema import METHOD_COLUMNS, method_columns
 
-_CSS = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1b1b; --line: #e1e1e1; --quiet: #666;
-  --blue: #0072b2 }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e8e8e6; --line: #3a3d42; --quiet: #a0a4aa;
-  --blue: #56b4e9 } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1100px;
-  margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-.wide { overflow-x: auto } svg { height: auto; display: block } .answer svg { max-width: 100% }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
-td.number { text-align: right } th { border-bottom: 2px solid var(--quiet); cursor: pointer }
-summary { cursor: pointer; margin: .4rem 0 } pre { overflow-x: auto; font-size: 12px } small { color: var(--quiet) }
-th[aria-sort=ascending]::after { content: " \\2191" } th[aria-sort=descending]::after { content: " \\2193" }
-@media print { :root { --paper: #fff; --ink: #000; --line: #ccc; --blue: #0072b2 } body { max-width: none; margin: 0 }
-  .wide { overflow: visible } th, td { white-space: normal } }
-"""
-
-_SCRIPT = """
-for (const head of document.querySelectorAll("th")) head.onclick = () => {
-  const table = head.closest("table"), at = head.cellIndex, up = head.ariaSort !== "ascending";
-  for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
-  head.ariaSort = up ? "ascending" : "descending";
-  const value = row => { const text = row.cells[at].textContent, number = parseFloat(text.replaceAll(",", ""));
-    return [text === "", isNaN(number) ? text : number] };
-  const rows = [...table.rows].slice(1).sort((one, two) => {
-    const [none, a] = value(one), [nothing, b] = value(two);
-    const order = typeof a === typeof b ? (a > b) - (a < b) : typeof a === "number" ? -1 : 1;
-    return none - nothing || (up ? order : -order);
-  });
-  for (const row of rows) row.parentNode.append(row);
-};
-"""
-"""Sorts a table by the column whose head is clicked; without it the page lacks nothing else."""
-
-_FOLDED = 12
-"""Rows from which on a table is folded."""
-
-_SEARCH_COLUMNS = SEARCHES.names[1:]
+_SYMBOLS = dict(zip("os^DvPX*x-", "●■▲◆▼✚✖★✕━", strict=True))
+"""The markers of a figure as letters."""
 
 
 def write_report(
@@ -95,23 +57,23 @@ def write_report(
 
     store = Files.at(directory)
     rows = answer_rows(d90) if d90 is not None else []
-    files, pictures = _figures(observations, searches, d90)
+    content, curves = _figures(observations, searches, d90)
     answer = ""
     if rows:
         drawn = to_svg(answer_figure(rows), "d90")
         answer = inline(drawn, "d90", "d90 and its interval, by task, model and method")
         assert d90 is not None, "its rows are drawn"
         flat = d90.drop_columns([name for name in d90.schema.names if pa.types.is_nested(d90.schema.field(name).type)])
-        files |= {"d90.svg": drawn, "d90.csv": (render(flat, "csv") + "\n").encode()}
-        files |= {"d90.md": markdown(rows).encode(), "d90.tex": latex(rows).encode()}
+        content |= {"d90.svg": drawn, "d90.csv": (render(flat, "csv") + "\n").encode()}
+        content |= {"d90.md": markdown(rows).encode(), "d90.tex": latex(rows).encode()}
     sink = io.BytesIO()
     pq.write_table(searches, sink)
-    files |= {"searches.csv": (render(searches, "csv") + "\n").encode(), "searches.parquet": sink.getvalue()}
-    page = _page(observations, searches, d90, adapters, others or {}, answer, rows, pictures, title)
+    content |= {"searches.csv": (render(searches, "csv") + "\n").encode(), "searches.parquet": sink.getvalue()}
+    page = _page(observations, searches, d90, adapters, others or {}, answer, rows, curves, title)
     try:
         store.make("")
-        for name, content in files.items():
-            store.put(name, content)
+        for name, data in content.items():
+            store.put(name, data)
         store.put("report.html", page.encode())
     except (OSError, pa.ArrowException) as error:
         raise OutputError(
@@ -123,29 +85,52 @@ def write_report(
 @literal
 def _figures(
     observations: Sequence[Observation], searches: pa.Table, d90: pa.Table | None
-) -> tuple[dict[str, bytes], list[str]]:
+) -> tuple[dict[str, bytes], str]:
     """Draw one figure per task and model, its methods side by side; give the files by name, and what the page shows."""
     trials = [seen for seen in observations if seen.trial.d]
     rows = searches.to_pylist()
     pairs = {(seen.trial.task.name, seen.trial.model.name) for seen in trials} | {
         (row["task"], row["model"]) for row in rows
     }
-    files: dict[str, bytes] = {}
-    pictures = []
+    content: dict[str, bytes] = {}
+    sections = []
     for task, model in sorted(pairs):
         mine = [seen for seen in trials if (seen.trial.task.name, seen.trial.model.name) == (task, model)]
         keep = [(row["task"], row["model"]) == (task, model) for row in rows]
-        figure = draw_curves(mine, searches.filter(pa.array(keep, pa.bool_())), d90=d90)
+        own = searches.filter(pa.array(keep, pa.bool_()))
+        figure = draw_curves(mine, own, d90=d90)
         slug = re.sub(r"[^a-z0-9]+", "-", f"{task} {model.removeprefix('package:')}".lower()).strip("-")
         name = f"curve-{slug}"
-        name = name if f"{name}.png" not in files else f"{name}-{len(pictures)}"
-        png, svg = io.BytesIO(), to_svg(figure, name)
+        name = name if f"{name}.png" not in content else f"{name}-{len(sections)}"
+        png = io.BytesIO()
         figure.savefig(png, format="png")
-        files |= {f"{name}.png": png.getvalue(), f"{name}.svg": svg}
-        files[f"{name}.csv"] = (render(curve_data(mine, d90), "csv") + "\n").encode()
-        words = html.escape(printable(f"score against d of {task}, {short_model(model)}"), quote=True)
-        pictures.append(inline(svg, name, words))
-    return files, pictures
+        content |= {f"{name}.png": png.getvalue(), f"{name}.svg": to_svg(figure, name)}
+        content[f"{name}.csv"] = (render(curve_data(mine, d90), "csv") + "\n").encode()
+        sections.append(f"<h3>{escaped(f'{task} · {short_model(model)}')}</h3>\n{_panels(mine, own, d90, name)}")
+    return content, "\n".join(sections)
+
+
+def _panels(observations: Sequence[Observation], searches: pa.Table, d90: pa.Table | None, name: str) -> str:
+    """Show every method of a task and model with its curve, and name those without a trial."""
+    curves = Curves.of(observations, searches, d90)
+    shown = []
+    for number, (panel, figure) in enumerate(draw_panels(curves)):
+        label, one = escaped(panel["label"]), f"{name}-{number}"
+        method, finding, estimate = map(escaped, curves.words(panel))
+        said = f"<em>{estimate}</em>" if estimate else ""
+        svg = inline(to_svg(figure, one), one, f"score against d: {label}", curves.themes)
+        shown.append(
+            f"<figure><figcaption><b>{label}</b><span>{method}</span><span>{finding}</span>{said}</figcaption>{svg}</figure>"
+        )
+    themes = {**THEME, **curves.themes}
+    key = "".join(
+        f'<li><span style="color:{themes.get(colour, colour)}">{_SYMBOLS[marker]}</span> {words}</li>'
+        for words, marker, colour in curves.key()
+    )
+    none = ", ".join(escaped(panel["label"]) for panel in curves.panels if panel not in curves.with_trials)
+    waiting = f'<p class="quiet">No subspace trial has a result yet: {none}.</p>' if none else ""
+    figures = f'<ul class="key">{key}</ul><div class="panels">{"".join(shown)}</div>' if shown else ""
+    return figures + waiting
 
 
 def _page(
@@ -156,97 +141,78 @@ def _page(
     others: Mapping[str, pa.Table],
     answer: str,
     rows: Sequence[Mapping[str, Any]],
-    pictures: Sequence[str],
+    curves: str,
     title: str,
 ) -> str:
     """Compose the page out of its sections: the answer first, then how it was measured, then everything."""
     statuses = Counter(seen.status for seen in observations)
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())) or "none"
     hours = sum(seen.wall_s for seen in observations) / 3600
-    images = "\n".join(f'<div class="wide">{picture}</div>' for picture in pictures)
     said = "".join(
-        f"<li>{html.escape(printable(whose))}: <b>{html.escape(printable(what))}</b></li>"
-        for whose, what in sentences(rows)
+        f"<h3>{escaped(name)}</h3><dl>"
+        + "".join(f"<dt>{escaped(whose)}</dt><dd>{escaped(what)}</dd>" for whose, what in sentences(members))
+        + "</dl>"
+        for name, members in grouped(rows).items()
     )
-    references = [seen for seen in observations if seen.trial.is_reference]
-    trials = [seen for seen in observations if not seen.trial.is_reference]
-    full = f"<h2>Full fine-tuning and theta_0</h2>\n{_trial_table(references)}" if references else ""
-    more = "".join(
-        f"<h2>{html.escape(name)}</h2>\n{_html_table(table.schema.names, _values(table))}\n"
-        for name, table in others.items()
-        if table.num_rows
+    tables = {
+        "Searches": status_table(searches),
+        **others,
+        "Full fine-tuning and theta_0": _trials(seen for seen in observations if seen.trial.is_reference),
+        "Subspace trials": _trials(seen for seen in observations if not seen.trial.is_reference),
+        "Provenance": _provenance(observations),
+    }
+    listed = "\n".join(
+        f"<h2>{escaped(name)}</h2>\n{html_table(table)}" for name, table in tables.items() if table.num_rows
     )
+    style, script = (files("distsub.report").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(printable(title))}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head><body>
-<h1>{html.escape(printable(title))}</h1>
-<div class="answer">{answer}</div>
-<ul>{said}</ul>
-<p><small>{searches.num_rows} searches, {len(observations)} trials ({counts}), {hours:.2f} hours of
-training.</small></p>
+<html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+{style}</style></head><body>
+<h1>{escaped(title)}</h1>
+<p class="quiet">{searches.num_rows} searches, {len(observations)} trials ({counts}), {hours:.2f} hours of training</p>
+<div class="beside">{answer}<div>{said}</div></div>
 {_smallest(adapters)}
 <h2>What d90 means here</h2>
 {_definition(searches)}
 <h2>Score against dimension</h2>
-{images}
+{curves}
 {_estimates(d90)}
-<h2>Searches</h2>
-{_html_table(_SEARCH_COLUMNS, ([row[name] for name in _SEARCH_COLUMNS] for row in searches.to_pylist()))}
-{more}{full}
-<h2>Subspace trials</h2>
-{_trial_table(trials)}
-<h2>Provenance</h2>
-{_provenance(observations)}
+{listed}
 {_to_paste(rows)}
-<script>{_SCRIPT}</script></body></html>
+<script>
+{script}</script></body></html>
 """
-
-
-def _values(table: pa.Table) -> Iterable[list[Any]]:
-    return ([row[name] for name in table.schema.names] for row in table.to_pylist())
 
 
 def _to_paste(rows: Sequence[Mapping[str, Any]]) -> str:
     """Show the answer as tables for a text or a paper."""
     if not rows:
         return ""
-    texts = (("Markdown", markdown(rows)), ("LaTeX (booktabs)", latex(rows)))
-    return "<h2>To paste</h2>\n" + "\n".join(
-        f"<details><summary>{name}</summary><pre>{_lines(text)}</pre></details>" for name, text in texts
-    )
+    texts = {"Markdown": markdown(rows), "LaTeX (booktabs)": latex(rows)}
+    parts = (folded(name, f"<pre>{_lines(text)}</pre>") for name, text in texts.items())
+    return "<h2>To paste</h2>\n" + "\n".join(parts)
 
 
 def _lines(text: str) -> str:
-    return "\n".join(html.escape(printable(line)) for line in text.splitlines())
+    return "\n".join(map(escaped, text.splitlines()))
 
 
 def _estimates(d90: pa.Table | None) -> str:
     """List d90 per task, model and method with its interval, and what a reader must know about it."""
     if d90 is None:
         return ""
-    names = ("task", "model", *METHOD_COLUMNS, "d90_text", "d90_chance_corrected_text", "first_passing_d")
-    names += ("failed_full", "failed_subspace", "searches", "trials")
-    rows = d90.to_pylist()
-    about: dict[str, list[str]] = {}
-    for row in rows:
-        for note in row["warnings"]:
-            about.setdefault(note, []).append(f"{row['task']} {row['model']} {row['label']}")
-    notes = "".join(
-        f"<li>{html.escape(printable(note))} ({html.escape(printable(', '.join(dict.fromkeys(whose))))})</li>"
-        for note, whose in about.items()
-    )
-    table = _html_table(names, ([row[name] for name in names] for row in rows))
-    return f"<h2>d90 with its interval</h2>\n{table}\n" + (f"<ul>{notes}</ul>" if notes else "")
+    names = ["task", "model", "label", *METHOD_COLUMNS[1:], "d90_text", "d90_chance_corrected_text", "first_passing_d"]
+    names += ["failed_full", "failed_subspace", "searches", "trials"]
+    notes = "".join(f"<li>{escaped(whose)}: {escaped(note)}</li>" for note, whose in noted(d90).items())
+    return f"<h2>d90 with its interval</h2>\n{html_table(d90.select(names))}\n" + (notes and f"<ul>{notes}</ul>")
 
 
 def _smallest(adapters: pa.Table | None) -> str:
     """List the smallest saved adapter that passes, for each task and model."""
     if adapters is None or not adapters.num_rows:
         return ""
-    rows = [row | {"bytes": size_text(row["bytes"])} for row in adapters.to_pylist()]
-    names = [name for name in adapters.schema.names if name != "trial_id"]
-    table = _html_table(names, ([row[name] for name in names] for row in rows))
-    return f"<h2>The smallest adapter that passes</h2>\n{table}"
+    return f"<h2>The smallest adapter that passes</h2>\n{html_table(adapters.drop_columns('trial_id'))}"
 
 
 def _definition(searches: pa.Table) -> str:
@@ -271,7 +237,7 @@ theta_0): {fraction} of the improvement of full fine-tuning (the best, over lear
 under the same budget) on the untouched model."""
     fraction, _, full = (rule or "0.9 x full").partition(" x ")
     if full != "full":
-        given = html.escape(printable(rule or ""))
+        given = escaped(rule or "")
         return f"The <b>threshold</b> is a score: {given}. No full fine-tuning is trained for it."
     zero = "the score of always predicting the majority class, 0 for correlations"
     if chance == "theta_0":
@@ -282,34 +248,31 @@ the <b>chance-corrected</b> threshold is chance + {fraction} (full &minus; chanc
 decides the search, the estimate is of both."""
 
 
-def _trial_table(observations: Iterable[Observation]) -> str:
+def _trials(observations: Iterable[Observation]) -> pa.Table:
     """List trials by what identifies them for a reader, and what they gave."""
-    names = ["task", "model", *METHOD_COLUMNS, "d", "eta", "learning_rate", "step_size", "seeds", "status"]
-    names += ["score", "steps", "wall_s", "eval_s", "peak_bytes", "trial_id", "error"]
-
-    def values(seen: Observation) -> list[Any]:
-        trial = seen.trial
-        columns = method_columns(trial.method)
-        seeds = f"{trial.seeds.projection}/{trial.seeds.head}/{trial.seeds.data}"
-        what = [
-            trial.task.name,
-            trial.model.name,
-            *(columns[name] for name in METHOD_COLUMNS),
-            trial.d,
-            trial.eta,
-            trial.learning_rate,
-            seen.step_size,
-            seeds,
-        ]
-        gave = [seen.status, seen.score, seen.steps, seen.wall_s, seen.eval_s, seen.peak_bytes, trial.id, seen.error]
-        return what + gave
-
     ordered = sorted(observations, key=lambda seen: (seen.trial.task.name, seen.trial.model.name, seen.trial.d or 0))
-    return _html_table(names, map(values, ordered))
+    gave = ("step_size", "status", "score", "steps", "wall_s", "eval_s", "peak_bytes")
+    return pa.Table.from_pylist(
+        [
+            {
+                "task": seen.trial.task.name,
+                "model": seen.trial.model.name,
+                **{name: value for name, value in method_columns(seen.trial.method).items() if name in METHOD_COLUMNS},
+                "d": seen.trial.d,
+                "eta": seen.trial.eta,
+                "learning_rate": seen.trial.learning_rate,
+                "seeds": seen.trial.seeds.text,
+                **{name: getattr(seen, name) for name in gave},
+                "trial_id": seen.trial.id,
+                "error": seen.error,
+            }
+            for seen in ordered
+        ]
+    )
 
 
-def _provenance(observations: Iterable[Observation]) -> str:
-    """Show every provenance key with its values and how many trials have each."""
+def _provenance(observations: Iterable[Observation]) -> pa.Table:
+    """List every provenance key with its values and how many trials have each."""
     seen: dict[str, Counter[str]] = {}
     for observation in observations:
         for key, value in observation.provenance:
@@ -317,25 +280,6 @@ def _provenance(observations: Iterable[Observation]) -> str:
     rows = []
     for key, values in sorted(seen.items()):
         shown = [value if len(values) == 1 else f"{value} ({count} trials)" for value, count in values.most_common(5)]
-        rows.append([key, "; ".join(shown) + (f"; and {len(values) - 5} others" if len(values) > 5 else "")])
-    return _html_table(["what", "value"], rows)
-
-
-def _html_table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Write a table, leaving out columns that are empty in every row; a long one is folded."""
-    body = [list(row) for row in rows]
-    kept = [index for index in range(len(names)) if not body or any(row[index] is not None for row in body)]
-    head = "".join(f"<th>{html.escape(names[index])}</th>" for index in kept)
-    lines = "\n".join("<tr>" + "".join(_html_cell(row[index]) for index in kept) + "</tr>" for row in body)
-    table = f'<div class="wide"><table><tr>{head}</tr>\n{lines}</table></div>'
-    return table if len(body) < _FOLDED else f"<details><summary>{len(body)} rows</summary>{table}</details>"
-
-
-def _html_cell(value: Any) -> str:
-    if value is None:
-        return "<td></td>"
-    if isinstance(value, float):
-        return f'<td class="number">{value:.4g}</td>' if abs(value) < 1e4 else f'<td class="number">{value:,.0f}</td>'
-    if isinstance(value, int):
-        return f'<td class="number">{value:,}</td>'
-    return f"<td>{html.escape(printable(value if isinstance(value, str) else json.dumps(value)))}</td>"
+        more = f"; and {len(values) - 5} others" if len(values) > 5 else ""
+        rows.append({"what": key, "value": "; ".join(shown) + more})
+    return pa.Table.from_pylist(rows)

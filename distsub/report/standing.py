@@ -178,11 +178,20 @@ def notes(d90: pa.Table) -> list[str]:
     Args:
         d90: Rows of D90.
     """
+    return [_folded(f"note: {subjects}: {note}") for note, subjects in noted(d90).items()]
+
+
+def noted(d90: pa.Table) -> dict[str, str]:
+    """Give what each warning of the estimates is about.
+
+    Args:
+        d90: Rows of D90.
+    """
     found, rows = dict[str, list[str]](), d90.select(["task", "model", "label", "warnings"]).to_pylist()
     for row in rows:
         for note in row["warnings"]:
             found.setdefault(note, []).append(_subject(row, rows))
-    return [_folded(f"note: {_listed(subjects)}: {note}") for note, subjects in found.items()]
+    return {note: _listed(subjects) for note, subjects in found.items()}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -162,13 +162,19 @@ def layout(columns: Sequence[Column], terminal: Terminal) -> str:
     return "\n".join([*caption, *body])
 
 
-def _caption(columns: Sequence[Column], terminal: Terminal) -> tuple[list[str], list[Column]]:
-    """Take out the columns that say the same in every row, unless that would leave none."""
+def part_same(columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:
+    """Part the columns that say the same in every row from the others, unless that would leave none of these."""
     varying = [column for column in columns if not column.same]
-    if not varying or len(varying) == len(columns):
-        return [], list(columns)
-    parts = [f"{column.name}: {column.cells[0]}" for column in columns if column.same and not column.empty]
-    empty = [column.name for column in columns if column.same and column.empty]
+    return ([column for column in columns if column.same], varying) if varying else ([], list(columns))
+
+
+def _caption(columns: Sequence[Column], terminal: Terminal) -> tuple[list[str], list[Column]]:
+    """Write into lines what is the same in every row; give them and the other columns."""
+    same, varying = part_same(columns)
+    if not same:
+        return [], varying
+    parts = [f"{column.name}: {column.cells[0]}" for column in same if not column.empty]
+    empty = [column.name for column in same if column.empty]
     if empty:
         parts.append(f"empty: {', '.join(empty)}")
     width = terminal.width or WIDE

@@ -51,6 +51,7 @@ def searches(observation):
         "threshold": 0.72,
         "threshold_chance_corrected": 0.77,
         "trials": 9,
+        "wall_s": 60.0,
     }
     found = row | {"outcome": "found", "first_passing_d": 380, "bracket_low": 340, "bracket_high": 380}
     return pa.Table.from_pylist([found, row | {"outcome": "above_range"}], schema=SEARCHES)
@@ -83,7 +84,7 @@ def test_a_report_is_one_page_that_needs_nothing_else(tmp_path, trials, searches
     assert "MRPC &amp; co" in text
     assert "<b>boom" not in text
     assert "&lt;b&gt;boom" in text
-    for word in ("2.13.0", "above_range", "380", "chance-corrected", "first passing d"):
+    for word in ("2.13.0", "above range", "380", "chance-corrected", "first passing d"):
         assert word in text
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "curve-toy-tiny.csv",
