@@ -37,7 +37,7 @@ def build_model(
             'embeddings = "trained" needs them in float32, this model is held in bfloat16: give embeddings = "frozen" '
             '(training = "default"), or the model dtype = "float32"'
         )
-    base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head, full, trial.model.head_from)
+    base = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head, full, trial.model.head_from, again=True)
     if not trial.task.is_completion:
         adapter.name_labels(base, trial.task.labels)
     whole = sum(parameter.numel() for parameter in base.parameters())

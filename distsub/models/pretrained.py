@@ -6,6 +6,7 @@ task, is memory of its own; it comes from a seed.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 from dataclasses import dataclass, replace
@@ -204,8 +205,25 @@ def _load(prepared: Prepared, language_model: bool = False, **settings: Any) -> 
     return model, fresh
 
 
+@lru_cache(maxsize=1)
+def _template(prepared: Prepared, language_model: bool, settings: tuple[tuple[str, Any], ...]) -> tuple[Any, set[str]]:
+    return _load(prepared, language_model, **dict(settings))
+
+
+def _copied(prepared: Prepared, language_model: bool, **settings: Any) -> tuple[Any, set[str]]:
+    """Copy a model that this process has loaded before, all but its parameters: the copy's are the same memory."""
+    model, fresh = _template(prepared, language_model, tuple(sorted(settings.items())))
+    shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, shared), set(fresh)
+
+
 def build(
-    prepared: Prepared, num_labels: int, head_seed: int, private: bool = False, head_from: HeadFrom = "seed"
+    prepared: Prepared,
+    num_labels: int,
+    head_seed: int,
+    private: bool = False,
+    head_from: HeadFrom = "seed",
+    again: bool = False,
 ) -> nn.Module:
     """Load a model on memory-mapped weights, with a head from its seed or the checkpoint's own.
 
@@ -215,6 +233,8 @@ def build(
         head_seed: Seed of the head, and of what else the checkpoint does not carry.
         private: Copy the weights as float32, so that they may be trained.
         head_from: "seed" makes a head anew that the checkpoint carries; "checkpoint" keeps it.
+        again: Keep the loaded model in this process, and copy it the next time: for callers that never write to
+            parameters of the base model, which all copies share.
 
     Returns:
         A transformers model in the precision that it is held in, in training mode.
@@ -234,7 +254,7 @@ def build(
     try:
         if num_labels:
             settings |= {"num_labels": num_labels, "problem_type": problem}
-        model, fresh = _load(prepared, not num_labels, **settings)
+        model, fresh = (_copied if again else _load)(prepared, not num_labels, **settings)
     except UnavailableError as error:
         raise UnavailableError(f"model {prepared.name!r}: {error}") from None
     heads = layout.head_names(model)

@@ -12,7 +12,8 @@ from distsub.errors import DimensionError
 from distsub.finetune import train
 from distsub.finetune.step_size import learned_step_size, step_size
 from distsub.finetune.train import Observer, Stopped
-from distsub.records import Freeze, Model, Random, Subspace
+from distsub.models import peft_model, pretrained
+from distsub.records import Freeze, Model, Peft, Random, Subspace, label
 
 
 @pytest.fixture
@@ -34,6 +35,37 @@ def test_the_same_trial_gives_the_same_observation(trials):
     assert same(first, train.train(trial))
     assert first.status == "finished" and first.steps == trial.budget.steps
     assert len(first.predicted) == len(first.target) == 128
+
+
+METHODS = [
+    Subspace(),
+    Subspace(scales="layer", head="trained", embeddings="trained"),
+    Subspace(Random("fastfood"), head="frozen", modules="mlp"),
+    Freeze(),
+    Peft("LORA", head="trained", step=0.01),
+    Peft("LN_TUNING", head="frozen", step=0.01),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=label)
+def test_trainings_of_one_process_share_their_base_model_and_leave_it_as_it_was(trials, method):
+    prepared = pretrained.prepare(trials.setup.model.name)
+    pretrained._template.cache_clear()
+    alone = train.train(trials.trials_at(64)[0])
+    fresh = pretrained.build(prepared, 2, 0)
+    base, again = (pretrained.build(prepared, 2, 0, again=True) for _ in range(2))
+    assert base.bert.pooler.dense.weight.data_ptr() == again.bert.pooler.dense.weight.data_ptr()
+    d, sized = None, None
+    if isinstance(method, Peft):
+        d, sized = peft_model.dims(fresh, method, (200,))[0][0], 1.0
+    elif isinstance(method, Subspace):
+        d, sized = 64, 1.0
+    row = train.train(trials.trials_at(64)[0].vary(method=method, d=d, eta=sized))
+    assert row.status == "finished" and pretrained._template.cache_info().misses == 1
+    for name, parameter in base.named_parameters():
+        assert torch.equal(parameter, fresh.get_parameter(name)), name
+    train.train(trials.baseline[0])
+    assert same(alone, train.train(trials.trials_at(64)[0]))
 
 
 def test_counts_are_exact(trials):
