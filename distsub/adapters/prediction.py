@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub import metrics, packages
+from distsub import metrics
 from distsub.adapters.predictor import Predictor
 from distsub.data import cells, reading, tables
 from distsub.errors import ConfigError, DataError, UnavailableError
@@ -84,7 +84,7 @@ def read(
     task, path = predictor.task, _local(source)
     given = replace(writing or tables.Writing(), nested=task.label if task.is_chat else None)
     if not (text or predictor.knows_columns):
-        found = tables.read_file(path, None, (), given).format.columns
+        found = tables.read_file(path, None, (), given).columns
         raise ConfigError(
             f"the adapter does not say which column it reads; name one by text (--text), or two for pairs, of those "
             f"in {source}: {', '.join(found)}"
@@ -102,9 +102,8 @@ def read(
     except DataError as error:
         hint = "" if text or "no column" not in str(error) else "; name the columns to read by text (--text)"
         raise DataError(f"{str(error).replace(str(path), source)}{hint}") from None
-    how = read.format
-    given = replace(given, separator=how.separator, quote=how.quote, encoding=how.encoding)
-    name = label or (task.label if predictor.knows_columns and task.label in how.columns else None)
+    given = replace(read.writing, nested=given.nested)
+    name = label or (task.label if predictor.knows_columns and task.label in read.columns else None)
     further = [*keep, *([name] if name and not task.is_chat else [])]
     if clash := [each for each in (PREDICTION, PROBABILITY) if each in {*wanted, *further}]:
         raise ConfigError(f"column {clash[0]!r} is what the result calls its own; rename the one in {source}")
@@ -123,15 +122,8 @@ def read(
 
 def _local(source: str) -> Path:
     """Find a file of rows, or fetch it."""
-    if "://" in source:
-        return reading.local(source)
-    if packages.is_package(source):
-        files = packages.resolve(source)
-        if len(files) != 1:
-            raise DataError(f"{source} names {len(files)} files; name one, as in package:NAME/FILE.csv")
-        return files[0]
-    path = Path(source).expanduser()
-    if not path.is_file():
+    path = reading.local(source)
+    if "://" not in source and not path.is_file():
         what = "is a folder" if path.is_dir() else "is no file"
         raise UnavailableError(f"{source} {what}; give a file of rows: CSV, TSV, JSON lines, Parquet or Arrow")
     return path

@@ -14,15 +14,9 @@ def cut(text: str, stop: str | None) -> str:
 
 
 def find(text: str, task: Task) -> str | None:
-    """Find the answer in a completion, generated or given.
+    """Find the answer in a completion: the first group of the task's expression, or all that it matches.
 
-    Args:
-        text: The completion.
-        task: Gives the expression, of which the first group is the answer, or all of it where it has none.
-
-    Returns:
-        The answer without white space around it; None where the expression does not match. Of several matches the last
-        counts: a worked answer ends with its result.
+    Of several matches the last counts: a worked answer ends with its result. None where nothing matches.
     """
     if task.answer is None:
         return text.strip()
@@ -45,5 +39,4 @@ def same(answer: str | None, target: str | None) -> bool:
 
 
 def _value(text: str) -> int | float | None:
-    """Read a number as people write it, None where the text is none."""
     return number(_GROUPED.sub("", text.strip().removeprefix("$")))

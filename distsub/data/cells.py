@@ -68,13 +68,7 @@ def kind(of: pa.DataType) -> str:
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Give a column its one form.
-
-    Args:
-        column: Of any type that holds one value in a row.
-
-    Returns:
-        The same rows, as `TEXT`.
+    """Give a column that holds one value in each row its one form, `TEXT`.
 
     Raises:
         DataError: Lists, structs or another type without a text, or bytes that are not UTF-8.
@@ -111,12 +105,7 @@ def as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def number_text(value: float | Decimal, width: type = np.float64) -> str:
-    """Write a number in its one form.
-
-    Args:
-        value: Finite or infinite, not NaN.
-        width: The precision it was stored in.
-    """
+    """Write a number in its one form; it is not NaN, and was stored in the precision `width`."""
     if value in (float("inf"), float("-inf")):
         return str(float(value))
     if value == int(value):
@@ -127,20 +116,13 @@ def number_text(value: float | Decimal, width: type = np.float64) -> str:
 
 
 def matching(column: pa.ChunkedArray, wanted: str) -> pa.ChunkedArray:
-    """Mark the rows of a value as `where` means it.
+    """Mark the rows of a value as `where` means it; "" means the rows where it is missing.
 
     Cells are the same if they are the same text, or write the same number (1, 1.0, 1e0; never 01), the same truth
     value (true, True) or the same point in time (2024-01-31, 2024-01-31T00:00:00): as text formats write it.
 
-    Args:
-        column: As `as_text` gives it.
-        wanted: The value; "" means the rows where it is missing.
-
-    Returns:
-        True and false.
-
     Raises:
-        DataError: The column writes this value in more than one way.
+        DataError: The column, which `as_text` gave, writes this value in more than one way.
     """
     if not wanted:
         return column.is_null()

@@ -7,11 +7,7 @@ from distsub.errors import DataError, UnavailableError, first_line
 
 
 def messages(text: str, where: str) -> list[dict[str, Any]]:
-    """Read the messages of a chat.
-
-    Args:
-        text: JSON: a list of {"role": ..., "content": ...}, the last of the assistant.
-        where: The row, for messages.
+    """Read the messages of a chat: JSON, a list of {"role": ..., "content": ...}, the last of the assistant.
 
     Raises:
         DataError: It is something else.
@@ -42,11 +38,6 @@ def last(text: str, where: str) -> str:
 
 def render(tokenizer: Any, text: str, where: str) -> tuple[str, str, bool]:
     """Turn a chat into a prompt and its completion by the tokenizer's chat template.
-
-    Args:
-        tokenizer: The model's.
-        text: As `messages` reads it.
-        where: The row, for messages.
 
     Returns:
         The prompt, up to where the assistant's last message begins; that message; and whether it ends with the special

@@ -84,8 +84,7 @@ class Splits:
         train: Rows to train on.
         validation: Rows to evaluate on.
         dataset_hash: A sha256 of both that tells whether two trials read the same.
-        task: The task with its number of classes, counted where the sweep file leaves it out, and their names, where
-            they are not the class numbers.
+        task: The task with its number of classes, and their names where they are not the class numbers.
     """
 
     train: Split
@@ -95,16 +94,9 @@ class Splits:
 
 
 def load(task: Task, budget: Budget) -> Splits:
-    """Read a task's rows, check them and take the budget's fixed subset.
+    """Read a task's rows in the order of the source, check them and take the budget's fixed subset.
 
     `train_examples` and `eval_examples` are upper bounds; smaller subsets are contained in larger ones.
-
-    Args:
-        task: Where the rows are and which columns count.
-        budget: How many of them to use.
-
-    Returns:
-        The two splits, in the order of the source.
 
     Raises:
         DataError: A column is missing, a label or text is not usable, or a split is empty.
@@ -138,15 +130,7 @@ def load(task: Task, budget: Budget) -> Splits:
 
 
 def save(splits: Splits, folder: Path) -> list[Path]:
-    """Write splits as Parquet, so that a task whose source is `ROWS` and the folder has the same ones, to the bit.
-
-    Args:
-        splits: From `load`.
-        folder: Where to write train.parquet and validation.parquet: the texts, and the labels by their names.
-
-    Returns:
-        The files.
-    """
+    """Write splits as Parquet, one file each; a task whose source is `ROWS` and the folder has the same rows."""
     task, files = splits.task, []
     about = {"distsub": json.dumps({"num_labels": task.num_labels, "labels": task.labels})}
     for name, split in (("train", splits.train), ("validation", splits.validation)):

@@ -14,20 +14,19 @@ from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
 from distsub.data import cells, opening
+from distsub.data.opening import Quote, Writing
 from distsub.errors import DataError
 
 pc: Any = pyarrow.compute
 
-Quote = Literal["double", "none"]
-SEPARATORS = (",", "\t", ";", "|")
-_NAMES = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _CHUNK = 50_000
 _SAY = 'set quote = "none" (they are part of the text) or "double" (they are around it)'
 
@@ -36,30 +35,8 @@ csv.field_size_limit(2**31 - 1)
 
 
 @dataclass(frozen=True)
-class Dialect:
-    """How a file is written.
-
-    Attributes:
-        separator: One character.
-        quote: "double": cells may stand in quotation marks, doubled inside; "none": a quotation mark is text.
-        encoding: A codec of Python.
-    """
-
-    separator: str
-    quote: Quote
-    encoding: str
-
-
-@dataclass(frozen=True)
 class _Reading:
-    """One way to read a file.
-
-    Attributes:
-        table: The columns asked for.
-        names: Of all columns.
-        lines: The line in which each row begins.
-        long: First and last line of the rows that have several.
-    """
+    """One way to read a file: the columns asked for, all names, the first line of each row, the ends of long rows."""
 
     table: pa.Table
     names: tuple[str, ...]
@@ -79,21 +56,8 @@ class _Malformed(DataError):
         return error
 
 
-def read(
-    path: Path,
-    columns: Sequence[str] | None,
-    separator: str | None = None,
-    encoding: str | None = None,
-    quote: Quote | None = None,
-) -> tuple[pa.Table, tuple[str, ...], Dialect]:
-    """Read some columns.
-
-    Args:
-        path: A local file.
-        columns: Which; None reads all of them.
-        separator: As the user says, or None to find it: the one that makes these columns of the header.
-        encoding: As the user says, or None.
-        quote: As the user says, or None to find it.
+def read(path: Path, columns: Sequence[str] | None, given: Writing) -> tuple[pa.Table, tuple[str, ...], Writing]:
+    """Read some columns, or all of them, and find out how the file is written where that is not given.
 
     Returns:
         The columns, each as `cells.TEXT`, blank lines left out; the names of all of them; how the file is written.
@@ -103,6 +67,7 @@ def read(
             ways; without the file's name.
         UnavailableError: The file cannot be read.
     """
+    separator, quote, encoding = given.separator, given.quote, given.encoding
     with opening.opened_text(path, encoding, newline="") as (text, found):
         line = next((line for line in text if line.strip("\r\n")), None)
         if line is None:
@@ -138,14 +103,14 @@ def read(
                 headers[mark] = _header(text, mark)
         separator = _by_names(headers, columns) if columns else _by_rows(headers, lambda mark: decided(mark, None))
     reading, how = decided(separator, columns)
-    return reading.table, reading.names, Dialect(separator, how, found)
+    return reading.table, reading.names, Writing(separator, how, found)
 
 
 def _by_names(headers: dict[str, list[str]], columns: Sequence[str]) -> str:
     """Find the separator that gives the columns that are needed."""
     found = [mark for mark, header in headers.items() if set(columns) <= set(header)]
     if len(found) > 1:
-        raise DataError(f"may be separated by {' or '.join(_NAMES[mark] for mark in found)}; set separator")
+        raise DataError(f"may be separated by {' or '.join(SEPARATORS[mark] for mark in found)}; set separator")
     if not found:
         most = max(headers.values(), key=len)
         try:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from json.decoder import JSONDecodeError
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.data import cells, opening
+from distsub.data.opening import Writing
 from distsub.errors import DataError
 
 _CHUNK = 50_000
@@ -19,20 +21,9 @@ _WHITE = re.compile(r"[ \t\n\r]*")
 
 
 def read(
-    path: Path,
-    columns: Sequence[str] | None,
-    texts: Sequence[str] = (),
-    encoding: str | None = None,
-    nested: str | None = None,
+    path: Path, columns: Sequence[str] | None, texts: Sequence[str], given: Writing
 ) -> tuple[pa.Table, dict[str, str], tuple[str, ...], str]:
-    """Read some columns. A key that an object lacks is a missing value, as null is.
-
-    Args:
-        path: A local file.
-        columns: Which; None reads all of them.
-        texts: Those that have to hold text.
-        encoding: As the user says, or None.
-        nested: The column of which lists and objects become JSON, or None.
+    """Read some columns, or all; those of `texts` have to hold text. A key that an object lacks is a missing value.
 
     Returns:
         The columns, each as `cells.TEXT`; for each what it holds, a key of `cells.WORDS` or ""; all keys of the file;
@@ -42,8 +33,8 @@ def read(
         DataError: A line is no JSON, or a value is not one text, number or truth value; without the file's name.
         UnavailableError: The file cannot be read.
     """
-    with opening.opened_text(path, encoding, newline="\n") as (text, found):
-        return *_table(_rows(text), columns, texts, nested), found
+    with opening.opened_text(path, given.encoding, newline="\n") as (text, encoding):
+        return *_table(_rows(text), columns, texts, given.nested), encoding
 
 
 def _rows(text: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -106,14 +97,11 @@ def _table(
     chunks: dict[str, list[pa.Array]] = {}
     kinds: dict[str, set[str]] = {}
     done = 0
-    for held in _chunked(rows):
+    while held := list(islice(rows, _CHUNK)):
         for _, row in held:
-            if not row.keys() <= known.keys():
-                known.update(dict.fromkeys(row))
-        if nested is not None:
-            for _, row in held:
-                if isinstance(row.get(nested), list | dict):
-                    row[nested] = json.dumps(row[nested], ensure_ascii=False)
+            known.update(dict.fromkeys(row))
+            if nested is not None and isinstance(row.get(nested), list | dict):
+                row[nested] = json.dumps(row[nested], ensure_ascii=False)
         for name in known if columns is None else columns:
             array = _column(held, name, kinds.setdefault(name, set()), name in texts)
             chunks.setdefault(name, [pa.nulls(done, cells.TEXT)]).append(array)
@@ -122,18 +110,8 @@ def _table(
         raise DataError("holds no rows")
     cells.need(list(known), columns or ())
     table = pa.table({name: pa.chunked_array(parts, cells.TEXT) for name, parts in chunks.items()})
-    return table, {name: _kind(found) for name, found in kinds.items()}, tuple(known)
-
-
-def _chunked(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    held = []
-    for row in rows:
-        held.append(row)
-        if len(held) == _CHUNK:
-            yield held
-            held = []
-    if held:
-        yield held
+    held_in = {name: found.pop() if len(found) == 1 else "mixed" if found else "" for name, found in kinds.items()}
+    return table, held_in, tuple(known)
 
 
 _KINDS = {str: "text", int: "number", float: "number", bool: "truth"}
@@ -157,7 +135,8 @@ def _column(held: list[tuple[str, dict[str, Any]]], name: str, kinds: set[str], 
     try:
         return pa.array([value or None for value in values], cells.TEXT)
     except UnicodeEncodeError as error:
-        place = next(place for (place, _), value in zip(held, values, strict=True) if value and not _whole(value))
+        half = next(i for i, value in enumerate(values) if value and re.search("[\ud800-\udfff]", value))
+        place = held[half][0]
         raise DataError(f'{place}: "{name}" holds half of a character (an escape \\ud800..\\udfff alone)') from error
 
 
@@ -169,21 +148,11 @@ def _text(value: float | bool) -> str | None:
     return cells.number_text(value) if isinstance(value, float) else str(value)
 
 
-def _whole(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _kind(found: set[str]) -> str:
-    return found.pop() if len(found) == 1 else "mixed" if found else ""
-
-
 def _object(row: Any, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise DataError(f"{place} is {_shown(row)} and not an object like {{...}}")
+        text = json.dumps(row)
+        shown = text if len(text) <= 40 else text[:37] + "..."
+        raise DataError(f"{place} is {shown} and not an object like {{...}}")
     if twice := row.pop(_TWICE, None):
         raise DataError(f'{place} has the key "{twice}" twice; keep one')
     return row
@@ -220,8 +189,3 @@ def _why(error: BaseException, text: str) -> str:
     elif text.strip() == "{":
         hint = "; each object must stand in one line, or all in one array"
     return f"no JSON at column {error.colno}: {error.msg}{hint}"
-
-
-def _shown(row: Any) -> str:
-    text = json.dumps(row)
-    return text if len(text) <= 40 else text[:37] + "..."

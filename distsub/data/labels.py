@@ -62,7 +62,7 @@ def settle(task: Task, train: Mapping[str, int], validation: Mapping[str, int]) 
         The task with `num_labels` set; with `labels` set too unless the labels are the class numbers themselves.
 
     Raises:
-        DataError: The labels are not the classes, or values, that the task says; one line that says how to fix it.
+        DataError: The labels are not the classes, or values, that the task says.
     """
     if task.num_labels == 1:
         return task
@@ -103,12 +103,7 @@ def settle(task: Task, train: Mapping[str, int], validation: Mapping[str, int]) 
 
 
 def encode(task: Task, labels: Sequence[str], split: str) -> list[int] | list[float]:
-    """Turn labels into class numbers, or into values for regression.
-
-    Args:
-        task: From `settle`.
-        labels: Of those that it was told of; none missing.
-        split: For messages.
+    """Turn labels that `settle` knows into class numbers, or into values for regression; `split` is for messages.
 
     Raises:
         DataError: A value is no number.

@@ -15,15 +15,7 @@ _SHARD = re.compile(r".+-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]+)?")
 
 
 def split_files(directory: Path, splits: Sequence[str], config: str | None = None) -> list[list[Path]]:
-    """Find the files of some splits, in the order of their rows.
-
-    Args:
-        directory: What the user named.
-        splits: Names such as "train".
-        config: Which configuration of a copied hub repository, or None.
-
-    Returns:
-        For each split its files.
+    """Find the files of each split, in the order of their rows; `config` is one of a copied hub repository.
 
     Raises:
         DataError: None or several candidates, or a shard is missing; without the directory's name.
@@ -34,10 +26,7 @@ def split_files(directory: Path, splits: Sequence[str], config: str | None = Non
 
 
 def dataset_files(directory: Path) -> list[Path] | None:
-    """Find the files of a folder that `Dataset.save_to_disk` wrote, which holds one table and no splits.
-
-    Returns:
-        The files; None if the folder is another one.
+    """Find the files of a folder that `Dataset.save_to_disk` wrote, which holds one table and no splits; else None.
 
     Raises:
         DataError: It is damaged, or written by a version that kept the order of its rows apart.

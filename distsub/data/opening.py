@@ -9,8 +9,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 import pyarrow as pa
 
@@ -48,12 +49,29 @@ _MARKS = {
 }
 
 
-class UndecodableError(DataError):
-    """Bytes that are no text in the encoding they are read in.
+Quote = Literal["double", "none"]
+"""Whether a CSV's cells may stand in quotation marks, doubled inside, or a quotation mark is text."""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a text file is written, as its user says or as it was found; None where it is not known, or means nothing.
 
     Attributes:
-        as_cp1252: What stands there if it was meant as cp1252; empty if it cannot be.
+        separator: One character; of CSV.
+        quote: Of CSV.
+        encoding: A codec of Python.
+        nested: A column of lists or objects, which become JSON; None where there must be none.
     """
+
+    separator: str | None = None
+    quote: Quote | None = None
+    encoding: str | None = None
+    nested: str | None = None
+
+
+class UndecodableError(DataError):
+    """Bytes that are no text in the encoding they are read in; `as_cp1252` is what they would be in that, or empty."""
 
     as_cp1252 = ""
 
@@ -74,13 +92,7 @@ def content_name(path: Path) -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading its bytes, uncompressed.
-
-    Args:
-        path: A local file.
-
-    Yields:
-        The bytes; they can be read once, from start to end.
+    """Open a file for reading its bytes, uncompressed, once from start to end.
 
     Raises:
         DataError: It is damaged, an archive of several files, or of a kind that is not read; without its name.
@@ -124,11 +136,7 @@ def first_bytes(path: Path) -> bytes:
 
 
 def encoding_of(start: bytes, given: str | None) -> str:
-    """Say how bytes are decoded: by their byte order mark, as given, or as UTF-8.
-
-    Args:
-        start: The first bytes of the content.
-        given: What the user says, or None.
+    """Say how content that starts like this is decoded: by its byte order mark, as given, or as UTF-8.
 
     Raises:
         DataError: The bytes look like UTF-16 and do not say so.
@@ -147,15 +155,7 @@ def encoding_of(start: bytes, given: str | None) -> str:
 
 @contextmanager
 def opened_text(path: Path, encoding: str | None, newline: str) -> Iterator[tuple[IO[str], str]]:
-    """Open a file for reading its text.
-
-    Args:
-        path: A local file.
-        encoding: As the user says, or None: by its byte order mark, else UTF-8.
-        newline: As for `open`: what ends a line. Nothing is translated.
-
-    Yields:
-        The text, and the encoding it is read in.
+    """Open a file for reading its text; also gives the encoding, which `encoding_of` says.
 
     Raises:
         DataError: A line does not decode, or the file is damaged.
@@ -199,19 +199,14 @@ def _undecodable(path: Path, encoding: str) -> UndecodableError:
 
 @contextmanager
 def _uncompressed(file: IO[bytes], how: str | None) -> Iterator[IO[bytes]]:
-    if how == "zip":
-        with zipfile.ZipFile(file) as archive, archive.open(_member(archive)) as member:
-            yield _doubly(member)
-    else:
+    if how != "zip":
         with _stream(file, how) as stream:
             yield stream
-
-
-def _doubly(member: IO[bytes]) -> IO[bytes]:
-    """See through a compressed file in an archive."""
-    start = member.read(6)
-    member.seek(0)
-    return _stream(member, _starting(start, _COMPRESSED))
+        return
+    with zipfile.ZipFile(file) as archive, archive.open(_member(archive)) as member:
+        start = member.read(6)
+        member.seek(0)
+        yield _stream(member, _starting(start, _COMPRESSED))  # a compressed file in an archive
 
 
 def _stream(file: IO[bytes], how: str | None) -> IO[bytes]:

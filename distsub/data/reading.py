@@ -7,7 +7,6 @@ which of them are classes and which are refused, is said in `data`.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,7 @@ from distsub.records import Task
 
 
 def read(task: Task, splits: Sequence[str]) -> list[pa.Table]:
-    """Read splits from wherever a task's source points.
-
-    Args:
-        task: Where the rows are and which columns count.
-        splits: Names of splits of a hub dataset, or file stems in a directory.
+    """Read splits from wherever a task's source points: splits of a hub dataset, or file stems in a directory.
 
     Returns:
         One table per split: the rows that `where` keeps, in the order of the file; the columns `text`, `label` and
@@ -39,50 +34,42 @@ def read(task: Task, splits: Sequence[str]) -> list[pa.Table]:
 
 def _read(task: Task, splits: Sequence[str]) -> list[pa.Table]:
     """Read splits from wherever the source points, and refuse what cannot be read in the task's name."""
-    source = task.source
-    if "://" in source:
-        return _read_copy(task, splits)
-    path = Path(source).expanduser()
+    source, path = task.source, Path(task.source).expanduser()
+    is_copy = "://" in source
     try:
-        if packages.is_package(source):
-            files = packages.resolve(source)
-            if len(files) != 1:
-                raise DataError(f"{source} names {len(files)} files; name one, as in package:NAME/FILE.csv")
-            return [_files(files, task)] * len(splits)
-        if not (path.is_absolute() or source.startswith(".") or path.exists()):
+        if is_copy or packages.is_package(source):
+            path = local(source)
+        elif not (path.is_absolute() or source.startswith(".") or path.exists()):
             return _read_hub(task, splits)
         if not path.exists():
             raise UnavailableError(f"no file or directory {path}; path is relative to the sweep file")
         return _read_path(path, task, splits)
     except (DataError, UnavailableError) as error:
-        raise type(error)(f"{task.name}: {error}") from error
+        message = str(error).replace(str(path), source) if is_copy else str(error)
+        raise type(error)(f"{task.name}: {message}") from error
     except OSError as error:
         raise UnavailableError(f"{task.name}: cannot read {path}: {error.strerror or error}") from error
 
 
-def _read_copy(task: Task, splits: Sequence[str]) -> list[pa.Table]:
-    """Read splits from a bucket, by way of a local copy."""
-    try:
-        path = str(local(task.source))
-    except UnavailableError as error:
-        raise UnavailableError(f"{task.name}: {error}") from None
-    try:
-        return _read(replace(task, source=path), splits)
-    except (DataError, UnavailableError) as error:
-        raise type(error)(str(error).replace(path, task.source)) from None
-
-
-def local(address: str) -> Path:
-    """Give a local copy of a file or folder of rows elsewhere, as s3://, gs:// or hdfs:// name it.
+def local(source: str) -> Path:
+    """Give what a source names on this machine: a path, a file of a package, a copy of what is at s3:// or the like.
 
     Raises:
+        DataError: A package has several files of that name.
         UnavailableError: It is not there or cannot be read.
     """
 
     def rows(_: Path, names: list[str]) -> list[str]:
         return [name for name in names if tasks.is_file(name) or name == "README.md"]
 
-    return cache.copied(address, rows, deep=True)
+    if "://" in source:
+        return cache.copied(source, rows, deep=True)
+    if not packages.is_package(source):
+        return Path(source).expanduser()
+    files = packages.resolve(source)
+    if len(files) != 1:
+        raise DataError(f"{source} names {len(files)} files; name one, as in package:NAME/FILE.csv")
+    return files[0]
 
 
 def _read_path(path: Path, task: Task, splits: Sequence[str]) -> list[pa.Table]:

@@ -3,53 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 import pyarrow as pa
 
-from distsub.data import cells, columnar, delimited, json_rows, opening
-from distsub.errors import DataError, UnavailableError
+from distsub.data import cells, delimited, json_rows, opening
+from distsub.data.opening import Writing
+from distsub.errors import DataError, UnavailableError, first_line
+
+# Reading, pyarrow would take an interrupt for itself and raise an error that looks like a bad file.
+pa.enable_signal_handlers(False)
 
 _SUFFIXES = {"csv": (".csv", ".tsv", ".tab"), "json": (".json", ".jsonl", ".ndjson")}
-
-
-@dataclass(frozen=True)
-class Writing:
-    """How a file is written as its reader says; what is None is to be found.
-
-    Attributes:
-        separator: Of CSV.
-        quote: Of CSV.
-        encoding: Of CSV and JSON.
-        nested: A column of lists or objects, which become JSON; None where there must be none.
-    """
-
-    separator: str | None = None
-    quote: delimited.Quote | None = None
-    encoding: str | None = None
-    nested: str | None = None
-
-
-@dataclass(frozen=True)
-class FileFormat:
-    """How a file is written.
-
-    Attributes:
-        kind: "csv" (whatever the separator), "json", "parquet", "arrow" (a file or Feather) or "stream" (Arrow too).
-        compression: "gzip", "bzip2", "xz", "zstd", "zip" or None.
-        columns: Their names.
-        separator: Of CSV, else None.
-        quote: Of CSV: "double" (quotation marks stand around cells) or "none" (they are part of texts); else None.
-        encoding: Of CSV and JSON: a codec of Python; else None.
-        notes: What a person should know about it, a sentence each.
-    """
-
-    kind: str
-    compression: str | None
-    columns: tuple[str, ...]
-    separator: str | None = None
-    quote: delimited.Quote | None = None
-    encoding: str | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,26 +25,25 @@ class FileTable:
         path: The file.
         table: The columns asked for, each as `cells.TEXT`.
         kinds: For each column "text", "number", "truth", "time", "mixed", or "" where the file does not say.
-        format: How it is written.
+        columns: The names of all that the file has.
+        format: "csv" (whatever the separator), "json", "parquet", "arrow" (a file or Feather) or "stream" (Arrow too).
+        compression: "gzip", "bzip2", "xz", "zstd", "zip" or None.
+        writing: Of CSV its separator and quotation, of CSV and JSON its encoding.
+        notes: What a person should know about it, a sentence each.
     """
 
     path: Path
     table: pa.Table
     kinds: dict[str, str]
-    format: FileFormat
+    columns: tuple[str, ...]
+    format: str
+    compression: str | None
+    writing: Writing
+    notes: tuple[str, ...] = ()
 
 
 def read_file(path: Path, columns: Sequence[str] | None, texts: Sequence[str], given: Writing) -> FileTable:
-    """Read some columns of one file.
-
-    Args:
-        path: A local file.
-        columns: Which; None reads all of them.
-        texts: Those that have to hold text.
-        given: How it is written, as far as the user says.
-
-    Returns:
-        The rows in the order of the file.
+    """Read some columns of one file, or all of them; those of `texts` have to hold text.
 
     Raises:
         DataError: It cannot be read, or in several ways; a column is missing, or does not hold what it must.
@@ -96,15 +60,7 @@ def sniff(path: str | Path, columns: Sequence[str] | None = None, given: Writing
     """Look at one file for a person: how it is written, and what it holds.
 
     Beyond `read_file`, bytes that are not UTF-8 are taken for cp1252 of Windows, with a note that quotes them.
-    With `separator`, `quote` and `encoding` of the format in a task, its rows are read as here.
-
-    Args:
-        path: A local file.
-        columns: The ones that are needed; None for all of them, by which the separator is harder to find.
-        given: How it is written, as far as the user says.
-
-    Returns:
-        The columns, and in `format` how the file is written, with its notes.
+    A task with what `writing` says reads the same rows. Without `columns` the separator is harder to find.
 
     Raises:
         DataError: It cannot be read, or in several ways; a column is missing.
@@ -121,7 +77,7 @@ def sniff(path: str | Path, columns: Sequence[str] | None = None, given: Writing
             raise
         found = read_file(path, columns, (), replace(given, encoding="cp1252"))
     note = f'not UTF-8, so read as cp1252 (Windows), for example "{cause.as_cp1252}"; set encoding if that is wrong'
-    return replace(found, format=replace(found.format, notes=(note,)))
+    return replace(found, notes=(note,))
 
 
 def agree(shards: Sequence[FileTable], column: str) -> None:
@@ -163,16 +119,53 @@ def as_text(table: pa.Table, texts: Sequence[str], origin: str = "", nested: str
 
 def _read(path: Path, columns: Sequence[str] | None, texts: Sequence[str], given: Writing) -> FileTable:
     start, packed = opening.first_bytes(path), opening.compression(path)
-    if kind := columnar.kind_of(start):
-        table, names = columnar.read(path, kind, columns)
-        kinds = {name: cells.kind(table[name].type) for name in table.column_names}
-        return FileTable(path, as_text(table, texts, nested=given.nested), kinds, FileFormat(kind, packed, names))
+    if name := _columnar(start):
+        table, names = _read_columnar(path, name, packed, columns)
+        kinds = {column: cells.kind(table[column].type) for column in table.column_names}
+        return FileTable(path, as_text(table, texts, nested=given.nested), kinds, names, name, packed, Writing())
     if _is_json(path, start):
-        table, kinds, names, encoding = json_rows.read(path, columns, texts, given.encoding, given.nested)
-        return FileTable(path, table, kinds, FileFormat("json", packed, names, encoding=encoding))
-    table, names, how = delimited.read(path, columns, given.separator, given.encoding, given.quote)
-    form = FileFormat("csv", packed, names, how.separator, how.quote, how.encoding)
-    return FileTable(path, table, dict.fromkeys(names, ""), form)
+        table, kinds, names, encoding = json_rows.read(path, columns, texts, given)
+        return FileTable(path, table, kinds, names, "json", packed, Writing(encoding=encoding))
+    table, names, writing = delimited.read(path, columns, given)
+    return FileTable(path, table, dict.fromkeys(names, ""), names, "csv", packed, writing)
+
+
+def _columnar(start: bytes) -> str | None:
+    """Tell by its first bytes whether a file is Parquet or Arrow, which know the types of their columns."""
+    for magic, name in ((b"PAR1", "parquet"), (b"ARROW1", "arrow"), (b"\xff\xff\xff\xff", "stream")):
+        if start.startswith(magic):
+            return name
+    if start.startswith(b"PARE"):
+        raise DataError("is encrypted Parquet; write it again without encryption")
+    return None
+
+
+def _read_columnar(
+    path: Path, name: str, packed: str | None, columns: Sequence[str] | None
+) -> tuple[pa.Table, tuple[str, ...]]:
+    """Read columns of whatever type, and the names of all that the file has."""
+    import pyarrow.parquet
+
+    with opening.opened(path) as stream:
+        source: Any = path if packed is None else pa.BufferReader(stream.read())
+        try:
+            if name == "parquet":
+                with pyarrow.parquet.ParquetFile(source) as file:
+                    present = file.schema_arrow.names
+                    wanted = _needed(present, columns)
+                    # Not read_table: it takes a folder called label=1 above the file for a column.
+                    return file.read(columns=wanted).select(wanted), tuple(present)
+            with pa.OSFile(str(path)) if packed is None else source as file:
+                table = pa.ipc.open_stream(file).read_all() if name == "stream" else pa.ipc.open_file(file).read_all()
+                return table.select(_needed(table.column_names, columns)), tuple(table.column_names)
+        except pa.ArrowException as error:
+            raise DataError(f"is damaged: {first_line(error)}; fetch it again") from error
+
+
+def _needed(present: list[str], columns: Sequence[str] | None) -> list[str]:
+    needed = present if columns is None else list(columns)
+    cells.need(present, needed)
+    return needed
 
 
 def _is_json(path: Path, start: bytes) -> bool:

@@ -71,9 +71,6 @@ def resolve(name: str, path: str | None = None, **overrides: Any) -> Task:
             stay; its splits become train and validation, or one file of which `holdout` rows are split off.
         **overrides: Fields of `Task` to set.
 
-    Returns:
-        The task, consistent in itself.
-
     Raises:
         ConfigError: Unknown name or field, or fields that contradict each other.
     """

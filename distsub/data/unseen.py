@@ -10,13 +10,7 @@ from distsub.records import Budget, Task
 
 @dataclass(frozen=True)
 class Unseen:
-    """Rows to score a chosen model on.
-
-    Attributes:
-        texts: As `Predictor.predict` takes them.
-        labels: As the label column spells them.
-        origin: Which rows they are, in words.
-    """
+    """Rows to score a model on, with labels as the label column spells them, and which rows they are, in words."""
 
     texts: list[str] | list[tuple[str, ...]]
     labels: list[str]
@@ -24,19 +18,11 @@ class Unseen:
 
 
 def find(task: Task, budget: Budget, asked: Sequence[Task] = ()) -> Unseen | None:
-    """Find rows that neither the trainings nor the searches of a sweep have looked at.
+    """Find rows that neither the trainings nor the searches of a sweep have looked at; `asked` are all its tasks.
 
     A split called "test" if it has labels and no task of the sweep is scored on it; else the rows to evaluate on that
     the budget leaves out (`eval_examples`); else the rows to train on that it leaves out. Which rows a budget takes
     is decided by a hash of their numbers before anything is trained. Rows whose texts were looked at are left out.
-
-    Args:
-        task: The task of the sweep.
-        budget: Its budget.
-        asked: All tasks of the sweep.
-
-    Returns:
-        The rows; None where everything has been looked at.
 
     Raises:
         DataError: The rows of the task cannot be used.

@@ -47,7 +47,7 @@ def columns(source: Path, model: str, rows: Mapping[str, Any]) -> dict[str, str]
         return {}
     try:
         _, files = labelled.place(source.expanduser().absolute(), rows.get("validation"), rows.get("holdout"))
-        present = tables.sniff(files[0], given=tables.Writing(nested=_CHATS)).format.columns
+        present = tables.sniff(files[0], given=tables.Writing(nested=_CHATS)).columns
     except DataError:  # which the reader of rows with labels says better
         return {}
     lower = {column.lower(): column for column in present}

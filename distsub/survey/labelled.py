@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from distsub.data import dataset, labels, layouts, notes, reading, tables
+from distsub.data.delimited import SEPARATORS
 from distsub.data.tasks import TASKS, resolve
 from distsub.errors import ConfigError, DataError
 from distsub.finetune import batches
@@ -144,16 +145,15 @@ def task_name(source: Path) -> str:
 
 def written(found: tables.FileTable) -> dict[str, str]:
     """Give the keys of a task that say how its files are written, where a reader would have to guess."""
-    form, usual = found.format, {"separator": "\t" if found.path.suffix in (".tsv", ".tab") else ","}
-    keys = {"separator": form.separator, "quote": form.quote, "encoding": form.encoding}
-    usual |= {"encoding": "utf-8", "quote": "double"}
-    given = {key: value for key, value in keys.items() if value is not None and value.lower() != usual[key]}
-    return {key: value for key, value in given.items() if (key, value) != ("encoding", "utf-8-sig")}
+    form, comma = found.writing, "\t" if found.path.suffix in (".tsv", ".tab") else ","
+    keys = {"separator": form.separator, "quote": form.quote, "encoding": form.encoding and form.encoding.lower()}
+    usual = (None, comma, "double", "utf-8", "utf-8-sig")
+    return {key: value for key, value in keys.items() if value not in usual}
 
 
 def _columns(found: tables.FileTable, asked: str | None, label: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Take the columns that are named, and choose the others where that is clear."""
-    present, guessed = found.format.columns, []
+    present, guessed = found.columns, []
     text = (asked,) if asked in present else tuple(name.strip() for name in (asked or "").split(",") if name.strip())
     if len(text) > 2:
         raise ConfigError(f"--text names {len(text)} columns; allowed: one, or two for pairs")
@@ -184,11 +184,11 @@ def _columns(found: tables.FileTable, asked: str | None, label: str | None) -> t
 def _listed(found: tables.FileTable) -> str:
     """List columns with what the first row has in them."""
     shown = []
-    for name in found.format.columns[:20]:
+    for name in found.columns[:20]:
         first = next((cell for cell in found.table[name].slice(0, 20).to_pylist() if cell), None)
         cell = "empty" if first is None else " ".join(first.split())
         shown.append(f"{name} ({cell[:24]}{'...' if len(cell) > 24 else ''})")
-    return ", ".join(shown) + (", ..." if len(found.format.columns) > 20 else "")
+    return ", ".join(shown) + (", ..." if len(found.columns) > 20 else "")
 
 
 def num_empty(column: pa.ChunkedArray) -> int:
@@ -249,11 +249,10 @@ def _model(model: str, num_labels: int, split: dataset.Split) -> dict[str, Any]:
 
 def origin(found: tables.FileTable, files: int) -> str:
     """Say how the file is written, as a person would."""
-    form, names = found.format, {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
-    kind = {"csv": "separated text", "json": "JSON"}.get(form.kind, form.kind.capitalize())
-    parts = [kind]
-    if form.separator:
-        parts.append(f"separator {names.get(form.separator, form.separator)}")
-    parts += [part for part in (form.encoding, form.compression) if part]
+    separator, encoding = found.writing.separator, found.writing.encoding
+    parts = [{"csv": "separated text", "json": "JSON"}.get(found.format, found.format.capitalize())]
+    if separator:
+        parts.append(f"separator {SEPARATORS.get(separator, separator)}")
+    parts += [part for part in (encoding, found.compression) if part]
     parts += [f"first of {files} files"] if files > 1 else []
-    return ", ".join([*parts, *form.notes])
+    return ", ".join([*parts, *found.notes])

@@ -181,16 +181,16 @@ def test_places_without_rows(tmp_path):
 def test_sniff(tmp_path):
     (tmp_path / "tickets.csv").write_bytes("subject;team\ncafé, closed;north\nbad;south\n".encode("cp1252"))
     found = tables.sniff(tmp_path / "tickets.csv")
-    assert (found.format.separator, found.format.encoding, found.format.columns) == (";", "cp1252", ("subject", "team"))
+    assert (found.writing.separator, found.writing.encoding, found.columns) == (";", "cp1252", ("subject", "team"))
     assert found.table["subject"].to_pylist() == ["café, closed", "bad"]
-    assert found.format.notes == (
+    assert found.notes == (
         'not UTF-8, so read as cp1252 (Windows), for example "café, closed;north"; set encoding if that is wrong',
     )
     (tmp_path / "glue.tsv").write_text('text\tlabel\n"a" b\t1\nc, d\t0\n')
-    form = tables.sniff(tmp_path / "glue.tsv").format
-    assert (form.kind, form.separator, form.quote, form.compression) == ("csv", "\t", "none", None)
+    form = tables.sniff(tmp_path / "glue.tsv")
+    assert (form.format, form.writing.separator, form.writing.quote, form.compression) == ("csv", "\t", "none", None)
     write(tmp_path / "rows.parquet")
-    assert tables.sniff(tmp_path / "rows.parquet", ["text"]).format.columns == ("text", "label")
+    assert tables.sniff(tmp_path / "rows.parquet", ["text"]).columns == ("text", "label")
     with pytest.raises(UnavailableError, match="no file"):
         tables.sniff(tmp_path / "nothing.csv")
     with pytest.raises(DataError, match=r'has no column "txt"; did you mean "text"'):
