@@ -6,13 +6,16 @@ G = W W^T [t, t] gives U and S, and
 
     V theta = W^T (U S^-1 theta),        V^T g = S^-1 U^T (W g)
 
-stream over the checkpoints, which stay mapped on disk. What is stored are differences D_j = theta_j - theta_0, so each
+stream over the checkpoints, which stay mapped on disk; on a device they are one matrix there, where it has room, and
+each of both is a product with that. What is stored are differences D_j = theta_j - theta_0, so each
 kind of row is W = B R with few more rows R than W has: B = I (difference), I - 11^T/t (centered), or [I 1] on
 R = [D; theta_0] (raw); then G = B (R R^T) B^T.
 """
 
 import base64
+import functools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,12 +24,16 @@ import torch
 from torch import Tensor
 
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
+from distsub.subspace import projection
 from distsub.subspace.projection import CHUNK, Projection, exact
 
 MODES = ("difference", "centered", "raw")
 
 RANK = 1e-6
 """Singular values below this share of the largest are no directions: squared, they drown in float64's rounding."""
+
+WIDE = 1 << 26
+"""Numbers of R that a device holds in theta's precision at once, where they are kept in a shorter one: 256 MiB."""
 
 Rows = Sequence[Sequence[Tensor]]
 """Rows of R: for each, one flat tensor per parameter, laid end to end."""
@@ -124,6 +131,7 @@ class Trajectory(Projection):
         if mode not in MODES:
             raise ConfigError(f"mode = {mode!r} is unknown; use one of {', '.join(MODES)}")
         self._rows = rows
+        self._on: dict[torch.device, Tensor | None] = {}
         self._combine = _combination(len(rows), mode)
         count = len(self._combine)
         super().__init__([tensor.numel() for tensor in rows[0]], num_coordinates, seed=0)
@@ -161,6 +169,8 @@ class Trajectory(Projection):
         stop = self.num_params if stop is None else stop
         self._check(theta, start, stop)
         weights = self._weights(theta)
+        if (matrix := self._matrix(theta.device)) is not None:
+            return _mix(weights, matrix[:, start:stop])
         out = theta.new_zeros(stop - start)
         for at, pieces in self._pieces(start, stop):
             chunk = out[at : at + pieces[0].numel()]
@@ -172,6 +182,8 @@ class Trajectory(Projection):
     def adjoint(self, grad: Tensor, start: int = 0) -> Tensor:
         """Implement `Projection.adjoint`: one inner product with each checkpoint's slice."""
         self._check(None, start, start + grad.numel())
+        if (matrix := self._matrix(grad.device)) is not None:
+            return self._coordinates(_meet(matrix[:, start : start + grad.numel()], grad)).to(grad.dtype)
         inner = torch.zeros(len(self._rows), dtype=torch.float64, device=grad.device)
         for at, pieces in self._pieces(start, start + grad.numel()):
             chunk = grad[at : at + pieces[0].numel()]
@@ -182,6 +194,9 @@ class Trajectory(Projection):
     def apply_rows(self, theta: Tensor, start: int, width: int, rows: Tensor) -> Tensor:
         """Implement `Projection.apply_rows`: the rows of every checkpoint's table."""
         self._check(theta, start, start + width)
+        if (matrix := self._matrix(theta.device)) is not None:
+            pieces = [_mix(self._weights(theta), found) for _, found in self._some(matrix, start, width, rows)]
+            return torch.cat(pieces).view(-1, width) if pieces else theta.new_zeros(0, width)
         out = theta.new_zeros(rows.numel(), width)
         for weight, table in zip(self._weights(theta), self._tables(start, width), strict=True):
             out.addcmul_(table[rows.to(table.device)].to(theta), weight)
@@ -191,17 +206,49 @@ class Trajectory(Projection):
     def adjoint_rows(self, grad: Tensor, start: int, rows: Tensor) -> Tensor:
         """Implement `Projection.adjoint_rows`."""
         self._check(None, start, start + grad.shape[1])
+        if (matrix := self._matrix(grad.device)) is not None:
+            found = self._some(matrix, start, grad.shape[1], rows)
+            inner = torch.zeros(len(matrix), dtype=torch.float64, device=grad.device)
+            for part, picked in found:
+                inner += _meet(picked, grad[part].reshape(-1))
+            return self._coordinates(inner).to(grad.dtype)
         tables = self._tables(start, grad.shape[1])
         inner = torch.stack([(table[rows.to(table.device)].to(grad) * grad).sum() for table in tables])
         return self._coordinates(inner.double()).to(grad.dtype)
 
     def _weights(self, theta: Tensor) -> Tensor:
         """Compute how much of each row of R the update has."""
-        return (self._basis.to(theta.device) @ theta.double()).to(theta.dtype)
+        return (self._table("_basis", theta.device) @ theta.double()).to(theta.dtype)
 
     def _coordinates(self, inner: Tensor) -> Tensor:
         """Turn inner products with the rows of R into coordinates, the transpose of `_weights`."""
-        return self._basis.T.to(inner.device) @ inner
+        return self._table("_basis", inner.device).T @ inner
+
+    def _matrix(self, device: torch.device) -> Tensor | None:
+        """Give R as one matrix on a device, sent once; None on a CPU, and where half of a device would not hold it."""
+        if not projection.launches(device):
+            return None
+        if device not in self._on:
+            dtype = functools.reduce(torch.promote_types, (tensor.dtype for row in self._rows for tensor in row))
+            size = len(self._rows) * self.num_params * dtype.itemsize
+            self._on[device] = None
+            if size <= _room(device):
+                with torch.inference_mode(False), torch.no_grad():
+                    matrix = torch.empty(len(self._rows), self.num_params, dtype=dtype, device=device)
+                    for line, row in zip(matrix, self._rows, strict=True):
+                        for place, tensor in zip(line.split(self.sizes), row, strict=True):
+                            place.copy_(tensor)
+                self._on[device] = matrix
+        return self._on[device]
+
+    def _some(self, matrix: Tensor, start: int, width: int, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Pick rows of the table that begins at a position from every row of R: [len(R), picked * width]."""
+        usable = (next(end for end in self.offsets[1:] if start < end) - start) // width * width
+        tables = matrix[:, start : start + usable].unflatten(1, (-1, width))
+        step = max(1, WIDE // (len(matrix) * width))
+        for begin in range(0, len(rows), step):
+            part = slice(begin, begin + step)
+            yield part, tables.index_select(1, rows[part]).flatten(1)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, list[Tensor]]]:
         """Cut a slice at tensors and chunks; give each piece's offset in the slice and its stretch of every row."""
@@ -217,6 +264,37 @@ class Trajectory(Projection):
         skipped = start - self.offsets[tensor]
         usable = (self.sizes[tensor] - skipped) // width * width
         return [row[tensor][skipped : skipped + usable].view(-1, width) for row in self._rows]
+
+
+def _room(device: torch.device) -> float:
+    """Say how many more bytes this process may put on a device before half of its share is full."""
+    if device.type != "cuda":
+        return math.inf
+    share = torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.get_device_properties(device).total_memory
+    return share / 2 - torch.cuda.memory_allocated(device)
+
+
+def _mix(weights: Tensor, columns: Tensor) -> Tensor:
+    """Multiply weights [t] with columns [t, n] that may be kept in a shorter precision: [n]."""
+    if columns.dtype == weights.dtype:
+        return weights @ columns
+    parts = columns.split(max(1, WIDE // len(columns)), dim=1)
+    pieces = [weights @ part.to(weights.dtype) for part in parts]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _meet(columns: Tensor, grad: Tensor) -> Tensor:
+    """Multiply columns [t, n] with a gradient [n]: [t], summed in float64 over stretches as on a CPU."""
+    total = torch.zeros(len(columns), dtype=torch.float64, device=grad.device)
+    step = max(CHUNK, WIDE // len(columns) // CHUNK * CHUNK)
+    for part, some in zip(columns.split(step, dim=1), grad.split(step), strict=True):
+        whole = some.numel() // CHUNK * CHUNK
+        if whole:
+            stretches = part[:, :whole].to(grad.dtype).unflatten(1, (-1, CHUNK)).transpose(0, 1)
+            total += (stretches @ some[:whole].view(-1, CHUNK, 1)).sum(0, dtype=torch.float64).squeeze(1)
+        if whole < some.numel():
+            total += part[:, whole:].to(grad.dtype) @ some[whole:]
+    return total
 
 
 def gram(rows: Rows) -> Tensor:

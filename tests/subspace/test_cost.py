@@ -5,9 +5,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from distsub.records import Random, Subspace
-from distsub.subspace import projection
+from distsub.records import Budget, Learned, Random, Source, Span, Subspace
+from distsub.subspace import projection, trajectory
 from distsub.subspace.model import SubspaceModel
+from distsub.subspace.trajectory import Snapshots
 
 
 class Count(TorchDispatchMode):
@@ -25,11 +26,19 @@ class Count(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def operations(method: Subspace | None) -> int:
+def operations(method: Subspace | None, d: int = 1000, t: int = 0, **config: int) -> int:
     torch.manual_seed(0)
-    model = RobertaForSequenceClassification(RobertaConfig(vocab_size=50265, max_position_embeddings=514))
-    model = (model if method is None else SubspaceModel(model, 1000, method, check=False)).train()
-    ids = torch.randint(5, 50000, (2, 16))
+    shape = {"vocab_size": 50265, "max_position_embeddings": 514} | config
+    model = RobertaForSequenceClassification(RobertaConfig(**shape))
+    random = torch.Generator().manual_seed(0)
+    updates = [
+        {n: torch.randn(p.shape, generator=random).bfloat16() for n, p in model.named_parameters()} for _ in range(t)
+    ]
+    snapshots = Snapshots(tuple(updates)) if t else None
+    if method is not None:
+        model = SubspaceModel(model, d, method, snapshots=snapshots, check=False)
+    model.train()
+    ids = torch.randint(5, shape["vocab_size"], (2, 16))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1])}
 
     def step() -> None:
@@ -57,3 +66,25 @@ def test_operations_of_a_step_of_roberta_base_beyond_the_models_own(monkeypatch)
     }
     print(f"the model's own: {own}; beyond them: {extra}")
     assert all(0 < each <= 1000 for each in extra.values()), extra
+
+
+SMALL = {"vocab_size": 3142, "hidden_size": 48, "intermediate_size": 192}
+"""RoBERTa-base at a 256th of its D; its layers, and so its operations, are the same where stretches shrink likewise."""
+
+
+def test_operations_of_a_step_in_a_learned_subspace_of_roberta_base(monkeypatch):
+    """From 32 checkpoints in bfloat16: streamed from the disk, in pieces as on a CPU, it had 93,000."""
+    monkeypatch.setattr(projection, "launches", lambda device: True)
+    monkeypatch.setattr(trajectory, "WIDE", trajectory.WIDE >> 8)
+    monkeypatch.setattr(trajectory, "CHUNK", trajectory.CHUNK >> 8)
+    own, made_of = operations(None, **SMALL), Learned(Span((Source(),), 0.001, Budget(steps=32), every=1))
+    layers = Subspace(made_of, scope="layer", head="trained", embeddings="frozen")
+    extra = {
+        "each layer": operations(layers, 32, 32, **SMALL) - own,
+        "model": operations(Subspace(made_of), 32, 32, **SMALL) - own,
+    }
+    monkeypatch.setattr(trajectory, "_room", lambda device: 0)
+    streamed = operations(layers, 32, 32, **SMALL) - own
+    print(f"learned: {extra}; streamed: {streamed}")
+    assert all(0 < each <= 1000 for each in extra.values()), extra
+    assert streamed > 10000, "the count sees what it should"

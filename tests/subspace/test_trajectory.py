@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distsub.errors import ConfigError, DimensionError, TrajectoryError
-from distsub.subspace import trajectory
+from distsub.subspace import projection, trajectory
 from distsub.subspace.projection import CHUNK
 from distsub.subspace.trajectory import MODES, MadeOf, Snapshots, Trajectory, gram
 
@@ -60,6 +60,41 @@ def test_bfloat16_checkpoints_are_read_without_more_rounding():
     torch.testing.assert_close(Trajectory(kept, T).dense(), Trajectory(wide, T).dense(), rtol=0, atol=1e-12)
     z = torch.randn(T)
     torch.testing.assert_close(Trajectory(kept, T).apply(z), Trajectory(wide, T).apply(z.double()).float())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wide", [1, 300, 1 << 26])
+def test_a_device_multiplies_with_one_matrix(mode, kept, dtype, wide, monkeypatch):
+    """As the streamed sums do, to rounding; checkpoints lie there in the precision in which they were recorded."""
+    monkeypatch.setattr(trajectory, "WIDE", wide)
+    monkeypatch.setattr(trajectory, "CHUNK", 16)
+    rows = path(dtype=kept)
+    rows += [list(torch.randn(sum(SIZES), dtype=torch.float64).split(list(SIZES)))] if mode == "raw" else []
+    p = Trajectory(rows, 3, mode)
+    z, g = torch.randn(3, dtype=dtype), torch.randn(sum(SIZES), dtype=dtype)
+    streamed = p.apply(z), p.adjoint(g), p.apply(z, 5, 60), p.adjoint(g[5:60], 5)
+    monkeypatch.setattr(projection, "launches", lambda device: True)
+    placed = p.apply(z), p.adjoint(g), p.apply(z, 5, 60), p.adjoint(g[5:60], 5)
+    error = 1e-12 if dtype == torch.float64 else 2e-5
+    for found, expected in zip(placed, streamed, strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected, rtol=error, atol=error * expected.abs().max().item())
+    [matrix] = p._on.values()
+    assert matrix.dtype == (torch.float64 if mode == "raw" else kept) and matrix.shape == (len(rows), sum(SIZES))
+
+
+def test_a_device_without_room_is_streamed_to(monkeypatch):
+    p, z = Trajectory(path(), 3), torch.randn(3, dtype=torch.float64)
+    expected = p.apply(z)
+    monkeypatch.setattr(projection, "launches", lambda device: True)
+    monkeypatch.setattr(trajectory, "_room", lambda device: T * sum(SIZES) * 8 - 1)
+    assert torch.equal(p.apply(z), expected) and list(p._on.values()) == [None]
+    p._on.clear()
+    monkeypatch.setattr(trajectory, "_room", lambda device: T * sum(SIZES) * 8)
+    torch.testing.assert_close(p.apply(z), expected, rtol=0, atol=1e-14)
+    assert p._on[z.device] is not None
 
 
 def test_the_gram_matrix_over_several_chunks():
