@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-fast soak lint bench clean
+.PHONY: quickstart test test-fast soak lint docs bench clean
 
 quickstart: $(STAMP)
 	$(BIN)/distsub run sweeps/quickstart.toml --out results/quickstart
@@ -30,6 +30,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The site, in build/site. Strict: a link of a page, an anchor or a public name that is not there ends it.
+docs: $(STAMP)
+	rm -rf build/pages build/site && mkdir -p build/pages
+	cp -r README.md CHANGELOG.md LICENSE CITATION.cff docs cluster examples sweeps benchmarks build/pages/
+	$(BIN)/zensical build --strict
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/whole_training.py
@@ -41,7 +47,7 @@ bench: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,docs]"
 	touch $(STAMP)
 
 clean:
