@@ -1,5 +1,7 @@
 """Builders of records: searches, trials and what came out of them."""
 
+import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +14,15 @@ from distsub.search import Evidence, Policy, Search
 TASK = Task(name="mrpc", source="nyu-mll/glue", text=("sentence1", "sentence2"))
 BUDGET = Budget(steps=10)
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def with_keys(text: str, **values: Any) -> str:
+    """Set keys of a sweep file, each of which stands there once; None takes one away."""
+    for key, value in values.items():
+        line = "" if value is None else f"{key} = {json.dumps(value)}\n"
+        text, count = re.subn(rf"^{key} = .*\n", lambda _, line=line: line, text, flags=re.MULTILINE)
+        assert count == 1, (key, count)
+    return text
 
 
 def examples(number: int) -> settings:

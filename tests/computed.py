@@ -41,7 +41,8 @@ def train(trial, observers=(), device="cpu", snapshots=None):
     for step in range(1, steps + 1):
         if progress.on_step(SimpleNamespace(trial=trial, step=step)) and step < steps:
             raise Stopped
-    part = 1.0 if d is None else d / (d + 20 + trial.seeds.data + trial.eta)
+    half = 20 + 5 * (getattr(trial.method, "scales", None) is not None)  # other rows for said than for did
+    part = 1.0 if d is None else d / (d + half + trial.seeds.data + trial.eta)
     target = tuple(float(number % 2) for number in range(128))
     right = 64 + round(64 * part)
     predicted = tuple(value if number < right else 1.0 - value for number, value in enumerate(target))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from builders import with_keys
 from warm import LESS_THAN_ROOT, Warm
 
 
@@ -43,6 +44,7 @@ def command(tmp_path, warm):
         line = f"set -o pipefail; {shlex.join([*program, *map(str, arguments)])} {redirect}"
         return subprocess.run(["bash", "-c", line], env=given, capture_output=True, text=True, cwd=cwd)
 
+    run.prefix = prefix
     return run
 
 
@@ -61,24 +63,41 @@ def test_what_cannot_be_read_is_named_in_one_line(closed, sweep, command, tmp_pa
     assert "ermission denied" in line
 
 
+IN_ONE_PROCESS = """
+import sys
+from distsub.cli import main
+for line in sys.argv[1:]:
+    try:
+        main(line.split("|"))
+    except SystemExit as end:
+        assert not end.code, (line, end.code)
+    print(f"ended {line}", file=sys.stderr, flush=True)
+"""
+"""The command line several times, in an interpreter that starts and imports once."""
+
+
 @pytest.mark.parametrize(
     "environment",
     [
-        {"HOME": None, "XDG_CACHE_HOME": None, "MPLCONFIGDIR": None, "HF_HOME": None},
         {"HOME": "/nonexistent", "PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
-        {"HOME": "/proc"},  # there, and cannot be written
+        pytest.param(
+            {"HOME": None, "XDG_CACHE_HOME": None, "MPLCONFIGDIR": None, "HF_HOME": None}, marks=pytest.mark.slow
+        ),
+        pytest.param({"HOME": "/proc"}, marks=pytest.mark.slow),  # there, and cannot be written
     ],
     ids=str,
 )
 def test_a_run_and_its_report_need_no_home_and_no_unicode(environment, sweep, command, tmp_path):
-    small = sweep.read_text().replace('["said", "did"]', '["did"]').replace("seeds = 2", "seeds = 1")
-    sweep.write_text(small.replace("steps = 40", "steps = 4").replace("[8, 16, 64, 256]", "[8, 16]"))
+    text = with_keys(sweep.read_text(), methods=["did"], seeds=1, dims=[8, 16], steps=4, eval_every=None)
+    sweep.write_text(text)
     out = tmp_path / "out"
-    done = command("run", sweep, "--out", out, "--backend", "inline", "--plain", **environment)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    for words in (("status", out), ("report", out), ("query", out, "select task, method, score from observations")):
-        done = command(*words, **environment)
-        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    lines = [f"run|{sweep}|--out|{out}|--backend|inline|--plain", f"status|{out}", f"report|{out}"]
+    lines.append(f"query|{out}|select task, method, score from observations")
+    program = [*command.prefix, sys.executable, "-c", IN_ONE_PROCESS]
+    done = command(*lines, program=program, **environment)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    said = done.stderr.splitlines()
+    assert said[0] == f"ended {lines[0]}" and [line for line in said if line.startswith("ended ")][-1][6:] == lines[-1]
 
 
 STREAMS = {
@@ -142,8 +161,7 @@ def results(tiny_text, tiny_model, tiny_data, warm, tmp_path_factory):
     weights = folder / "model" / "model.safetensors"
     save_file({name: value.bfloat16() for name, value in load_file(weights).items()}, weights, {"format": "pt"})
     text = tiny_text.replace(tiny_model, str(folder / "model")).replace(tiny_data, str(folder / "data"))
-    text = text.replace('["said", "did"]', '["did"]').replace("seeds = 2", "seeds = 1")
-    text = text.replace("steps = 40", "steps = 4").replace("[8, 16, 64, 256]", "[8, 16]")
+    text = with_keys(text, methods=["did"], seeds=1, dims=[8, 16], steps=4, eval_every=None)
     (folder / "sweep.toml").write_text(text.replace('name = "tiny"', 'name = "t\u00e4\u221a"'), encoding="utf-8")
     (folder / "closed").mkdir(mode=0o500)
     (folder / ("x" * 120)).mkdir()
@@ -181,7 +199,10 @@ def works(name, place, redirect, environment, results, command, program=None):
         assert code != 2 or (len(said) == 1 and said[0].startswith("distsub: ")), about
 
 
-@pytest.mark.parametrize("place", PLACES)
+FAST = ("a full disk", "a reader that leaves", "nothing open", "nobody at home", "C")
+
+
+@pytest.mark.parametrize("place", [p if p in FAST else pytest.param(p, marks=pytest.mark.slow) for p in PLACES])
 def test_status_works_anywhere_or_says_why_not_in_one_line(place, results, command):
     """In a process of its own, from the start of the interpreter to its end."""
     redirect, environment = PLACES[place]

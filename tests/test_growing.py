@@ -6,29 +6,20 @@ import shutil
 import threading
 from pathlib import Path
 
+import computed
 import pytest
+from builders import with_keys
 
 from distsub import cli
 from distsub.config import parse_sweep
 from distsub.results import Store
-
-SMALL = {
-    'methods = ["said", "did"]': 'methods = ["did"]',
-    "seeds = 2": "seeds = 1",
-    'policy = "bisection"': 'policy = "grid"',
-    "[8, 16, 64, 256]": "[8, 64]",
-    "[1.0, 3.0]": "[1.0]",
-    "[1e-3, 3e-3]": "[3e-3]",
-    "eval_every = 10\n": "",
-    "steps = 40": "steps = 20",
-}
 
 WIDER = {
     "dims": ("[8, 64]", "[8, 16, 64, 100]"),
     "seeds": ("seeds = 1", "seeds = 2"),
     "etas": ("etas = [1.0]", "etas = [1.0, 3.0]"),
     "methods": ('methods = ["did"]', 'methods = ["said", "did"]'),
-    "learning_rates": ("learning_rates = [3e-3]", "learning_rates = [1e-3, 3e-3]"),
+    "learning_rates": ("learning_rates = [0.003]", "learning_rates = [1e-3, 3e-3]"),
     "tasks": ("[search]", '[[tasks]]\nname = "again"\npath = "{data}"\ntext = "sentence"\n[search]'),
     "models": ("models = [", 'models = [{{ path = "{other}" }}, '),
 }
@@ -51,11 +42,8 @@ def other_model(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(tiny_text):
-    text = tiny_text
-    for old, new in SMALL.items():
-        assert old in text
-        text = text.replace(old, new)
-    return text
+    one = {"methods": ["did"], "seeds": 1, "policy": "grid", "dims": [8, 64], "etas": [1.0], "learning_rates": [0.003]}
+    return with_keys(tiny_text, **one, steps=20, eval_every=None)
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +68,36 @@ def wider(small, other_data, other_model):
     return make
 
 
+@pytest.fixture
+def trained():
+    """Let a test train; the others compute their rows, since what they test is which are made."""
+
+
+@pytest.fixture(autouse=True)
+def rows_are_computed(request, monkeypatch):
+    if "trained" not in request.fixturenames:
+        monkeypatch.setattr("distsub.runtime.worker.train", computed.train)
+
+
 @pytest.fixture(scope="module")
-def first(small, tmp_path_factory):
+def firsts(small, tmp_path_factory):
+    """Give a small sweep that was run, by whether its rows were trained or computed."""
+    made = {}
+
+    def first(is_trained):
+        if is_trained not in made:
+            folder = tmp_path_factory.mktemp("first")
+            assert run(small, folder / "out", folder)[0] == 0
+            made[is_trained] = folder / "out"
+        return made[is_trained]
+
+    return first
+
+
+@pytest.fixture
+def first(firsts, request, rows_are_computed):
     """A small sweep, run."""
-    folder = tmp_path_factory.mktemp("first")
-    assert run(small, folder / "out", folder)[0] == 0
-    return folder / "out"
+    return firsts("trained" in request.fixturenames)
 
 
 def run(text, out, folder, *options):
@@ -118,13 +130,20 @@ def scores(out):
     return {row["trial_id"]: (row["status"], row["score"]) for row in table.to_pylist()}
 
 
-OTHERS = (*((key,) for key in WIDER if key != "dims"), ("dims", "seeds", "etas", "methods", "learning_rates"))
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "keys", [("dims",), *(pytest.param(keys, marks=pytest.mark.slow) for keys in OTHERS)], ids="+".join
+    "keys", [("dims", "seeds", "etas", "methods", "learning_rates"), ("models", "tasks")], ids="+".join
 )
+def test_a_sweep_that_trains_grows_to_the_answer_of_the_wider_one(trained, first, wider, tmp_path, keys):
+    grows(first, wider, tmp_path, keys)
+
+
+@pytest.mark.parametrize("keys", [(key,) for key in WIDER], ids="+".join)
 def test_a_sweep_grows_to_the_answer_of_the_wider_one(first, wider, tmp_path, keys):
+    grows(first, wider, tmp_path, keys)
+
+
+def grows(first, wider, tmp_path, keys):
     text = wider(*keys)
     shutil.copytree(first, tmp_path / "out")
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "observations").glob("*.parquet")}
@@ -236,7 +255,7 @@ def test_two_drivers_with_different_sweeps_leave_a_directory_that_one_of_them_ca
 # ---- rows of other directories
 
 
-def test_rows_and_adapters_are_taken_from_other_results_by_id(first, wider, tmp_path):
+def test_rows_and_adapters_are_taken_from_other_results_by_id(trained, first, wider, tmp_path):
     text, out = wider("dims"), tmp_path / "out"
     code, said, _ = run(text, out, tmp_path, "--reuse", first)
     known = scores(first)
@@ -326,9 +345,7 @@ def texts(printed):
 
 @pytest.mark.parametrize("backend", ["inline", pytest.param("tune", marks=pytest.mark.slow)])
 def test_run_status_query_and_report_give_one_number(tiny_text, tmp_path, backend):
-    text = tiny_text.replace("[8, 16, 64, 256]", "[16, 256]").replace("eval_every = 10\n", "")
-    text = text.replace("steps = 40", "steps = 20")
-    (tmp_path / "sweep.toml").write_text(text)
+    (tmp_path / "sweep.toml").write_text(with_keys(tiny_text, dims=[16, 256], steps=20, eval_every=None))
     out = tmp_path / "out"
     code, said, note = call("run", tmp_path / "sweep.toml", "--out", out, "--backend", backend, "--plain")
     assert code == 0, note
@@ -349,7 +366,7 @@ def test_run_status_query_and_report_give_one_number(tiny_text, tmp_path, backen
 
 
 @pytest.mark.slow
-def test_results_on_object_storage_are_taken_and_grow(first, small, wider, tmp_path, bucket):
+def test_results_on_object_storage_are_taken_and_grow(trained, first, small, wider, tmp_path, bucket):
     address, options = bucket
     uri = f"{address}/other?{options}"
     code, said, note = run(small, uri, tmp_path, "--reuse", first)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import decoders
 import pytest
+from builders import with_keys
 
 from distsub import cli
 from distsub.config import load_sweep
@@ -53,12 +54,12 @@ def refused(capsys, *arguments):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_text):
+def finished(tmp_path_factory, tiny_text, warm):
     """A small sweep run inline once, by the command itself."""
     folder = tmp_path_factory.mktemp("cli")
-    (folder / "tiny.toml").write_text(tiny_text.replace("seeds = 2", "seeds = 1"))
+    (folder / "tiny.toml").write_text(with_keys(tiny_text, seeds=1, steps=6, eval_every=None))
     arguments = ["run", str(folder / "tiny.toml"), "--out", str(folder / "out"), "--backend", "inline"]
-    done = subprocess.run([sys.executable, "-m", "distsub.cli", *arguments], capture_output=True, text=True)
+    done = warm.run(*arguments)
     assert done.returncode == 0, done.stderr
     assert "results:" in done.stdout and "Traceback" not in done.stderr
     return folder
@@ -197,7 +198,7 @@ def edited(finished, tmp_path, old, new):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("steps = 40", "step = 40", 'did you mean "steps"'),
+        ("steps = 6", "step = 6", 'did you mean "steps"'),
         ('text = "sentence"', 'text = "sentense"', "sentence"),
         ("num_labels = 2", "num_labels = 1\n", "metric"),
         ("dims = [8, 16, 64, 256]", "dims = [4, 16]", "4 scales"),
@@ -230,7 +231,7 @@ def test_bad_data_is_told_in_one_line(finished, tmp_path, capsys):
 
 
 def test_the_directory_of_another_sweep_is_refused(finished, tmp_path, capsys):
-    path = edited(finished, tmp_path, "steps = 40", "steps = 41")
+    path = edited(finished, tmp_path, "steps = 6", "steps = 7")
     assert "another sweep" in refused(capsys, "run", path, "--out", finished / "out")
 
 
@@ -338,7 +339,7 @@ def test_a_model_without_tokenizer_is_refused(finished, tiny_model, tmp_path, ca
     [
         ('methods = ["said", "did"]', 'methods = [{name = "did", projection = "partition"}]', "without a parameter"),
         ("seeds = 1", "seeds = 1000000000", "10000"),
-        ("steps = 40", f"steps = {2**70}", "steps"),
+        ("steps = 6", f"steps = {2**70}", "steps"),
         ("cpus_per_trial = 1", "cpus_per_trial = 1\ngpus_per_trial = 1", "no GPU"),
         ('path = "', 'train = "validation"\npath = "', "both"),
     ],

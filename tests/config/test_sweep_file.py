@@ -260,7 +260,7 @@ def test_a_model_that_is_a_folder_lies_beside_the_sweep_file_wherever_one_stands
         checks.check(load_sweep(tmp_path / "sweeps" / "mine.toml"))
 
 
-@pytest.mark.parametrize("depth", [100, 300, 900, 1000, 20_000])
+@pytest.mark.parametrize("depth", [100, 300, 900, 1000, pytest.param(20_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("odd", ["{key} = 1", "x = {lists}", "[{key}]", "[[{key}]]"])
 def test_a_file_that_is_nested_too_deeply_is_one_line(odd, depth):
     nested = odd.format(key=".".join("k" * depth), lists="[" * depth + "]" * depth)

@@ -47,7 +47,10 @@ def attempt(made):
     return None, said
 
 
-@pytest.mark.parametrize("name", zoo.ALL)
+FAST = {"Bert", "Albert", "DebertaV2", "XLNet", "BigBird", "ConvBert", "GPT2", "Llama", "Bart", "T5"}
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in zoo.ALL])
 def test_what_is_accepted_trains(name, tmp_path):
     made = trials(zoo.save_model(tmp_path / "model", name), write(tmp_path))
     refused, _ = attempt(made)

@@ -84,9 +84,14 @@ def is_skipped(store, beside):
     return True
 
 
-@pytest.mark.parametrize("where", ["row", "part"])
 @pytest.mark.parametrize(
-    ("path", "value"), SETUPS, ids=lambda value: "missing" if value is MISSING else repr(value)[:30]
+    ("where", "path", "value"),
+    [
+        pytest.param(where, path, value, marks=[pytest.mark.slow] if (number + place) % 2 else [])  # each once is fast
+        for number, (path, value) in enumerate(SETUPS)
+        for place, where in enumerate(("row", "part"))
+    ],
+    ids=lambda value: "missing" if value is MISSING else repr(value)[:30],
 )
 def test_an_odd_setup_is_named_and_skipped(store, observation, where, path, value):
     record = json.loads(observation().trial.setup.identity)
@@ -127,7 +132,9 @@ def test_a_setup_that_is_no_record_is_named_and_skipped(store, observation, wher
     assert is_skipped(store, observation(1))
 
 
-@pytest.mark.parametrize("how", ["without it", "null", "text", "list", "twice"])
+@pytest.mark.parametrize(
+    "how", ["without it", "text", *(pytest.param(how, marks=pytest.mark.slow) for how in ("null", "list", "twice"))]
+)
 def test_a_column_that_is_missing_or_of_another_type_never_breaks_a_reading(store, observation, how):
     """A row for every column, in which that one is odd."""
     root = Path(store.files.root) / "observations"
@@ -190,7 +197,7 @@ def test_a_row_that_was_odd_is_trained_and_read_again(store, observation):
     assert len(store.read()) == len(store.table()) == 2 and len(store.damaged) == 1
 
 
-@pytest.mark.parametrize("kind", ["row", "part"])
+@pytest.mark.parametrize("kind", ["row", pytest.param("part", marks=pytest.mark.slow)])
 def test_a_small_file_that_claims_billions_of_values_is_named_unread(store, observation, kind):
     table = put(to_table(observation()), "correct", pa.nulls(1, pa.list_(pa.bool_())))
     count = 2**25 if kind == "row" else 2**28 + 1
@@ -206,8 +213,9 @@ def test_a_small_file_that_claims_billions_of_values_is_named_unread(store, obse
     assert pa.total_allocated_bytes() - before < 2**20
 
 
+@pytest.mark.parametrize("every", [17 * 11, pytest.param(17, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["row", "part"])
-def test_no_bit_of_a_file_that_is_flipped_ends_the_process(observation, kind):
+def test_no_bit_of_a_file_that_is_flipped_ends_the_process(observation, kind, every):
     """In a process of its own: pyarrow aborts over some, in what a file says of its columns."""
     data, name = encode(to_table(observation()), part=kind == "part"), f"{observation().trial.id}.parquet"
     read = "parse_row(flipped, name, None)" if kind == "row" else "parse_part(pa.BufferReader(flipped), None)"
@@ -216,7 +224,7 @@ import sys
 import pyarrow as pa
 from distsub.results.rows import parse_part, parse_row
 data, name = sys.stdin.buffer.read(), {name!r}
-for at in range(len(data) // 10, len(data), 17):
+for at in range(len(data) // 10, len(data), {every}):
     flipped = bytearray(data)
     flipped[at] ^= 0x20
     flipped = bytes(flipped)

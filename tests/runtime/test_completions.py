@@ -15,7 +15,7 @@ SWEEP = """\
 name = "completions"
 models = [{{ path = "{model}" }}]
 methods = ["did"]
-seeds = 2
+seeds = 1
 policy = "bisection"
 dims = [8, 32, 128, 512]
 

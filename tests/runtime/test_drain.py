@@ -1,13 +1,16 @@
 """SIGTERM: nothing more is handed out, what runs keeps where it stands, and the same command goes on."""
 
-import dataclasses
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from builders import with_keys
 
+from distsub.cli import main
 from distsub.config import load_sweep, parse_sweep
 from distsub.preflight.checks import check
 from distsub.results import Store
@@ -49,8 +52,8 @@ def test_who_waits_is_woken_once(handler):
 
 
 def test_inline_ends_in_the_middle_of_a_trial_and_goes_on_there(tiny_text, tmp_path, monkeypatch, capsys):
-    text = tiny_text.replace("steps = 40", "steps = 12").replace("seeds = 2", "seeds = 1")
-    sweep = dataclasses.replace(parse_sweep(text), methods=parse_sweep(text).methods[:1])
+    text = with_keys(tiny_text, steps=12, seeds=1, methods=["said"], dims=[16], etas=[3.0])
+    sweep = parse_sweep(text)
     whole = Store.create(str(tmp_path / "whole"), text, sweep.fingerprint, str(tmp_path))
     assert launch.run(sweep, whole, "inline") == 0
     store = Store.create(str(tmp_path / "out"), text, sweep.fingerprint, str(tmp_path))
@@ -74,41 +77,37 @@ def test_inline_ends_in_the_middle_of_a_trial_and_goes_on_there(tiny_text, tmp_p
     assert store.files.names("checkpoints") == []
 
 
-OFTEN = """
-import sys
-from distsub.cli import main
-from distsub.results import drivers
-drivers.EVERY_S = 1.0
-main(sys.argv[1:])
-"""
-"""The command line, which says what it trains at once and not after a quarter of a minute."""
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_status_says_what_runs_and_that_nothing_does_afterwards(number, tiny_text, tmp_path, warm):
+def test_status_says_what_runs_and_that_nothing_does_afterwards(number, tiny_text, tmp_path, warm, capsys):
     """By the command line, whatever ends the driver: Ctrl-C, a job that is stopped, a machine without memory."""
-    (tmp_path / "long.toml").write_text(tiny_text.replace("steps = 40", "steps = 1000000"))
-    program, out = [sys.executable, "-c", OFTEN], str(tmp_path / "out")
-    command = [*program, "run", str(tmp_path / "long.toml"), "--out", out, "--backend", "inline", "--plain"]
+    (tmp_path / "long.toml").write_text(with_keys(tiny_text, steps=1000000))
+    # It says what it trains at once, and not after a quarter of a minute.
+    (tmp_path / "sitecustomize.py").write_text("from distsub.results import drivers\ndrivers.EVERY_S = 0.2\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    out = str(tmp_path / "out")
+    command = [*warm.command, "run", str(tmp_path / "long.toml"), "--out", out, "--backend", "inline", "--plain"]
 
     def status():
-        done = warm.run("status", out)
-        return done.stdout if done.returncode == 0 else ""
+        with pytest.raises(SystemExit) as end:
+            main(["status", out])
+        said = capsys.readouterr().out
+        return "" if end.value.code else said
 
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, **streams) as run:
         try:
             while "1 in flight: full lr=" not in (said := status()):
                 assert run.poll() is None, said
-                time.sleep(0.5)
-            assert said.startswith(f"tiny: running, 4 of 4 searches open\nprocess {run.pid} on ")
-            assert "no row yet" in said
-            run.send_signal(number)
+                time.sleep(0.2)
+            assert said.startswith("tiny: running, 4 of 4 searches open\nprocess ") and "no row yet" in said
+            pid = int(re.findall(r"^process (\d+) on ", said, re.MULTILINE)[0])
+            os.kill(pid, number)  # the process that is named is the one that trains: its end is the command's
             run.wait(60)
         finally:
             run.kill()
     said = status()
     assert said.startswith("tiny: not running, 4 of 4 searches open; the same command resumes\n"), said
-    assert (f"killed: process {run.pid} on " in said) == (number == signal.SIGKILL)
+    assert (f"killed: process {pid} on " in said) == (number == signal.SIGKILL)
 
 
 @pytest.mark.slow

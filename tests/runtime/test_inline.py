@@ -5,10 +5,12 @@ import random
 import signal
 import time
 
+import computed
 import pytest
+from builders import with_keys
 
 from distsub.cli import main
-from distsub.config import load_sweep
+from distsub.config import load_sweep, parse_sweep
 from distsub.records import label
 from distsub.results import Store
 from distsub.runtime import launch
@@ -81,7 +83,7 @@ def open_store(sweep, tmp_path):
 
 
 def test_a_sweep_runs_to_its_end_and_again_does_nothing(tiny_sweep, tmp_path, capsys):
-    sweep = dataclasses.replace(load_sweep(tiny_sweep), seeds=load_sweep(tiny_sweep).seeds[:1])
+    sweep = parse_sweep(with_keys(tiny_sweep.read_text(), seeds=1, steps=4, eval_every=None), tmp_path)
     store = open_store(sweep, tmp_path)
     assert launch.run(sweep, store, "inline") == 0
     rows = store.read()
@@ -94,10 +96,11 @@ def test_a_sweep_runs_to_its_end_and_again_does_nothing(tiny_sweep, tmp_path, ca
     assert store.read() == rows
 
 
-def test_ranges_run_to_the_same_end_from_any_rows(tiny_sweep, tmp_path, capsys):
+def test_ranges_run_to_the_same_end_from_any_rows(tiny_sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("distsub.runtime.worker.train", computed.train)
     text = tiny_sweep.read_text().replace("[1.0, 3.0]", "{ low = 0.5, high = 5.0, tries = 3 }")
     text = text.replace("[1e-3, 3e-3]", "{ low = 1e-3, high = 1e-2, tries = 4 }").replace('["said", "did"]', '["did"]')
-    tiny_sweep.write_text(text.replace("steps = 40", "steps = 12"))
+    tiny_sweep.write_text(text.replace("steps = 40\n", "steps = 2\n").replace("eval_every = 10\n", ""))
     sweep = load_sweep(tiny_sweep)
     store = open_store(sweep, tmp_path)
     assert launch.run(sweep, store, "inline") == 0
@@ -118,7 +121,8 @@ def test_ranges_run_to_the_same_end_from_any_rows(tiny_sweep, tmp_path, capsys):
 def test_a_crashing_trial_is_retried_then_recorded_and_the_others_go_on(tiny_sweep, tmp_path, monkeypatch, capsys):
     from distsub.runtime import inline
 
-    sweep = dataclasses.replace(load_sweep(tiny_sweep), seeds=load_sweep(tiny_sweep).seeds[:1])
+    monkeypatch.setattr("distsub.runtime.worker.train", computed.train)
+    sweep = parse_sweep(with_keys(tiny_sweep.read_text(), seeds=1, steps=4, eval_every=None), tmp_path)
     store = open_store(sweep, tmp_path)
     real, calls = inline.perform, []
 
@@ -169,10 +173,8 @@ def test_an_unwritable_table_ends_the_run(tiny_sweep, tmp_path, monkeypatch):
 def test_modules_side_by_side_from_the_file_to_the_table(tiny_text, tmp_path, capsys):
     sweep, out = tmp_path / "sweep.toml", str(tmp_path / "out")
     methods = '["did", { name = "did", modules = "attention" }, { name = "did", modules = "regex:intermediate" }]'
-    text = (
-        tiny_text.replace('["said", "did"]', methods).replace("seeds = 2", "seeds = 1").replace("[1.0, 3.0]", "[3.0]")
-    )
-    sweep.write_text(text.replace("dims = [8, 16, 64, 256]", "dims = [8, 16]"))
+    text = with_keys(tiny_text, seeds=1, etas=[3.0], dims=[8, 16], steps=4, eval_every=None)
+    sweep.write_text(text.replace('["said", "did"]', methods))
     with pytest.raises(SystemExit) as ended:
         main(["run", str(sweep), "--out", out, "--backend", "inline"])
     assert not ended.value.code

@@ -88,7 +88,7 @@ def test_a_process_that_sees_neither_model_nor_data_leaves_the_same_row(
     assert converted(tmp_path / "cache") == 1
 
 
-@pytest.mark.parametrize(("blind", "storage"), [(1, "shared"), (2, "shared"), (1, "bucket"), (2, "bucket")])
+@pytest.mark.parametrize(("blind", "storage"), [(1, "shared"), (2, "bucket")])
 def test_nodes_that_do_not_see_the_driver_s_files_train_the_same(
     blind, storage, private, rig, starts, small_sweep, truth, distsub_run, tmp_path, monkeypatch, request
 ):

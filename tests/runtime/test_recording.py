@@ -41,9 +41,38 @@ def store(sweep, tmp_path):
     return Store.create(tmp_path / "out", sweep.text, sweep.fingerprint, str(tmp_path))
 
 
-def test_a_sweep_records_what_it_needs_once(sweep, store):
+@pytest.fixture(scope="module")
+def ran(tiny_text, tmp_path_factory):
+    """The sweep, its store, and the trials that were trained while they were recorded."""
+    folder, trained, real = tmp_path_factory.mktemp("ran"), [], recording.train
+    sweep = parse_sweep(learned(tiny_text).replace("etas = [1.0, 3.0]", "etas = [1.0]"), folder)
+    store = Store.create(folder / "out", sweep.text, sweep.fingerprint, str(folder))
+
+    def note(trial, *given, **named):
+        trained.append(trial.id)
+        return real(trial, *given, **named)
+
     checks.check(sweep)
-    assert launch.run(sweep, store, "inline", plain=True) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recording, "train", note)
+        assert launch.run(sweep, store, "inline", plain=True) == 0
+    return sweep, store, trained
+
+
+def test_a_baseline_that_is_recorded_is_trained_once(ran, tmp_path):
+    sweep, store, trained = ran
+    [needed] = sweep.recordings()
+    assert trained == [needed.trial.id]
+    [row] = [row for row in store.read() if row.trial == needed.trial]
+    [plain] = sweep.searches()[0].baseline
+    again = Store.create(tmp_path / "again", sweep.text, sweep.fingerprint, str(tmp_path))
+    without = perform(plain, WorkerConfig(again.uri))
+    spent = {"wall_s": 0.0, "eval_s": 0.0, "peak_bytes": 0}
+    assert dataclasses.replace(row, **spent) == dataclasses.replace(without, **spent)
+
+
+def test_a_sweep_records_what_it_needs_once(ran):
+    sweep, store, _ = ran
     rows = {label(row.trial.method): row for row in store.read()}
     [needed] = sweep.recordings()
     assert {"random_matched", "intrinsic", "intrinsic zhang2023", "freeze", "full"} == set(rows)
@@ -70,25 +99,6 @@ def test_a_sweep_records_what_it_needs_once(sweep, store):
     (folder / "trajectory.json").unlink()
     with pytest.raises(TrajectoryError, match="no trajectory in"):
         loading.load_adapter(adapter)
-
-
-def test_a_baseline_that_is_recorded_is_trained_once(sweep, store, tmp_path, monkeypatch):
-    trained, real = [], recording.train
-
-    def note(trial, *given, **named):
-        trained.append(trial.id)
-        return real(trial, *given, **named)
-
-    monkeypatch.setattr(recording, "train", note)
-    assert launch.run(sweep, store, "inline", plain=True) == 0
-    [needed] = sweep.recordings()
-    assert trained == [needed.trial.id]
-    [row] = [row for row in store.read() if row.trial == needed.trial]
-    [plain] = sweep.searches()[0].baseline
-    again = Store.create(tmp_path / "again", sweep.text, sweep.fingerprint, str(tmp_path))
-    without = perform(plain, WorkerConfig(again.uri))
-    spent = {"wall_s": 0.0, "eval_s": 0.0, "peak_bytes": 0}
-    assert dataclasses.replace(row, **spent) == dataclasses.replace(without, **spent)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import termios
 import time
 
 import pytest
+from builders import with_keys
 from rich.cells import cell_len
 
 PIECE = re.compile(
@@ -161,12 +162,11 @@ def shown_rows(screen):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("columns", [80, 120])
-def test_a_run_on_ray_goes_to_its_end_in_a_terminal(columns, small_sweep, tmp_path, terminal):
-    text = small_sweep.read_text().replace('methods = ["did"]', 'methods = ["did", "said"]')
-    text = text.replace("steps = 40", "steps = 20")
-    small_sweep.write_text(text.replace("dims = [8, 16, 64, 256]", "dims = [8, 64]"))
-    run = terminal(columns, "run", small_sweep, "--out", tmp_path / "out")
+@pytest.mark.parametrize(("backend", "columns"), [("tune", 80), ("inline", 120)])
+def test_a_run_goes_to_its_end_in_a_terminal(backend, columns, small_sweep, tmp_path, terminal):
+    text = with_keys(small_sweep.read_text(), methods=["did", "said"], dims=[8, 64], steps=10, eval_every=5)
+    small_sweep.write_text(text)
+    run = terminal(columns, "run", small_sweep, "--out", tmp_path / "out", "--backend", backend)
     code, screen = run.finish(600)
     assert code == 0, screen.text
     assert "Traceback" not in screen.text and "exit_code" not in screen.text
@@ -184,8 +184,7 @@ def test_a_run_on_ray_goes_to_its_end_in_a_terminal(columns, small_sweep, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("backend", ["tune", "inline"])
-@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize(("backend", "presses"), [("tune", 1), ("tune", 2), ("inline", 2)])  # once: tests/cli
 def test_ctrl_c_leaves_a_clean_terminal(backend, presses, small_sweep, tmp_path, terminal):
     small_sweep.write_text(small_sweep.read_text().replace("steps = 40", "steps = 100000"))
     run = terminal(80, "run", small_sweep, "--out", tmp_path / "out", "--backend", backend)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from builders import with_keys
 from typer.testing import CliRunner
 
 import distsub
@@ -14,8 +15,7 @@ from distsub.errors import ConfigError
 @pytest.fixture
 def text(tiny_text):
     """Give a sweep that a machine trains in seconds."""
-    short = tiny_text.replace('methods = ["said", "did"]', 'methods = ["did"]').replace("steps = 40", "steps = 30")
-    return short.replace("dims = [8, 16, 64, 256]", "dims = [16, 256]").replace("etas = [1.0, 3.0]", "etas = [3.0]")
+    return with_keys(tiny_text, methods=["did"], steps=6, eval_every=None, dims=[16, 256], etas=[3.0])
 
 
 def value_of(text, value=0.8):
@@ -114,7 +114,7 @@ def test_measure_takes_a_threshold(text, tiny_model, tiny_data, tmp_path, monkey
     task = {"name": "tiny", "path": tiny_data, "text": "sentence", "num_labels": 2}
     found = distsub.measure(
         {"path": tiny_model}, task, threshold=0.7, methods=["did"], seeds=1, dims=[16, 256],
-        search={"etas": [3.0], "learning_rate": 1e-3}, budget={"steps": 30, "batch_size": 16, "max_length": 16},
+        search={"etas": [3.0], "learning_rate": 1e-3}, budget={"steps": 6, "batch_size": 16, "max_length": 16},
         resources={"cpus_per_trial": 1}, out="out",
     )  # fmt: skip
     [each] = found.d90().values()

@@ -237,6 +237,8 @@ class TestZoo:
 
     @pytest.mark.parametrize("reentrant", [True, False])
     def test_checkpointing(self, zoo, name, reentrant):
+        if name not in FAST and reentrant == bool([*ZOO].index(name) % 2):
+            pytest.skip("of the many each is tried under one of both, in turn")
         if reentrant and name.startswith("WavLM"):
             pytest.skip(
                 "the plain model takes all memory there: transformers' WavLM does not end under such a checkpoint"
