@@ -47,18 +47,9 @@ class Difference(NamedTuple):
 
 
 def score(metric: str, predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Compute a metric of many samples of predictions at once.
+    """Compute a metric of many samples at once, [..., examples] to [...]: as `metrics.evaluate`, where that gives one.
 
-    The same numbers as `finetune.metrics.evaluate`, where that gives one. For two labels Matthews is the correlation of
-    the labels; with more it is computed here from the confusion of the classes in the form of Gorodkin (2004).
-
-    Args:
-        metric: "accuracy", "macro_f1", "matthews", "pearson" or "f1".
-        predicted: Shape [..., examples].
-        target: The same shape.
-
-    Returns:
-        Shape [...].
+    Matthews of more than two labels has the form of Gorodkin (2004).
     """
     if metric == "accuracy":
         return (predicted == target).mean(axis=-1)
@@ -85,25 +76,16 @@ def score(metric: str, predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def compare(arm: Sequence[Observation], control: Sequence[Observation], resamples: int = RESAMPLES) -> Difference:
-    """Compare two arms of trials, the i-th of one with the i-th of the other.
-
-    Args:
-        arm: Trials of one task that finished or diverged, one per seed.
-        control: The same of that task under the same seeds.
-        resamples: Of the bootstrap.
-    """
-    differences = np.array([_score(a) - _score(b) for a, b in zip(arm, control, strict=True)])
+    """Compare two arms of trials of one task with a score or chance, the i-th of both under the same seeds."""
+    differences = np.array([known_score(a) - known_score(b) for a, b in zip(arm, control, strict=True)])
     low, high, p = t_interval(differences)
     examples: tuple[float | None, float | None] = (None, None)
     tests: list[float] | None = None
-    target = np.array(arm[0].target)
-    if target.size and all(
-        observation.target == arm[0].target and observation.predicted for observation in (*arm, *control)
-    ):
-        ours, theirs = (np.array([observation.predicted for observation in side]) for side in (arm, control))
-        metric = arm[0].trial.task.metric
-        examples = _bootstrap(metric, ours, theirs, target, resamples)
-        if arm[0].trial.task.num_labels != 1 and metric != "nll":
+    target, task = np.array(arm[0].target), arm[0].trial.task
+    if target.size and all(row.target == arm[0].target and row.predicted for row in (*arm, *control)):
+        ours, theirs = (np.array([row.predicted for row in side]) for side in (arm, control))
+        examples = _bootstrap(task.metric, ours, theirs, target, resamples)
+        if task.num_labels != 1 and task.metric != "nll":
             tests = [mcnemar(a == target, b == target) for a, b in zip(ours, theirs, strict=True)]
     return Difference(float(differences.mean()), low, high, p, *examples, tests)
 
@@ -145,10 +127,8 @@ def _bootstrap(
     def difference(rows: np.ndarray, axis: int = -1) -> np.ndarray:
         rows = np.moveaxis(rows, axis, -1).astype(int)
         truth = target[rows]
-        each = [
-            score(metric, a[rows], truth) - score(metric, b[rows], truth) for a, b in zip(ours, theirs, strict=True)
-        ]
-        return np.mean(each, axis=0)
+        pairs = zip(ours, theirs, strict=True)  # seed by seed: many samples at once are large
+        return np.mean([score(metric, a[rows], truth) - score(metric, b[rows], truth) for a, b in pairs], axis=0)
 
     found = bootstrap(
         (np.arange(target.size),),
@@ -205,7 +185,7 @@ def ablations_table(observations: Sequence[Observation], masks: pa.Table) -> pa.
 
 def _compared(arm: Sequence[Observation], control: Sequence[Observation]) -> dict[str, Any]:
     found, trial = compare(arm, control), arm[0].trial
-    scores = np.array([_score(observation) for observation in arm])
+    scores = np.array([known_score(observation) for observation in arm])
     low, high, _ = t_interval(scores)
     return {
         "task": trial.task.name,
@@ -242,7 +222,8 @@ def score_of(observation: Observation) -> float | None:
     return observation.chance if observation.status == "diverged" else observation.score
 
 
-def _score(observation: Observation) -> float:
+def known_score(observation: Observation) -> float:
+    """Return `score_of` a row that has one."""
     score = score_of(observation)
     assert score is not None, "only trials with a score are compared"
     return score

@@ -1,12 +1,12 @@
 """From a results directory to its analyses: read updates and rows, compute, write the tables."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import compute
+from pyarrow import parquet as pq
 
 from distsub import paths
 from distsub.errors import AdapterError, ConfigError, DataError, OutputError, TrajectoryError, first_line, nearest
@@ -17,11 +17,11 @@ from distsub.learned.ablation import ablations_table
 from distsub.learned.modes import modes_table
 from distsub.learned.outliers import NORMS, K, component_of, find, profile
 from distsub.learned.recurrence import recurrence_table
-from distsub.learned.schema import MASKS, OUTLIER_SUMMARIES, OUTLIERS, PROFILES, TABLES
+from distsub.learned.schema import MASKS, OUTLIERS, TABLES
 from distsub.learned.store import read_analysis, write_part
-from distsub.learned.transfer import geometry_tables, layer_geometry, transfer_table
+from distsub.learned.transfer import MODE, geometry_tables, layer_geometry, transfer_table
 from distsub.learned.updates import Recorded, Say, Update, base_of, blocks, learned_updates, recorded, root_of
-from distsub.records import Ablation, Edit, Full, Observation, Recording, Trial
+from distsub.records import Ablation, Edit, Full, Model, Observation, Recording, Trial
 from distsub.results import Store
 from distsub.subspace import layout
 
@@ -50,7 +50,7 @@ def find_outliers(
     say: Say = print,
     asked: Iterable[Recording] = (),
 ) -> list[Update]:
-    """Find the outliers of every learned update in a results directory, and write their tables.
+    """Find the outliers of at least k sigma of every learned update, and write their tables.
 
     An update that was looked through before with the same k is not read again.
 
@@ -59,14 +59,11 @@ def find_outliers(
         observations: Its rows.
         k: How many sigma.
         every_d: Look at every d, not at the largest alone.
-        say: Prints a line per update.
+        say: Prints a line per update, also of those left out: they cannot be read, or are not finite.
         asked: Trajectories that may be there beside those that rows name.
 
-    Returns:
-        The updates, without those that cannot be read or are not finite, which are reported.
-
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no update.
     """
     updates = learned_updates(store, observations, every_d, say, asked)
     if not updates:
@@ -98,26 +95,26 @@ def find_outliers(
 
 def _look_through(update: Update, k: float) -> dict[str, list[pa.Table]]:
     """Find an update's outliers layer by layer; the summaries, which say that it is known, come last."""
-    about = update.about
+    about = update.about | {"k": k}
     parts: dict[str, list[pa.Table]] = {"outliers": [], "profiles": [], "outlier_summaries": []}
     for layer in update.layers():
         if not all(np.isfinite(values).all() for values in layer.update.values()):
             raise DataError(f"{layer.name} moved by numbers that are not finite")
-        found, described = find(layer.name, layer.update, layer.theta_0, k)
-        parts["outliers"].append(_with(found, about, OUTLIERS))
-        parts["profiles"].append(_with(profile(layer.name, layer.update), about, PROFILES))
-        parts["outlier_summaries"].append(_with(described, about | {"k": k}, OUTLIER_SUMMARIES))
+        outliers, summaries = find(layer.name, layer.update, layer.theta_0, k)
+        tables = {"outliers": outliers, "profiles": profile(layer.name, layer.update), "outlier_summaries": summaries}
+        for name, table in tables.items():
+            parts[name].append(_with(table, about, TABLES[name]))
     return parts
 
 
 def find_recurrence(
     store: Store, updates: Sequence[Update], *, scope: str = "layer", permutations: int = 999
 ) -> pa.Table:
-    """Test whether outliers of some updates come back to the same indices, and write the table.
+    """Test whether outliers of the updates of `find_outliers` come back to the same indices, and write the table.
 
     Args:
-        store: Results in which `find_outliers` has found the outliers.
-        updates: Its updates; what was found before, perhaps with another k, is not mixed in.
+        store: The results.
+        updates: From `find_outliers`; outliers of others, perhaps with another k, are not mixed in.
         scope: Whose sigma counts, "layer" or "tensor".
         permutations: Of every test.
     """
@@ -154,8 +151,8 @@ def make_masks(
     """Make the masks of some updates' outliers and their controls, and write them.
 
     Args:
-        store: Results in which `find_outliers` has found the outliers.
-        updates: Its updates.
+        store: The results.
+        updates: From `find_outliers`.
         of: Ways of training whose updates' outliers are disabled, such as "intrinsic"; "full" is theta_T - theta_0.
         scope: Whose sigma counts, "layer" or "tensor".
         k: How many sigma.
@@ -176,7 +173,7 @@ def make_masks(
         )
     root, tables = root_of(store), []
     for update in chosen:
-        outliers = _read_part(root, "outliers", update.id)
+        outliers = pq.read_table(root / "outliers" / f"{update.id}.parquet").cast(OUTLIERS)
         theta_0 = {layer.name: layer.theta_0 for layer in update.layers()}
         if not (mask := masking.outlier_positions(outliers, scope, k)):
             continue  # nothing to disable; the summaries say so
@@ -222,13 +219,7 @@ def _write_mask(
 
 
 def ablation_trials(updates: Sequence[Update], masks: pa.Table, edits: Sequence[Edit]) -> list[Trial]:
-    """List the fine-tunings with weights disabled, and those without that they are compared with.
-
-    Args:
-        updates: The updates that the masks are of.
-        masks: Rows of MASKS.
-        edits: Any of "zero", "hold" and "reset".
-    """
+    """List the fine-tunings with weights disabled, by rows of MASKS, and those that they are compared with."""
     full = {update.id: update.full for update in updates}
     trials: dict[Trial, None] = {}
     for row in masks.to_pylist():
@@ -261,7 +252,6 @@ def measure_geometry(
     observations: Sequence[Observation],
     *,
     d: int | None = None,
-    mode: str = "difference",
     seeds: int = SEEDS,
     say: Say = print,
     asked: Iterable[Recording] = (),
@@ -272,7 +262,6 @@ def measure_geometry(
         store: The results.
         observations: Its rows, which name the trajectories.
         d: Compare the leading d directions; None takes all.
-        mode: "difference" or "centered".
         seeds: Trajectories per model and task, those of the first seeds.
         say: Prints a line per layer.
         asked: Trajectories that may be there beside those that rows name.
@@ -280,55 +269,41 @@ def measure_geometry(
     Returns:
         Rows of SPECTRA and of ANGLES; none where no trajectory was recorded.
     """
-    root, by_model = root_of(store), {}
+    root = root_of(store)
+    by_model: dict[Model, dict[str, list[Recorded]]] = {}
     for each in recorded(root, observations, asked, say):
         by_model.setdefault(each.model, {}).setdefault(each.task, []).append(each)
     spectra, angles, about = [], [], {}
     for tasks in by_model.values():
-        chosen = {each.path.name: each for task in sorted(tasks) for each in sorted(tasks[task], key=_by_seed)[:seeds]}
-        for name, each in chosen.items():
+        chosen = [each for task in sorted(tasks) for each in sorted(tasks[task], key=_by_seed)[:seeds]]
+        for each in chosen:
             seeds_of = {f"{kind}_seed": each.seeds and getattr(each.seeds, kind) for kind in ("head", "data")}
-            about[name] = {"task": each.task, "model": each.model.name} | seeds_of
-        read = {name: trajectory.load(root / paths.trajectory(name)) for name in chosen}
-        checkpoints = {name: each.updates for name, each in read.items()}
-        labels = next(iter(read.values())).meta["num_labels"]
-        base = base_of(next(iter(chosen.values())), labels, store.files)
-        for layer, entries in blocks(layout.entries(base)):
-            found = layer_geometry(checkpoints, layer, [entry.name for entry in entries], d, mode)
-            spectra += found[0]
-            angles += found[1]
-            say(f"angles   {layer}: {len(found[1])} pairs")
+            about[each.path.name] = {"task": each.task, "model": each.model.name} | seeds_of
+        trajectories = {each.path.name: trajectory.load(each.path) for each in chosen}
+        checkpoints = {name: each.updates for name, each in trajectories.items()}
+        labels = trajectories[chosen[0].path.name].meta["num_labels"]
+        for layer, entries in blocks(layout.entries(base_of(chosen[0], labels, store.files))):
+            of_layer = layer_geometry(checkpoints, layer, [entry.name for entry in entries], d)
+            spectra += of_layer[0]
+            angles += of_layer[1]
+            say(f"angles   {layer}: {len(of_layer[1])} pairs")
     tables = geometry_tables(spectra, angles, about)
     for name, table in zip(("spectra", "angles"), tables, strict=True):
-        write_part(store.files, name, f"{name}-{mode}", table)
+        write_part(store.files, name, f"{name}-{MODE}", table)
     return tables
 
 
 def _of(updates: Sequence[Update], table: pa.Table) -> pa.Table:
     """Keep the rows of some updates."""
-    known = pa.array([update.id for update in updates], pa.string())
-    mask = compute.call_function("is_in", [table["update"].cast(pa.string())], compute.SetLookupOptions(known))
-    return table.filter(mask)
+    return table.filter(compute.field("update").cast(pa.string()).isin([update.id for update in updates]))
 
 
 def _by_seed(each: Recorded) -> tuple[Any, ...]:
     return (each.seeds.head, each.seeds.data, each.path.name) if each.seeds else (0, 0, each.path.name)
 
 
-def _read_part(root: Path, name: str, part: str) -> pa.Table:
-    from pyarrow import parquet as pq
-
-    return pq.read_table(root / name / f"{part}.parquet").cast(TABLES[name])
-
-
 def _with(table: pa.Table, about: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """Add what all rows share, and what is not known as nulls, in the order and types of a schema."""
-    columns = []
-    for field in schema:
-        if field.name in table.column_names:
-            columns.append(table[field.name].cast(field.type))
-        else:
-            value = about.get(field.name)
-            plain = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-            columns.append(pa.array([value] * table.num_rows, plain).cast(field.type))
-    return pa.table(columns, schema=schema)
+    """Add what all rows share, and what is not known as nulls, in the order of a schema."""
+    for name in set(schema.names) - set(table.column_names):
+        table = table.append_column(name, pa.array([about.get(name)] * table.num_rows, schema.field(name).type))
+    return table.select(schema.names).cast(schema)

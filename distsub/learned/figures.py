@@ -2,13 +2,20 @@
 
 import io
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from distsub import paths
 from distsub.learned import figures_of_scores, figures_of_updates
 from distsub.learned.store import read_analysis
+from distsub.report.drawing import literal
 from distsub.results import Store
 
-FIGURES: dict[str, Callable[..., None]] = {
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES: dict[str, Callable[[pa.Table], "Figure"]] = {
     "spikes": figures_of_updates.spikes_figure,
     "components": figures_of_updates.components_figure,
     "spectra": figures_of_updates.spectra_figure,
@@ -20,15 +27,23 @@ FIGURES: dict[str, Callable[..., None]] = {
 }
 
 
+@literal
+def png(name: str, table: pa.Table) -> bytes:
+    """Draw one of FIGURES."""
+    sink = io.BytesIO()
+    FIGURES[name](table).savefig(sink, format="png")
+    return sink.getvalue()
+
+
 def draw(store: Store, names: Sequence[str]) -> list[str]:
     """Draw figures from the tables of a results directory.
 
     Args:
         store: The results.
-        names: Of "spikes", "components", "ablation", "modes", "transfer", "angles", "dims", "spectra".
+        names: Of FIGURES.
 
     Returns:
-        The pictures' paths; none for a table without rows, no "dims" where no way of training has several d.
+        The paths of the pictures; none of a table without rows, no "dims" where no method has several d.
     """
     sources = {"spikes": "profiles", "components": "outlier_summaries", "ablation": "ablations", "dims": "modes"}
     drawn = []
@@ -36,9 +51,7 @@ def draw(store: Store, names: Sequence[str]) -> list[str]:
         table = read_analysis(store.files, sources.get(name, name))
         if not table.num_rows or (name == "dims" and not figures_of_scores.curves(table.to_pylist())):
             continue
-        sink = io.BytesIO()
-        FIGURES[name](table, sink)
         store.files.make(paths.FIGURES)
-        store.files.put(f"{paths.FIGURES}/{name}.png", sink.getvalue())
+        store.files.put(f"{paths.FIGURES}/{name}.png", png(name, table))
         drawn.append(f"{store.uri.rstrip('/')}/figures/{name}.png")
     return drawn

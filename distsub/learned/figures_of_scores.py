@@ -2,26 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from distsub.report.drawing import (
-    BLUE,
-    COLOURS,
-    GREY,
-    INK,
-    Target,
-    add_legend,
-    drawable_rows,
-    heat_map,
-    literal,
-    make_grid,
-    make_panels,
-    panel_title,
-    plain_axes,
-    save,
-)
+from distsub.report import drawing
+from distsub.report.drawing import BLUE, COLOURS, GREY, INK, drawable_rows, grouped, heat_map, panel_title, plain_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MASKS = {
     "none": ("none", "#44505c"),
@@ -33,39 +22,34 @@ _MASKS = {
 """What ablation bars are called and coloured; "none" is full fine-tuning of all weights."""
 
 
-@literal
-def ablation_figure(ablations: pa.Table, to: Target) -> None:
+def ablation_figure(ablations: pa.Table) -> "Figure":
     """Draw what disabling weights costs: bars per task and mask, one panel per edit and kind of update.
 
     Whiskers: 95% t interval over seeds; dots: seeds; dotted: chance. Compare with Zhang et al. 2023, Table 3.
 
     Args:
         ablations: Rows of ABLATIONS.
-        to: Where the PNG goes.
     """
     rows = [row for row in drawable_rows(ablations) if row["versus"] == "none"]
-    panels = list(dict.fromkeys((row["model"], row["edit"], row["method"]) for row in rows))
+    panels = grouped(rows, "model", "edit", "method")
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure, grid = make_grid(len(panels), 1, 2.2 + 2.1 * len(tasks), 2.9)
+    figure, places = drawing.make_panels(len(panels), 1, 2.2 + 2.1 * len(tasks), 2.9)
     words = {
         "zero": "set to zero, then fine-tuned",
         "hold": "fine-tuned, held at zero",
         "reset": "fine-tuned, then put back to θ₀",
     }
-    for axes, panel in zip([line[0] for line in grid], panels, strict=False):
+    for axes, ((model, edit, method), mine) in zip(places, panels.items(), strict=True):
         for at, task in enumerate(tasks):
-            mine = [row for row in rows if (row["model"], row["edit"], row["method"], row["task"]) == (*panel, task)]
-            _bars(axes, at, mine)
+            _bars(axes, at, [row for row in mine if row["task"] == task])
         axes.set_xticks(range(len(tasks)), tasks, fontsize=9)
-        axes.set_title(
-            panel_title(panel[0], f"{words.get(panel[1], panel[1])}; {'θ_T - θ₀' if panel[2] == 'full' else panel[2]}"),
-            fontsize=9,
-        )
+        title = f"{words.get(edit, edit)}; {'θ_T - θ₀' if method == 'full' else method}"
+        axes.set_title(panel_title(model, title), fontsize=9)
         axes.set_ylabel("score", fontsize=8)
         plain_axes(axes)
     present = [key for key in _MASKS if key == "none" or any(row["mask"] == key for row in rows)]
-    add_legend(figure, [(_MASKS[key][0], _MASKS[key][1]) for key in present])
-    save(figure, to)
+    drawing.add_legend(figure, [_MASKS[key] for key in present])
+    return figure
 
 
 def _bars(axes: Any, at: int, rows: list[dict[str, Any]]) -> None:
@@ -88,55 +72,49 @@ def _bars(axes: Any, at: int, rows: list[dict[str, Any]]) -> None:
         axes.hlines(first["chance"], at - 0.45, at + 0.45, color=INK, linestyle=":", linewidth=1.1, zorder=3)
 
 
-@literal
-def transfer_figure(transfer: pa.Table, to: Target) -> None:
+def transfer_figure(transfer: pa.Table) -> "Figure":
     """Draw scores by source and target task, coloured by the share of the way from random to full fine-tuning.
 
     Grey is a score whose share means nothing, or no score at all.
 
     Args:
         transfer: Rows of TRANSFER.
-        to: Where the PNG goes.
     """
     rows = drawable_rows(transfer)
-    panels = list(dict.fromkeys((row["model"], row["d"], row["training"]) for row in rows))
+    panels = grouped(rows, "model", "d", "training")
     names = list(dict.fromkeys([row["source"] for row in rows] + [row["target"] for row in rows]))
-    figure, places = make_panels(len(panels), 3, max(3.4, 2.2 + 0.85 * len(names)), 1.5 + 0.5 * len(names))
-    for axes, panel in zip(places, panels, strict=True):
-        mine = [row for row in rows if (row["model"], row["d"], row["training"]) == panel]
-        found = {(row["source"], row["target"]): row for row in mine}
-        colour = [[_cell(found, source, target, "recovered") for target in names] for source in names]
-        score = [[_cell(found, source, target, "score") for target in names] for source in names]
+    figure, places = drawing.make_panels(len(panels), 3, max(3.4, 2.2 + 0.85 * len(names)), 1.5 + 0.5 * len(names))
+    for axes, ((model, d, training), mine) in zip(places, panels.items(), strict=True):
+        by_tasks = {(row["source"], row["target"]): row for row in mine}
+        cells = [[by_tasks.get((source, target), {}) for target in names] for source in names]
+        colour = [[cell.get("recovered") for cell in line] for line in cells]
+        score = [[cell.get("score") for cell in line] for line in cells]
         heat_map(axes, colour, names, names, None, "RdBu", (-1.0, 1.0), score)
         axes.set_xlabel("target task", fontsize=8)
         axes.set_ylabel("source of the subspace", fontsize=8)
-        title = f"d = {panel[1]} per layer, {panel[2]} training\nscore; blue: as full, white: as random"
-        axes.set_title(panel_title(panel[0], title), fontsize=9)
-    save(figure, to)
+        title = f"d = {d} per layer, {training} training\nscore; blue: as full, white: as random"
+        axes.set_title(panel_title(model, title), fontsize=9)
+    return figure
 
 
-@literal
-def angles_figure(angles: pa.Table, to: Target) -> None:
+def angles_figure(angles: pa.Table) -> "Figure":
     """Draw how much two tasks' subspaces share: mean squared cosine of the principal angles, averaged over layers.
 
     Args:
         angles: Rows of ANGLES.
-        to: Where the PNG goes.
     """
     rows = [row for row in drawable_rows(angles) if row["overlap"] is not None]
-    panels = list(dict.fromkeys(row["model"] for row in rows))
+    panels = grouped(rows, "model")
     names = list(dict.fromkeys([row["source"] for row in rows] + [row["target"] for row in rows]))
-    figure, grid = make_grid(len(panels), 1, 2.2 + 0.85 * len(names), 1.5 + 0.5 * len(names))
-    for axes, model in zip([line[0] for line in grid], panels, strict=False):
-        cells = []
-        for source in names:
-            cells.append([_overlap([row for row in rows if row["model"] == model], source, target) for target in names])
-        expected = [row["expected_overlap"] for row in rows if row["model"] == model]
+    figure, places = drawing.make_panels(len(panels), 1, 2.2 + 0.85 * len(names), 1.5 + 0.5 * len(names))
+    for axes, ((model,), mine) in zip(places, panels.items(), strict=True):
+        cells = [[_overlap(mine, source, target) for target in names] for source in names]
+        expected = [row["expected_overlap"] for row in mine]
         top = max([0.01, *(cell for line in cells for cell in line if cell is not None)])
         heat_map(axes, cells, names, names, lambda value: f"{value:.2g}", "Blues", (0.0, top))
         chance = f"{sum(expected) / len(expected):.1g}" if expected else "-"
         axes.set_title(panel_title(model, f"overlap of spans\nof different runs; random: {chance}"), fontsize=9)
-    save(figure, to)
+    return figure
 
 
 def _overlap(rows: list[dict[str, Any]], source: str, target: str) -> float | None:
@@ -155,8 +133,7 @@ def curves(modes: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for (_, _, name), count in tried.items() if count > 1))
 
 
-@literal
-def dims_figure(modes: pa.Table, to: Target) -> None:
+def dims_figure(modes: pa.Table) -> "Figure":
     """Draw score against d for every way of training that has several, learned and random on one axis.
 
     One panel per model and task. Bars: 95% t interval over seeds; solid line: full fine-tuning, dashed: freeze, dotted:
@@ -164,47 +141,39 @@ def dims_figure(modes: pa.Table, to: Target) -> None:
 
     Args:
         modes: Rows of MODES.
-        to: Where the PNG goes.
     """
     rows = drawable_rows(modes)
-    panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
+    panels = grouped(rows, "model", "task")
     names = curves(rows)
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
-    figure, places = make_panels(len(panels), 3, 4.0, 3.0)
-    for axes, panel in zip(places, panels, strict=True):
-        mine = [row for row in rows if (row["model"], row["task"]) == panel]
+    figure, places = drawing.make_panels(len(panels), 3, 4.0, 3.0)
+    for axes, (panel, mine) in zip(places, panels.items(), strict=True):
         for name in names:
             _curve(axes, sorted((row for row in mine if _name(row) == name), key=lambda row: row["d"]), colours[name])
         for method, look in (("full", "-"), ("freeze", "--")):
             for row in (row for row in mine if row["method"].startswith(method) and row["d"] is None):
                 axes.axhline(row["score"], color=INK, linestyle=look, linewidth=1.1)
         _limit(axes.set_ylim, mine)
-        if mine and mine[0]["chance"] is not None:
+        if mine[0]["chance"] is not None:
             axes.axhline(mine[0]["chance"], color=INK, linestyle=":", linewidth=1.0)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.xaxis.set_minor_formatter(lambda x, _: "")
-        axes.set_title(panel_title(panel[0], panel[1]), fontsize=9)
+        axes.set_title(panel_title(*panel), fontsize=9)
         axes.set_xlabel("d per layer", fontsize=8)
-        axes.set_ylabel(mine[0]["metric"] if mine else "score", fontsize=8)
+        axes.set_ylabel(mine[0]["metric"], fontsize=8)
         plain_axes(axes)
-    add_legend(figure, [(name, colours[name]) for name in names])
-    save(figure, to)
+    drawing.add_legend(figure, [(name, colours[name]) for name in names])
+    return figure
 
 
 def _curve(axes: Any, rows: list[dict[str, Any]], colour: str) -> None:
     """Draw one way of training over d with its interval."""
     d = [row["d"] for row in rows]
     axes.plot(d, [row["score"] for row in rows], "o-", color=colour, markersize=3.5, linewidth=1.3)
-    known = [row for row in rows if row["score_low"] is not None]
-    axes.vlines(
-        [row["d"] for row in known],
-        [row["score_low"] for row in known],
-        [row["score_high"] for row in known],
-        color=colour,
-        linewidth=1.0,
-        alpha=0.6,
-    )
+    for row in rows:
+        if row["score_low"] is not None:
+            axes.vlines(row["d"], row["score_low"], row["score_high"], color=colour, linewidth=1.0, alpha=0.6)
 
 
 def _limit(set_limits: Any, rows: Sequence[dict[str, Any]]) -> None:
@@ -215,8 +184,7 @@ def _limit(set_limits: Any, rows: Sequence[dict[str, Any]]) -> None:
         set_limits(min(known) - room, max(known) + room)
 
 
-@literal
-def modes_figure(modes: pa.Table, to: Target) -> None:
+def modes_figure(modes: pa.Table) -> "Figure":
     """Draw the scores of all ways of training side by side, the best on top; one panel per model and task.
 
     Dots: seeds; tick and bar: their mean and its 95% t interval; solid line: full fine-tuning, dotted: chance. Compare
@@ -224,14 +192,13 @@ def modes_figure(modes: pa.Table, to: Target) -> None:
 
     Args:
         modes: Rows of MODES.
-        to: Where the PNG goes.
     """
     rows = drawable_rows(modes)
-    panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
-    most = max((sum((row["model"], row["task"]) == panel for row in rows) for panel in panels), default=1)
-    figure, places = make_panels(len(panels), 2, 5.5, 1.2 + 0.24 * most)
-    for axes, panel in zip(places, panels, strict=True):
-        mine = sorted((row for row in rows if (row["model"], row["task"]) == panel), key=lambda row: row["score"])
+    panels = grouped(rows, "model", "task")
+    most = max(map(len, panels.values()), default=1)
+    figure, places = drawing.make_panels(len(panels), 2, 5.5, 1.2 + 0.24 * most)
+    for axes, (panel, mine) in zip(places, panels.items(), strict=True):
+        mine = sorted(mine, key=lambda row: row["score"])
         for y, row in enumerate(mine):
             colour = INK if row["method"] == "full" else BLUE if row["projection"] == "trajectory" else GREY
             if row["score_low"] is not None:
@@ -249,12 +216,7 @@ def modes_figure(modes: pa.Table, to: Target) -> None:
         axes.set_title(panel_title(*panel), fontsize=9)
         axes.set_xlabel(mine[0]["metric"], fontsize=8)
         plain_axes(axes)
-    save(figure, to)
-
-
-def _cell(found: dict[Any, dict[str, Any]], source: str, target: str, column: str) -> float | None:
-    row = found.get((source, target))
-    return None if row is None else row[column]
+    return figure
 
 
 def _name(row: dict[str, Any]) -> str:

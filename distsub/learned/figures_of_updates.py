@@ -1,25 +1,18 @@
 """Figures of learned updates, each one PNG that is drawn from rows of a table alone: spikes, components, spectra."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from distsub.report.drawing import (
-    BLUE,
-    GREY,
-    RED,
-    Target,
-    add_legend,
-    drawable_rows,
-    heat_map,
-    literal,
-    make_grid,
-    make_panels,
-    panel_title,
-    plain_axes,
-    rows_by,
-    save,
-)
+from distsub.learned.outliers import K
+from distsub.report import drawing
+from distsub.report.drawing import BLUE, GREY, RED, drawable_rows, grouped, heat_map, panel_title, plain_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_LAYERS, _MOST_UPDATES = 3, 6
+"""Of `spikes_figure`: columns, evenly from the first layer to the last, and rows."""
 
 _COMPONENTS = (
     *("attention query", "attention key", "attention value", "attention output"),
@@ -28,46 +21,42 @@ _COMPONENTS = (
 """In the order in which a block's data pass them; components of unknown names come first."""
 
 
-@literal
-def spikes_figure(profiles: pa.Table, to: Target, *, k: float = 3.0, layers: int = 3, updates: int = 6) -> None:
+def spikes_figure(profiles: pa.Table) -> "Figure":
     """Draw updates along their layers, one row per update and one column per layer: does anything stand out?
 
-    Each stretch of positions is drawn from its smallest to its largest entry, in sigma of the layer; shaded: within k
+    Each stretch of positions is drawn from its smallest to its largest entry, in sigma of the layer; shaded: within K
     sigma. Compare with Zhang et al. 2023, Figure 4.
 
     Args:
-        profiles: Rows of PROFILES.
-        to: Where the PNG goes.
-        k: Where outliers begin.
-        layers: At most so many layers, evenly from the first to the last.
-        updates: At most so many updates: of each task and way of training one, learned and random ones first.
+        profiles: Rows of PROFILES; of each task and way of training one update is drawn, learned and random ones first.
     """
     by_method: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for part in rows_by(profiles, "update").values():
+    for part in grouped(drawable_rows(profiles), "update").values():
         by_method.setdefault((part[0]["task"], part[0]["method"]), part)
     first = ("full", "intrinsic", "random", "random_matched")
     order = sorted(by_method, key=lambda key: first.index(key[1]) if key[1] in first else len(first))
-    shown = [by_method[key] for key in order[:updates]]
+    shown = [by_method[key] for key in order[:_MOST_UPDATES]]
     names = list(dict.fromkeys(row["layer"] for part in shown for row in part))
-    kept = [names[round(i * (len(names) - 1) / max(1, layers - 1))] for i in range(min(layers, len(names)))]
-    figure, grid = make_grid(len(shown), len(kept), 4.6, 1.9)
+    last = len(names) - 1
+    kept = [names[round(i * last / (_MOST_LAYERS - 1))] for i in range(min(_MOST_LAYERS, len(names)))]
+    figure, grid = drawing.make_grid(len(shown), len(kept), 4.6, 1.9)
     heights = [abs(row[end]) for part in shown for row in part if row["layer"] in kept for end in ("low", "high")]
-    top = 1.15 * max([1.5 * k, *heights])  # one scale for all, so that what stands out in one is seen beside the others
+    top = 1.15 * max([1.5 * K, *heights])  # one scale for all, so that what stands out in one is seen beside the others
     for number, part in enumerate(shown):
         for axes, layer in zip(grid[number], kept, strict=True):
-            _spikes(axes, [row for row in part if row["layer"] == layer], k)
+            _spikes(axes, [row for row in part if row["layer"] == layer])
             axes.set_ylim(-top, top)
             axes.set_title(f"layer {_number(layer)}" if number == 0 else "", fontsize=9)
         grid[number][0].set_ylabel(f"{_update_name(part[0])}\nsigma", fontsize=8)
     for axes in grid[-1]:
         axes.set_xlabel("position in the layer, millions", fontsize=8)
-    save(figure, to)
+    return figure
 
 
-def _spikes(axes: Any, rows: list[dict[str, Any]], k: float) -> None:
+def _spikes(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Draw one layer of one update, its LayerNorms and biases marked below."""
     middle = [(row["start"] + row["stop"]) / 2e6 for row in rows]
-    axes.axhspan(-k, k, color=GREY, alpha=0.2, linewidth=0)
+    axes.axhspan(-K, K, color=GREY, alpha=0.2, linewidth=0)
     axes.vlines(middle, [row["low"] for row in rows], [row["high"] for row in rows], color=BLUE, linewidth=0.6)
     norms = [x for x, row in zip(middle, rows, strict=True) if "norm" in row["tensor"].lower()]
     axes.plot(norms, [0.03] * len(norms), "|", color=RED, markersize=7, transform=axes.get_xaxis_transform())
@@ -76,8 +65,7 @@ def _spikes(axes: Any, rows: list[dict[str, Any]], k: float) -> None:
     plain_axes(axes)
 
 
-@literal
-def components_figure(summaries: pa.Table, to: Target) -> None:
+def components_figure(summaries: pa.Table) -> "Figure":
     """Draw which components and layers hold the outliers by the layer's sigma, one panel per way of training.
 
     A cell is the share of the component's entries in the layer that are outliers, averaged over updates; beside the
@@ -85,23 +73,21 @@ def components_figure(summaries: pa.Table, to: Target) -> None:
 
     Args:
         summaries: Rows of OUTLIER_SUMMARIES.
-        to: Where the PNG goes.
     """
     rows = drawable_rows(summaries)
-    panels = list(dict.fromkeys((row["model"], row["method"], row["kind"]) for row in rows))
+    panels = grouped(rows, "model", "method", "kind")
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     components = list(dict.fromkeys(row["component"] for row in rows if row["component"]))
     components.sort(key=lambda name: _COMPONENTS.index(name) if name in _COMPONENTS else -1)
-    drawn = [(panel, [row for row in rows if (row["model"], row["method"], row["kind"]) == panel]) for panel in panels]
-    parts = [[[_share(mine, layer, part) for part in components] for layer in layers] for _, mine in drawn]
+    parts = [[[_share(mine, layer, part) for part in components] for layer in layers] for mine in panels.values()]
     top = max([0.01, *(cell for cells in parts for line in cells for cell in line if cell is not None)])
-    figure, grid = make_grid(len(panels), 1, 1.4 + 0.95 * len(components), 1.1 + 0.34 * len(layers))
-    for axes, (panel, mine), cells in zip([line[0] for line in grid], drawn, parts, strict=False):
+    figure, places = drawing.make_panels(len(panels), 1, 1.4 + 0.95 * len(components), 1.1 + 0.34 * len(layers))
+    for axes, ((model, method, kind), mine), cells in zip(places, panels.items(), parts, strict=True):
         labels = [f"{_number(layer)}  ({_times(mine, layer)})" for layer in layers]
         heat_map(axes, cells, labels, components, lambda value: f"{100 * value:.2g}%", "Reds", (0.0, top))
         axes.set_ylabel("layer (times a Gaussian)", fontsize=8)
-        axes.set_title(panel_title(panel[0], f"{panel[1]} {'' if panel[2] == 'adapter' else 'θ_T - θ₀'}"), fontsize=9)
-    save(figure, to)
+        axes.set_title(panel_title(model, f"{method} {'' if kind == 'adapter' else 'θ_T - θ₀'}"), fontsize=9)
+    return figure
 
 
 def _share(rows: list[dict[str, Any]], layer: str, component: str) -> float | None:
@@ -116,38 +102,32 @@ def _times(rows: list[dict[str, Any]], layer: str) -> str:
     return f"{sum(row['outliers'] for row in mine) / expected:.1f}" if expected else "-"
 
 
-@literal
-def spectra_figure(spectra: pa.Table, to: Target) -> None:
+def spectra_figure(spectra: pa.Table) -> "Figure":
     """Draw the share of a trajectory's movement outside its first directions, one line per layer, a panel per task.
 
     Args:
         spectra: Rows of SPECTRA.
-        to: Where the PNG goes.
     """
     from matplotlib import colormaps
 
     rows = drawable_rows(spectra)
-    panels = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
+    panels = grouped(rows, "model", "task")
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     shades = {layer: colormaps["viridis"](0.9 * i / max(1, len(layers) - 1)) for i, layer in enumerate(layers)}
-    figure, places = make_panels(len(panels), 3, 4.0, 2.8)
-    for axes, panel in zip(places, panels, strict=True):
-        lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in rows:
-            if (row["model"], row["task"]) == panel:
-                lines.setdefault((row["trajectory"], row["layer"]), []).append(row)
-        for (_, layer), line in lines.items():
+    figure, places = drawing.make_panels(len(panels), 3, 4.0, 2.8)
+    for axes, (panel, mine) in zip(places, panels.items(), strict=True):
+        for (_, layer), line in grouped(mine, "trajectory", "layer").items():
             outside = [(row["rank"], 1 - row["cumulative"]) for row in line if row["cumulative"] < 1 - 1e-12]
             axes.plot([rank for rank, _ in outside], [rest for _, rest in outside], color=shades[layer], linewidth=1.1)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.yaxis.set_minor_formatter(lambda x, _: "")
-        axes.set_title(panel_title(panel[0], panel[1]), fontsize=9)
+        axes.set_title(panel_title(*panel), fontsize=9)
         axes.set_xlabel("directions", fontsize=8)
         axes.set_ylabel("share of |W|² outside", fontsize=8)
         plain_axes(axes)
-    add_legend(figure, [(f"layer {_number(layer)}", shades[layer]) for layer in layers])
-    save(figure, to)
+    drawing.add_legend(figure, [(f"layer {_number(layer)}", shades[layer]) for layer in layers])
+    return figure
 
 
 def _update_name(row: dict[str, Any]) -> str:

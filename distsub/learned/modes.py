@@ -1,6 +1,5 @@
 """Ways of training side by side: full, freeze, random, intrinsic and the rest, over seeds, as in the paper's tables."""
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distsub.learned.ablation import score_of, t_interval
+from distsub.learned.ablation import known_score, score_of, t_interval
 from distsub.learned.schema import MODES
-from distsub.records import Full, Imported, Learned, Method, Observation, Subspace, label, sign
+from distsub.records import Full, Imported, Learned, Method, Observation, Subspace, Trial, label, sign
 
 Key = tuple[Any, ...]
 
@@ -30,12 +29,11 @@ def modes_table(observations: Sequence[Observation]) -> pa.Table:
     """
     tried: dict[Key, dict[float, dict[Key, Observation]]] = defaultdict(lambda: defaultdict(dict))
     for observation in observations:
-        if (
-            observation.trial.ablation is None
-            and not observation.trial.is_theta_0
-            and not math.isnan(_score(observation))
-        ):
-            tried[_key(observation)][_rate(observation)][_seeds(observation)] = observation
+        trial = observation.trial
+        if trial.ablation is None and not trial.is_theta_0 and score_of(observation) is not None:
+            rate = trial.learning_rate if trial.eta is None else trial.eta
+            seeds = (trial.seeds.projection, trial.seeds.head, trial.seeds.data)
+            tried[_key(trial)][rate][seeds] = observation
     chosen = {key: max(by_rate.items(), key=lambda item: _strength(item[1])) for key, by_rate in tried.items()}
     full = {key[:3]: trials for key, (_, trials) in chosen.items() if isinstance(key[3], Full)}
     random: dict[Key, dict[Key, Observation]] = {}
@@ -52,7 +50,7 @@ def modes_table(observations: Sequence[Observation]) -> pa.Table:
 
 def _row(key: Key, observations: Sequence[Observation]) -> dict[str, Any]:
     _, task, budget, method, d = key
-    scores = np.array([_score(each) for each in observations], dtype=float)
+    scores = np.array([known_score(each) for each in observations], dtype=float)
     low, high, _ = t_interval(scores)
     return {
         "model": observations[0].trial.model.name,
@@ -76,11 +74,9 @@ def _against(trials: dict[Key, Observation], full: dict[Key, Observation]) -> di
     """Compare with full fine-tuning under the same head and data seed."""
     if not full:
         return {}
-    mean = float(np.mean([_score(observation) for observation in full.values()]))
-    by_seeds = {seeds[1:]: _score(observation) for seeds, observation in full.items()}
-    pairs = [
-        (_score(observation), by_seeds[seeds[1:]]) for seeds, observation in trials.items() if seeds[1:] in by_seeds
-    ]
+    mean = float(np.mean([known_score(observation) for observation in full.values()]))
+    by_seeds = {seeds[1:]: known_score(observation) for seeds, observation in full.items()}
+    pairs = [(known_score(row), by_seeds[seeds[1:]]) for seeds, row in trials.items() if seeds[1:] in by_seeds]
     if not pairs:
         return {"full": mean}
     differences = np.array([ours - theirs for ours, theirs in pairs], dtype=float)
@@ -93,7 +89,7 @@ def _recovered(row: dict[str, Any], random: dict[Key, Observation] | None) -> di
     """Give the share of the way from a random subspace to full fine-tuning, or the reason why there is none."""
     if row["d"] is None:
         return {}
-    below = float(np.mean([_score(observation) for observation in random.values()])) if random else None
+    below = float(np.mean([known_score(observation) for observation in random.values()])) if random else None
     above, chance, recovered, reason, up = row.get("full"), row["chance"], None, None, sign(row["metric"])
     if above is None:
         reason = "no full fine-tuning"
@@ -137,28 +133,12 @@ def _source(method: Method, task: str) -> tuple[str | None, str | None]:
     return origin, label(method).removeprefix(name).strip() or "default"
 
 
-def _key(observation: Observation) -> Key:
-    trial = observation.trial
+def _key(trial: Trial) -> Key:
     d = trial.d if isinstance(trial.method, Subspace) else None
     return trial.model, trial.task, trial.budget, trial.method, d
-
-
-def _rate(observation: Observation) -> float:
-    return observation.trial.learning_rate if observation.trial.eta is None else observation.trial.eta
-
-
-def _seeds(observation: Observation) -> Key:
-    seeds = observation.trial.seeds
-    return seeds.projection, seeds.head, seeds.data
-
-
-def _score(observation: Observation) -> float:
-    """Return the score, chance for a training that diverged; NaN where neither is known."""
-    score = score_of(observation)
-    return float("nan") if score is None else score
 
 
 def _strength(trials: dict[Key, Observation]) -> tuple[int, float]:
     """Prefer what has run under the most seeds, then the best mean."""
     up = sign(next(iter(trials.values())).trial.task.metric)
-    return len(trials), up * float(np.mean([_score(observation) for observation in trials.values()]))
+    return len(trials), up * float(np.mean([known_score(observation) for observation in trials.values()]))

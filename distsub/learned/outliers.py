@@ -98,12 +98,9 @@ def find(
         One row per outlier (columns of OUTLIERS that one layer can fill), and one row per tensor plus one for the
         layer, whose `tensor` is null (columns of OUTLIER_SUMMARIES likewise).
     """
-    flat = {name: np.asarray(values, dtype=np.float64).ravel() for name, values in update.items()}
-    whole = np.concatenate(list(flat.values())) if flat else np.zeros(0)
-    mean, sigma = _moments(whole)
+    flat, whole, mean, sigma = _layer(update)
     found: list[pa.Table] = []
     summaries: list[dict[str, Any]] = []
-    layer_total = 0
     for name, values in flat.items():
         shape = update[name].shape
         own_mean, own_sigma = _moments(values)
@@ -125,7 +122,6 @@ def find(
             "tensor_sigmas": by_tensor[at],
         }
         found.append(_table(columns, OUTLIERS))
-        layer_total += int(in_layer.sum())
         summaries.append(
             {"layer": layer, "tensor": name, "component": component}
             | {"rows": shape[0] if shape else 1, "columns": width if len(shape) > 1 else None}
@@ -133,13 +129,12 @@ def find(
             | {"layer_outliers": int(in_layer.sum())}
         )
     summaries.append(
-        {"layer": layer, "tensor": None, "component": None, "rows": None, "columns": None}
+        dict.fromkeys(summaries[0])
+        | {"layer": layer, "layer_outliers": sum(row["layer_outliers"] for row in summaries)}
         | _describe(whole, _sigmas(whole, mean, sigma), mean, sigma, k)
-        | {"layer_outliers": layer_total}
     )
-    names = [field.name for field in OUTLIER_SUMMARIES if field.name in summaries[0]]
-    table = _table({name: [row[name] for row in summaries] for name in names}, OUTLIER_SUMMARIES)
-    return (pa.concat_tables(found) if found else _table({}, OUTLIERS)), table
+    described = _table({name: [row[name] for row in summaries] for name in summaries[0]}, OUTLIER_SUMMARIES)
+    return pa.concat_tables(found), described
 
 
 def profile(layer: str, update: Mapping[str, np.ndarray], bins: int = BINS) -> pa.Table:
@@ -153,23 +148,31 @@ def profile(layer: str, update: Mapping[str, np.ndarray], bins: int = BINS) -> p
     Returns:
         Rows of PROFILES, its columns that one layer can fill.
     """
-    flat = {name: np.asarray(values, dtype=np.float64).ravel() for name, values in update.items()}
-    whole = np.concatenate(list(flat.values()))
-    mean, sigma = _moments(whole)
-    columns: dict[str, list[Any]] = {name: [] for name in ("layer", "tensor", "start", "stop", "low", "high")}
+    flat, whole, mean, sigma = _layer(update)
+    stretches: list[pa.Table] = []
     position = 0
     for name, values in flat.items():
         count = max(1, round(bins * values.size / whole.size))
         edges = np.unique(np.linspace(0, values.size, count + 1).astype(int))
         sigmas = _sigmas(values, mean, sigma)
-        columns["layer"] += [layer] * (len(edges) - 1)
-        columns["tensor"] += [name] * (len(edges) - 1)
-        columns["start"] += (position + edges[:-1]).tolist()
-        columns["stop"] += (position + edges[1:]).tolist()
-        columns["low"] += np.minimum.reduceat(sigmas, edges[:-1]).tolist()
-        columns["high"] += np.maximum.reduceat(sigmas, edges[:-1]).tolist()
+        columns: dict[str, Any] = {
+            "layer": [layer] * (len(edges) - 1),
+            "tensor": [name] * (len(edges) - 1),
+            "start": position + edges[:-1],
+            "stop": position + edges[1:],
+            "low": np.minimum.reduceat(sigmas, edges[:-1]),
+            "high": np.maximum.reduceat(sigmas, edges[:-1]),
+        }
+        stretches.append(_table(columns, PROFILES))
         position += values.size
-    return _table(columns, PROFILES)
+    return pa.concat_tables(stretches)
+
+
+def _layer(update: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray, float, float]:
+    """Give a layer's tensors flat, all of them end to end, and the mean and standard deviation of that."""
+    flat = {name: np.asarray(values, dtype=np.float64).ravel() for name, values in update.items()}
+    whole = np.concatenate(list(flat.values()))
+    return flat, whole, *_moments(whole)
 
 
 def _moments(values: np.ndarray) -> tuple[float, float]:
@@ -204,13 +207,4 @@ def _describe(values: np.ndarray, sigmas: np.ndarray, mean: float, sigma: float,
 
 def _table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     """Make a table of the columns that are there, in the order and types of a schema."""
-    fields = [field for field in schema if field.name in columns]
-    return pa.table(
-        [pa.array(columns[field.name], _plain(field.type)).cast(field.type) for field in fields],
-        schema=pa.schema(fields),
-    )
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Give the type of a dictionary-encoded column's values."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.table(dict(columns), schema=pa.schema([field for field in schema if field.name in columns]))

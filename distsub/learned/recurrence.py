@@ -86,7 +86,7 @@ def recurrence(hits: np.ndarray, permutations: int = 999, seed: int = 0) -> Recu
 
 
 def recurrence_table(
-    outliers: pa.Table, summaries: pa.Table, *, scope: str = "layer", permutations: int = 999, seed: int = 0
+    outliers: pa.Table, summaries: pa.Table, *, scope: str = "layer", permutations: int = 999
 ) -> pa.Table:
     """Ask of every tensor, or tensor of one name over the layers, whether its outliers recur.
 
@@ -98,7 +98,6 @@ def recurrence_table(
         summaries: Rows of OUTLIER_SUMMARIES of the same updates, for the tensors' shapes.
         scope: Whose sigma makes an outlier, "layer" or "tensor".
         permutations: See `recurrence`.
-        seed: See `recurrence`.
 
     Returns:
         Rows of RECURRENCE; only questions with at least two units that have outliers.
@@ -125,17 +124,15 @@ def recurrence_table(
                 units = members.groupby(list(apart), dropna=False, observed=True)[index]
                 hits = np.stack([np.bincount(unit.astype(int), minlength=int(count)) for _, unit in units])
                 if len(hits) >= 2:
-                    asked.append(_row(across, about, axis, hits, permutations, seed))
+                    asked.append(_row(across, about, axis, hits, permutations))
         _adjust(asked)
         rows += asked
     return pa.Table.from_pylist(rows, schema=RECURRENCE)
 
 
-def _row(
-    across: str, about: dict[str, Any], axis: str, hits: np.ndarray, permutations: int, seed: int
-) -> dict[str, Any]:
+def _row(across: str, about: dict[str, Any], axis: str, hits: np.ndarray, permutations: int) -> dict[str, Any]:
     """Answer one question."""
-    found = recurrence(hits, permutations, seed)
+    found = recurrence(hits, permutations)
     known = {name: None if value != value else value for name, value in about.items()}  # NaN stands for null
     return {
         "across": across,

@@ -2,20 +2,16 @@
 
 import pyarrow as pa
 
+from distsub.results.schema import columns
+
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 _NAME = pa.dictionary(pa.int32(), pa.string())
 
 UPDATE_FIELDS = (
     pa.field("update", _NAME, nullable=False),
     pa.field("kind", _NAME, nullable=False),
-    ("task", _NAME),
-    ("model", _NAME),
-    ("method", _NAME),
-    ("projection", _NAME),
-    ("d", _INT),
-    ("projection_seed", _INT),
-    ("head_seed", _INT),
-    ("data_seed", _INT),
+    *columns(_NAME, "task", "model", "method", "projection"),
+    *columns(_INT, "d", "projection_seed", "head_seed", "data_seed"),
 )
 """Which learned update a row is of.
 
@@ -27,16 +23,9 @@ the method's name where that has none.
 OUTLIERS = pa.schema(
     [
         *UPDATE_FIELDS,
-        ("layer", _NAME),
-        ("tensor", _NAME),
-        ("component", _NAME),
-        ("row", _INT),
-        ("column", _INT),
-        ("position", _INT),
-        ("value", _FLOAT),
-        ("weight", _FLOAT),
-        ("layer_sigmas", _FLOAT),
-        ("tensor_sigmas", _FLOAT),
+        *columns(_NAME, "layer", "tensor", "component"),
+        *columns(_INT, "row", "column", "position"),
+        *columns(_FLOAT, "value", "weight", "layer_sigmas", "tensor_sigmas"),
     ]
 )
 """One row per outlier: an entry at least k sigma from the mean of its layer or of its tensor.
@@ -49,21 +38,11 @@ OUTLIER_SUMMARIES = pa.schema(
     [
         *UPDATE_FIELDS,
         ("k", _FLOAT),
-        ("layer", _NAME),
-        ("tensor", _NAME),
-        ("component", _NAME),
-        ("rows", _INT),
-        ("columns", _INT),
-        ("size", _INT),
-        ("mean", _FLOAT),
-        ("sigma", _FLOAT),
-        ("norm", _FLOAT),
+        *columns(_NAME, "layer", "tensor", "component"),
+        *columns(_INT, "rows", "columns", "size"),
+        *columns(_FLOAT, "mean", "sigma", "norm"),
         ("outliers", _INT),
-        ("expected_outliers", _FLOAT),
-        ("excess_kurtosis", _FLOAT),
-        ("max_sigmas", _FLOAT),
-        ("expected_max_sigmas", _FLOAT),
-        ("max_p", _FLOAT),
+        *columns(_FLOAT, "expected_outliers", "excess_kurtosis", "max_sigmas", "expected_max_sigmas", "max_p"),
         ("layer_outliers", _INT),
     ]
 )
@@ -77,12 +56,9 @@ that one has an entry as large as max_sigmas. What cannot be said of an update t
 PROFILES = pa.schema(
     [
         *UPDATE_FIELDS,
-        ("layer", _NAME),
-        ("tensor", _NAME),
-        ("start", _INT),
-        ("stop", _INT),
-        ("low", _FLOAT),
-        ("high", _FLOAT),
+        *columns(_NAME, "layer", "tensor"),
+        *columns(_INT, "start", "stop"),
+        *columns(_FLOAT, "low", "high"),
     ]
 )
 """The shape of an update along a layer: its smallest and largest entry in each stretch of positions, in sigma.
@@ -92,23 +68,11 @@ The layer's tensors lie end to end, each cut into stretches of its own; sigma is
 
 RECURRENCE = pa.schema(
     [
-        ("across", _NAME),
-        ("kind", _NAME),
-        ("model", _NAME),
-        ("method", _NAME),
-        ("projection", _NAME),
+        *columns(_NAME, "across", "kind", "model", "method", "projection"),
         ("d", _INT),
-        ("task", _NAME),
-        ("layer", _NAME),
-        ("tensor", _NAME),
-        ("axis", _NAME),
-        ("units", _INT),
-        ("indices", _INT),
-        ("outliers", _INT),
-        ("statistic", _FLOAT),
-        ("statistic_expected", _FLOAT),
-        ("p", _FLOAT),
-        ("p_adjusted", _FLOAT),
+        *columns(_NAME, "task", "layer", "tensor", "axis"),
+        *columns(_INT, "units", "indices", "outliers"),
+        *columns(_FLOAT, "statistic", "statistic_expected", "p", "p_adjusted"),
         ("permutations", _INT),
         ("top", pa.list_(pa.struct([("index", _INT), ("units", _INT), ("share", _FLOAT), ("p", _FLOAT)]))),
     ]
@@ -118,35 +82,21 @@ RECURRENCE = pa.schema(
 SPECTRA = pa.schema(
     [
         pa.field("trajectory", _NAME, nullable=False),
-        ("task", _NAME),
-        ("model", _NAME),
-        ("head_seed", _INT),
-        ("data_seed", _INT),
-        ("mode", _NAME),
-        ("layer", _NAME),
-        ("checkpoints", _INT),
-        ("rank", _INT),
-        ("singular_value", _FLOAT),
-        ("explained", _FLOAT),
-        ("cumulative", _FLOAT),
+        *columns(_NAME, "task", "model"),
+        *columns(_INT, "head_seed", "data_seed"),
+        *columns(_NAME, "mode", "layer"),
+        *columns(_INT, "checkpoints", "rank"),
+        *columns(_FLOAT, "singular_value", "explained", "cumulative"),
     ]
 )
 """One row per trajectory, layer and singular value, largest first (rank 1)."""
 
 ANGLES = pa.schema(
     [
-        ("model", _NAME),
-        ("layer", _NAME),
-        ("source", _NAME),
-        ("target", _NAME),
-        ("source_trajectory", _NAME),
-        ("target_trajectory", _NAME),
-        ("mode", _NAME),
-        ("size", _INT),
-        ("dims", _INT),
+        *columns(_NAME, "model", "layer", "source", "target", "source_trajectory", "target_trajectory", "mode"),
+        *columns(_INT, "size", "dims"),
         ("angles", pa.list_(_FLOAT)),
-        ("overlap", _FLOAT),
-        ("expected_overlap", _FLOAT),
+        *columns(_FLOAT, "overlap", "expected_overlap"),
     ]
 )
 """One row per layer and pair of trajectories: the principal angles between their subspaces, in radians, rising.
@@ -156,30 +106,14 @@ ANGLES = pa.schema(
 
 MODES = pa.schema(
     [
-        ("model", _TEXT),
-        ("task", _TEXT),
-        ("method", _TEXT),
-        ("source", _TEXT),
-        ("training", _TEXT),
-        ("projection", _TEXT),
-        ("d", _INT),
-        ("steps", _INT),
+        *columns(_TEXT, "model", "task", "method", "source", "training", "projection"),
+        *columns(_INT, "d", "steps"),
         ("metric", _TEXT),
-        ("chance", _FLOAT),
-        ("rate", _FLOAT),
-        ("rates", _INT),
-        ("seeds", _INT),
-        ("score", _FLOAT),
-        ("score_low", _FLOAT),
-        ("score_high", _FLOAT),
+        *columns(_FLOAT, "chance", "rate"),
+        *columns(_INT, "rates", "seeds"),
+        *columns(_FLOAT, "score", "score_low", "score_high"),
         ("scores", pa.list_(_FLOAT)),
-        ("full", _FLOAT),
-        ("difference", _FLOAT),
-        ("difference_low", _FLOAT),
-        ("difference_high", _FLOAT),
-        ("t_p", _FLOAT),
-        ("random", _FLOAT),
-        ("recovered", _FLOAT),
+        *columns(_FLOAT, "full", "difference", "difference_low", "difference_high", "t_p", "random", "recovered"),
         ("reason", _TEXT),
     ]
 )
@@ -194,21 +128,13 @@ are 95% t intervals over seeds, that of the difference paired by head and data s
 
 TRANSFER = pa.schema(
     [
-        ("model", _TEXT),
-        ("source", _TEXT),
-        ("target", _TEXT),
-        ("training", _TEXT),
+        *columns(_TEXT, "model", "source", "target", "training"),
         ("d", _INT),
         ("metric", _TEXT),
-        ("score", _FLOAT),
-        ("score_low", _FLOAT),
-        ("score_high", _FLOAT),
+        *columns(_FLOAT, "score", "score_low", "score_high"),
         ("scores", pa.list_(_FLOAT)),
         ("seeds", _INT),
-        ("full", _FLOAT),
-        ("random", _FLOAT),
-        ("chance", _FLOAT),
-        ("recovered", _FLOAT),
+        *columns(_FLOAT, "full", "random", "chance", "recovered"),
         ("reason", _TEXT),
     ]
 )
@@ -220,19 +146,11 @@ Rows of MODES whose subspace is made of one task's trajectory, the target's own 
 MASKS = pa.schema(
     [
         pa.field("mask", _TEXT, nullable=False),
-        ("kind", _TEXT),
-        ("update", _TEXT),
-        ("method", _TEXT),
-        ("task", _TEXT),
-        ("model", _TEXT),
-        ("d", _INT),
-        ("head_seed", _INT),
-        ("data_seed", _INT),
+        *columns(_TEXT, "kind", "update", "method", "task", "model"),
+        *columns(_INT, "d", "head_seed", "data_seed"),
         ("scope", _TEXT),
         ("k", _FLOAT),
-        ("positions", _INT),
-        ("unmatched", _INT),
-        ("norm_positions", _INT),
+        *columns(_INT, "positions", "unmatched", "norm_positions"),
         ("weight_magnitude", _FLOAT),
     ]
 )
@@ -244,29 +162,18 @@ MASKS = pa.schema(
 
 ABLATIONS = pa.schema(
     [
-        ("task", _TEXT),
-        ("model", _TEXT),
-        ("method", _TEXT),
+        *columns(_TEXT, "task", "model", "method"),
         ("d", _INT),
         ("scope", _TEXT),
         ("k", _FLOAT),
-        ("edit", _TEXT),
-        ("mask", _TEXT),
+        *columns(_TEXT, "edit", "mask"),
         ("seeds", _INT),
         ("positions", pa.list_(_INT)),
         ("metric", _TEXT),
-        ("chance", _FLOAT),
-        ("score", _FLOAT),
-        ("score_low", _FLOAT),
-        ("score_high", _FLOAT),
+        *columns(_FLOAT, "chance", "score", "score_low", "score_high"),
         ("scores", pa.list_(_FLOAT)),
         ("versus", _TEXT),
-        ("difference", _FLOAT),
-        ("difference_low", _FLOAT),
-        ("difference_high", _FLOAT),
-        ("t_p", _FLOAT),
-        ("examples_low", _FLOAT),
-        ("examples_high", _FLOAT),
+        *columns(_FLOAT, "difference", "difference_low", "difference_high", "t_p", "examples_low", "examples_high"),
         ("mcnemar_p", pa.list_(_FLOAT)),
     ]
 )

@@ -5,7 +5,8 @@ singular values of V_a^T V_b = S_a^-1 U_a^T (W_a W_b^T) U_b S_b^-1, and W_a W_b^
 files. Source: Bjorck and Golub 1973; tasks' subspaces: Zhang et al. 2023, Sec. 4.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -15,40 +16,32 @@ from torch import Tensor
 from distsub.learned.schema import ANGLES, SPECTRA, TRANSFER
 from distsub.subspace.trajectory import RANK, gram
 
+MODE = "difference"
+"""What the rows of W are: differences from theta_0."""
+
 Checkpoints = Sequence[Mapping[str, Tensor]]
 """theta_j - theta_0 of a fine-tuning's checkpoints, by parameter name."""
 
 
 def transfer_table(modes: pa.Table) -> pa.Table:
-    """Arrange the scores of learned subspaces by source and target.
+    """Arrange the scores of learned subspaces, rows of MODES, by source and target, as rows of TRANSFER.
 
-    Args:
-        modes: Rows of MODES.
-
-    Returns:
-        Rows of TRANSFER; a task is its own source where its subspace is "intrinsic". The random subspace that a score
-        is measured against has the same d and was trained alike.
+    A task is its own source where its subspace is "intrinsic".
     """
     rows = [row | {"target": row["task"]} for row in modes.to_pylist() if row["source"] is not None]
     return pa.Table.from_pylist([{name: row[name] for name in TRANSFER.names} for row in rows], schema=TRANSFER)
 
 
-def basis(gram: np.ndarray, centered: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Find the orthonormal basis of the span of W's rows from its Gram matrix.
-
-    Args:
-        gram: W W^T, shape [t, t].
-        centered: Take the mean row off every row first.
+def basis(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the orthonormal basis of the span of W's rows from its Gram matrix W W^T, [t, t].
 
     Returns:
         M [t, rank], with which V = W^T M, and the singular values of W that are not zero, falling.
     """
-    count = len(gram)
-    center = np.eye(count) - 1 / count if centered else np.eye(count)
-    squares, vectors = np.linalg.eigh(center @ gram @ center)
+    squares, vectors = np.linalg.eigh(gram)
     values = np.sqrt(np.clip(squares[::-1], 0, None))
     rank = int((values > RANK * values[0]).sum()) if values[0] > 0 else 0
-    return center @ vectors[:, ::-1][:, :rank] / values[:rank], values[:rank]
+    return vectors[:, ::-1][:, :rank] / values[:rank], values[:rank]
 
 
 def principal_angles(ours: np.ndarray, theirs: np.ndarray, cross: np.ndarray) -> np.ndarray:
@@ -71,11 +64,7 @@ def principal_angles(ours: np.ndarray, theirs: np.ndarray, cross: np.ndarray) ->
 
 
 def layer_geometry(
-    checkpoints: Mapping[str, Checkpoints],
-    layer: str,
-    names: Sequence[str],
-    d: int | None = None,
-    mode: str = "difference",
+    checkpoints: Mapping[str, Checkpoints], layer: str, names: Sequence[str], d: int | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure one layer's subspaces of several trajectories: spectra, and angles between every two.
 
@@ -86,7 +75,6 @@ def layer_geometry(
         layer: Its name, for the rows.
         names: Its parameters.
         d: Compare the leading d directions; None takes all.
-        mode: "difference" or "centered".
 
     Returns:
         Rows of SPECTRA and of ANGLES, each trajectory paired with itself and those after it.
@@ -100,19 +88,19 @@ def layer_geometry(
     bases: dict[str, np.ndarray] = {}
     spectra, angles = [], []
     for name, own in place.items():
-        made, values = basis(products[own, own], mode == "centered")
+        made, values = basis(products[own, own])
         bases[name] = made[:, :d]
         shares = values**2 / max((values**2).sum(), np.finfo(float).tiny)
         spectra += [
-            {"trajectory": name, "mode": mode, "layer": layer, "checkpoints": len(checkpoints[name])}
+            {"trajectory": name, "mode": MODE, "layer": layer, "checkpoints": len(checkpoints[name])}
             | {"rank": k, "singular_value": float(value), "explained": float(share), "cumulative": float(total)}
             for k, (value, share, total) in enumerate(zip(values, shares, shares.cumsum(), strict=True), 1)
         ]
-    for source, target in _pairs(list(checkpoints)):
+    for source, target in combinations_with_replacement(checkpoints, 2):
         found = principal_angles(bases[source], bases[target], products[place[source], place[target]])
         largest = max(bases[source].shape[1], bases[target].shape[1])
         angles.append(
-            {"layer": layer, "source_trajectory": source, "target_trajectory": target, "mode": mode, "size": size}
+            {"layer": layer, "source_trajectory": source, "target_trajectory": target, "mode": MODE, "size": size}
             | {"dims": len(found), "angles": found.tolist(), "expected_overlap": largest / size}
             | {"overlap": float(np.mean(np.cos(found) ** 2)) if len(found) else None}
         )
@@ -122,28 +110,10 @@ def layer_geometry(
 def geometry_tables(
     spectra: Sequence[dict[str, Any]], angles: Sequence[dict[str, Any]], about: Mapping[str, Mapping[str, Any]]
 ) -> tuple[pa.Table, pa.Table]:
-    """Complete the rows of `layer_geometry` with what each trajectory is of.
-
-    Args:
-        spectra: Its rows of SPECTRA.
-        angles: Its rows of ANGLES.
-        about: task, model, head_seed and data_seed by trajectory.
-    """
-    full_spectra = [
-        row | {key: about[row["trajectory"]][key] for key in ("task", "model", "head_seed", "data_seed")}
-        for row in spectra
-    ]
-    full_angles = [
-        row
-        | {"model": about[row["source_trajectory"]]["model"]}
-        | {"source": about[row["source_trajectory"]]["task"], "target": about[row["target_trajectory"]]["task"]}
-        for row in angles
-    ]
+    """Complete the rows of `layer_geometry` with the task, model, head_seed and data_seed of each trajectory."""
+    full_spectra = [{**row, **about[row["trajectory"]]} for row in spectra]
+    full_angles = []
+    for row in angles:
+        source, target = about[row["source_trajectory"]], about[row["target_trajectory"]]
+        full_angles.append(row | {"model": source["model"], "source": source["task"], "target": target["task"]})
     return pa.Table.from_pylist(full_spectra, schema=SPECTRA), pa.Table.from_pylist(full_angles, schema=ANGLES)
-
-
-def _pairs(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Give every pair once, the later one with the earlier, and each with itself."""
-    for at, source in enumerate(names):
-        for target in names[at:]:
-            yield source, target

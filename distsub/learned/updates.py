@@ -121,7 +121,7 @@ def recorded(
         root: A results directory.
         observations: Its rows, which name those that their subspaces are made of.
         asked: Others that may be there, such as those that the sweep asks for.
-        say: Prints why one is not used.
+        say: Prints a line.
     """
     trials = {row.trial.setup.id: row.trial for row in observations if row.trial.span is not None}.values()
     sources: dict[str, tuple[Model, Trial | Imported]] = {}
@@ -199,11 +199,7 @@ def _trajectory(found: Recorded, files: Files) -> Update:
         read = trajectory.load(found.path)
         base, last = base_of(found, read.meta["num_labels"], files), read.updates[-1]
         for name, entries in blocks(layout.entries(base)):
-            yield Layer(
-                name,
-                {entry.name: _array(last[entry.name]) for entry in entries},
-                {entry.name: _array(entry.frozen) for entry in entries},
-            )
+            yield _layer(name, entries, lambda entry: last[entry.name])
 
     full = None if isinstance(found.source, Imported) else found.source
     return Update(found.path.name, "trajectory", found.source, found.model, full, layers)
@@ -220,11 +216,7 @@ def base_of(found: Recorded, num_labels: int, files: Files) -> torch.nn.Module:
 def adapter_layers(model: SubspaceModel) -> Iterator[Layer]:
     """Compute a held model's update, lambda P theta, block by block."""
     for name, entries in blocks(model.entries):
-        yield Layer(
-            name,
-            {entry.name: _array(model.update(entry.start, entry.stop).view(entry.frozen.shape)) for entry in entries},
-            {entry.name: _array(entry.frozen) for entry in entries},
-        )
+        yield _layer(name, entries, lambda entry: model.update(entry.start, entry.stop).view(entry.frozen.shape))
 
 
 def blocks(entries: Sequence[layout.Entry]) -> Iterator[tuple[str, list[layout.Entry]]]:
@@ -236,5 +228,10 @@ def blocks(entries: Sequence[layout.Entry]) -> Iterator[tuple[str, list[layout.E
     yield from found.items()
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().cpu().float().numpy()
+def _layer(name: str, entries: Sequence[layout.Entry], update: Callable[[layout.Entry], torch.Tensor]) -> Layer:
+    def array(tensor: torch.Tensor) -> np.ndarray:
+        return tensor.detach().cpu().float().numpy()
+
+    return Layer(
+        name, {each.name: array(update(each)) for each in entries}, {each.name: array(each.frozen) for each in entries}
+    )

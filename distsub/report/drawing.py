@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 
@@ -11,9 +11,6 @@ from distsub.report.terminal import printable
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-Target = str | IO[bytes]
-"""Where a figure is written."""
 
 INK, GREY, BLUE, RED = "#1b1b1b", "#8c96a3", "#0072b2", "#d55e00"
 COLOURS = (BLUE, RED, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", GREY, INK)
@@ -67,11 +64,11 @@ def make_grid(lines: int, columns: int, width: float, height: float) -> tuple[An
 
 
 def make_panels(count: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    """Make a figure of so many panels, at most so many beside each other; places that stay empty are not shown."""
+    """Make a figure of so many panels, at most so many beside each other; places behind the last are not shown."""
     columns = min(columns, max(1, count))
     figure, grid = make_grid(-(-count // columns), columns, width, height)
     places = [axes for line in grid for axes in line]
-    for axes in places[count:]:
+    for axes in places[max(1, count) :]:
         axes.set_visible(False)
     return figure, places[:count]
 
@@ -128,17 +125,12 @@ def plain_axes(axes: Any) -> None:
         axes.spines[side].set_visible(False)
 
 
-def save(figure: Any, to: Target) -> None:
-    """Write a figure as PNG."""
-    figure.savefig(to, format="png")
-
-
-def rows_by(table: pa.Table, column: str) -> dict[str, list[dict[str, Any]]]:
-    """Group rows by a column, in the order in which its values come."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in drawable_rows(table):
-        found.setdefault(row[column], []).append(row)
-    return found
+def grouped(rows: Sequence[dict[str, Any]], *columns: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Group rows by columns, in the order in which their values come."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[column] for column in columns), []).append(row)
+    return groups
 
 
 def panel_title(model: str, rest: str) -> str:

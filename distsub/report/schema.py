@@ -2,33 +2,27 @@
 
 import pyarrow as pa
 
-from distsub.results.schema import METHOD_COLUMNS
+from distsub.results.schema import METHOD_COLUMNS, columns
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 
-_CONDITION = [(name, _TEXT) for name in ("task", "model", "label", *METHOD_COLUMNS)]
+_CONDITION = columns(_TEXT, "task", "model", "label", *METHOD_COLUMNS)
 _GOAL = [
-    *((name, _TEXT) for name in ("threshold_rule", "chance_rule")),
-    *((name, _FLOAT) for name in ("baseline_score", "chance", "threshold", "threshold_chance_corrected")),
+    *columns(_TEXT, "threshold_rule", "chance_rule"),
+    *columns(_FLOAT, "baseline_score", "chance", "threshold", "threshold_chance_corrected"),
 ]
 _COUNTS = [
-    *((name, _INT) for name in ("trials", "num_params", "num_params_model", "num_trained_head", "num_scales")),
+    *columns(_INT, "trials", "num_params", "num_params_model", "num_trained_head", "num_scales"),
     ("wall_s", _FLOAT),
 ]
 
 SEARCHES = pa.schema(
     [
-        ("search", _TEXT),
-        ("setup_id", _TEXT),
-        ("condition_id", _TEXT),
+        *columns(_TEXT, "search", "setup_id", "condition_id"),
         *_CONDITION,
-        ("projection_seed", _INT),
-        ("head_seed", _INT),
-        ("data_seed", _INT),
+        *columns(_INT, "projection_seed", "head_seed", "data_seed"),
         ("outcome", _TEXT),
-        ("first_passing_d", _INT),
-        ("bracket_low", _INT),
-        ("bracket_high", _INT),
+        *columns(_INT, "first_passing_d", "bracket_low", "bracket_high"),
         *_GOAL,
         ("best_score", _FLOAT),
         *_COUNTS,
@@ -46,15 +40,10 @@ D90 = pa.schema(
     [
         ("condition_id", _TEXT),
         *_CONDITION,
-        ("d90", _FLOAT),
-        ("d90_low", _FLOAT),
-        ("d90_high", _FLOAT),
-        ("d90_outcome", _TEXT),
-        ("d90_text", _TEXT),
-        ("d90_chance_corrected_text", _TEXT),
+        *columns(_FLOAT, "d90", "d90_low", "d90_high"),
+        *columns(_TEXT, "d90_outcome", "d90_text", "d90_chance_corrected_text"),
         ("first_passing_d", pa.list_(_INT)),
-        ("failed_full", _FLOAT),
-        ("failed_subspace", _FLOAT),
+        *columns(_FLOAT, "failed_full", "failed_subspace"),
         ("warnings", pa.list_(_TEXT)),
         ("fit", pa.list_(pa.struct([("d", _FLOAT), ("low", _FLOAT), ("middle", _FLOAT), ("high", _FLOAT)]))),
         ("searches", _INT),

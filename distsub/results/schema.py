@@ -23,17 +23,22 @@ _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 _SHARED = pa.dictionary(pa.int32(), _TEXT)  # the setups of a sweep are few, and long
 
 
-def _plain(kind: type) -> dict[str, pa.DataType]:
+def columns(kind: pa.DataType, *names: str) -> list[tuple[str, pa.DataType]]:
+    """Give several columns of a schema one type."""
+    return [(name, kind) for name in names]
+
+
+def _plain(record: type) -> dict[str, pa.DataType]:
     """Give a column for each field of a record that holds a text or a number."""
-    columns = {str: _TEXT, int: _INT, float: _FLOAT}
+    known = {str: _TEXT, int: _INT, float: _FLOAT}
 
-    def held(hint: Any) -> set[Any]:
-        if hint in columns or isinstance(hint, str):
-            return {hint} if hint in columns else {str}
-        return {each for inner in get_args(hint) for each in held(inner)}
+    def types_of(hint: Any) -> set[Any]:
+        if isinstance(hint, str):  # a member of a Literal
+            return {str}
+        return {hint} if hint in known else {each for inner in get_args(hint) for each in types_of(inner)}
 
-    types = {name: held(hint) for name, hint in get_type_hints(kind).items() if name != "kind"}
-    return {name: columns[found.pop()] for name, found in types.items() if len(found) == 1}
+    types = {name: types_of(hint) for name, hint in get_type_hints(record).items() if name != "kind"}
+    return {name: known[each.pop()] for name, each in types.items() if len(each) == 1}
 
 
 _RANDOM = {name: column for name, column in _plain(Random).items() if name != "family"}
@@ -55,69 +60,35 @@ OBSERVATIONS = pa.schema(
         pa.field("status", _TEXT, nullable=False),
         pa.field("setup_id", _TEXT, nullable=False),
         pa.field("condition_id", _TEXT, nullable=False),
-        ("task", _TEXT),
-        ("model", _TEXT),
-        ("revision", _TEXT),
-        ("model_content", _TEXT),
-        ("method", _TEXT),
+        *columns(_TEXT, "task", "model", "revision", "model_content", "method"),
         *_METHOD.items(),
-        ("head_from", _TEXT),
-        ("model_dtype", _TEXT),
+        *columns(_TEXT, "head_from", "model_dtype"),
         ("trajectories", pa.list_(_TEXT)),
         ("d", _INT),
-        ("eta", _FLOAT),
-        ("learning_rate", _FLOAT),
-        ("step_size", _FLOAT),
-        ("projection_seed", _INT),
-        ("head_seed", _INT),
-        ("data_seed", _INT),
+        *columns(_FLOAT, "eta", "learning_rate", "step_size"),
+        *columns(_INT, "projection_seed", "head_seed", "data_seed"),
         ("metric", _TEXT),
-        ("score", _FLOAT),
-        ("train_score", _FLOAT),
-        ("chance", _FLOAT),
+        *columns(_FLOAT, "score", "train_score", "chance"),
         ("metrics", pa.map_(_TEXT, _FLOAT)),
         ("curve", pa.list_(pa.struct([("step", _INT), ("score", _FLOAT)]))),
-        ("num_examples", _INT),
-        ("steps", _INT),
-        ("num_tokens", _INT),
-        ("wall_s", _FLOAT),
-        ("eval_s", _FLOAT),
-        ("peak_bytes", _INT),
-        ("num_params", _INT),
-        ("num_params_model", _INT),
-        ("num_trained", _INT),
-        ("num_trained_head", _INT),
-        ("num_scales", _INT),
-        ("task_source", _TEXT),
-        ("task_config", _TEXT),
-        ("task_revision", _TEXT),
+        *columns(_INT, "num_examples", "steps", "num_tokens"),
+        *columns(_FLOAT, "wall_s", "eval_s"),
+        *columns(_INT, "peak_bytes", "num_params", "num_params_model", "num_trained", "num_trained_head", "num_scales"),
+        *columns(_TEXT, "task_source", "task_config", "task_revision"),
         ("task_text", pa.list_(_TEXT)),
         ("task_label", _TEXT),
         ("task_num_labels", _INT),
         ("task_labels", pa.list_(_TEXT)),
-        ("task_empty", _TEXT),
-        ("task_separator", _TEXT),
-        ("task_quote", _TEXT),
-        ("task_encoding", _TEXT),
+        *columns(_TEXT, "task_empty", "task_separator", "task_quote", "task_encoding"),
         ("task_max_new_tokens", _INT),
-        ("task_stop", _TEXT),
-        ("task_answer", _TEXT),
-        ("task_content", _TEXT),
-        ("task_train", _TEXT),
-        ("task_validation", _TEXT),
+        *columns(_TEXT, "task_stop", "task_answer", "task_content", "task_train", "task_validation"),
         ("task_where", pa.list_(pa.struct([("column", _TEXT), ("value", _TEXT)]))),
         ("task_holdout", _FLOAT),
-        ("budget_steps", _INT),
-        ("batch_size", _INT),
-        ("max_length", _INT),
-        ("train_examples", _INT),
-        ("eval_examples", _INT),
+        *columns(_INT, "budget_steps", "batch_size", "max_length", "train_examples", "eval_examples"),
         ("warmup", _FLOAT),
         ("eval_every", _INT),
-        ("weight_decay", _FLOAT),
-        ("max_grad_norm", _FLOAT),
-        ("precision", _TEXT),
-        ("error", _TEXT),
+        *columns(_FLOAT, "weight_decay", "max_grad_norm"),
+        *columns(_TEXT, "precision", "error"),
         ("correct", pa.list_(pa.bool_())),
         ("predicted", pa.list_(pa.float32())),
         ("target", pa.list_(pa.float32())),

@@ -1,14 +1,13 @@
 """Every figure is drawn from rows alone, from few of them and from none."""
 
-import io
-
 import pyarrow as pa
 import pytest
 from matplotlib.text import Text
 
-from distsub.learned import figures_of_scores, figures_of_updates
-from distsub.learned.figures import FIGURES
+from distsub.learned import figures_of_scores
+from distsub.learned.figures import FIGURES, png
 from distsub.learned.schema import ABLATIONS, ANGLES, MODES, OUTLIER_SUMMARIES, PROFILES, SPECTRA, TRANSFER
+from distsub.report.drawing import literal
 
 UPDATE = {
     "update": "u",
@@ -106,22 +105,25 @@ ROWS = {
 @pytest.mark.parametrize("some", [True, False], ids=["rows", "none"])
 def test_a_figure_is_a_picture(name, some):
     schema, rows = ROWS[name]
-    sink = io.BytesIO()
-    FIGURES[name](pa.Table.from_pylist(rows if some else [], schema=schema), sink)
-    assert sink.getvalue().startswith(b"\x89PNG") and len(sink.getvalue()) > 1000
+    picture = png(name, pa.Table.from_pylist(rows if some else [], schema=schema))
+    assert picture.startswith(b"\x89PNG") and len(picture) > 1000
+
+
+@literal
+def drawn(name, table):
+    figure = FIGURES[name](table)
+    figure.canvas.draw()
+    return figure
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_names_are_drawn_as_they_are(name, monkeypatch):
+def test_names_are_drawn_as_they_are(name):
     """No formula, no control character, no character without a picture: each would be a warning or an error."""
     schema, rows = ROWS[name]
     bad = {"task": "$x_$", "model": "a/$\\frac$", "method": "\x1b[2J\u6f22", "source": "$a$", "target": "\u202eb"}
     named = [row | {key: value for key, value in bad.items() if row.get(key) not in (None, "full")} for row in rows]
-    drawn = []
-    for module in (figures_of_scores, figures_of_updates):
-        monkeypatch.setattr(module, "save", lambda figure, to: (figure.canvas.draw(), drawn.append(figure)))
-    FIGURES[name](pa.Table.from_pylist(named, schema=schema), io.BytesIO())
-    texts = [text for text in drawn[0].findobj(Text) if text.get_text()]
+    figure = drawn(name, pa.Table.from_pylist(named, schema=schema))
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
     assert texts and not any(text.get_parse_math() for text in texts)
     assert all(char.isprintable() or char == "\n" for text in texts for char in text.get_text())
     assert any("$" in text.get_text() for text in texts)
