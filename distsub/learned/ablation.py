@@ -27,9 +27,9 @@ class Difference(NamedTuple):
     """What one arm scores above another, and how sure that is.
 
     Attributes:
-        mean: Mean over seeds of the paired differences.
-        low: Lower end of the 95% t interval over seeds; None with one seed.
-        high: Upper end.
+        difference: Mean over seeds of the paired differences.
+        difference_low: Lower end of the 95% t interval over seeds; None with one seed.
+        difference_high: Upper end.
         t_p: p-value of the paired t test; None with one seed, or when all differences are equal.
         examples_low: Lower end of the 95% percentile bootstrap over examples, drawn together for all seeds and both
             arms; None where the arms were not evaluated on the same examples.
@@ -37,9 +37,9 @@ class Difference(NamedTuple):
         mcnemar_p: The exact McNemar test of each seed; None for regression.
     """
 
-    mean: float
-    low: float | None
-    high: float | None
+    difference: float
+    difference_low: float | None
+    difference_high: float | None
     t_p: float | None
     examples_low: float | None
     examples_high: float | None
@@ -184,7 +184,7 @@ def ablations_table(observations: Sequence[Observation], masks: pa.Table) -> pa.
 
 
 def _compared(arm: Sequence[Observation], control: Sequence[Observation]) -> dict[str, Any]:
-    found, trial = compare(arm, control), arm[0].trial
+    trial = arm[0].trial
     scores = np.array([known_score(observation) for observation in arm])
     low, high, _ = t_interval(scores)
     return {
@@ -197,13 +197,7 @@ def _compared(arm: Sequence[Observation], control: Sequence[Observation]) -> dic
         "score_low": low,
         "score_high": high,
         "scores": scores.tolist(),
-        "difference": found.mean,
-        "difference_low": found.low,
-        "difference_high": found.high,
-        "t_p": found.t_p,
-        "examples_low": found.examples_low,
-        "examples_high": found.examples_high,
-        "mcnemar_p": found.mcnemar_p,
+        **compare(arm, control)._asdict(),
     }
 
 

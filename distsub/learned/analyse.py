@@ -295,7 +295,8 @@ def measure_geometry(
 
 def _of(updates: Sequence[Update], table: pa.Table) -> pa.Table:
     """Keep the rows of some updates."""
-    return table.filter(compute.field("update").cast(pa.string()).isin([update.id for update in updates]))
+    ids = pa.array([update.id for update in updates], pa.string())
+    return table.filter(compute.field("update").cast(pa.string()).isin(ids))
 
 
 def _by_seed(each: Recorded) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distsub.addresses import is_hub_id
-from distsub.records import Observation, label, sign
+from distsub.records import Observation, Task, label, sign
 from distsub.report.answer import said_of
 
 
@@ -25,7 +25,8 @@ def card(
     base = trial.model.name
     is_path = Path(base).is_absolute()
     shown = Path(base).name if is_path else base
-    about: dict[str, Any] = {"library_name": "distsub", "tags": ["distsub", _pipeline(observation)]}
+    pipeline = "text-generation" if task.is_completion else "text-classification"
+    about: dict[str, Any] = {"library_name": "distsub", "tags": ["distsub", pipeline]}
     if is_hub_id(base):
         about["base_model"] = base
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in about.items())
@@ -45,7 +46,7 @@ def card(
         "import distsub  # pip install distsub",
         "",
         f'model = distsub.load("{repository}"{given})',
-        f"model.predict({_example(observation)})",
+        f"model.predict({_example(task)})",
         "```",
         "",
         "The base model is found by its name and checked by a hash of its weights.",
@@ -60,12 +61,7 @@ def card(
     return f"---\n{front}\n---\n\n" + "\n".join(lines) + "\n"
 
 
-def _pipeline(observation: Observation) -> str:
-    return "text-generation" if observation.trial.task.is_completion else "text-classification"
-
-
-def _example(observation: Observation) -> str:
-    task = observation.trial.task
+def _example(task: Task) -> str:
     if task.is_completion:
         return '["a prompt"]'
     return '["a text"]' if len(task.text) == 1 else '[("one text", "another")]'

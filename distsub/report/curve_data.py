@@ -6,13 +6,13 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.records import Observation
-from distsub.results.schema import method_columns
+from distsub.results.schema import columns, method_columns
 
 CURVE = pa.schema(
-    [(name, pa.string()) for name in ("what", "label", "condition_id", "seeds", "status")]
-    + [(name, pa.float64()) for name in ("d", "eta", "score", "low", "high")]
+    columns(pa.string(), "what", "label", "condition_id", "seeds", "status")
+    + columns(pa.float64(), "d", "eta", "score", "low", "high")
 )
-"""What a figure of curves is drawn from: a row for each trial, and for each point of a fitted curve."""
+"""A row for each trial, and for each point of a fitted curve."""
 
 
 def curve_data(observations: Sequence[Observation], d90: pa.Table | None = None) -> pa.Table:

@@ -61,8 +61,10 @@ def render_facts(facts: Mapping[str, Any], format: str = "table", terminal: Term
         return _json(plain, terminal)
     if format == "csv":
         return _csv([["key", "value"], *plain.items()])
-    texts = {name: size_text(value) if _is_size(name, value) else _cell(value) for name, value in plain.items()}
-    columns = [Column(printable(name, terminal), [printable(text, terminal)]) for name, text in texts.items()]
+    columns = [
+        Column(printable(name, terminal), [printable(_named_cell(name, value), terminal)])
+        for name, value in plain.items()
+    ]
     return "\n".join(records(columns, 1, terminal))
 
 
@@ -90,25 +92,18 @@ def write_out(text: str) -> None:
 
 def _rows(table: pa.Table) -> list[list[Any]]:
     """Give the values by row; by position, since a query may name two columns alike."""
-    return [list(row) for row in zip(*_columns(table), strict=True)]
+    return [list(row) for row in zip(*map(_values, table.schema, table.columns), strict=True)]
 
 
-def _columns(table: pa.Table) -> list[list[Any]]:
-    return [
-        [_plain(value, column.type) for value in _values(table, index)] for index, column in enumerate(table.columns)
-    ]
-
-
-def _values(table: pa.Table, index: int) -> list[Any]:
-    """Give a column as Python's own values.
+def _values(field: pa.Field, column: pa.ChunkedArray) -> list[Any]:
+    """Give a column as JSON's values.
 
     Raises:
-        QueryError: One has no such value: a time beyond the years 1 to 9999, such as 'infinity'.
+        QueryError: One has none: a time beyond the years 1 to 9999, such as 'infinity'.
     """
     try:
-        return table.column(index).to_pylist()
+        return [_plain(value, field.type) for value in column.to_pylist()]
     except (OverflowError, ValueError, pa.ArrowException):
-        field = table.schema.field(index)
         raise QueryError(
             f'column "{field.name}" ({field.type}) holds a time beyond the years 1 to 9999; cast it to text: '
             f"{field.name}::varchar"
@@ -124,31 +119,22 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     for row in rows:
-        writer.writerow(
-            [json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value for value in row]
-        )
+        texts = (json.dumps(each, ensure_ascii=False) if isinstance(each, dict | list) else each for each in row)
+        writer.writerow(texts)
     return sink.getvalue().removesuffix("\n")
-
-
-def _is_size(name: str, value: Any) -> bool:
-    return isinstance(value, int) and (name == "bytes" or name.endswith("_bytes"))
 
 
 def columns_of(table: pa.Table, terminal: Terminal | None = None) -> list[Column]:
     """Give a table's columns as people read them: one printable text a cell, "-" where there is no value."""
     shown = []
-    for field, column, values in zip(table.schema, table.columns, _columns(table), strict=True):
-        if pa.types.is_floating(field.type):
-            values = column.to_pylist()  # people can read nan and inf, which JSON cannot say
-        right = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+    for field, column in zip(table.schema, table.columns, strict=True):
+        is_float = pa.types.is_floating(field.type)  # people can read nan and inf, which JSON cannot say
+        values = column.to_pylist() if is_float else _values(field, column)
         shown.append(
             Column(
                 name=printable(field.name, terminal),
-                cells=[
-                    printable(size_text(value) if _is_size(field.name, value) else _cell(value), terminal)
-                    for value in values
-                ],
-                right=right,
+                cells=[printable(_named_cell(field.name, value), terminal) for value in values],
+                right=is_float or pa.types.is_integer(field.type) or pa.types.is_decimal(field.type),
                 same=all(value == values[0] for value in values),
                 empty=all(value is None for value in values),
             )
@@ -156,8 +142,13 @@ def columns_of(table: pa.Table, terminal: Terminal | None = None) -> list[Column
     return shown
 
 
+def _named_cell(name: str, value: Any) -> str:
+    """Show one value of a column; sizes have a name that says so."""
+    is_size = isinstance(value, int) and (name == "bytes" or name.endswith("_bytes"))
+    return size_text(value) if is_size else _cell(value)
+
+
 def _cell(value: Any) -> str:
-    """Show one value in a table."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -204,9 +195,5 @@ def _plain(value: Any, kind: pa.DataType) -> Any:
 
 def _distinct(names: list[str]) -> list[str]:
     """Number repeated column names, since an object has each key once."""
-    seen: dict[str, int] = {}
-    out = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        out.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-    return out
+    numbers = [names[:at].count(name) + 1 for at, name in enumerate(names)]
+    return [name if number == 1 else f"{name}_{number}" for name, number in zip(names, numbers, strict=True)]

@@ -21,23 +21,17 @@ SHOWN = 4
 
 
 def standing(store: Store, summary: Summary, title: str) -> list[str]:
-    """Write in a few lines whether a sweep is done, running, or waiting to be resumed.
-
-    Args:
-        store: The results.
-        summary: What they say.
-        title: Of the sweep.
-    """
+    """Write in a few lines whether a sweep is done, running, or waiting to be resumed."""
     outcomes = summary.searches["outcome"].to_pylist()
-    still = outcomes.count("open")
+    still, number = outcomes.count("open"), len(outcomes)
     known = drivers(store.files)
     alive = [each for each in known if each.alive]
     if alive:
-        lines = [f"{title}: running, {still} of {len(outcomes)} searches open"]
+        lines = [f"{title}: running, {still} of {number} searches open"]
     elif not still:
-        lines = [f"{title}: done, {len(outcomes)} of {len(outcomes)} searches ended"]
+        lines = [f"{title}: done, {number} of {number} searches ended"]
     else:
-        lines = [f"{title}: not running, {still} of {len(outcomes)} searches open; the same command resumes"]
+        lines = [f"{title}: not running, {still} of {number} searches open; the same command resumes"]
     lines += [_driver(each) for each in (alive or known)]
     written, merged = store.files.newest(ROWS), store.files.newest(PARTS)
     halves = 0 if alive else len([each for each in store.files.names(RESUME) if not each.startswith(".")])
@@ -51,10 +45,9 @@ def _driver(driver: Driver) -> str:
     where = f"process {driver.pid} on {driver.host}"
     if not driver.alive:
         return f"killed: {where}, last seen {_ago(driver.beat)}"
-    named = ", ".join(driver.training[:SHOWN])
-    more = f" and {len(driver.training) - SHOWN} more" if len(driver.training) > SHOWN else ""
-    flying = f", {len(driver.training)} in flight: {named}{more}" if named else ", none in flight"
-    return f"{where}, begun {_ago(driver.since)}{flying}"
+    number = len(driver.training)
+    in_flight = f"{number} in flight: {_listed(driver.training)}" if number else "none in flight"
+    return f"{where}, begun {_ago(driver.since)}, {in_flight}"
 
 
 def _ago(then: float) -> str:
@@ -67,15 +60,10 @@ def _ago(then: float) -> str:
 
 
 def status_rows(searches: pa.Table, store: Store) -> pa.Table:
-    """Tabulate all that is known of each search, for programs, with the state of the sweep.
+    """Add the state of the sweep to rows of SEARCHES, alike in every row, for programs.
 
-    Args:
-        searches: Rows of SEARCHES.
-        store: The results.
-
-    Returns:
-        The rows, with "driver" ("running" or "none"), "in_flight" (trainings that run now) and "last_row_s" (the age of
-        the newest row in seconds; null without one), alike in every row.
+    Columns: "driver" ("running" or "none"), "in_flight" (trainings that run now) and "last_row_s" (the age of the
+    newest row in seconds; null without one).
     """
     alive = [each for each in drivers(store.files) if each.alive]
     newest = store.files.newest(ROWS) or store.files.newest(PARTS)
@@ -93,14 +81,14 @@ def status_table(searches: pa.Table) -> pa.Table:
     """Tabulate the state of every search for people."""
     rows = []
     for row in searches.to_pylist():
-        seeds = [str(row[f"{kind}_seed"]) for kind in ("projection", "head", "data")]
+        seeds, d = [str(row[f"{name}_seed"]) for name in ("projection", "head", "data")], row["first_passing_d"]
         rows.append(
             {
                 "task": row["task"],
                 "model": row["model"],
                 "method": row["label"],
                 "seed": seeds[0] if len(set(seeds)) == 1 else "/".join(seeds),
-                "first_passing_d": _found(row["outcome"], row["first_passing_d"]),
+                "first_passing_d": row["outcome"].replace("_", " ") if d is None else str(d),
                 "bracket": f"({_or_dash(row['bracket_low'])}, {_or_dash(row['bracket_high'])}]",
                 "best": row["best_score"],
                 "threshold": row["threshold"],
@@ -112,20 +100,12 @@ def status_table(searches: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def _found(outcome: str, d: int | None) -> str:
-    return outcome.replace("_", " ") if d is None else str(d)
-
-
 def _or_dash(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
 def smallest_lines(smallest: pa.Table) -> list[str]:
-    """Name the smallest adapter that passes, for each task and model: d, score, size and where it lies.
-
-    Args:
-        smallest: Rows of ADAPTERS.
-    """
+    """Name the smallest adapter that passes, for each task and model (rows of ADAPTERS)."""
     lines, rows = [], smallest.to_pylist()
     for row in rows:
         less = " or less" if row["score"] < row["threshold"] else ""  # a loss
@@ -150,17 +130,15 @@ def unrelated_rows(summary: Summary, searches: Sequence[Search], beside: Collect
     tasks, bases = {each.task.name: each.task.content for each in searches}, {each.model for each in searches}
     counts: Counter[str] = Counter()
     for setup, number in summary.unrelated(beside):
-        content, ours = setup.task.content, tasks.get(setup.task.name)
-        if setup.task.name in tasks and content != ours:
-            counts[
-                f"of task {setup.task.name} with other rows ({_short(content)}, the sweep's are {_short(ours)})"
-            ] += number
-        elif setup.model not in bases:
-            counts[
-                f"of another model ({_short(setup.model.content) if setup.model.content else setup.model.name})"
-            ] += number
+        task, model = setup.task, setup.model
+        if task.name in tasks and task.content != tasks[task.name]:
+            theirs, ours = _short(task.content), _short(tasks[task.name])
+            reason = f"of task {task.name} with other rows ({theirs}, the sweep's are {ours})"
+        elif model not in bases:
+            reason = f"of another model ({_short(model.content) if model.content else model.name})"
         else:
-            counts["of trainings that the sweep does not include"] += number
+            reason = "of trainings that the sweep does not include"
+        counts[reason] += number
     if not counts:
         return []
     what = "; ".join(f"{number} {each}" for each, number in counts.most_common(SHOWN))
@@ -173,25 +151,17 @@ def _short(content: str | None) -> str:
 
 
 def notes(d90: pa.Table) -> list[str]:
-    """Write the warnings of all estimates, each once with what it is about.
-
-    Args:
-        d90: Rows of D90.
-    """
+    """Write the warnings of all estimates (rows of D90), each once with what it is about."""
     return [_folded(f"note: {subjects}: {note}") for note, subjects in noted(d90).items()]
 
 
 def noted(d90: pa.Table) -> dict[str, str]:
-    """Give what each warning of the estimates is about.
-
-    Args:
-        d90: Rows of D90.
-    """
-    found, rows = dict[str, list[str]](), d90.select(["task", "model", "label", "warnings"]).to_pylist()
+    """Give what each warning of the estimates (rows of D90) is about."""
+    subjects, rows = dict[str, list[str]](), d90.select(["task", "model", "label", "warnings"]).to_pylist()
     for row in rows:
         for note in row["warnings"]:
-            found.setdefault(note, []).append(_subject(row, rows))
-    return {note: _listed(subjects) for note, subjects in found.items()}
+            subjects.setdefault(note, []).append(_subject(row, rows))
+    return {note: _listed(each) for note, each in subjects.items()}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -81,15 +81,14 @@ def printable(text: str, terminal: Terminal | None = None) -> str:
         return text
     shown = terminal or Terminal()
     whole = shown.shows(text)
-    return "".join(char if _harmless(char) and (whole or shown.shows(char)) else _escaped(char) for char in text)
+    return "".join(
+        char if _harmless(char) and (whole or shown.shows(char)) else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 def _harmless(char: str) -> bool:
     return (char.isprintable() or unicodedata.category(char) == "Zs") and not 0xFE00 <= ord(char) <= 0xFE0F
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode()
 
 
 @lru_cache(maxsize=4096)

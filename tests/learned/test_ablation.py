@@ -74,10 +74,19 @@ def test_a_clear_difference_is_seen_by_all_three():
     good = [observation(draw.random(300) < 0.85, seed) for seed in range(3)]
     bad = [observation(draw.random(300) < 0.5, seed) for seed in range(3)]
     found = compare(bad, good)
-    assert found.mean < -0.25 and found.high < 0 and found.examples_high < -0.2 and max(found.mcnemar_p) < 1e-6
-    assert found.examples_low < found.mean < found.examples_high and found.low < found.mean
+    assert (
+        found.difference < -0.25
+        and found.difference_high < 0
+        and found.examples_high < -0.2
+        and max(found.mcnemar_p) < 1e-6
+    )
+    assert found.examples_low < found.difference < found.examples_high and found.difference_low < found.difference
     same = compare(good, good)
-    assert same.mean == 0 and (same.low, same.high, same.t_p) == (0, 0, None) and same.mcnemar_p == [1.0] * 3
+    assert (
+        same.difference == 0
+        and (same.difference_low, same.difference_high, same.t_p) == (0, 0, None)
+        and same.mcnemar_p == [1.0] * 3
+    )
     assert (same.examples_low, same.examples_high) == (0, 0)
 
 
@@ -95,7 +104,7 @@ def test_other_examples_are_not_compared_one_by_one():
     a = observation(np.ones(10, bool))
     b = replace(a, target=a.target[::-1], predicted=a.predicted[::-1])
     found = compare([a], [b])
-    assert found.examples_low is None and found.mcnemar_p is None and found.mean == 0
+    assert found.examples_low is None and found.mcnemar_p is None and found.difference == 0
 
 
 def mask(name, kind, seed):
