@@ -45,7 +45,7 @@ _Z23 = {"google-bert/bert-base-cased": "bert-base-cased", "FacebookAI/roberta-ba
 Subsets = Mapping[str, list[str]]
 """Why the rows of a setup, by its id, are not the paper's."""
 
-_WAYS = {
+_LABELS = {
     "freeze": "freeze embeddings trained",
     "random": "random zhang2023",
     "intrinsic": "intrinsic zhang2023",
@@ -113,11 +113,11 @@ def _scores(observations: Sequence[Observation], subsets: Subsets) -> Iterator[d
     setups = {(*_named(each.trial.setup), each.trial.d, each.trial.budget.steps): each.trial.setup for each in kept}
     for row in modes_table(kept).to_pylist():
         setup = setups.get((row["model"], row["task"], row["method"], row["d"], row["steps"]))
-        way, _, training = row["method"].partition(" ")
-        way = way.replace("zero_shot", "zeroshot")
-        if setup is None or way not in ("full", *_WAYS):
+        mode, _, training = row["method"].partition(" ")
+        mode = mode.replace("zero_shot", "zeroshot")
+        if setup is None or mode not in ("full", *_LABELS):
             continue
-        usual = _WAYS.get(way, way)
+        usual = _LABELS.get(mode, mode)
         reasons = subsets[setup.id] + (
             [] if row["method"] == usual else [f"trained otherwise ({training or 'the head alone'})"]
         )
@@ -125,7 +125,7 @@ def _scores(observations: Sequence[Observation], subsets: Subsets) -> Iterator[d
         found: dict[Any, dict[str, Any]] = {}
         for view in ("published_subspaces", "published_unified", "published_dims"):
             for theirs in _published(view, setup, _Z23):
-                if (theirs.get("mode", "intrinsic"), theirs["dim"]) == (way, row["d"]):
+                if (theirs.get("mode", "intrinsic"), theirs["dim"]) == (mode, row["d"]):
                     found.setdefault((theirs["model"], theirs[row["task"]]), theirs)
         yield from (_score(ours, row, setup, theirs, reasons) for theirs in found.values())
 
@@ -139,7 +139,7 @@ def _disabled(
         setup = setups.get((row["model"], row["task"]))
         if setup is None or (row["edit"], row["versus"]) != ("zero", "none"):
             continue
-        usual = row["method"] == _WAYS["intrinsic"] and row["mask"] in ("outliers", "random")
+        usual = row["method"] == _LABELS["intrinsic"] and row["mask"] in ("outliers", "random")
         reasons = subsets[setup.id] + ([] if usual else [f"other weights ({row['mask']} of {row['method']})"])
         ours = {"task": row["task"], "model": row["model"], "method": f"zero at {row['mask']} of {row['method']}"}
         for theirs in _published("published_outliers", setup, _Z23):
