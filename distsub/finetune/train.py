@@ -19,6 +19,7 @@ from distsub.data import dataset
 from distsub.errors import ConfigError, DataError
 from distsub.finetune import batches, memory
 from distsub.finetune.building import build_model, build_optimizer, learning_rate_factor
+from distsub.finetune.determinism import Determinism, deterministic
 from distsub.finetune.evaluation import Evaluation
 from distsub.finetune.objective import objective
 from distsub.finetune.precision import autocast_for
@@ -75,7 +76,8 @@ def train(
 ) -> Observation:
     """Train one trial and return its observation.
 
-    The same trial on the same machine with the same number of threads gives the same observation, times aside.
+    The same trial on the same machine with the same number of threads gives the same observation, times aside; on CUDA
+    by torch's deterministic algorithms, see `determinism`.
     A loss or score that is not finite ends the training with status "diverged": on a CPU at once, on a device after at
     most `LOSSES_EVERY` steps, and before weights are scored or kept; the observation says after which step it was.
 
@@ -92,7 +94,14 @@ def train(
         DistsubError: The model, the data or d cannot be used.
         Stopped: An observer stopped the training.
     """
-    training = Training(trial, device, snapshots)
+    with deterministic(device) as determinism:
+        training = Training(trial, device, snapshots)
+        training.determinism = determinism
+        return _train(training, observers)
+
+
+def _train(training: "Training", observers: Sequence[Observer]) -> Observation:
+    trial = training.trial
     for observer in observers:
         observer.on_start(training)
     if trial.ablation is not None and not training.is_edited:
@@ -142,6 +151,7 @@ class Training:
         status: "finished" until it diverges.
         train_score: The score of training rows, see `score_training_rows`.
         losses: Of the last steps, not looked at yet: on a device, to read one is to wait for it.
+        determinism: Whether it repeats itself to the bit.
         is_edited: Whether the ablation's weights have been edited, as they must be where the trial has one.
         inputs: What the numbers depend on beside the trial: hashes of weights and data, precision, versions.
     """
@@ -185,6 +195,7 @@ class Training:
         self.train_score: float | None = None
         self.losses: list[torch.Tensor] = []
         self.is_edited = False
+        self.determinism = Determinism("")
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -301,7 +312,7 @@ class Training:
             eval_s=self.evaluation.wall_s,
             peak_bytes=self._memory.peak_bytes(),
             error=self.error,
-            provenance=self._provenance,
+            provenance=tuple(sorted([*self._provenance, *self.determinism.provenance()])),
             **self._counts,
         )
 

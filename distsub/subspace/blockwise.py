@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distsub.subspace import projection
-from distsub.subspace.projection import Encoded, Placed, Projection, chunk, exact
+from distsub.subspace.projection import Encoded, Placed, Projection, chunk, exact, full_precision
 
 _WHOLE = 4
 """Chunks of numbers up to which a whole table is made at once on a device, rather than rows of it one by one."""
@@ -86,7 +86,7 @@ class Blockwise(Projection):
     def encode(self, theta: Tensor) -> Encoded:
         """Implement `Projection.encode`."""
         self._check(theta, 0, self.num_params)
-        with torch.autocast(theta.device.type, enabled=False):
+        with full_precision(theta.device):
             return Encoded(self._encode(theta))
 
     @exact

@@ -5,7 +5,8 @@ addressed by position: no slice needs the rest of P.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from itertools import accumulate
@@ -58,12 +59,32 @@ class Placed:
     groups: tuple[tuple[slice, Tensor, Tensor], ...]
 
 
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute in the tensors' own precision, whatever a caller allows: no autocast, no TF32, no bfloat16 in products.
+
+    A Hadamard transform is a product of matrices: in TF32, with 10 bits, P would be another map.
+    """
+    every: Any = torch.backends
+    backends = (every.cuda.matmul, every.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    lowered = any(each not in ("ieee", "none") for each in (*before, every.fp32_precision))
+    for backend in backends if lowered else ():
+        backend.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, each in zip(backends, before, strict=True) if lowered else ():
+            backend.fp32_precision = each
+
+
 def exact(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Run a method of a projection in its tensors' own precision, also where the caller's autocast is on."""
+    """Run a method of a projection in its tensors' own precision; see `full_precision`."""
 
     @wraps(method)
     def run(self: "Projection", tensor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        with torch.autocast(tensor.device.type, enabled=False):
+        with full_precision(tensor.device):
             return method(self, tensor, *args, **kwargs)
 
     return run

@@ -106,6 +106,25 @@ class TestLinearMap:
             assert torch.equal(p.apply(z), plain[0])
             assert torch.equal(p.adjoint(g), plain[1])
 
+    @pytest.mark.parametrize("allowed", ["high", "medium"])
+    def test_shorter_products_that_a_caller_allows_do_not_reach_inside(self, family, normalization, allowed):
+        """TF32 on CUDA, bfloat16 on some processors: P would be another map, and a fingerprint another number."""
+        p, z, g = make(family, normalization), gaussian(12, dtype=torch.float32), gaussian(542, dtype=torch.float32)
+        plain, seen = (p.apply(z), p.adjoint(g), p.fingerprint()), []
+        with projection.full_precision(z.device):
+            pass
+        try:
+            torch.set_float32_matmul_precision(allowed)
+            with projection.full_precision(z.device):
+                seen += [torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
+            assert torch.equal(p.apply(z), plain[0])
+            assert torch.equal(p.adjoint(g), plain[1])
+            assert p.fingerprint() == plain[2]
+            assert torch.get_float32_matmul_precision() == allowed
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        assert seen == ["ieee", "ieee"]
+
 
 class TestNorm:
     def test_columns_have_expected_norm_one(self, family, normalization):
