@@ -76,6 +76,27 @@ class Results:
         summary = summary_of(self.sweep, self.store)
         return draw_curves(self.store.read(), summary.searches, d90=summary.d90)
 
+    def card(self, trial_id: str, repository: str) -> str:
+        """Write the model card of a trial's adapter: how it was trained, its score, the curve and d90 of its condition.
+
+        Args:
+            trial_id: Of a row.
+            repository: "owner/name" on the hub.
+
+        Raises:
+            ConfigError: No row is of that trial.
+        """
+        from distsub.report.card import card
+
+        rows = self.store.read()
+        row = next((row for row in rows if row.trial.id == trial_id), None)
+        if row is None:
+            raise ConfigError(f"{self.store.uri} has no row of trial {trial_id}")
+        condition = row.trial.condition.id
+        own = [other for other in rows if other.trial.condition.id == condition]
+        d90 = summary_of(self.sweep, self.store).d90.to_pylist()
+        return card(repository, row, own, next((each for each in d90 if each["condition_id"] == condition), None))
+
     def __repr__(self) -> str:
         """List the estimates, one a line."""
         lines = [f"{name}: {estimate.text}" for name, estimate in self.d90().items()]

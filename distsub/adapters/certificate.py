@@ -170,4 +170,5 @@ def _targets(asking: predictor.Predictor, rows: prediction.Rows) -> list[int]:
         raise DataError(
             f"{rows.source} has {what} in its texts or labels; a certificate counts every row, leave them out"
         )
-    return [int(each) for each in asking.encode([each for each in rows.labels if each is not None], rows.source)]
+    known = [each for each in rows.labels if each is not None]
+    return [int(each) for each in asking.encode(known, rows.source, " or give another label column (--label)")]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distsub.adapters import exporting
 from distsub.adapters.exporting import Export
 from distsub.adapters.loading import Opened
+from distsub.addresses import is_hub_id
 from distsub.errors import AdapterError, ConfigError
 from distsub.models import peft_model, pretrained
 from distsub.subspace.model import SubspaceModel
@@ -64,6 +65,7 @@ def to_peft(opened: Opened, directory: str | os.PathLike[str], rank: int = 8, dr
     with exporting.fresh_folder(directory) as folder:
         with peft_model.quiet():
             model.save_pretrained(folder, save_embedding_layers=False)
+            (folder / "README.md").write_text(readme(address, type(model).__name__), encoding="utf-8")
             read, merged = (
                 PeftModel.from_pretrained(as_others_have_it(opened)[0], str(folder)).eval() for _ in range(2)
             )
@@ -86,6 +88,37 @@ def to_peft(opened: Opened, directory: str | os.PathLike[str], rank: int = 8, dr
         "adapter_bytes": opened.num_bytes,
     }
     return Export(facts, replace(opened, model=read))
+
+
+def readme(address: str, loader: str) -> str:
+    """Write what a reader of the export needs: its base, and how to load it.
+
+    Args:
+        address: Of the base, as in the adapter.
+        loader: The class of PEFT that loads it.
+    """
+    front = f"base_model: {address}\n" if is_hub_id(address) else ""
+    shown = address if is_hub_id(address) or address.startswith("package:") else address.rstrip("/").rpartition("/")[2]
+    lines = [
+        f"An adapter for PEFT of `{shown}`, exported by distsub. Load the base model, then the adapter onto it:",
+        "",
+        "```python",
+        "import peft",
+        "",
+        f'model = peft.{loader}.from_pretrained(base, "THIS FOLDER")',
+        "```",
+    ]
+    if front:
+        return f"---\nlibrary_name: peft\n{front}---\n\n" + "\n".join(lines) + "\n"
+    where = (
+        "in a Python package, where transformers looks for none" if address.startswith("package:") else "in a folder"
+    )
+    lines += [
+        "",
+        f"The base lies {where}. So adapter_config.json names its folder on the machine that exported, which",
+        "`AutoPeftModel` needs; elsewhere, write the folder there.",
+    ]
+    return "---\nlibrary_name: peft\n---\n\n" + "\n".join(lines) + "\n"
 
 
 def as_others_have_it(opened: Opened) -> tuple[Any, set[str]]:

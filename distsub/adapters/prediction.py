@@ -173,7 +173,10 @@ def predict(predictor: Predictor, rows: Rows, score: bool = True, max_new_tokens
     found: dict[str, float] = {}
     chance: list[float | None] = []
     if not task.is_completion:
-        targets = predictor.encode(truth, where) if labelled else []  # before the model runs, which takes longer
+        remedy = ", give another label column (--label), or do not score (--no-score)"
+        targets = (
+            predictor.encode(truth, where, remedy) if labelled else []
+        )  # before the model runs, which takes longer
         logits = predictor.logits(chosen)
         said: Sequence[Any] = predictor.decide(logits)
         if predictor.labels and chosen:

@@ -196,8 +196,13 @@ class Predictor:
         found = logits.argmax(-1) if self.labels else logits.squeeze(-1)
         return metrics.evaluate(self.task, found.tolist(), targets)
 
-    def encode(self, labels: Sequence[Any], where: str = "labels") -> list[int] | list[float]:
+    def encode(self, labels: Sequence[Any], where: str = "labels", remedy: str = "") -> list[int] | list[float]:
         """Turn names of labels into class numbers, or texts into values.
+
+        Args:
+            labels: Names or values.
+            where: Where they come from, for the message.
+            remedy: What the message advises after fixing them.
 
         Raises:
             DataError: One is not among the model's.
@@ -210,8 +215,7 @@ class Predictor:
             rows = sum(label_names.plain(text) == wrong for text in texts)
             raise DataError(
                 f"{where}: {rows} of {len(texts)} rows have the label {wrong!r}, which the adapter does not know; it "
-                f"tells apart {', '.join(self.labels)}; fix them, give another label column (--label), or do not score "
-                "(--no-score)"
+                f"tells apart {', '.join(self.labels)}; fix them{remedy}"
             ) from None
 
     def _columns(self, texts: Iterable[Any], whole: bool = False) -> tuple[list[str], ...]:

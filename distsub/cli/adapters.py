@@ -216,21 +216,13 @@ def push(
     """
     from distsub import paths
     from distsub.adapters import hub, loading
-    from distsub.report.card import card
+    from distsub.api import Results as Opened
 
     hub.check_repository(repository)
     out, folder, trial_id = ["", "", *adapter.rstrip("/").rsplit("/", 2)][-3:]
     if folder not in (paths.ADAPTERS, paths.FITTED) or not out:
         raise ConfigError(f"{adapter} is no adapter of results, whose rows the card is made of: give OUT/adapters/ID")
-    store = open_results(out)
-    summary, _ = summarize(store)
-    rows = store.read()
-    row = next((row for row in rows if row.trial.id == trial_id), None)
-    if row is None:
-        raise ConfigError(f"{out} has no row of trial {trial_id}")
-    own = [other for other in rows if other.trial.condition.id == row.trial.condition.id]
-    found = [each for each in summary.d90.to_pylist() if each["condition_id"] == row.trial.condition.id]
-    text = card(repository, row, own, found[0] if found else None)
+    text = Opened(open_results(out)).card(trial_id, repository)
     if dry_run:
         write(text)
         return

@@ -85,9 +85,10 @@ def choose(
             continue
         chosen.append((larger, f"upper end of {found.text}, next d of the grid", own))
     if not chosen:
+        largest = max(own[0].dims[-1] for own in groups.values())
         raise ConfigError(
             f"no d follows from the results ({'; '.join(reasons)}): run the sweep to its end, give it larger dims or "
-            "more seeds, or give --d"
+            f"more seeds, or choose a d yourself, such as the largest of the grid: --d {largest}"
         )
     taken, why, own = min(chosen, key=lambda each: each[0])
     setups = {each.setup.id for each in own}

@@ -114,7 +114,10 @@ def test_a_configuration_costs_what_is_unusual_of_it(trained):
         (["id,body", "1,w1 good"], "has no column of labels; give one"),
         (["body,team", "w1 good,", "w2 bad,legal"], "1 empty cells in its texts or labels"),
         (["body,team", ",sales", "w2 bad,legal"], "1 empty cells in its texts or labels"),
-        (["body,team", "w1 good,marketing"], "have the label 'marketing'"),
+        (
+            ["body,team", "w1 good,marketing"],
+            r"have the label 'marketing'.*fix them or give another label column \(--label\)$",
+        ),
     ],
 )
 def test_rows_that_cannot_be_counted_are_refused(trained, tmp_path, lines, message):
@@ -133,7 +136,7 @@ def test_what_has_no_certificate_is_refused(trained, tiny_text, tmp_path, monkey
         opened = real(*given)
         return dataclasses.replace(opened, config=dataclasses.replace(opened.config, snapshots=object()))
 
-    monkeypatch.setattr(certificate.adapters, "open_adapter", learned)
+    monkeypatch.setattr(certificate.loading, "open_adapter", learned)
     with pytest.raises(ConfigError, match="this one was learned from fine-tunings"):
         certify(place, str(rows))
 

@@ -167,6 +167,7 @@ class TestPeft:
             assert head == "in_subspace" and "use --to transformers" in str(error)
             return
         assert (export.facts["logits"] == EXACT) or head == "in_subspace", export.facts
+        assert f"peft.{export.facts['load'].split('.')[0]}." in (tmp_path / "peft" / "README.md").read_text()
         torch.testing.assert_close(exporting.run(loaded(setup, tmp_path / "peft"), inputs), held, rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize("fields", [{}, {"head": "trained"}, {"embeddings": "trained"}, {"scales": "layer"}])
@@ -237,3 +238,17 @@ def loaded(setup, place):
     base = transformers.AutoModelForSequenceClassification.from_pretrained(setup.model.name, num_labels=2)
     with peft_model.quiet():
         return peft.PeftModel.from_pretrained(base, str(place))
+
+
+@pytest.mark.parametrize(
+    ("address", "shown", "words"),
+    [
+        ("org/base", "base_model: org/base\n", "`org/base`"),
+        ("package:gt_base", "`package:gt_base`", "in a Python package, where transformers looks for none"),
+        ("/home/me/base", "`base`", "The base lies in a folder"),
+    ],
+)
+def test_the_readme_of_an_export_says_where_the_base_lies_and_shows_no_path(address, shown, words):
+    text = exporting_peft.readme(address, "PeftModel")
+    assert shown in text and words in text and "/home/me" not in text
+    assert ("adapter_config.json" in text) == (address != "org/base")

@@ -148,6 +148,7 @@ class TestFit:
                 ["{out}/../tiny.toml", "--out", "{out}/../new"],
                 "no d follows from the results (did: d(accuracy >= ",
             ),
+            (["{out}/../tiny.toml", "--out", "{out}/../new"], "such as the largest of the grid: --d "),
         ],
     )
     def test_mistakes_are_one_line(self, out, arguments, message, capsys):
