@@ -19,7 +19,7 @@ test: $(STAMP) lint
 	$(BIN)/python -m pytest -m "slow or not slow" -n 3 --dist worksteal --durations 15
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Twenty kills of a driver on Ray, each of which costs a start of Ray; `make test` makes four, and twenty without Ray.
 soak: $(STAMP)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from builders import with_keys
 
 from distsub import cli
 from distsub.results import Store
@@ -16,15 +17,8 @@ def home(tmp_path_factory, tiny_model, tiny_data, tiny_text):
     folder = tmp_path_factory.mktemp("home") / "first"
     shutil.copytree(tiny_model, folder / "model")
     shutil.copytree(tiny_data, folder / "data")
-    text = tiny_text.replace(tiny_model, "model").replace(tiny_data, "data").replace("steps = 40", "steps = 4")
-    for old, new in (
-        ('"said", "did"', '"did"'),
-        ("seeds = 2", "seeds = 1"),
-        ("eval_every = 10\n", ""),
-        ("[8, 16, 64, 256]", "[8, 64]"),
-    ):
-        assert old in text
-        text = text.replace(old, new)
+    text = tiny_text.replace(tiny_model, "model").replace(tiny_data, "data")
+    text = with_keys(text, methods=["did"], seeds=1, dims=[8, 64], steps=4, eval_every=None)
     (folder / "sweep.toml").write_text(text)
     assert run(folder, folder.parent / "out") == 0
     return folder
@@ -83,7 +77,10 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize("move", MOVES)
+FAST = ("nothing but the place", "the text column renamed", "the weights in other files", "one label", "one weight")
+
+
+@pytest.mark.parametrize("move", [m if m in FAST else pytest.param(m, marks=pytest.mark.slow) for m in MOVES])
 def test_what_is_moved_resumes_to_the_same_rows(home, copy, move, capsys):
     folder, out = copy
     before = Store.open(out).table()
@@ -133,7 +130,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", [c if c in FAST else pytest.param(c, marks=pytest.mark.slow) for c in CHANGES])
 def test_what_has_changed_in_place_is_refused_in_one_line(home, copy, change, capsys):
     folder, out = copy
     assert run(folder, out) == 0  # the same place from now on
@@ -195,7 +192,9 @@ def moved_and_run_again(folder, out):
     assert run(folder, out, "--no-inputs") == 0
 
 
-@pytest.mark.parametrize("change", [gone, another_there, moved_and_run_again])
+@pytest.mark.parametrize(
+    "change", [moved_and_run_again, *(pytest.param(each, marks=pytest.mark.slow) for each in (gone, another_there))]
+)
 def test_adapters_and_analyses_find_the_model_that_results_are_of(home, copy, change, monkeypatch):
     import torch
 

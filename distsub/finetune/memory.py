@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -38,10 +39,14 @@ def bound(device: str, share: float) -> None:
 def release() -> None:
     """Give back what a training that is over holds: models are in reference cycles, and torch keeps what it has had."""
     gc.collect()
-    if not gc.get_freeze_count():
-        gc.freeze()  # what was imported, half a million objects, is looked through this once only
+    _set_imports_aside()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+@cache
+def _set_imports_aside() -> None:
+    gc.freeze()  # what was imported, half a million objects: neither looked through nor counted again
 
 
 def advice(trial: Trial, device: str, share: float, error: BaseException) -> str:

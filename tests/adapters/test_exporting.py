@@ -21,6 +21,7 @@ from distsub.records import PEFT_STEPS, Budget, Model, Peft, Random, Setup, Subs
 from distsub.results import Store
 from distsub.runtime.worker import WorkerConfig, perform
 
+FAST = ("LORA", "IA3", "UNILORA", "gpt2", "llama", "t5")
 EXACT = "those of the held model, to the bit"
 
 
@@ -82,7 +83,7 @@ class TestTransformers:
         config = json.loads((tmp_path / "plain/config.json").read_text())
         assert config["dtype"] == dtype and "_name_or_path" not in config
 
-    @pytest.mark.parametrize("peft", PEFT_STEPS)
+    @pytest.mark.parametrize("peft", [p if p in FAST else pytest.param(p, marks=pytest.mark.slow) for p in PEFT_STEPS])
     def test_of_every_method_of_peft(self, setup, tmp_path, peft):
         pytest.importorskip("peft")
         base = pretrained.build(pretrained.prepare(setup.model.name), 2, 0)
@@ -101,7 +102,9 @@ class TestTransformers:
         body = [(name, p) for name, p in again.named_parameters() if "classifier" not in name]
         assert not all(torch.equal(p, before[name]) for name, p in body), "nothing was merged"
 
-    @pytest.mark.parametrize("kind", [*decoders.KINDS])
+    @pytest.mark.parametrize(
+        "kind", [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in decoders.KINDS]
+    )
     def test_of_language_models(self, kind, tmp_path):
         found = of_decoder(kind, tmp_path)
         export = exporting.to_transformers(found, tmp_path / "plain")
@@ -149,8 +152,14 @@ class TestTransformers:
 
 
 class TestPeft:
-    @pytest.mark.parametrize("head", ["trained", "frozen", "in_subspace"])
-    @pytest.mark.parametrize("peft", PEFT_STEPS)
+    @pytest.mark.parametrize(
+        ("peft", "head"),
+        [
+            pytest.param(peft, head, marks=[pytest.mark.slow] if number % 2 or (number + place) % 3 else [])
+            for number, peft in enumerate(PEFT_STEPS)
+            for place, head in enumerate(("trained", "frozen", "in_subspace"))
+        ],
+    )
     def test_a_method_of_peft_is_loaded_by_peft_alone(self, setup, tmp_path, peft, head):
         pytest.importorskip("peft")
         base = pretrained.build(pretrained.prepare(setup.model.name), 2, 0)

@@ -128,6 +128,7 @@ print(prepared.sha256, sum(p.numel() for p in model.parameters()), pretrained.to
 """
 
 
+@pytest.mark.slow
 def test_a_model_is_fetched_once_without_its_code(hub, tiny_model, tmp_path):
     files = {file.name: file.read_bytes() for file in Path(tiny_model).iterdir()}
     own = {"modeling_own.py": b"raise SystemExit('ran')", "README.md": b"# about", "rust_model.ot": b"0" * 100}
@@ -149,6 +150,7 @@ print(found.hashes, found.meta["revision"], [each["checkpoint"] for each in foun
 """
 
 
+@pytest.mark.slow
 def test_checkpoints_of_the_hub_become_a_trajectory(hub, series, tmp_path):
     names = {("models", "some/base"): "theta_0", ("models", "some/run-10"): "checkpoint-10"}
     for repository, folder in (names | {("models", "other/run"): "checkpoint-20"}).items():
@@ -169,6 +171,7 @@ print(found.dataset_hash, found.train.labels, found.train.texts)
 """
 
 
+@pytest.mark.slow
 def test_a_known_task_is_fetched_once(hub, tmp_path):
     def rows(*labels):
         columns = {"sentence1": [f"a {i}" for i in range(len(labels))], "sentence2": ["b"] * len(labels)}

@@ -163,8 +163,10 @@ class TestByHand:
         )
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5"])
-@pytest.mark.parametrize("chat", [False, True])
+OTHER_PAIRS = [pytest.param(*pair, marks=pytest.mark.slow) for pair in (("llama", False), ("t5", True))]
+
+
+@pytest.mark.parametrize(("kind", "chat"), [("llama", True), ("t5", False), *OTHER_PAIRS])
 def test_completions_are_those_of_the_training(kind, chat, tmp_path):
     folder = decoders.make(kind, tmp_path / kind, decoders.CHAT if chat else None)
     for name in ("train", "validation"):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from itertools import product
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,8 +75,13 @@ def read(place):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-@pytest.mark.parametrize("written", [".csv", ".jsonl", ".parquet"])
+FAST = ((".csv", ".jsonl"), (".tsv", ".csv"), (".jsonl", ".parquet"), (".parquet", ".csv"))
+READ_AND_WRITTEN = product((".csv", ".tsv", ".jsonl", ".parquet"), (".csv", ".jsonl", ".parquet"))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "written"), [pytest.param(*e, marks=[] if e in FAST else pytest.mark.slow) for e in READ_AND_WRITTEN]
+)
 def test_every_format_gives_the_same(adapter, tmp_path, suffix, written, capsys):
     found = tmp_path / f"new/predicted{written}"
     code, out, err = call(capsys, "predict", adapter, write(tmp_path, suffix), "--out", found, "--keep", "id")

@@ -416,7 +416,8 @@ def test_learned_updates_from_the_sweep_to_the_figures(tiny_model, tiny_data, tm
 def test_disabled_weights_give_the_same_table_through_tune_as_inline(tiny_model, tiny_data, tmp_path, capsys):
     """Two real Ray workers read masks, edit weights and leave rows as one process does that runs them in turn."""
     sweep = tmp_path / "learned.toml"
-    sweep.write_text(LEARNED.format(model=tiny_model, data=tiny_data).replace("seeds = 1", "seeds = 2"))
+    text = with_keys(LEARNED.format(model=tiny_model, data=tiny_data), seeds=2)
+    sweep.write_text(text)
     code, *_ = call(capsys, "run", sweep, "--out", tmp_path / "inline", "--backend", "inline", "--plain")
     assert code == 0
     shutil.copytree(tmp_path / "inline", tmp_path / "tune")

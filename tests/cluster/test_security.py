@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from builders import with_keys
 
 from distsub.errors import QueryError, UnavailableError
 
@@ -234,8 +235,8 @@ def bucket(monkeypatch):
 @pytest.mark.parametrize("where", ["environment", "address"])
 def test_secrets_are_in_no_row_no_log_and_no_copy(tmp_path, tiny_text, bucket, where, warm):
     rest, client = bucket
-    small = tiny_text.replace("seeds = 2", "seeds = 1").replace('["said", "did"]', '["did"]')
-    (tmp_path / "tiny.toml").write_text(small.replace("dims = [8, 16, 64, 256]", "dims = [8, 16]"))
+    one = {"methods": ["did"], "seeds": 1, "dims": [8, 16], "etas": [3.0], "learning_rates": [3e-3]}
+    (tmp_path / "tiny.toml").write_text(with_keys(tiny_text, **one))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_TOKEN": SECRET, "RAY_AUTH_TOKEN": SECRET}
     uri = f"s3://{rest}"
     if where == "environment":
@@ -281,7 +282,7 @@ def test_an_address_with_secrets_is_in_no_file_of_ray_and_tune(tmp_path, tiny_te
     """On a cluster of its own, looked at again and again while it runs, since Tune's folder goes at the end."""
     rest, client = bucket
     small = tiny_text.replace("seeds = 2", "seeds = 1").replace('["said", "did"]', '["did"]')
-    small = small.replace("steps = 40", "steps = 400")  # trainings that last until Tune has written its state
+    small = small.replace("steps = 40", "steps = 120")  # trainings that last until Tune has written its state
     (tmp_path / "tiny.toml").write_text(small.replace("dims = [8, 16, 64, 256]", "dims = [8, 16]"))
     uri = f"s3://planted-key:{SECRET}@{rest}"
     command = [sys.executable, "-m", "distsub.cli", "run", str(tmp_path / "tiny.toml"), "--out", uri]

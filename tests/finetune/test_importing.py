@@ -166,6 +166,7 @@ importing.import_checkpoints(sys.argv[1], sys.argv[3:], sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_one_that_was_killed_leaves_no_trajectory_and_the_next_tidies_up(series, tmp_path):
     arguments = [str(series / "theta_0"), str(tmp_path / "it"), *checkpoints(series)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)

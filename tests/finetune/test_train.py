@@ -47,8 +47,12 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=label)
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS[::2]]
+
+
+@pytest.mark.parametrize("method", [*METHODS[1::2], *SLOW], ids=label)
 def test_trainings_of_one_process_share_their_base_model_and_leave_it_as_it_was(trials, method):
+    trials = trials.vary(budget=dataclasses.replace(trials.budget, steps=4, eval_every=None))
     prepared = pretrained.prepare(trials.setup.model.name)
     pretrained._template.cache_clear()
     alone = train.train(trials.trials_at(64)[0])

@@ -131,8 +131,10 @@ def test_the_loss_of_a_completion_does_not_wait(kind, tmp_path, device):
     assert sorted(found) == sorted(own)
 
 
-@pytest.mark.parametrize("where", [1, 5, 16, 17, 20])
-@pytest.mark.parametrize("eval_every", [None, 6])
+SLOW = [pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, 6), (5, None), (16, None), (17, None), (20, 6))]
+
+
+@pytest.mark.parametrize(("where", "eval_every"), [(1, None), (5, 6), (16, 6), (17, 6), (20, None), *SLOW])
 def test_a_diverged_training_ends_as_that(where, eval_every, trials, device, tmp_path, monkeypatch):
     """A loss that is not finite is found at the next look: every 16 steps, before a score, at a stop, before a file."""
     seen = []

@@ -40,7 +40,14 @@ def set_json(path, **changes):
     path.write_text(json.dumps({key: value for key, value in record.items() if value is not ...}))
 
 
-@pytest.mark.parametrize("name", zoo.ALL)
+FAST = ("Bert", "Roberta", "DebertaV2", "Albert", "XLNet", "Funnel", "ModernBert", "GPT2", "Llama", "OPT", "Bart", "T5")
+
+
+def names(some):
+    return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in some]
+
+
+@pytest.mark.parametrize("name", names(zoo.ALL))
 def test_logits_do_not_depend_on_the_batch(name, tmp_path):
     folder = Path(zoo.save_model(tmp_path / name, name))
     alone = logits(folder, orders=[[i] for i in range(len(TEXTS))])
@@ -52,7 +59,7 @@ def test_logits_do_not_depend_on_the_batch(name, tmp_path):
             assert (apart < 1e-5) != (name in BLIND), (side, orders, apart)
 
 
-@pytest.mark.parametrize("name", [*zoo.DECODERS, "Roberta", "Bart", "T5"])
+@pytest.mark.parametrize("name", names([*zoo.DECODERS, "Roberta", "Bart", "T5"]))
 def test_a_config_that_pads_with_a_word_changes_nothing(name, tmp_path):
     """Id 5 is a word of the texts: were it taken for padding, a decoder would pool before or behind the text."""
     folder = Path(zoo.save_model(tmp_path / name, name))

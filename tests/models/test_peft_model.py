@@ -38,7 +38,7 @@ def setup(tiny_text):
     torch.set_num_threads(1)
     sweep = check(parse_sweep(tiny_text))
     [search, *_] = sweep.searches()
-    return dataclasses.replace(search.setup, budget=dataclasses.replace(search.budget, steps=12, eval_every=4))
+    return dataclasses.replace(search.setup, budget=dataclasses.replace(search.budget, steps=6, eval_every=3))
 
 
 @pytest.fixture
@@ -66,11 +66,15 @@ def plain(observation):
     return dataclasses.replace(observation, wall_s=0.0, eval_s=0.0, peak_bytes=0)
 
 
-@pytest.mark.parametrize("peft", PEFT_STEPS)
+FAST = ("FOURIERFT", "LORA", "LN_TUNING", "UNILORA")
+TYPES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PEFT_STEPS]
+
+
+@pytest.mark.parametrize("peft", TYPES)
 def test_it_trains_exactly_d_numbers_from_its_seed(peft, trial):
     one, watch = trial(peft), Watch()
     first = train(one, [watch])
-    assert first.status == "finished" and first.steps == 12
+    assert first.status == "finished" and first.steps == 6
     assert first.num_trained == one.d == sum(p.numel() for p in watch.before)
     assert (first.num_trained_head, first.step_size) == (0, 0.01)
     assert 0 < first.num_params < first.num_params_model
@@ -84,7 +88,7 @@ def test_it_trains_exactly_d_numbers_from_its_seed(peft, trial):
     assert torch.equal(other.logits, watch.logits) == (peft not in DRAWN)
 
 
-@pytest.mark.parametrize("peft", PEFT_STEPS)
+@pytest.mark.parametrize("peft", TYPES)
 def test_its_files_give_the_same_logits(peft, trial, tmp_path):
     store, watch = Store.create(str(tmp_path / "out"), "", "f"), Watch()
     one = trial(peft, head="trained")
@@ -211,7 +215,10 @@ def test_full_fine_tuning_and_the_rest_are_as_before(setup):
     assert Setup(setup.model, setup.task, Peft("LORA"), 1e-3, setup.budget).id
 
 
-@pytest.mark.parametrize("kind", decoders.KINDS)
+MOST = ("gpt2", "llama", "gpt_neox", "opt", "t5")
+
+
+@pytest.mark.parametrize("kind", [k if k in MOST else pytest.param(k, marks=pytest.mark.slow) for k in decoders.KINDS])
 def test_every_linear_layer_of_a_language_model_is_what_peft_means_by_it(kind, tmp_path):
     """PEFT's "all-linear" leaves out the output layer, tied or not; to name it adapts it."""
     from peft import LoraConfig, get_peft_model
@@ -235,7 +242,7 @@ def test_every_linear_layer_of_a_language_model_is_what_peft_means_by_it(kind, t
     assert with_output.nearest(1)[0] == decoders.SIZE["vocab_size"] + 32
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", pytest.param("t5", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("metric", ["nll", "exact_match"])
 def test_language_models_complete_with_an_adapter(kind, metric, tmp_path):
     folder = decoders.make(kind, tmp_path / kind)

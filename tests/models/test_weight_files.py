@@ -182,7 +182,9 @@ def every_layout(config, tmp_path: Path) -> None:
     assert check(folder) not in hashes.values()
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "name", ["bert", "gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("t5", "deberta-v2"))]
+)
 def test_every_layout_gives_the_tensors_and_the_hash_of_transformers(name, tmp_path):
     every_layout(ZOO[name](), tmp_path)
 

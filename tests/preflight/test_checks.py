@@ -80,6 +80,7 @@ def test_a_method_is_left_out_for_the_models_that_it_does_not_fit(text, tmp_path
         check(parse_sweep(alone))
 
 
+@pytest.mark.slow
 def test_each_method_has_a_d90_beside_did(text, tmp_path, capsys):
     path, out = tmp_path / "sweep.toml", str(tmp_path / "out")
     path.write_text(text)

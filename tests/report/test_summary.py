@@ -113,7 +113,12 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("entries", PAIRS.values(), ids=PAIRS)
+FAST = ("block_length", "scales", "step", "mode", "revision")
+
+
+@pytest.mark.parametrize(
+    "entries", [pytest.param(PAIRS[key], id=key, marks=[] if key in FAST else pytest.mark.slow) for key in PAIRS]
+)
 def test_entries_that_differ_in_any_field_have_a_d90_a_label_and_a_panel_each(summary, entries):
     searches = []
     for entry, seed in product(entries, (0, 1)):

@@ -258,7 +258,8 @@ class Nothing(type(sys)):
         pass
     is_shortage = advice = release = set_num_threads = provide = bound
 class WithoutTorch:  # while the worker's module is loaded, nothing stands for what it imports and only trainings need
-    rooms = ("torch", "distsub.finetune.", "distsub.subspace.", "distsub.runtime.recording", "distsub.runtime.resume")
+    rooms = ("torch", "distsub.adapters.", "distsub.finetune.", "distsub.models.", "distsub.subspace.")
+    rooms += ("distsub.runtime.recording", "distsub.runtime.resume")
     state = "before"
     def find_spec(self, name, path=None, target=None):
         if name == "distsub.runtime.worker" and self.state == "before":

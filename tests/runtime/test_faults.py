@@ -62,7 +62,7 @@ KILLS = int(os.environ.get("DISTSUB_KILLS", "4"))
 """Each costs a start of Ray; `make soak` asks for twenty, and test_inline kills twenty times without Ray."""
 
 
-def test_kills_of_the_driver(small_sweep, tmp_path, starts, environment, distsub_run, request):
+def test_kills_of_the_driver(computed, small_sweep, tmp_path, starts, environment, distsub_run, request):
     """Half at any moment, most of them while it starts; half soon after it has written another row."""
     seeds = max(2, KILLS * 3 // 10)
     small_sweep.write_text(small_sweep.read_text().replace("seeds = 2", f"seeds = {seeds}"))

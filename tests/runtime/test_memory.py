@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from builders import with_keys
 
 from distsub.config import load_sweep, parse_sweep
 from distsub.errors import ConfigError, OutOfMemoryError
@@ -17,6 +18,11 @@ from distsub.finetune.train import Stopped
 from distsub.results import Store
 from distsub.runtime import launch
 from distsub.runtime.worker import WorkerConfig, failed, perform
+
+
+@pytest.fixture
+def sweep(tiny_text):
+    return parse_sweep(with_keys(tiny_text, steps=4, eval_every=None))
 
 
 @pytest.fixture

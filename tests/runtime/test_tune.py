@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 
 import pytest
+from builders import with_keys
 
 from distsub.config import load_sweep
 from distsub.preflight.checks import check
@@ -31,6 +32,7 @@ except SystemExit as end:
 
 def test_tune_gives_the_table_of_the_inline_backend(tiny_sweep, tmp_path, undisturbed, rows_of, environment):
     """And gives every signal back to whoever handled it: Tune keeps them, and swallows the next Ctrl-C."""
+    tiny_sweep.write_text(with_keys(tiny_sweep.read_text(), seeds=1))
     truth = undisturbed(tiny_sweep)
     command = [sys.executable, "-c", IN_A_NOTEBOOK, "run", str(tiny_sweep), "--out", str(tmp_path / "tune")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
