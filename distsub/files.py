@@ -214,40 +214,39 @@ class Files:
         Raises:
             OSError: It cannot be read or written.
         """
-        folder, _, base = self.path(name).rpartition("/")
-        target = self.path(name) if self.puts_whole else f"{folder}/{_temporary_name(base)}"
 
-        def copy() -> None:
-            with source.open("rb") as file, self.filesystem.open_output_stream(target) as stream:
+        def copy(stream: pa.NativeFile) -> None:
+            with source.open("rb") as file:
                 shutil.copyfileobj(file, stream, _PIECE_BYTES)
 
-        try:
-            patiently(copy, WRITING_S)
-            if target != self.path(name):
-                if not self.is_local and self.exists(name):  # HDFS does not rename onto an existing file
-                    self.filesystem.delete_file(self.path(name))
-                self.filesystem.move(target, self.path(name))
-        except BaseException:
-            if target != self.path(name):
-                with contextlib.suppress(OSError):
-                    self.filesystem.delete_file(target)
-            raise
+        patiently(lambda: self._stream(name, copy), WRITING_S)
 
     def _put(self, name: str, data: bytes, replace: bool) -> bool:
         if not replace and self.exists(name):
             return False
         if self.is_local:
             return _put_local(Path(self.path(name)), data, replace)
-        if self.puts_whole:
-            self._stream(self.path(name), data)
-            return True
-        folder, _, base = self.path(name).rpartition("/")
-        temporary = f"{folder}/{_temporary_name(base)}"
-        self._stream(temporary, data)
-        if self.exists(name):  # HDFS does not rename onto an existing file
-            self.filesystem.delete_file(self.path(name))
-        self.filesystem.move(temporary, self.path(name))
+        self._stream(name, lambda stream: stream.write(data))
         return True
+
+    def _stream(self, name: str, write: Callable[[pa.NativeFile], object]) -> None:
+        """Write a file under its own name where it appears whole, else under a hidden one that is then renamed."""
+        path = target = self.path(name)
+        if not self.puts_whole:
+            folder, _, base = path.rpartition("/")
+            target = f"{folder}/{_temporary_name(base)}"
+        try:
+            with self.filesystem.open_output_stream(target) as stream:
+                write(stream)
+            if target != path:
+                if not self.is_local and self.exists(name):  # HDFS does not rename onto an existing file
+                    self.filesystem.delete_file(path)
+                self.filesystem.move(target, path)
+        except BaseException:
+            if target != path:
+                with contextlib.suppress(OSError):
+                    self.filesystem.delete_file(target)
+            raise
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -261,10 +260,6 @@ class Files:
             with contextlib.suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-    def _stream(self, path: str, data: bytes) -> None:
-        with self.filesystem.open_output_stream(path) as stream:
-            stream.write(data)
 
 
 def patiently(action: Callable[[], _T], seconds: float = READING_S) -> _T:

@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from distsub.cli.options import As, Backend, Format, Plain
-from distsub.cli.shell import Stopped, open_results, open_sweep, say, show, summarize, write
+from distsub.cli.shell import open_results, open_sweep, say, show, show_facts, stop_if_interrupted, summarize, write
 from distsub.errors import ConfigError
-from distsub.runtime.drain import INTERRUPTED, TERMINATED
 
 
 class To(StrEnum):
@@ -127,21 +126,10 @@ def export(
     if directory is None:
         raise ConfigError(f"--to {to.value} needs a directory: distsub export {what} --to {to.value} DIRECTORY")
     from distsub.adapters import exports
-    from distsub.report.listing import render_facts
 
     rows = exports.Data(data, _columns(text), label) if data else None
-    facts = exports.export(
-        what,
-        to.value,
-        directory,
-        dtype=dtype and dtype.value,
-        rank=rank,
-        drop=drop,
-        data=rows,
-        base=base,
-        results=results,
-    )
-    write(render_facts(facts, format.value))
+    options = {"dtype": dtype and dtype.value, "rank": rank, "drop": drop, "data": rows}
+    show_facts(exports.export(what, to.value, directory, **options, base=base, results=results), format)
 
 
 def fit(
@@ -161,7 +149,6 @@ def fit(
     Example: distsub fit --from results/tickets
     """
     from distsub.api import summary_of
-    from distsub.report.listing import render_facts
     from distsub.runtime import fitting, launch
 
     if (source is None) == (sweep_file is None) or (sweep_file is None) != (out is None):
@@ -177,9 +164,8 @@ def fit(
     if {trial.id for trial in choice.trials} - store.trial_ids({"finished", "diverged"}):
         there = address if "://" in address else None
         code = launch.run(sweep, store, backend.value, plain, out=there, trials=choice.trials)
-    if code in (INTERRUPTED, TERMINATED):
-        raise Stopped(code)
-    write(render_facts(fitting.take(sweep, store, choice, address), format.value))
+    stop_if_interrupted(code)
+    show_facts(fitting.take(sweep, store, choice, address), format)
     raise typer.Exit(code)
 
 
@@ -198,10 +184,9 @@ def certify(
     Example: distsub certify results/tickets/adapters/0123456789abcdef tickets.csv
     """
     from distsub.adapters import certificate
-    from distsub.report.listing import render_facts
 
     facts = certificate.certify(adapter, data, text=_columns(text), label=label, base=base, delta=delta, device=device)
-    write(render_facts(facts, format.value))
+    show_facts(facts, format)
 
 
 def push(

@@ -6,8 +6,7 @@ import typer
 
 from distsub.api import sweep_of
 from distsub.cli.options import As, Backend, Dtype, Format, NewOut, Out, Plain, Scope, SweepFile
-from distsub.cli.shell import Stopped, list_figures, open_results, open_sweep, say, show, with_notices
-from distsub.runtime.drain import INTERRUPTED, TERMINATED
+from distsub.cli.shell import list_figures, open_results, open_sweep, say, show, stop_if_interrupted, with_notices
 
 Sigmas = Annotated[float, typer.Option(min=0.1, help="An outlier is at least this many sigma from the mean.")]
 SigmaOf = Annotated[Scope, typer.Option(help="Compute sigma over the layer or over the tensor.")]
@@ -128,8 +127,7 @@ def ablate(
     updates = analyse.find_outliers(store, store.read(), k=k, every_d=every_d, say=say, asked=sweep.recordings())
     masks = analyse.make_masks(store, updates, of=of or ["intrinsic"], scope=scope.value, k=k)
     code = launch.run(sweep, store, backend.value, plain, trials=analyse.ablation_trials(updates, masks, edits))
-    if code in (INTERRUPTED, TERMINATED):
-        raise Stopped(code)
+    stop_if_interrupted(code)
     ablations = analyse.compare_ablations(store, store.read())
     show(ablations.select(list(analyse.ABLATION_COLUMNS)) if format is Format.table else ablations, format)
     list_figures(figures.draw(store, ("ablation",)))

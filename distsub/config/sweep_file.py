@@ -1,19 +1,14 @@
 """Sweep files: TOML in, frozen records out; the only place that validates what a person wrote.
 
 docs/sweep-file.md describes the format. Every message is one line that names the table and the key, what was
-given and what is allowed; all complaints about a file come at once.
+given and what is allowed; all messages about a file come at once.
 """
 
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from distsub.config.messages import distinct, message_of
 from distsub.config.methods import Context, MethodTable, Table, TrajectoryTable
@@ -41,13 +36,7 @@ from distsub.search.rule import check_score
 
 
 def load_sweep(path: str | Path) -> Sweep:
-    """Read and check a sweep file.
-
-    Args:
-        path: A TOML file; relative paths in it start at its directory.
-
-    Returns:
-        The sweep.
+    """Read and check a sweep file, in TOML; relative paths in it start at its directory.
 
     Raises:
         ConfigError: The file cannot be read, or something in it cannot be used; one line per mistake.
@@ -68,10 +57,7 @@ def parse_sweep(text: str, directory: str | Path = ".", origin: str = "sweep") -
     Args:
         text: TOML.
         directory: Where relative paths in it start.
-        origin: What complaints call the file.
-
-    Returns:
-        The sweep.
+        origin: What messages call the file.
 
     Raises:
         ConfigError: Something cannot be used; one line per mistake.
@@ -148,51 +134,49 @@ class _File(Table):
 
     def sweep(self, directory: Path, text: str) -> Sweep:
         dims, rule = self.dims.record(), self.threshold.record()
-        found = [each.record(directory) for each in self.tasks]
-        distinct([task.name for task in found], "tasks")
-        for task in found:
-            if (
-                task.is_completion
-                and self.threshold.chance == "majority"
-                and "chance" in self.threshold.model_fields_set
-            ):
+        tasks = [each.record(directory) for each in self.tasks]
+        distinct([task.name for task in tasks], "tasks")
+        asks_for_majority = "chance" in self.threshold.model_fields_set and self.threshold.chance == "majority"
+        for task in tasks:
+            if rule.value is not None:
+                check_score(rule.value, task.metric, "[threshold] value")
+            if task.is_completion and asks_for_majority:
                 raise ConfigError(
                     f'[threshold] chance = "majority": no majority answers the completions of task "{task.name}", '
                     'whose chance is always the untouched model\'s score; give chance = "theta_0", or leave it out'
                 )
-        for task in found if rule.value is not None else ():
-            check_score(rule.value or 0.0, task.metric, "[threshold] value")
         etas, tries = rising(self.search.etas, "[search] etas"), self.search.tries
-        if tries and isinstance(etas, Range):
-            raise ConfigError("[search] tries is for a list of etas; leave it out, a range has tries of its own")
-        if tries and not isinstance(etas, Range) and tries > len(etas):
-            raise ConfigError(f"[search] tries = {tries}: give at most {len(etas)}, the number of etas")
+        if tries:
+            if isinstance(etas, Range):
+                raise ConfigError("[search] tries is for a list of etas; leave it out, a range has tries of its own")
+            if tries > len(etas):
+                raise ConfigError(f"[search] tries = {tries}: give at most {len(etas)}, the number of etas")
+            tries = tries if tries < len(etas) else None
         budget = Budget(**self.budget.model_dump())
         span = (self.trajectory or TrajectoryTable()).record(budget, self.search.learning_rate)
-        grids, by_name = tuple(each.grid(etas) for each in self.methods), {task.name: task for task in found}
+        grids, by_name = tuple(each.grid(etas) for each in self.methods), {task.name: task for task in tasks}
         methods = [
             each.record(Context((own or dims)[-1], by_name, span, directory))
             for each, (own, _) in zip(self.methods, grids, strict=True)
         ]
+        rates = rising(self.baseline.learning_rates if self.baseline else [], "[baseline] learning_rates")
         return Sweep(
             name=self.name,
             models=distinct([each.record(directory) for each in self.models], "models"),
-            tasks=tuple(found),
+            tasks=tuple(tasks),
             methods=distinct(methods, "methods"),
             seeds=distinct([Seeds(**each.model_dump()) for each in self.seeds], "seeds"),
             dims=dims,
             etas=etas,
             learning_rate=self.search.learning_rate,
-            baseline_learning_rates=rising(
-                self.baseline.learning_rates if self.baseline else [], "[baseline] learning_rates"
-            ),
+            baseline_learning_rates=rates,
             budget=budget,
             policy=self.policy,
             rule=rule,
             resources=self.resources.record(),
             text=text,
             limit=Limit(**self.limit.model_dump()) if self.limit else None,
-            tries=tries if tries and not isinstance(etas, Range) and tries < len(etas) else None,
+            tries=tries,
             grids=grids if any(own != (None, None) for own in grids) else (),
             trajectory=None if self.trajectory is None else span,
         )

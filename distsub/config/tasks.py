@@ -7,20 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from distsub.addresses import absolute, refuse_credentials
-from distsub.config.methods import PositiveInt, Table
+from distsub.config.methods import PositiveInt, Table, as_list
 from distsub.data import tasks
 from distsub.records import Empty, Task
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 def _label_list(value: Any) -> Any:
     """Let true stand for the label that files spell so."""
-    return (
-        [str(each).lower() if isinstance(each, bool) else each for each in value] if isinstance(value, list) else value
-    )
+    if not isinstance(value, list):
+        return value
+    return [str(each).lower() if isinstance(each, bool) else each for each in value]
 
 
 def _rows_or_share(value: Any) -> Any:
@@ -50,7 +46,7 @@ class TaskTable(Table):
     source: str | None = None
     config: str | None = None
     revision: str | None = None
-    text: Annotated[list[str], BeforeValidator(_as_list)] | None = None
+    text: Annotated[list[str], BeforeValidator(as_list)] | None = None
     label: str | None = None
     kind: Literal["classification", "regression", "completion"] | None = None
     prompt: str | None = None

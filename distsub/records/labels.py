@@ -28,11 +28,11 @@ def model_labels(models: Iterable[Model]) -> dict[Model, str]:
     for model, name in short.items():
         addresses.setdefault(name, set()).add(model.name)
     names = {model: name if len(addresses[name]) == 1 else model.name for model, name in short.items()}
-    return apart(names, lambda model: tuple(filter(None, [_at(model), model.head_from, model.dtype])))
 
+    def options(model: Model) -> tuple[str, ...]:
+        return (*([f"@{model.revision}"] if model.revision else []), model.head_from, model.dtype)
 
-def _at(model: Model) -> str:
-    return f"@{model.revision}" if model.revision else ""
+    return apart(names, options)
 
 
 def condition_labels(conditions: Iterable[Condition]) -> dict[Condition, str]:

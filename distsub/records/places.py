@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from distsub.records import Dtype, Imported, Model, Peft, Setup, Source, Subspace, Task, Trial
@@ -110,24 +111,17 @@ class Places:
 
     def changes_to(self, now: "Places") -> list[Change]:
         """List what has the same address, or a task's name, in both and another content."""
-        models = {(place.name, place.revision, place.dtype): place.content for place in now.models}
-        tasks = {task.name: task.content or "" for task in now.tasks}
-        imported = {each.path: each.content or "" for each in now.imported}
-        found = [
-            Change(f"model {place.name}", "model_content", place.content, new)
-            for place in self.models
-            if (new := models.get((place.name, place.revision, place.dtype), place.content)) != place.content
-        ]
-        found += [
-            Change(f"task {task.name}", "task_content", task.content or "", new)
-            for task in self.tasks
-            if (new := tasks.get(task.name, task.content)) != task.content and new
-        ]
-        found += [
-            Change(f"trajectory {each.path}", "trajectories", each.content or "", new)
-            for each in self.imported
-            if (new := imported.get(each.path, each.content)) != each.content and new
-        ]
+        found = []
+        for what, column, before, after, address in (
+            ("model", "model_content", self.models, now.models, attrgetter("name", "revision", "dtype")),
+            ("task", "task_content", self.tasks, now.tasks, lambda task: (task.name,)),
+            ("trajectory", "trajectories", self.imported, now.imported, lambda imported: (imported.path,)),
+        ):
+            contents = {address(each): each.content for each in after}
+            for each in before:
+                new = contents.get(address(each))
+                if new and new != each.content:
+                    found.append(Change(f"{what} {address(each)[0]}", column, each.content or "", new))
         return found
 
     def to_json(self) -> dict[str, Any]:

@@ -34,14 +34,9 @@ class Condition(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class Setup(Record):
-    """Everything that decides a training but d and eta; the attributes are those of `Condition`, and its seeds."""
+class Setup(Condition):
+    """Everything that decides a training but d and eta: a condition with its seeds."""
 
-    model: Model
-    task: Task
-    method: Method
-    learning_rate: float
-    budget: Budget
     seeds: Seeds = Seeds()  # noqa: RUF009 (it is frozen)
 
     @cached_property

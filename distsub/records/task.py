@@ -1,7 +1,7 @@
 """What is fine-tuned, on what, and what one training may spend."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from distsub.records.identity import Record
 
@@ -168,6 +168,8 @@ class TrainedOn:
         answer: Regular expression that finds the answer in it, or None.
     """
 
+    _SAME: ClassVar = ("text", "label", "metric", "labels", "empty", "max_new_tokens", "stop", "answer")
+
     text: tuple[str, ...]
     label: str
     metric: str
@@ -182,34 +184,12 @@ class TrainedOn:
     @classmethod
     def of(cls, task: Task, budget: Budget, precision: str) -> "TrainedOn":
         """Take it from a task whose labels are counted, and the precision that was found for it."""
-        return cls(
-            task.text,
-            task.label,
-            task.metric,
-            task.labels,
-            task.empty,
-            budget.max_length,
-            "bf16" if precision == "bf16" else "fp32",
-            task.max_new_tokens,
-            task.stop,
-            task.answer,
-        )
+        found: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
+        return cls(max_length=budget.max_length, precision=found, **{name: getattr(task, name) for name in cls._SAME})
 
     def task(self, name: str, num_labels: int) -> Task:
         """Give the task back, without the place of its rows."""
-        return Task(
-            name,
-            source="",
-            text=self.text,
-            label=self.label,
-            num_labels=num_labels,
-            metric=self.metric,
-            labels=self.labels,
-            empty=self.empty,
-            max_new_tokens=self.max_new_tokens,
-            stop=self.stop,
-            answer=self.answer,
-        )
+        return Task(name, source="", num_labels=num_labels, **{each: getattr(self, each) for each in self._SAME})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from distsub import paths
 from distsub.estimate.interval import Estimate
 from distsub.records import Observation, Setup, condition_labels, sign
 from distsub.report.schema import D90, SEARCHES
-from distsub.results import METHOD_COLUMNS, RECORD, SetupReader, Store, from_row, method_columns
+from distsub.results import METHOD_COLUMNS, RECORD, Store, from_row, method_columns, setup_reader
 from distsub.results.schema import columns
 from distsub.search import Evidence, Finding, Limit, Search, TrialQueue, make_policy, share
 
@@ -209,8 +209,8 @@ def _passing(
 def _observations(table: pa.Table, ids: Collection[str]) -> list[Observation]:
     """Rebuild the observations of some trials, those of one estimate at a time: their arrays are large."""
     own = table.filter(pc.field("trial_id").isin(pa.array(list(ids), pa.string())))
-    reader = SetupReader()  # an estimate is of values: where they lie is of no account
-    return [from_row(row, reader) for row in own.to_pylist()]
+    setup_of = setup_reader()  # an estimate is of values: where they lie is of no account
+    return [from_row(row, setup_of) for row in own.to_pylist()]
 
 
 _ALIKE = {"weights_sha256": "weights", "dataset_sha256": "rows", "precision": "precision", "device": "kind of device"}

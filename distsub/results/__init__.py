@@ -7,9 +7,9 @@ from distsub.results.schema import (
     OBSERVATIONS,
     RECORD,
     SCHEMA_VERSION,
-    SetupReader,
     from_row,
     method_columns,
+    setup_reader,
     to_table,
 )
 from distsub.results.sql import View, query
@@ -20,7 +20,6 @@ __all__ = [
     "OBSERVATIONS",
     "RECORD",
     "SCHEMA_VERSION",
-    "SetupReader",
     "Store",
     "View",
     "compact",
@@ -28,5 +27,6 @@ __all__ = [
     "method_columns",
     "published_tables",
     "query",
+    "setup_reader",
     "to_table",
 ]

@@ -22,22 +22,14 @@ from distsub.paths import LOCK, PARTS, ROWS
 from distsub.records import is_final
 from distsub.results.row_files import CONNECTIONS, digest
 from distsub.results.rows import MOST_VALUES, distinct, encode, odd_rows, ranks
-from distsub.results.schema import OBSERVATIONS
+from distsub.results.schema import OBSERVATIONS, columns
 from distsub.results.store import Store
 
 ROWS_PER_PART = 20_000
 _LONG = ("correct", "predicted", "target")
 """The columns that make a row long: a part has fewer rows where they would be more than is read of one."""
 
-COMPACTED = pa.schema(
-    [
-        ("rows", pa.int64()),
-        ("parts", pa.int64()),
-        ("merged", pa.int64()),
-        ("loose", pa.int64()),
-        ("damaged", pa.int64()),
-    ]
-)
+COMPACTED = pa.schema(columns(pa.int64(), "rows", "parts", "merged", "loose", "damaged"))
 """Of a directory: distinct trials; parts they lie in; row files merged now; those left; files that hold no row."""
 
 
@@ -57,11 +49,10 @@ def compact(store: Store, rows_per_part: int = ROWS_PER_PART) -> pa.Table:
     Raises:
         OutputError: The directory cannot be read or written.
     """
-    merged = merge(store, rows_per_part)
-    rows = len(store.trial_ids())
-    parts = len(store.read_parts(["trial_id"]))
-    values = [rows, parts, merged, store.loose, len(store.damaged)]
-    return pa.Table.from_pylist([dict(zip(COMPACTED.names, values, strict=True))], schema=COMPACTED)
+    row = {"merged": merge(store, rows_per_part)}
+    row |= {"rows": len(store.trial_ids()), "parts": len(store.read_parts(["trial_id"]))}
+    row |= {"loose": store.loose, "damaged": len(store.damaged)}
+    return pa.Table.from_pylist([row], schema=COMPACTED)
 
 
 def merge(store: Store, rows_per_part: int = ROWS_PER_PART, own: str | None = None) -> int:

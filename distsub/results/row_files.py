@@ -78,11 +78,9 @@ class RowFiles:
                 for name in names:
                     if name.startswith((".", "_")) or (only is not None and name not in only):
                         continue
-                    parsed = (
-                        self._part(name, OBSERVATIONS.names if whole else columns)
-                        if NAME.fullmatch(name)
-                        else "not a part's file"
-                    )
+                    parsed = "not a part's file"
+                    if NAME.fullmatch(name):
+                        parsed = self._part(name, OBSERVATIONS.names if whole else columns)
                     if isinstance(parsed, str):
                         damaged.append(f"{PARTS}/{name}: {parsed}")
                     else:

@@ -5,13 +5,13 @@ its name says. A part holds many rows that were checked when they were merged; p
 """
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
 from distsub.errors import first_line
@@ -110,28 +110,30 @@ def parse_part(source: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table
 
 def odd_rows(table: pa.Table) -> dict[int, str]:
     """Say which rows of a part are none, by position, and why; as far as the columns that were read can tell."""
-    found: dict[int, str] = {}
+    odd: dict[int, str] = {}
     names = set(table.schema.names)
     if "setup" in names:
-        setups, of_row = _setups(table["setup"])
-        found = {row: reason for row, i in enumerate(of_row) if isinstance(reason := setups[i], str)}
+        texts, of_row = _distinct_texts(table["setup"])
+        setups = list(map(_setup_or_reason, texts))
+        odd = {row: reason for row, i in enumerate(of_row) if isinstance(reason := setups[i], str)}
         if set(IDENTITY) <= names:
             ids = (table[name].to_pylist() for name in ("trial_id", "setup_id", "d", "eta"))
             for row, (i, *identity) in enumerate(zip(of_row, *ids, strict=True)):
-                if row not in found and (reason := _odd_identity(setups[i], *identity)):
-                    found[row] = reason
-    if {"status", "score"} <= set(table.schema.names):
-        scored = pc.call_function("equal", [table["status"], pa.scalar("finished")])
-        finite = pc.fill_null(pc.call_function("is_finite", [table["score"]]), False)
-        for position in _true(pc.call_function("and_not", [scored, finite])):
-            found.setdefault(position, f"a trial with a result and no score, {table['score'][position]}")
-    return found
+                if row not in odd and (reason := _odd_identity(setups[i], *identity)):
+                    odd[row] = reason
+    if {"status", "score"} <= names:
+        for row, (status, score) in enumerate(
+            zip(*(table[name].to_pylist() for name in ("status", "score")), strict=True)
+        ):
+            if status == "finished" and (score is None or not math.isfinite(score)):
+                odd.setdefault(row, f"a trial with a result and no score, {score}")
+    return odd
 
 
-def _setups(column: pa.ChunkedArray) -> tuple[list[Setup | str], list[int]]:
-    """Rebuild the setups of a column, each once, or say why one is none; and give the position of each row's."""
-    setups = column.unify_dictionaries().combine_chunks()
-    return list(map(_setup_or_reason, setups.dictionary.to_pylist())), setups.indices.to_pylist()
+def _distinct_texts(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
+    """Give the texts of a column, each once, and the position there of each row's."""
+    texts = column.unify_dictionaries().combine_chunks()
+    return texts.dictionary.to_pylist(), texts.indices.to_pylist()
 
 
 def _setup_or_reason(text: str) -> Setup | str:
@@ -149,10 +151,6 @@ def _odd_identity(setup: Any, trial_id: str, setup_id: str, d: int | None, eta: 
         return str(error)
     named = id_of(setup_id, d, eta)
     return None if (setup.id, named) == (setup_id, trial_id) else f"its trial is {named}"
-
-
-def _true(mask: Any) -> list[int]:
-    return pc.call_function("indices_nonzero", [mask]).to_pylist()
 
 
 def distinct(table: pa.Table) -> pa.Table:
@@ -181,8 +179,7 @@ def scores(table: pa.Table, places: Places) -> list[Observation]:
     """
     if not table.num_rows:
         return []
-    column = table["setup"].unify_dictionaries().combine_chunks()
-    texts, of_row = column.dictionary.to_pylist(), column.indices.to_pylist()
+    texts, of_row = _distinct_texts(table["setup"])
     setups = {i: places.locate(setup_from_json(texts[i])) for i in set(of_row)}  # of rows that were left out, none
     found = []
     for i, d, eta, *values in zip(of_row, *(table[name].to_pylist() for name in _VALUES), strict=True):

@@ -6,8 +6,8 @@ that with d and eta: a trial read back is the trial that was run. Units stand in
 """
 
 import dataclasses
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
 from typing import Any, get_args, get_type_hints
 
 import pyarrow as pa
@@ -133,23 +133,10 @@ def setup_from_json(text: str) -> Setup:
         raise ValueError(f"not a setup: {error}") from None
 
 
-class SetupReader:
-    """Rebuilds the setups of many rows, each once."""
-
-    def __init__(self, places: Places | None = None) -> None:
-        """Say where the contents of setups lie."""
-        self._known: dict[str, Setup] = {}
-        self._places = places or Places()
-
-    def read(self, text: str) -> Setup:
-        """Rebuild one setup, with addresses at which its contents lie.
-
-        Raises:
-            ValueError: As `setup_from_json`.
-        """
-        if text not in self._known:
-            self._known[text] = self._places.locate(setup_from_json(text))
-        return self._known[text]
+def setup_reader(places: Places | None = None) -> Callable[[str], Setup]:
+    """Make a `setup_from_json` for many rows that reads each setup once, with addresses at which its contents lie."""
+    located = places or Places()
+    return cache(lambda text: located.locate(setup_from_json(text)))
 
 
 def method_columns(method: Method) -> dict[str, Any]:
@@ -171,11 +158,7 @@ def to_table(observation: Observation) -> pa.Table:
     """Convert one observation to a table of one row in the canonical schema."""
     trial = observation.trial
     model, task, budget = trial.model, trial.task, trial.budget
-    same = ("status", "score", "chance", "num_examples", "steps", "num_tokens", "wall_s", "eval_s", "peak_bytes")
-    same += ("metrics", "train_score")
-    same += ("num_params", "num_params_model", "num_trained", "num_trained_head", "num_scales", "step_size", "error")
-    same += ("predicted", "target", "labels", "provenance")
-    row: dict[str, Any] = {name: getattr(observation, name) for name in same}
+    row: dict[str, Any] = {name: getattr(observation, name) for name in RECORD if name not in IDENTITY}
     row |= {
         "schema_version": SCHEMA_VERSION,
         "trial_id": trial.id,
@@ -209,7 +192,7 @@ def to_table(observation: Observation) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=OBSERVATIONS)
 
 
-def from_row(row: Mapping[str, Any], reader: SetupReader | None = None) -> Observation:
+def from_row(row: Mapping[str, Any], setup_of: Callable[[str], Setup] | None = None) -> Observation:
     """Rebuild an observation from a row as `pa.Table.to_pylist` gives it.
 
     The inverse of `to_table`; `predicted` and `target` come back as float32 holds them, and columns of `ANSWERS` that
@@ -217,13 +200,13 @@ def from_row(row: Mapping[str, Any], reader: SetupReader | None = None) -> Obser
 
     Args:
         row: The columns of `RECORD`.
-        reader: The same for all rows of a table.
+        setup_of: From `setup_reader`, the same for all rows of a table.
 
     Raises:
         ValueError: The row's trial cannot be rebuilt, or is not the trial that its id names; or a value is none that an
             observation can have. The message is one line.
     """
-    setup = (reader or SetupReader()).read(row["setup"])
+    setup = (setup_of or setup_reader())(row["setup"])
     check_d_and_eta(row["d"], row["eta"])
     trial = Trial(setup, row["d"], row["eta"])
     if (setup.id, trial.id) != (row["setup_id"], row["trial_id"]):

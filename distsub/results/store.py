@@ -25,16 +25,8 @@ from distsub.records import TRUST, Imported, Observation, is_final
 from distsub.records.places import Places
 from distsub.results import held
 from distsub.results.row_files import RowFiles
-from distsub.results.rows import (
-    SCORES,
-    distinct,
-    encode,
-    odd_rows,
-    parse_row,
-    schema_of,
-    scores,
-)
-from distsub.results.schema import ANSWERS, IDENTITY, OBSERVATIONS, RECORD, SetupReader, from_row, to_table
+from distsub.results.rows import SCORES, distinct, encode, odd_rows, parse_row, schema_of, scores
+from distsub.results.schema import ANSWERS, IDENTITY, OBSERVATIONS, RECORD, from_row, setup_reader, to_table
 
 _PROBE = ".probe"
 _PIECE = 1000  # rows that are Python objects at once before they are observations
@@ -62,12 +54,9 @@ class Store(RowFiles):
         self, files: Files, fingerprint: str, sweep_text: str, directory: str = ".", places: Places | None = None
     ) -> None:
         """Wrap an existing directory; use `create` or `open`."""
+        self.files, self.uri = files, files.uri
+        self.fingerprint, self.sweep_text, self.directory = fingerprint, sweep_text, directory
         self.places = places or Places()
-        self.files = files
-        self.uri = files.uri
-        self.fingerprint = fingerprint
-        self.sweep_text = sweep_text
-        self.directory = directory
         self.remark = ""
         self.damaged: list[str] = []
         self.loose = 0
@@ -156,12 +145,12 @@ class Store(RowFiles):
     def _refuse_changed(self, now: Places) -> None:
         """Say which model or task is no longer what the rows are of, if one is."""
         for what, column, old, new in self.places.changes_to(now):
-            held = self.table([column])[column].to_pylist()
+            values = self.table([column])[column].to_pylist()
             if column == "trajectories":  # a list in each row, of ids
                 old_id = Imported("", old).id
-                known = sum(old_id in (each or ()) for each in held)
+                known = sum(old_id in (each or ()) for each in values)
             else:
-                known = held.count(old)
+                known = values.count(old)
             raise OutputError(
                 f"{self.uri}: {what} has changed (content {old[:12]}, now {new[:12]}; rows of the old: {known}), and a "
                 "sweep is of one content: put back what it was, or give another directory with --out"
@@ -227,11 +216,11 @@ class Store(RowFiles):
         """
         columns = [column for column in RECORD if answers or column not in ANSWERS]
         # Of all columns: a row that is damaged in one that is not read here must count as missing all the same.
-        reader, best = SetupReader(self.places), dict[str, Observation]()
+        setup_of, best = setup_reader(self.places), dict[str, Observation]()
         for name, table in self._tables(columns, whole=True):
             for row in (row for piece in table.to_batches(_PIECE) for row in piece.to_pylist()):
                 try:
-                    found = from_row(row, reader)
+                    found = from_row(row, setup_of)
                 except ValueError as error:
                     self.damaged.append(f"{name}: trial {row['trial_id']}: {first_line(error)}")
                     continue

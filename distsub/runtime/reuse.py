@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import starmap
 
 import pyarrow as pa
 
@@ -12,7 +11,7 @@ from distsub.errors import OutputError, first_line
 from distsub.records import TRUST, Trial, is_final
 from distsub.results import Store
 from distsub.results.compact import write_parts
-from distsub.results.schema import SetupReader
+from distsub.results.schema import setup_reader
 from distsub.search.spec import by_key, key
 
 _CONNECTIONS = 16
@@ -42,15 +41,12 @@ def take(sweep: Sweep, store: Store, others: Sequence[Store], adapters: bool = T
     taken: dict[str, int] = {}
     known = store.trial_ids(set(filter(is_final, TRUST)))
     for other in others:
-        table, reader = other.table(), SetupReader(other.places)
-
-        def wants(
-            trial_id: str, status: str, text: str, d: int | None, eta: float | None, reader: SetupReader = reader
-        ) -> bool:
-            return is_final(status) and trial_id not in known and asked(Trial(reader.read(text), d, eta))
-
+        table, setup_of = other.table(), setup_reader(other.places)
         columns = (table[name].to_pylist() for name in ("trial_id", "status", "setup", "d", "eta"))
-        wanted = list(starmap(wants, zip(*columns, strict=True)))
+        wanted = [
+            is_final(status) and trial_id not in known and asked(Trial(setup_of(text), d, eta))
+            for trial_id, status, text, d, eta in zip(*columns, strict=True)
+        ]
         found = table.filter(pa.array(wanted, pa.bool_()))
         ids = found["trial_id"].to_pylist()
         try:

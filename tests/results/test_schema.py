@@ -29,10 +29,10 @@ from distsub.results.schema import (
     METHOD_COLUMNS,
     OBSERVATIONS,
     SCHEMA_VERSION,
-    SetupReader,
     from_row,
     method_columns,
     setup_from_json,
+    setup_reader,
     to_table,
 )
 
@@ -173,11 +173,11 @@ def test_values_that_are_not_finite_survive(observation):
 
 @given(st.lists(trials, max_size=5), maybe(dimension), maybe(positive))
 def test_many_trials_are_read_as_one_is(seen, d, eta):
-    reader = SetupReader()
+    setup_of = setup_reader()
     for trial in [*seen, *(trial.vary(d=d, eta=eta) for trial in seen)]:
         text = trial.setup.identity
-        assert reader.read(text) == setup_from_json(text) == trial.setup
-        assert reader.read(text).id == trial.setup.id and reader.read(text).identity == text
+        assert setup_of(text) == setup_from_json(text) == trial.setup
+        assert setup_of(text).id == trial.setup.id and setup_of(text).identity == text
 
 
 @pytest.mark.parametrize(
