@@ -78,7 +78,7 @@ class Bench:
         while batch := policy.propose(state, slots):
             assert len(batch) <= slots
             seen.append(train(batch[-1]))
-            state = policy.observe(state, seen[-1])
+            state = state.add(seen[-1])
         return state, seen
 
 

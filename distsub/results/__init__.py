@@ -14,19 +14,3 @@ from distsub.results.schema import (
 )
 from distsub.results.sql import View, query
 from distsub.results.store import Store
-
-__all__ = [
-    "METHOD_COLUMNS",
-    "OBSERVATIONS",
-    "RECORD",
-    "SCHEMA_VERSION",
-    "Store",
-    "View",
-    "compact",
-    "from_row",
-    "method_columns",
-    "published_tables",
-    "query",
-    "setup_reader",
-    "to_table",
-]

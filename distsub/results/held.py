@@ -7,9 +7,9 @@ so whatever ran before, and still runs elsewhere, asks for trials that the prese
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any
 
-from distsub import __version__
 from distsub.errors import OutputError
 from distsub.files import Files, parse_json
 from distsub.paths import IDENTITY, SWEEP
@@ -35,14 +35,14 @@ def entry(
     held = {
         "fingerprint": fingerprint,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "distsub_version": __version__,
+        "distsub_version": _version(),
         "directory": directory,
         "text": text,
     }
     return {
         "fingerprint": fingerprint,
         "schema_version": SCHEMA_VERSION,
-        "distsub_version": __version__,
+        "distsub_version": _version(),
         "directory": directory,
         "places": places.to_json(),
         "sweep": record,
@@ -161,3 +161,10 @@ def _damaged(files: Files) -> OutputError:
     return OutputError(
         f"{files.uri}/{IDENTITY} is damaged or foreign; give another directory with --out, or restore that file"
     )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("distsub")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return "unknown"

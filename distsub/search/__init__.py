@@ -12,27 +12,3 @@ from distsub.search.rule import Rule
 from distsub.search.spec import PUBLISHED_RATIO, Search, log_grid
 from distsub.search.spending import Limit
 from distsub.search.thresholds import Result, reaches, thresholds
-
-__all__ = [
-    "KEPT",
-    "POLICIES",
-    "PUBLISHED_RATIO",
-    "Bisection",
-    "Evidence",
-    "Finding",
-    "Grid",
-    "Limit",
-    "Outcome",
-    "Policy",
-    "Range",
-    "Result",
-    "Rule",
-    "Search",
-    "Thresholds",
-    "TrialQueue",
-    "log_grid",
-    "make_policy",
-    "reaches",
-    "share",
-    "thresholds",
-]

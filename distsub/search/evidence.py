@@ -217,16 +217,13 @@ class Evidence:
                 found.append(max(scores)[1])
         return tuple(found)
 
+    @cached_property
     def span(self) -> tuple[int, int]:
-        """Return the positions of the largest d that failed (-1: none) and the smallest that passed (n: none).
+        """The positions of the largest d that failed (-1: none) and the smallest that passed (n: none).
 
         Where verdicts contradict each other, those on either side of the crossing that misjudges the fewest of them;
         of equal ones the one whose misjudged scores miss the threshold by least, then the largest.
         """
-        return self._span
-
-    @cached_property
-    def _span(self) -> tuple[int, int]:
         low, high = -1, len(self.search.dims)
         if not self.verdicts or self.thresholds is None:
             return low, high
@@ -273,12 +270,8 @@ class Evidence:
         return None
 
     def finding(self, ended: bool) -> Finding:
-        """Sum up the search.
-
-        Args:
-            ended: Whether the policy wants no further trial; only then is anything but open said.
-        """
-        dims, (low, high) = self.search.dims, self.span()
+        """Sum up the search; anything but open is said only where it has ended: its policy wants no further trial."""
+        dims, (low, high) = self.search.dims, self.span
         bracket: Bracket = (dims[low] if low >= 0 else None, dims[high] if high < len(dims) else None)
         outcome = self.obstacle if ended and self.obstacle is not None else Outcome.open
         if self.obstacle is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distsub.search.synthetic import Curve
 
 Seconds = Callable[[Trial], float | None]
-"""Seconds that a trial takes in one slot, start-up and evaluation included; None where nobody knows."""
+"""Seconds that a trial takes in one slot, start-up and evaluation included; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def make_plan(
         baselines=sum(number for _, number in baseline),
         most=_cost(most, seconds, slots, chain_most, price_per_hour),
         expected=_cost(expected, seconds, slots, chain_expected, price_per_hour),
-        first_batch=_first_batch(searches, policy, slots),
+        first_batch=_batch(TrialQueue(searches, policy), slots),
         slots=slots,
     )
 
@@ -155,8 +155,8 @@ def _cost(
     return Cost(trials, steps, hours, wall, None if price is None else hours * price)
 
 
-def _first_batch(searches: Sequence[Search], policy: Policy, slots: int) -> tuple[Trial, ...]:
-    queue = TrialQueue(searches, policy)
+def _batch(queue: TrialQueue, slots: int) -> tuple[Trial, ...]:
+    """Return what starts at once on so many slots."""
     batch: dict[str, Trial] = {}
     while (trial := queue.next(batch.keys(), slots)) is not None:
         batch[trial.id] = trial
@@ -199,12 +199,10 @@ def _play(members: Sequence[Search], policy: Policy, slots: int, curve: "Curve")
     """Return the number of subspace trials and of rounds, each of as many trials at once as there are slots."""
     queue, trials, rounds = TrialQueue(members, policy), 0, 0
     while not queue.finished:
-        batch: dict[str, Trial] = {}
-        while (trial := queue.next(batch.keys(), slots)) is not None:
-            batch[trial.id] = trial
-        probes = sum(not trial.is_reference for trial in batch.values())
+        batch = _batch(queue, slots)
+        probes = sum(not trial.is_reference for trial in batch)
         trials, rounds = trials + probes, rounds + (probes > 0)
-        for trial in batch.values():
+        for trial in batch:
             queue.observe(_as_loss(curve.observe(trial, arrays=False), members[0]))
     return trials, rounds
 

@@ -5,80 +5,65 @@ what is in flight and no longer proposed can be cancelled, whatever finished ear
 """
 
 import statistics
+from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from distsub.errors import ConfigError
-from distsub.records import Method, Observation, Subspace, Trial
+from distsub.records import Subspace, Trial
 from distsub.search.evidence import Evidence
 from distsub.search.outcome import Finding, Outcome
 from distsub.search.settings import SETTINGS
 from distsub.search.spec import Search
 
 
-class Policy(Protocol):
+class Policy(ABC):
     """What a search does next; stateless itself.
 
-    One that also sets `learns = True` has each search told what the same search found under the seeds before its own.
+    Attributes:
+        learns: Whether each search is told what the same search found under the seeds before its own.
     """
 
-    def init(self, search: Search) -> Evidence:
-        """Return the state before any observation."""
-        ...
+    learns: ClassVar[bool] = False
 
+    @abstractmethod
     def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
         """Return what should be in flight if this search had `slots` slots, most valuable first.
 
         Trials that may already be running are among them; observed ones are not. Empty when the search is over.
         """
-        ...
 
-    def observe(self, state: Evidence, observation: Observation) -> Evidence:
-        """Return the state with one more observation, in any order; the same object when it says nothing new."""
-        ...
-
-    def outcome(self, state: Evidence) -> Finding:
-        """Return what is known; running exactly while there is something to propose."""
-        ...
-
+    @abstractmethod
     def max_trials(self, search: Search) -> int:
         """Return the number of trials that is never exceeded: the baseline is included, tries of etas are not."""
-        ...
+
+    def outcome(self, state: Evidence) -> Finding:
+        """Return what is known; final once nothing is proposed."""
+        return state.finding(ended=not self.propose(state, 1))
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Policy):
     """Every d times every eta, as in the paper; assumes nothing and notices a score that is not monotone in d.
 
     Ways of training in layers are compared by their scores, not by d90 alone, so they run where the baseline is at
     chance too. Source: Aghajanyan et al. 2020, Sec. 3.
     """
 
-    def init(self, search: Search) -> Evidence:
-        """Return the state before any observation."""
-        return Evidence(search)
-
     def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
         """Return the first `slots` trials without result: the baseline, then d by d."""
-        compared = _is_compared(state.search.method)
-        if state.obstacle is not None and not (compared and state.obstacle is Outcome.baseline_at_chance):
+        method = state.search.method
+        is_compared = isinstance(method, Subspace) and (method.scope == "layer" or method.span is not None)
+        if state.obstacle is not None and not (is_compared and state.obstacle is Outcome.baseline_at_chance):
             return ()
         etas, tries = state.search.etas, state.search.num_tries
         dims = state.search.dims if state.has_etas else ()
         probes = (trial for d in dims for trial in state.missing_at(d, etas[:tries]))
         return tuple(islice(chain(state.missing_baseline(), state.missing_tries(), probes), slots))
-
-    def observe(self, state: Evidence, observation: Observation) -> Evidence:
-        """Return the state with one more observation."""
-        return state.add(observation)
-
-    def outcome(self, state: Evidence) -> Finding:
-        """Return what is known; final once every trial has a result."""
-        return state.finding(ended=not self.propose(state, 1))
 
     def max_trials(self, search: Search) -> int:
         """Return the baseline's trials plus dims times tries."""
@@ -86,7 +71,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Bisection:
+class Bisection(Policy):
     """Halve the bracket on one eta; assumes that a d passes whenever a smaller one does (the score is monotone in d).
 
     The ends are virtual: position -1 counts as failed, position n as passed. Between them
@@ -102,19 +87,7 @@ class Bisection:
     bracket anew. What is asked for follows from the rows alone, so a search that is resumed goes on as the first run.
     """
 
-    learns: ClassVar[bool] = True
-
-    def init(self, search: Search) -> Evidence:
-        """Return the state before any observation."""
-        return Evidence(search)
-
-    def observe(self, state: Evidence, observation: Observation) -> Evidence:
-        """Return the state with one more observation."""
-        return state.add(observation)
-
-    def outcome(self, state: Evidence) -> Finding:
-        """Return what is known; final once the bracket is one step, or trials in error bar the way."""
-        return state.finding(ended=not self.propose(state, 1))
+    learns = True
 
     def max_trials(self, search: Search) -> int:
         """Return the baseline's trials plus 3 x ceil(log2(n + 1)) x tries, or dims x tries if fewer.
@@ -122,10 +95,8 @@ class Bisection:
         A third of it is what halving takes where every d is given all its tries. As soon as no more is left than
         that, this is done.
         """
-        return (
-            search.num_references
-            + min(SETTINGS.reach * len(search.dims).bit_length(), len(search.dims)) * search.num_tries
-        )
+        dims = min(SETTINGS.reach * len(search.dims).bit_length(), len(search.dims))
+        return search.num_references + dims * search.num_tries
 
     def propose(self, state: Evidence, slots: int) -> tuple[Trial, ...]:
         """Return the open baseline, then the trials that are needed next, at most `slots` in all."""
@@ -136,7 +107,7 @@ class Bisection:
 
     def _probes(self, state: Evidence) -> Iterator[Trial]:
         search, tries = state.search, state.search.num_tries
-        low, high = state.span()
+        low, high = state.span
         free = [x for x in range(low + 1, high) if x not in state.barred]
         if not free:
             return
@@ -146,7 +117,7 @@ class Bisection:
             yield from state.missing_at(search.dims[free[len(free) // 2]], etas)
             return
         failed = max((x for x in state.positions_of(etas[0], passed=False) if x < high), default=-1)
-        marks, compared = _marks(state, etas[0]), any(each.wins for each in (state, *state.earlier))
+        expected, compared = _expected(state, etas[0]), any(each.wins for each in (state, *state.earlier))
         room = max(0, spare - (high - failed).bit_length() - tries)
         parts: deque[tuple[int, int] | int] = deque([(max(low, failed), high)])
         given: set[str] = set()
@@ -155,7 +126,7 @@ class Bisection:
             if isinstance(part, int):
                 wanted = list(state.missing_at(search.dims[part], etas))
             elif inside := free[bisect_right(free, part[0]) : bisect_left(free, part[1])]:
-                x = next((x for x in marks if x in inside), inside[len(inside) // 2])
+                x = next((x for x in expected if x in inside), inside[len(inside) // 2])
                 parts += ((part[0], x), (x, part[1]), *(() if compared else (x,)))
                 wanted = [search.trials_at(search.dims[x])[search.etas.index(etas[0])]]
             elif below := free[: bisect_left(free, part[1])]:
@@ -177,7 +148,7 @@ def _by_merit(state: Evidence) -> list[float]:
     return sorted(etas, key=lambda eta: (smallest[eta], -wins[eta], abs(2 * etas.index(eta) - len(etas) + 1)))
 
 
-def _marks(state: Evidence, favourite: float) -> list[int]:
+def _expected(state: Evidence, favourite: float) -> list[int]:
     """Return the positions to try before halving: out from where the answer is expected, one step size after another.
 
     That is where another eta's bracket was closed, else the median answer of the earlier seeds.
@@ -185,7 +156,7 @@ def _marks(state: Evidence, favourite: float) -> list[int]:
     others = (state.positions_of(eta, passed=True) for eta in state.search.etas if eta != favourite)
     centre = min(chain.from_iterable(others), default=0) - 1
     if centre < 0:
-        answers = [high for low, high in (each.span() for each in state.earlier) if high == low + 1]
+        answers = [high for low, high in (each.span for each in state.earlier) if high == low + 1]
         if not answers:
             return []
         centre = statistics.median_low(answers)
@@ -206,7 +177,3 @@ def make_policy(name: str) -> Policy:
         gone = " (it was removed: bisection has taken its place)" if name == "adaptive" else ""
         raise ConfigError(f"policy = {name!r} is unknown{gone}: give one of {', '.join(POLICIES)}")
     return POLICIES[name]()
-
-
-def _is_compared(method: Method) -> bool:
-    return isinstance(method, Subspace) and (method.scope == "layer" or method.span is not None)

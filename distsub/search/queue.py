@@ -1,4 +1,4 @@
-"""All searches of a sweep behind one counter: which trial next, and what everybody learns from a result.
+"""All searches of a sweep behind one counter: which trial next, and what each search learns from a result.
 
 The only mutable thing in this room. A decision touches the searches that a result concerns and a heap with one
 live entry per search, so its cost does not grow with their number.
@@ -31,10 +31,10 @@ class TrialQueue:
 
     A trial that several searches ask for runs once and all observe it.
 
-    Where the policy learns, a search is told what those know that differ from it in the seeds only and come before it
-    in the sweep. Until they are over it stands back, so that with few slots one seed is done after the other and each
-    begins where the last one ended. What is known depends on the rows alone, so whoever reads the rows back has learned
-    the same.
+    Where the policy learns, earlier seeds of a search (searches before it in the sweep that differ in the seeds only)
+    share what they know with it. Until they are over it has lower priority, so that with few slots one seed is done
+    after the other and each begins where the last one ended. What is known depends on the rows alone: the same rows,
+    read back, give the same queue.
 
     Controls are single trials beside the searches, which decide nothing: they run where no search has a first choice
     left for a slot.
@@ -68,12 +68,12 @@ class TrialQueue:
             if search in seen:
                 raise ConfigError(f"search {search.name} ({search.id}) is given twice: give each search once")
             seen.add(search)
-        self._states: list[Evidence] = [policy.init(search) for search in self.searches]
+        self._states: list[Evidence] = [Evidence(search) for search in self.searches]
         self._interested = by_key(self.searches)
         self._later: list[list[int]] = [[] for _ in self.searches]
         self._waits: list[int] = [0] * len(self.searches)  # earlier seeds that are still open
         self._over = [False] * len(self.searches)
-        if getattr(policy, "learns", False):
+        if policy.learns:
             alike: dict[Hashable, list[int]] = {}
             for index, search in enumerate(self.searches):
                 members = alike.setdefault(same_but_seeds(search), [])
@@ -91,14 +91,14 @@ class TrialQueue:
         self._all_controls = frozenset(self._controls)
         # trial id -> the searches that want it, in sweep order; of a control none
         self._claims: dict[str, dict[int, None]] = {trial_id: {} for trial_id in self._controls}
-        # (is a probe, rank and standing back, search, version, rank): best one first
+        # (is a probe, rank and lower priority, search, version, rank): best one first
         self._heap: list[tuple[bool, int, int, int, int]] = []
         self._version = [0] * len(self.searches)
         self._taken: set[str] = set()  # trials handed out or seen running
         self._observed: set[str] = set()
 
     def observe(self, observation: Observation) -> None:
-        """Tell every search that asked for this trial; rows of nobody's trials and rows known already change nothing.
+        """Give a result to every search that asks for the trial; rows of other trials and known rows change nothing.
 
         A trial stopped because it is no longer wanted has no observation: do not report it.
         """
@@ -113,13 +113,13 @@ class TrialQueue:
         if any(self.searches[index].owns(trial) for index in interested):  # not of a d that only a wider sweep asks for
             self._observed.add(trial.id)
         for index in interested:
-            state = self.policy.observe(self._states[index], observation)
+            state = self._states[index].add(observation)
             if state is not self._states[index]:
                 self._states[index] = state
                 self._stale[index] = None
 
     def spend(self, observation: Observation) -> None:
-        """Count what a row cost that nobody is to be told of, as an error that is tried again."""
+        """Count what a row cost that no search observes, as an error that is tried again."""
         self._spending.ended(observation)
 
     def next(self, running: Set[str], slots: int) -> Trial | None:
@@ -169,13 +169,16 @@ class TrialQueue:
         """Return what each search knows, in the order of `searches`.
 
         Args:
-            spent: Whether the budget is gone: what still runs is then told as "budget spent". None asks the limit.
+            spent: Whether the budget is gone: what is open is then marked budget_spent. None asks the limit.
         """
         spent = self.is_spent if spent is None else spent
-        found = (self.policy.outcome(state) for state in self._states)
-        if not spent:
-            return tuple(found)
-        return tuple(_spent(finding) for finding in found)
+        findings = [self.policy.outcome(state) for state in self._states]
+        if spent:
+            findings = [
+                replace(each, outcome=Outcome.budget_spent) if each.outcome is Outcome.open else each
+                for each in findings
+            ]
+        return tuple(findings)
 
     def max_trials(self) -> int:
         """Return the number of trials that the sweep never exceeds, each shared baseline counted once."""
@@ -282,7 +285,3 @@ class TrialQueue:
 def same_but_seeds(search: Search) -> Hashable:
     """Return all of a search but its seeds."""
     return (search.condition.id, search.reference_ids, search.dims, search.etas, search.rule, search.tries)
-
-
-def _spent(finding: Finding) -> Finding:
-    return replace(finding, outcome=Outcome.budget_spent) if finding.outcome is Outcome.open else finding

@@ -1,7 +1,7 @@
 """Step sizes that are looked for in a range: what to try next, and which of the tries are kept.
 
-What is tried follows from the range and the results of the tries before, and from nothing else: whoever reads the rows
-back asks for the same.
+What is tried follows from the range and the results of the tries before, and from nothing else: the same rows
+ask for the same.
 """
 
 import math

@@ -23,21 +23,6 @@ class Limit:
     hours: float | None = None
     trials: int | None = None
 
-    def allows(self, hours: float, trials: int, next_hours: float = 0.0) -> bool:
-        """Return whether one more trial may start.
-
-        Args:
-            hours: Slot-hours of what has ended, plus what the trials in flight are expected to take in all.
-            trials: Trials started so far.
-            next_hours: What the next one is expected to take.
-        """
-        in_time = self.hours is None or hours + next_hours <= self.hours
-        return in_time and (self.trials is None or trials < self.trials)
-
-    def spent(self, hours: float) -> bool:
-        """Return whether what runs must end now, its verdicts unknown: hours are counted as they pass."""
-        return self.hours is not None and hours >= self.hours
-
 
 class Spending:
     """Counts trials and slot-hours against a limit; without one it costs nothing and allows everything."""
@@ -79,7 +64,9 @@ class Spending:
             return True
         condition = self._conditions[trial.id] = trial.condition.id
         in_flight = sum(self._expected(self._conditions.get(each)) for each in self.running)
-        return self.limit.allows(self._hours + in_flight, len(self._begun - {trial.id}), self._expected(condition))
+        hours, begun = self._hours + in_flight + self._expected(condition), len(self._begun - {trial.id})
+        in_time = self.limit.hours is None or hours <= self.limit.hours
+        return in_time and (self.limit.trials is None or begun < self.limit.trials)
 
     @property
     def trials_left(self) -> int | None:
@@ -90,8 +77,8 @@ class Spending:
 
     @property
     def is_spent(self) -> bool:
-        """Whether what runs must end now."""
-        return self.limit is not None and self.limit.spent(self._hours)
+        """Whether what runs must end now, its verdicts unknown: hours are counted as they pass."""
+        return self.limit is not None and self.limit.hours is not None and self._hours >= self.limit.hours
 
     def _expected(self, condition: str | None) -> float:
         return self._longest.get(condition or "", max(self._longest.values(), default=0.0))

@@ -324,12 +324,7 @@ def _effect(root: int, kind: str, seed: int, common: float, x: float) -> float:
     return math.sqrt(common) * constant + math.sqrt(1.0 - common) * wander
 
 
-@lru_cache(maxsize=1)
-def _ndtri() -> object:
-    from scipy.special import ndtri
-
-    return ndtri
-
-
 def _probit(p: float) -> float:
-    return float(_ndtri()(p))  # type: ignore[operator]
+    from scipy.special import ndtri  # brings SciPy, which planning is quicker without
+
+    return float(ndtri(p))

@@ -71,7 +71,7 @@ def test_right_and_bounded_with_several_etas_and_slots(bench, policy, size, slot
     """Only the last eta ever passes, and a batch finishes last trial first."""
     search = bench.search(size, num_etas=3, baseline=bench.baselines((1e-5, 3e-5), seeds=2))
     for position in range(size + 1):
-        state, seen = bench.run(policy, policy.init(search), bench.truth(search, position), slots)
+        state, seen = bench.run(policy, Evidence(search), bench.truth(search, position), slots)
         finding = policy.outcome(state)
         assert answer(finding) == expected(search, position)
         assert len({row.trial.id for row in seen}) == len(seen) == finding.num_trials <= policy.max_trials(search)
@@ -99,10 +99,10 @@ def test_order_and_duplicates_do_not_matter(bench, policy, data):
     shuffled = data.draw(st.permutations(rows)) + data.draw(
         st.lists(st.sampled_from(rows), max_size=9) if rows else st.just([])
     )
-    states = [policy.init(search), policy.init(search)]
+    states = [Evidence(search), Evidence(search)]
     for state, order in enumerate((rows, shuffled)):
         for row in order:
-            states[state] = policy.observe(states[state], row)
+            states[state] = states[state].add(row)
     assert policy.outcome(states[0]) == policy.outcome(states[1])
     assert policy.propose(states[0], 99) == policy.propose(states[1], 99)
 
@@ -114,16 +114,16 @@ def test_any_first_rows_resume_to_the_very_trials_of_the_first_run(bench, data):
     size, policy = data.draw(st.integers(1, 40)), Bisection()
     search = bench.search(size, num_etas=2)
     train = bench.truth(search, data.draw(st.integers(0, size)))
-    whole, rows = bench.run(policy, policy.init(search), train)
+    whole, rows = bench.run(policy, Evidence(search), train)
     cut = data.draw(st.integers(0, len(rows)))
-    state = policy.init(search)
+    state = Evidence(search)
     for row in data.draw(st.permutations(rows[:cut])):
-        state = policy.observe(state, row)
+        state = state.add(row)
     _, rest = bench.run(policy, state, train)
     assert [row.trial for row in rest] == [row.trial for row in rows[cut:]]
-    state = policy.init(search)
+    state = Evidence(search)
     for row in data.draw(st.sets(st.sampled_from(rows), max_size=12)):
-        state = policy.observe(state, row)
+        state = state.add(row)
     assert answer(policy.outcome(bench.run(policy, state, train)[0])) == answer(policy.outcome(whole))
 
 
@@ -148,12 +148,12 @@ def test_any_world_ends_within_the_bound_and_never_with_a_wrong_number(bench, po
         status = rng.choices(("finished", "diverged", "error"), (8, 1, errors))[0]
         return bench.see(trial, rng.choice((0.55, 0.7, 0.75, 0.79)) if status == "finished" else None, status)
 
-    state, seen = policy.init(search), []
+    state, seen = Evidence(search), []
     while batch := policy.propose(state, slots):
         assert len({trial.id for trial in batch}) == len(batch) <= slots
         for trial in batch if whole else batch[-1:]:
             seen.append(train(trial))
-            state = policy.observe(state, seen[-1])
+            state = state.add(seen[-1])
     finding = policy.outcome(state)
     assert len({row.trial.id for row in seen}) == len(seen) <= policy.max_trials(search)
     assert finding.outcome.is_over
@@ -174,12 +174,12 @@ def test_any_world_ends_within_the_bound_and_never_with_a_wrong_number(bench, po
 
 def feed(bench, policy, search, pattern: str) -> Evidence:
     """Observe the baseline, then per d: P(ass), F(ail), D(iverged), E(rror), or - for nothing, at every eta."""
-    state = policy.observe(policy.init(search), bench.see(search.baseline[0], 0.8))
+    state = Evidence(search).add(bench.see(search.baseline[0], 0.8))
     meaning = {"P": ("finished", 0.79), "F": ("finished", 0.55), "D": ("diverged", None), "E": ("error", None)}
     for d, mark in zip(search.dims, pattern, strict=True):
         for trial in search.trials_at(d) if mark != "-" else ():
             status, score = meaning[mark]
-            state = policy.observe(state, bench.see(trial, score, status))
+            state = state.add(bench.see(trial, score, status))
     return state
 
 
@@ -234,10 +234,10 @@ def test_bisection_outcomes(bench, pattern, outcome, d, bracket):
 def test_a_failed_baseline_ends_the_search_at_once(bench, policy):
     """No subspace trial is worth running without a threshold."""
     search = bench.search(baseline=bench.baselines((1e-5, 3e-5)))
-    state = policy.observe(policy.init(search), bench.see(search.baseline[0], None, "error"))
+    state = Evidence(search).add(bench.see(search.baseline[0], None, "error"))
     assert policy.propose(state, 9) == ()
     assert policy.outcome(state).outcome is Outcome.baseline_missing
-    mended = policy.observe(state, bench.see(search.baseline[0], 0.8))
+    mended = state.add(bench.see(search.baseline[0], 0.8))
     assert policy.propose(mended, 1) == (search.baseline[1],)
 
 
@@ -246,15 +246,15 @@ def test_a_grid_compares_ways_of_training_in_layers_at_chance_too(bench):
     layers = Subspace(Random("fastfood"), scope="layer", head="trained", embeddings="frozen")
     for method, runs in ((layers, 8), (bench.search().method, 0)):
         search = bench.search(4, method=method)
-        state = Grid().observe(Grid().init(search), bench.see(search.baseline[0], 0.5))
+        state = Evidence(search).add(bench.see(search.baseline[0], 0.5))
         proposed = Grid().propose(state, 99)
         assert len(proposed) == runs
         for trial in proposed:
             assert Grid().outcome(state).outcome is Outcome.open
-            state = Grid().observe(state, bench.see(trial, 0.52))
+            state = state.add(bench.see(trial, 0.52))
         assert Grid().propose(state, 1) == () and Grid().outcome(state).outcome is Outcome.baseline_at_chance
     search = bench.search(method=layers)
-    broken = Grid().observe(Grid().init(search), bench.see(search.baseline[0], None, "diverged"))
+    broken = Evidence(search).add(bench.see(search.baseline[0], None, "diverged"))
     assert Grid().propose(broken, 9) == ()
     assert Bisection().propose(Evidence(search).add(bench.see(search.baseline[0], 0.5)), 9) == ()
 
@@ -277,7 +277,7 @@ def wanted(state: Evidence, slots: int = 1) -> list[tuple[int, int]]:
 def test_bisection_starts_on_the_first_d_while_the_baseline_runs(bench):
     """Baseline first, then the middle of the grid at the eta in the middle of the list."""
     search = bench.search(63, num_etas=3, baseline=bench.baselines((1e-5, 3e-5)))
-    assert Bisection().propose(Bisection().init(search), 3) == (*search.baseline, search.trials_at(320)[1])
+    assert Bisection().propose(Evidence(search), 3) == (*search.baseline, search.trials_at(320)[1])
 
 
 def test_one_eta_is_bisected_and_the_d_below_the_last_pass_gets_all(bench):
@@ -354,7 +354,7 @@ def test_where_every_eta_diverges_a_d_has_failed(bench):
             return bench.see(trial, 0.8)
         return bench.see(trial, None, "diverged") if trial.d < 40 else bench.see(trial, 0.79)
 
-    state, _ = bench.run(Bisection(), Bisection().init(search), train)
+    state, _ = bench.run(Bisection(), Evidence(search), train)
     assert answer(Bisection().outcome(state)) == (Outcome.found, 40, (30, 40))
 
 
@@ -369,7 +369,7 @@ def test_walks_around_errors(bench):
             return bench.see(trial, None, "error")
         return bench.see(trial, 0.79 if trial.d >= 90 else 0.55)
 
-    state, _ = bench.run(Bisection(), Bisection().init(search), train, 2)
+    state, _ = bench.run(Bisection(), Evidence(search), train, 2)
     assert answer(Bisection().outcome(state)) == (Outcome.trial_failed, None, (70, 90))
 
 
@@ -390,7 +390,7 @@ def test_a_queue_never_exceeds_the_maximum_nor_the_tries(bench, policy, seed, si
     rng = random.Random(seed)
     search = bench.search(size, 4, tries=tries, baseline=bench.baselines((1e-5, 3e-5)), seed=seed % 3)
     queue, running, count = TrialQueue([search], policy), {}, 0
-    state = policy.init(search)
+    state = Evidence(search)
     while not queue.finished:
         while (trial := queue.next(running.keys(), slots)) is not None:
             running[trial.id] = trial
@@ -399,7 +399,7 @@ def test_a_queue_never_exceeds_the_maximum_nor_the_tries(bench, policy, seed, si
         score = rng.choice((0.55, 0.7, 0.75)) if trial.d else 0.8
         row = bench.see(trial, score if status == "finished" else None, status)
         queue.observe(row)
-        state = policy.observe(state, row)
+        state = state.add(row)
         count += 1
         running = {key: trial for key, trial in running.items() if key in queue.wanted()}
     assert not running
@@ -415,7 +415,7 @@ def test_a_queue_never_exceeds_the_maximum_nor_the_tries(bench, policy, seed, si
 def test_a_grid_of_fewer_tries_follows_the_list(bench):
     """The first etas of the list at every d."""
     search = bench.search(7, 5, tries=2)
-    state, rows = bench.run(Grid(), Grid().init(search), bench.truth(search, 0))
+    state, rows = bench.run(Grid(), Evidence(search), bench.truth(search, 0))
     assert {row.trial.eta for row in rows if row.trial.d} == set(search.etas[:2])
     assert Grid().outcome(state).outcome is Outcome.above_range
 
