@@ -55,15 +55,16 @@ class Results:
         """Tabulate the fitted score against d: task, model, label, d, low, middle, high (a 95% band)."""
         import pyarrow as pa
 
+        from distsub.results.schema import columns
+
         names = ("task", "model", "label")
         rows = [
             {name: row[name] for name in names} | point
             for row in summary_of(self.sweep, self.store).d90.to_pylist()
             for point in row["fit"] or ()
         ]
-        texts = [(name, pa.string()) for name in names]
-        numbers = [(name, pa.float64()) for name in ("d", "low", "middle", "high")]
-        return pa.Table.from_pylist(rows, schema=pa.schema(texts + numbers))
+        numbers = columns(pa.float64(), "d", "low", "middle", "high")
+        return pa.Table.from_pylist(rows, schema=pa.schema(columns(pa.string(), *names) + numbers))
 
     def observations(self) -> "pa.Table":
         """Give all rows, one per training, as an Arrow table; `.to_pandas()` and `polars.from_arrow` take it on."""
@@ -169,14 +170,8 @@ def measure(
 
         connect.check()
     summary = summary_of(sweep, store)
-    code = launch.run(
-        sweep,
-        store,
-        backend,
-        adapters=adapters,
-        out=address if "://" in address else None,
-        final=lambda: summary.texts,
-    )
+    there = address if "://" in address else None
+    code = launch.run(sweep, store, backend, adapters=adapters, out=there, final=lambda: summary.texts)
     if code in (INTERRUPTED, TERMINATED):
         raise KeyboardInterrupt(f"finished trainings are kept in {store.uri}; the same call resumes")
     if code == 3:
@@ -186,13 +181,7 @@ def measure(
 
 
 def store_of(sweep: "Sweep", out: str, directory: Path) -> "Store":
-    """Make or open the results directory of a checked sweep.
-
-    Args:
-        sweep: What is asked for.
-        out: An address from `output_address`.
-        directory: Where relative paths in the sweep file start.
-    """
+    """Make or open the results directory of a checked sweep, at an address from `output_address`."""
     from distsub.results import Store
 
     return Store.create(out, sweep.text, sweep.fingerprint, str(directory), sweep.places, sweep.record)

@@ -33,7 +33,7 @@ ATTEMPTS = 8
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 
 READING_S, WRITING_S = 10.0, 60.0
-"""Seconds after which no further attempt begins. Reading comes first and costs nothing yet, so a dead endpoint is told
+"""Seconds after which no further attempt begins. Reading comes first and costs nothing yet, so a dead endpoint fails
 soon; what is written may be the end of a long training."""
 
 _PASSING = {
@@ -295,7 +295,7 @@ def _may_pass(error: OSError) -> bool:
 
 
 def parse_json(data: str | bytes) -> Any:
-    """Parse JSON that somebody else may have written.
+    """Parse JSON that another program may have written.
 
     Raises:
         ValueError: It is none, or nested so deeply that Python gives up on it.

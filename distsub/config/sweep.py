@@ -162,7 +162,7 @@ class Sweep:
         return json.loads(json.dumps(found))
 
     def known(self, places: Places) -> "Sweep":
-        """Return the sweep with the contents of its models and tasks, which are then what they are told by.
+        """Return the sweep with the contents of its models and tasks, which then identify them.
 
         Args:
             places: What lies at the addresses of its models and imported trajectories, and under the names of its

@@ -130,30 +130,26 @@ def _column(name: str, values: Sequence[Any], size: int) -> list[Any]:
     return found
 
 
-def _number(name: str, i: int, value: object, least: float = 0.0) -> float:
+def _float(value: object) -> float:
+    """Return a number; nan for what is none."""
     try:
-        number = float(value)  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        number = math.nan
+        return math.nan
+
+
+def _number(name: str, i: int, value: object, least: float = 0.0) -> float:
+    number = _float(value)
     if not (math.isfinite(number) and number >= least and number > 0):
-        raise ConfigError(
-            f"{name} = {value!r} at position {i}: give a number {f'from {least:g} on' if least else '> 0'}"
-        )
+        allowed = f"from {least:g} on" if least else "> 0"
+        raise ConfigError(f"{name} = {value!r} at position {i}: give a number {allowed}")
     return number
 
 
 def _score(name: str, i: int | None, value: object, metric: str) -> float:
-    what = name if i is None else f"{name} at position {i}"
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
+    number, place = _float(value), "" if i is None else f" at position {i}"
     if not math.isfinite(number):
-        if i is None:
-            raise ConfigError(f"{name} = {value!r}: give a number")
-        raise ConfigError(
-            f"{name} = {value!r} at position {i}: give a number; a training that failed has failed = True, a full"
-            " fine-tuning that did has nan"
-        )
-    check_score(number, metric, what)
+        hint = "; a training that failed has failed = True, a full fine-tuning that did has nan" if place else ""
+        raise ConfigError(f"{name} = {value!r}{place}: give a number{hint}")
+    check_score(number, metric, f"{name}{place}")
     return number

@@ -3,14 +3,13 @@
 What is estimated. d_at(fraction) is the d at which the *typical* score reaches fraction x the typical score of full
 fine-tuning at the best learning rate of its grid (chance-corrected: chance + fraction x (full - chance)). Typical is
 the mean over projection, head and data seeds and over evaluation sets like this one, at the best eta of the grid, of
-the trainings that train. How many fail to train is told apart: it is no property of d. The answer is a real number,
+the trainings that train. How many fail to train is reported apart: it is no property of d. The answer is a real number,
 not a grid point. d_at(value=v) is where the typical score reaches v, for which no full fine-tuning is needed. A single
 search reports something else, the first d that passed under its own seeds.
 
-What counts as what. Every finished training enters the likelihood once, with its own d, eta and seeds, and nobody's
-maximum is taken: the best eta is a parameter that all rows at all d share. So "the best of k" has no luck to be proud
-of, and what a policy chose to run on the strength of what it had seen carries no bias, because it depends on rows that
-are in the fit.
+What counts as what. Every finished training enters the likelihood once, with its own d, eta and seeds, and no
+maximum over trainings is taken: the best eta is a parameter that all rows at all d share. So there is no winner's curse
+of "the best of k", and what a policy chose to run carries no bias, because its choice depends on rows in the fit.
 
  - A full fine-tuning that stayed near chance while others learned is set aside (`distsub.estimate.rows`), and counted.
  - A subspace training may have failed, too: the fit gives each a probability of that.
@@ -116,12 +115,13 @@ class Fit:
             raise ConfigError(f"level = {level!r}: give a share in (0, 1), as {LEVEL}")
         if chance_corrected and rule.fraction is None:
             raise ConfigError(f"{rule.text(self.metric)} is no share, so there is none of the gain over chance")
+        unknown = Estimate(
+            rule, chance_corrected, self.obstacle or Outcome.undecided, None, None, None, self.range,
+            level=level, num_seeds=self.num_seeds, num_trials=self.num_trials, failed_full=self.failed_full,
+            failed_subspace=self.failed_subspace, warnings=self.warnings, curves=self, metric=self.metric,
+        )  # fmt: skip
         if self.draws is None:
-            return Estimate(
-                rule, chance_corrected, self.obstacle or Outcome.undecided, None, None, None, self.range,
-                level=level, num_seeds=self.num_seeds, num_trials=self.num_trials, failed_full=self.failed_full,
-                failed_subspace=self.failed_subspace, warnings=self.warnings, curves=self, metric=self.metric,
-            )  # fmt: skip
+            return unknown
         import numpy as np
 
         full, weight = self.draws.full(), self.draws.weight
@@ -134,23 +134,14 @@ class Fit:
         mean = float(weight @ full)
         error = float(np.sqrt(weight @ (full - mean) ** 2))
         threshold, of_rows = self.floor + self.unit * float(weight @ bar), sign(self.metric)
-        return Estimate(
-            rule=rule,
-            chance_corrected=chance_corrected,
+        return replace(
+            unknown,
             outcome=outcome,
             d=math.exp(middle) if outcome is Outcome.found else None,
             low=None if low < first else math.exp(low) if low < last else float(self.range[1]),
             high=None if high > last else math.exp(high) if high > first else float(self.range[0]),
-            range=self.range,
             threshold=of_rows * threshold,
             full=(of_rows * (self.floor + self.unit * mean), self.unit * error) if self.rates else None,
-            level=level,
-            num_seeds=self.num_seeds,
-            num_trials=self.num_trials,
-            failed_full=self.failed_full,
-            failed_subspace=self.failed_subspace,
-            curves=self,
-            metric=self.metric,
             warnings=self.warnings + self._range_warnings(rule, low > last, high < first, threshold),
         )
 
@@ -223,22 +214,20 @@ class Fit:
         )
 
     def _range_warnings(self, rule: Rule, is_above: bool, is_below: bool, threshold: float) -> tuple[str, ...]:
-        smallest, largest = self.range
-        found = []
+        (smallest, largest), warnings = self.range, []
+        outside = "the range cannot contain the threshold:"
         if threshold <= self.floor:
-            raised = "raise value" if rule.fraction is None else "read the chance-corrected d, or raise fraction"
+            remedy = "raise value" if rule.fraction is None else "read the chance-corrected d, or raise fraction"
             up = sign(self.metric)
-            found.append(
+            warnings.append(
                 f"the threshold {up * threshold:.3f} is not {'above' if up > 0 else 'below'} chance"
-                f" {up * self.floor:.3f}, so any d reaches it: {raised}"
+                f" {up * self.floor:.3f}, so any d reaches it: {remedy}"
             )
         elif is_below:
-            found.append(
-                f"the range cannot contain the threshold: already d = {smallest} is above it; lower its low end"
-            )
+            warnings.append(f"{outside} already d = {smallest} is above it; lower its low end")
         if is_above:
-            found.append(f"the range cannot contain the threshold: d = {largest} is below it; raise its high end")
-        return tuple(found)
+            warnings.append(f"{outside} d = {largest} is below it; raise its high end")
+        return tuple(warnings)
 
 
 def estimate(
@@ -247,17 +236,7 @@ def estimate(
     fraction: float | None = None,
     chance_corrected: bool = False,
 ) -> Estimate:
-    """Estimate d_at(fraction) of one model, task and method from all its rows.
-
-    Args:
-        searches: The searches that differ in seeds only (or in dims and etas: their union counts).
-        observations: Rows, any others' among them, in any order; further seeds of the same trainings count.
-        fraction: Share of the baseline's score; None takes what the searches ask for.
-        chance_corrected: Whether the share is of the gain over chance.
-
-    Raises:
-        ConfigError: The searches are of different models, tasks, methods or budgets, or there is none.
-    """
+    """Estimate d_at(fraction) of one model, task and method from all its rows; see `fit` and `Fit.d_at`."""
     return fit(searches, observations).d_at(fraction, chance_corrected)
 
 
@@ -265,12 +244,14 @@ def fit(searches: Sequence[Search], observations: Iterable[Observation], noise: 
     """Fit all curves that the rows of one model, task and method allow.
 
     Args:
-        searches: As for `estimate`.
-        observations: As for `estimate`. Rows without stored answers have the binomial error of `eval_examples`.
+        searches: The searches that differ in seeds only (or in dims and etas: their union counts).
+        observations: Rows, any others' among them, in any order; further seeds of the same trainings count. Those
+            without stored predictions have the binomial error of `eval_examples`.
         noise: What is believed before any row; None takes what was measured on real tasks.
 
     Raises:
-        ConfigError: As for `estimate`.
+        ConfigError: The searches are of different models, tasks, methods or budgets, or there is none; or a score is
+            outside its metric's range.
     """
     from distsub.estimate.gather import gather
 
@@ -316,24 +297,19 @@ def fit_rows(rows: "Rows", ends: tuple[int, int], noise: "Noise | None" = None) 
     shared = rows.shared(noise)
     draws = draw(rows.scores(ends, shared), noise)
     has_failed = [bool(share > 0.5) for share in draws.failed[: len(rows.subspace)]]
-    lost, tried = sum(has_failed) + rows.diverged, len(rows.subspace) + rows.diverged
-    warnings = falls(rows, has_failed)
-    if any(has_failed):
-        warnings = (
-            f"{sum(has_failed)} of {tried} subspace trainings failed to train: d is that of those that train",
-            *warnings,
-        )
+    failed, tried = sum(has_failed), len(rows.subspace) + rows.diverged
+    warnings = list(empty.warnings)
+    if failed:
+        warnings.append(f"{failed} of {tried} subspace trainings failed to train: d is that of those that train")
+    warnings += falls(rows, has_failed)
     if draws.effective < SETTINGS.enough_draws:
-        warnings = (
-            *warnings,
-            f"the interval rests on {draws.effective:.0f} effective draws: its ends are uncertain by 10%",
-        )
+        warnings.append(f"the interval rests on {draws.effective:.0f} effective draws: its ends are uncertain by 10%")
     return replace(
         empty,
         unit=rows.good - rows.floor,
         rates=rows.rates,
-        failed_subspace=lost / tried,
-        warnings=empty.warnings + warnings,
+        failed_subspace=(failed + rows.diverged) / tried,
+        warnings=tuple(warnings),
         draws=draws,
         shared=shared,
     )

@@ -15,16 +15,7 @@ from distsub.search.thresholds import Result, mean_known
 
 
 def gather(searches: Sequence[Search], observations: Iterable[Observation]) -> Rows:
-    """Pick the rows of one model, task and method, each training once.
-
-    Args:
-        searches: The searches that differ in seeds only (or in dims and etas: their union counts).
-        observations: Rows, any others' among them, in any order; further seeds of the same trainings count.
-
-    Raises:
-        ConfigError: The searches are of different models, tasks, methods or budgets, or there is none; or a score is
-            outside its metric's range.
-    """
+    """Pick the rows of one model, task and method, each training once; arguments and errors are those of `d90.fit`."""
     if isinstance(searches, Search):
         raise ConfigError(f"searches is a single Search ({searches.name}): give a list of them, as [search]")
     if isinstance(observations, Observation):
@@ -98,12 +89,7 @@ def _unknown_examples(found: Sequence[tuple[Result, Observation]]) -> tuple[str,
 
 
 def _tries(searches: Sequence[Search], rates: int) -> tuple[str, ...]:
-    """Tell where one arm has more tries than the other, and so more luck.
-
-    Args:
-        searches: As they were asked for.
-        rates: Number of the learning rates that count, where they are a list.
-    """
+    """Tell where one arm has more tries than the other, and so more luck; `rates` learning rates count."""
     etas = {eta for search in searches for eta in search.etas}
     tries = len(etas) if any(search.tries is None for search in searches) else max(s.num_tries for s in searches)
     drawn = [

@@ -100,7 +100,7 @@ class Estimate:
         """The estimate in words: 'd90 = 320 (95%: 180 to 560)', 'd(accuracy >= 0.8) > 10000 (95%: 7200 to > 10000)'."""
         name = self.rule.name(self.metric, self.chance_corrected)
         if not self._has_interval:
-            return f"{name} unknown: {self.outcome.sentence}"
+            return f"{name} unknown: {self.outcome.value}"
         smallest, largest = self.range
         low = f"<= {smallest}" if self.low is None else _short(self.low)
         high = f"> {largest}" if self.high is None else _short(self.high)

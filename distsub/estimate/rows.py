@@ -216,27 +216,26 @@ def prepare(
         rule: What has to be reached.
         theta_0: Mean score of the untouched model, where that is chance and has been seen.
     """
-    ordered, warnings = _by_value(rows), tuple[str, ...]()
+    ordered, warnings = _by_value(rows), []
     chance = rule.chance_of(majority, theta_0)
     if chance is None and sign(metric) < 0:
-        warnings, chance = (
-            ("no row scores theta_0, from which the improvement counts: nothing is told without",),
-            math.inf,
-        )
+        warnings.append("no row scores theta_0, from which the improvement counts: nothing is told without")
+        chance = math.inf
     elif chance is None and majority is not None:
-        warnings, chance = ("no row scores theta_0: the majority class is taken as chance",), majority
+        warnings.append("no row scores theta_0: the majority class is taken as chance")
+        chance = majority
     elif chance is None:
-        warnings = ("no row gives a chance level: 0 is taken",)
+        warnings.append("no row gives a chance level: 0 is taken")
     if sign(metric) < 0 and ordered and all(row.influences is None for row in ordered):
-        warnings += ("the rows have no answers, which alone tell the sampling error of nll: none is counted",)
+        warnings.append("the rows have no answers, which alone tell the sampling error of nll: none is counted")
     floor = floor_of(majority, chance)
     full = [row for row in ordered if row.d is None]
     verdict = judge([Trained(row.arm, row.score, row.num_examples) for row in full], floor, metric)
     if verdict.in_doubt:
         best = max(row.score for row in full if row.score is not None)
-        warnings += (
+        warnings.append(
             f"{verdict.in_doubt} of {len(full)} full fine-tunings score near chance, the best {best:.3f}: if most"
-            " failed to train, the threshold is too low; train more seeds, or look at the learning rates",
+            " failed to train, the threshold is too low; train more seeds, or look at the learning rates"
         )
     baseline = tuple(row for row, is_kept in zip(full, verdict.kept, strict=True) if is_kept)
     subspace = [_at_least(row, floor, metric) for row in ordered if row.d is not None]
@@ -258,7 +257,7 @@ def prepare(
         failed_full=(sum(verdict.failed), len(full)),
         dropped_rates=verdict.rates,
         diverged=len(gone),
-        warnings=warnings,
+        warnings=tuple(warnings),
     )
 
 
@@ -274,8 +273,8 @@ def _by_value(rows: Iterable[Row]) -> list[Row]:
     members: dict[Hashable, list[Row]] = {}
     for row in rows:
         members.setdefault(row.seeds, []).append(row)
-    warnings = {seeds: sorted(row.value for row in own) for seeds, own in members.items()}
-    rank = {seeds: i for i, seeds in enumerate(sorted(warnings, key=warnings.__getitem__))}
+    values = {seeds: sorted(row.value for row in own) for seeds, own in members.items()}
+    rank = {seeds: i for i, seeds in enumerate(sorted(values, key=values.__getitem__))}
     return sorted((row for own in members.values() for row in own), key=lambda row: (row.value, rank[row.seeds]))
 
 

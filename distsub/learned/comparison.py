@@ -9,17 +9,18 @@ import pyarrow as pa
 from distsub.learned.modes import modes_table
 from distsub.records import Observation, Random, Setup, Subspace, Task, label
 from distsub.results.published import published_table
+from distsub.results.schema import columns
 
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 
 COMPARISON = pa.schema(
     [
-        *((name, _TEXT) for name in ("quantity", "task", "model", "method")),
+        *columns(_TEXT, "quantity", "task", "model", "method"),
         ("d", _INT),
-        *((name, _FLOAT) for name in ("measured", "measured_low", "measured_high")),
+        *columns(_FLOAT, "measured", "measured_low", "measured_high"),
         ("published_model", _TEXT),
         ("published", _FLOAT),
-        *((name, _TEXT) for name in ("verdict", "reason", "source")),
+        *columns(_TEXT, "verdict", "reason", "source"),
     ]
 )
 """One row per measured number and published number of the same task and way of training.

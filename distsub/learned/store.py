@@ -15,16 +15,10 @@ from distsub.learned.schema import TABLES
 
 
 def write_part(files: Files, name: str, part: str, table: pa.Table) -> str:
-    """Write one part of an analysis, whole or not at all; the same part again replaces it.
-
-    Args:
-        files: A results directory.
-        name: One of TABLES.
-        part: Names the file; letters, digits, ".", "_" and "-" stay.
-        table: Rows in that table's schema.
+    """Write one part of an analysis, one of TABLES, whole or not at all; the same part again replaces it.
 
     Returns:
-        The file's path below the directory.
+        The file's path below the directory, whose name is the part's; letters, digits, ".", "_" and "-" stay.
 
     Raises:
         OutputError: It cannot be written.

@@ -34,7 +34,7 @@ class Observation:
         predicted: Predicted class or value per evaluated example, in the evaluation set's order.
         target: True class or value per evaluated example.
         labels: What the classes are called, in their order; empty where they are called 0, 1, 2 or there are none.
-        num_examples: Examples evaluated; 0 where nobody counted them.
+        num_examples: Examples evaluated; 0 where they were not counted.
         steps: Optimiser steps taken.
         num_tokens: Training tokens seen, padding excluded.
         wall_s: Seconds in training and evaluation together.

@@ -10,7 +10,7 @@ T = TypeVar("T")
 def parse(kind: type[T], values: Any) -> T:
     """Rebuild a record from its canonical values.
 
-    One that is told by its content has no addresses there, and gets the content in their place.
+    A record identified by its content has no addresses there, and gets the content in their place.
 
     Raises:
         ValueError: They are not all of the record's fields, or one is of another type; one line.

@@ -15,13 +15,7 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
 def check_place(place: str) -> tuple[Files, str]:
-    """Find where a file is to be written.
-
-    Args:
-        place: A path, or an address such as s3://.
-
-    Returns:
-        The folder, and the name in it.
+    """Find where a file is to be written, at a path or an address such as s3://: the folder, and the name in it.
 
     Raises:
         ConfigError: The suffix is none of `SUFFIXES`.
@@ -43,12 +37,7 @@ def check_place(place: str) -> tuple[Files, str]:
 
 
 def write(table: pa.Table, files: Files, name: str) -> None:
-    """Write a table.
-
-    Args:
-        table: What is written; a value that is missing is an empty cell in CSV and null elsewhere.
-        files: The folder, which is made if it is missing.
-        name: Its suffix decides the format.
+    """Write a table into a folder, in the format that the name's suffix says; a missing value is an empty cell or null.
 
     Raises:
         OutputError: It cannot be written.

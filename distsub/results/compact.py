@@ -1,12 +1,12 @@
 """Merge row files into parts: thousands of files of one row become a few that are read at once.
 
-Nothing that a file holds is dropped: a column that this distsub does not know, which a later one or somebody's own tool
-has written, comes through, and rows that cannot be merged (damaged, or such a column of two types) stay in their files.
+Nothing that a file holds is dropped: a column that this distsub does not know, which a later one or another tool has
+written, comes through, and rows that cannot be merged (damaged, or such a column of two types) stay in their files.
 
 Safe at any moment, whatever else runs. A part is written whole before anything that it replaces is removed, so that a
 kill leaves rows twice at worst, and readers take each trial once. A row file is removed only if it still is what was
 merged; where that cannot be made sure in one step, on an object store, rows that a better one could replace stay. A
-driver at its end knows that nobody writes to its own folder any more: that one is merged whole and removed at once.
+driver at its end knows that no process writes to its own folder any more: it is merged whole and removed at once.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def merge(store: Store, rows_per_part: int = ROWS_PER_PART, own: str | None = No
     Args:
         store: The results directory.
         rows_per_part: How many rows a full part has.
-        own: A folder of rows to which nobody writes any more.
+        own: A folder of rows to which no process writes any more.
 
     Raises:
         OutputError: The directory cannot be read or written.

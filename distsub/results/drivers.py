@@ -50,7 +50,7 @@ class Driver:
 class Heartbeat:
     """Says in the results that this process runs their sweep, until the block ends; what cannot be written is let be.
 
-    Rows are what a sweep must not lose, and their own failures are told; this file only informs.
+    Rows are what a sweep must not lose, and failing to write them is an error; this file only informs.
     """
 
     def __init__(self, files: Files, training: Callable[[], Sequence[str]] = tuple) -> None:

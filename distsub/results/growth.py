@@ -1,6 +1,6 @@
 """What two sweeps have in common: whether one asks for all that the other asks, and which keys of the file differ.
 
-Works on the plain values of `Sweep.record`, which a results directory keeps: so it can be told of any sweep that a
+Works on the plain values of `Sweep.record`, which a results directory keeps: so it works for any sweep that a
 directory has held, in the sweep file's own words.
 """
 
@@ -47,14 +47,9 @@ class Change(NamedTuple):
 
 
 def changes(old: Record, new: Record) -> list[Change]:
-    """List the keys in which a sweep differs from an earlier one; none where both ask for the same.
-
-    Args:
-        old: `Sweep.record` of the earlier one.
-        new: That of the later one.
-    """
+    """List the keys in which `Sweep.record` of a sweep differs from that of an earlier one."""
     search = [key for key in old["search"] if key not in ("etas", "tries")]
-    # The rows that a budget draws are other rows under another one: that is told by the budget's key alone.
+    # The rows that a budget draws are other rows under another one: the budget's key alone says so.
     drawn = all(old["budget"][key] == new["budget"][key] for key in ("train_examples", "eval_examples"))
     return [
         *_entries("models", old, new, _model, lambda entry: entry["name"], drawn=True),
@@ -97,13 +92,7 @@ def _entries(
 ) -> list[Change]:
     """Compare lists of tables: entry by entry where both have one of a name, else the names.
 
-    Args:
-        table: Their key.
-        old: The earlier record.
-        new: The later one.
-        identity: What tells an entry from others.
-        called: What a person calls it.
-        drawn: Whether a content that differs is one that has changed.
+    `identity` tells an entry from others, `called` is its name; where `drawn`, another content is one that has changed.
     """
     was, now = ({_text(identity(entry)): entry for entry in each[table]} for each in (old, new))
     come, found, gone = [now[key] for key in now if key not in was], [], 0
@@ -222,7 +211,7 @@ def _tries(old: Record, new: Record) -> list[Change]:
 
 
 def _trajectory(old: Record, new: Record) -> list[Change]:
-    """Compare what is recorded, but for what [trajectory] takes from other tables, which is told there."""
+    """Compare what is recorded, but for what [trajectory] takes from other tables, which is listed there."""
     was, now = old["trajectory"], new["trajectory"]
     asked = [bool(each and each["asked"]) for each in (was, now)]
     given = ["given" if each else "none" for each in asked]

@@ -23,15 +23,7 @@ _SETTLED = 5  # times that another driver may come between, where there are no l
 def entry(
     text: str, fingerprint: str, directory: str, places: Places, record: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Write what sweep.json says of a sweep that is the first of its directory.
-
-    Args:
-        text: The sweep file.
-        fingerprint: Of everything in it that decides the results.
-        directory: Where relative paths in it start.
-        places: Where its models and tasks lie.
-        record: `Sweep.record`; without it the sweep cannot grow.
-    """
+    """Write what sweep.json says of a sweep that is the first of its directory; arguments as of `Store.create`."""
     held = {
         "fingerprint": fingerprint,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),

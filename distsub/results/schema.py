@@ -122,7 +122,7 @@ _PLAIN = tuple(name for name in RECORD if name not in (*IDENTITY, "curve", *ANSW
 def setup_from_json(text: str) -> Setup:
     """Rebuild a setup from its canonical JSON, once for all rows and readings that have it.
 
-    One that is told by its content has no addresses there: `Places.locate` gives them back.
+    A setup identified by its content has no addresses there: `Places.locate` gives them back.
 
     Raises:
         ValueError: The text is no setup, or one of another identity version.

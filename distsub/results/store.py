@@ -6,8 +6,8 @@ then not among the rows, the trial runs again and its file is replaced.
 
 Row files may be merged into parts, which hold many rows each. A row that is in several files counts once.
 
-On an object store a driver's rows lie in a folder of their own below the others, observations/<run>/: nobody else
-writes there, so that what it has merged at its end goes a thousand files at once.
+On an object store a driver's rows lie in a folder of their own below the others, observations/<run>/: no other
+process writes there, so that what it has merged at its end goes a thousand files at once.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ class Store(RowFiles):
             files.make(ROWS)
             with files.locked(LOCK):
                 remark = held.take_up(files, identity)
-            files.put(f"{ROWS}/{_PROBE}", b"")  # an unwritable directory is told now, not after the first training
+            files.put(f"{ROWS}/{_PROBE}", b"")  # an unwritable directory is an error now, not after the first training
         except held.Refused as error:
             if error.of_content:
                 cls.open(uri)._refuse_changed(places or Places())
@@ -171,7 +171,7 @@ class Store(RowFiles):
         Raises:
             OutputError: It cannot be written.
         """
-        # Whoever trained it may have read copies, which are nobody's address.
+        # The worker may have read copies, whose addresses mean nothing elsewhere.
         data = encode(to_table(dataclasses.replace(observation, trial=self.places.locate_trial(observation.trial))))
         name = f"{observation.trial.id}.parquet"
         path = f"{self.folder}/{name}"
@@ -212,7 +212,7 @@ class Store(RowFiles):
 
         Args:
             answers: Whether with what was predicted and expected for each evaluated example, all metrics and where the
-                row comes from: they are nine tenths of it, and whoever only decides what is to run needs none of them.
+                row comes from: they are nine tenths of it, and deciding what is to run needs none of them.
         """
         columns = [column for column in RECORD if answers or column not in ANSWERS]
         # Of all columns: a row that is damaged in one that is not read here must count as missing all the same.

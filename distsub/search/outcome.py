@@ -27,11 +27,6 @@ class Outcome(Enum):
     open = "trials are still to come"
 
     @property
-    def sentence(self) -> str:
-        """What happened, in words."""
-        return self.value
-
-    @property
     def is_over(self) -> bool:
         """Whether no further trial is coming."""
         return self is not Outcome.open

@@ -48,7 +48,7 @@ class Spending:
         self._begun |= self.running
 
     def ended(self, row: Observation) -> None:
-        """Count a row, once however often it is told; a trial that is run again has a second one."""
+        """Count a row, once however often it is given; a trial that is run again has a second one."""
         if self.limit is None or (key := (row.trial.id, row.status, row.wall_s)) in self._rows:
             return
         self._rows.add(key)

@@ -210,5 +210,5 @@ def test_rows_that_say_nothing_new_return_the_same_evidence(bench):
 def test_every_outcome_has_its_sentence():
     """And no two share one, which would make them one member."""
     assert len(Outcome) == 10
-    assert all(len(outcome.sentence) > 20 for outcome in Outcome)
+    assert all(len(outcome.value) > 20 for outcome in Outcome)
     assert [outcome for outcome in Outcome if not outcome.is_over] == [Outcome.open]
