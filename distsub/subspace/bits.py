@@ -34,7 +34,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 @cache
-def _key(seed: int, stream: str) -> int:
+def key(seed: int, stream: str) -> int:
     """Give the start of a stream's Weyl sequence."""
     return _signed(int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:8], "little"))
 
@@ -50,7 +50,7 @@ def words(seed: int, stream: str, index: Tensor) -> Tensor:
     Returns:
         int64 tensor of the same shape; all 64 bits are uniform.
     """
-    x = (index * _signed(_WEYL)).add_(_key(seed, stream))
+    x = (index * _signed(_WEYL)).add_(key(seed, stream))
     x = x.bitwise_xor_(_shift(x, 30)).mul_(_signed(_MUL1))
     x = x.bitwise_xor_(_shift(x, 27)).mul_(_signed(_MUL2))
     return x.bitwise_xor_(_shift(x, 31))
@@ -66,6 +66,12 @@ def _normal_table(device: torch.device) -> Tensor:
     levels = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     table = torch.special.ndtri(levels)
     return (table / table.square().mean().sqrt()).half().float().to(device)
+
+
+@cache
+def short_normal_table(device: torch.device) -> Tensor:
+    """Give the same table in half precision, for kernels."""
+    return _normal_table(device).half()
 
 
 def _normals_of(word: Tensor) -> Tensor:

@@ -6,12 +6,13 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from distsub.subspace import projection
-from distsub.subspace.projection import Encoded, Placed, Projection, chunk, exact, full_precision
+from distsub.subspace import kernels, projection
+from distsub.subspace.projection import Encoded, Placed, Projection, Stretch, chunk, exact, full_precision
 
 _WHOLE = 4
 """Chunks of numbers up to which a whole table is made at once on a device, rather than rows of it one by one."""
@@ -41,6 +42,8 @@ class Blockwise(Projection):
         """Note the block length; states are drawn as blocks are used."""
         super().__init__(sizes, num_coordinates, seed, normalization)
         self.block_length = self._length(block_length)
+        self._proven: dict[torch.device, bool] = {}
+        self._testing = False
         self._cache: dict[tuple[int, int, torch.device], Tensor] | None = {} if cache else None
         self._prepare()
 
@@ -95,6 +98,8 @@ class Blockwise(Projection):
         stop = self.num_params if stop is None else stop
         code = (theta if isinstance(theta, Encoded) else self.encode(theta)).code
         self._check(None, start, stop)
+        if self._has_kernels(code):
+            return self._normalize(self._kernel(code, start, stop), start)
         out = code.new_empty(stop - start)
         for low, high, state in self._chunks(start, stop, code.device):
             values = self._expand(code, state).view(-1)
@@ -109,6 +114,8 @@ class Blockwise(Projection):
         self._check(None, start, stop)
         if self.factors is not None:
             grad = self._normalize(grad.clone(), start)
+        if self._has_kernels(grad) and (found := self._kernel_transposed(start, stop, [(start, grad.contiguous(), 0)])):
+            return self._decode(found[0])
         code = grad.new_zeros(self._code_length)
         for low, high, state in self._chunks(start, stop, grad.device):
             first, last = max(low, start), min(high, stop)
@@ -145,6 +152,83 @@ class Blockwise(Projection):
             values.index_add_(0, index.reshape(-1), grad[span].reshape(-1))
             self._collapse(values.view(-1, self.block_length), self._state(blocks), code)
         return self._decode(code)
+
+    @exact
+    def make(
+        self,
+        theta: Tensor | Encoded,
+        start: int,
+        stop: int,
+        add: Sequence[Stretch],
+        scales: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor | None:
+        """Implement `Projection.make`."""
+        code = (theta if isinstance(theta, Encoded) else self.encode(theta)).code
+        tensors = [tensor for _, tensor, _ in add]
+        if self.factors is not None or not self._has_kernels(code) or not kernels.module().readable(tensors):
+            return None
+        return self._kernel(code, start, stop, add=add, scales=scales, dtype=dtype)
+
+    def collapse(self, start: int, stop: int, grads: Sequence[Stretch]) -> Tensor | None:
+        """Implement `Projection.collapse`."""
+        tensors = [tensor for _, tensor, _ in grads]
+        if self.factors is not None or torch.is_grad_enabled() or not tensors or not self._ready(tensors[0].device):
+            return None
+        if not kernels.module().readable(tensors):
+            return None
+        found = self._kernel_transposed(start, stop, grads)
+        return found and self._decode(found[0])
+
+    # Kernels, of families that have any.
+
+    _kernels_fit: ClassVar[bool] = False
+
+    def _kernel(self, code: Tensor, start: int, stop: int, **more: Any) -> Tensor:
+        """Make rows by a kernel: see `triton_kernels`."""
+        raise NotImplementedError
+
+    def _kernel_transposed(self, start: int, stop: int, grads: Sequence[Stretch]) -> tuple[Tensor] | None:
+        """Sum a gradient to the code's by a kernel; None where the family has none for this direction."""
+        return None
+
+    def _has_kernels(self, like: Tensor) -> bool:
+        """Tell whether kernels run on what a tensor is like: in float32, and without a history."""
+        history = torch.is_grad_enabled() and like.requires_grad
+        return like.dtype == torch.float32 and not history and self._ready(like.device)
+
+    def _ready(self, device: torch.device) -> bool:
+        """Tell whether kernels run on a device, once they have given there what torch's operations give."""
+        if not kernels.wanted(device) or not self._kernels_fit or self._testing:
+            return False
+        if device not in self._proven:
+            self._proven[device] = kernels.module() is not None and self._prove(device)
+        return self._proven[device]
+
+    @torch.no_grad()
+    def _prove(self, device: torch.device) -> bool:
+        """Compare the kernels with torch's operations on a few blocks."""
+        theta = torch.cos(torch.arange(self.num_coordinates, dtype=torch.float64)).float().to(device)
+        stop = min(self.num_params, 3 * self.block_length + 5)
+        grad = torch.sin(torch.arange(stop, dtype=torch.float64)).float().to(device)
+        try:
+            self._testing = True
+            expected = self.apply(theta, 1, stop), self.adjoint(grad)
+            code = self.encode(theta).code
+            found = self._normalize(self._kernel(code, 1, stop), 1)
+            grad = self._normalize(grad, 0) if self.factors is not None else grad
+            back = self._kernel_transposed(0, stop, [(0, grad, 0)])
+            pairs = [(found, expected[0])] + ([(self._decode(back[0]), expected[1])] if back else [])
+            wrong = [(a - b).norm().item() / b.norm().item() for a, b in pairs if not (a - b).norm() <= 1e-5 * b.norm()]
+            if wrong:
+                kernels.give_up(f"on {device} they are off by {max(wrong):.1e} of {self.family}'s update or gradient")
+        except Exception as error:  # no compiler, too old a card: torch's operations need neither
+            kernels.give_up(error)
+            return False
+        finally:
+            self._testing = False
+            self.forget()
+        return not wrong
 
     def _chunks(self, start: int, stop: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
         """Cut a slice into runs of whole blocks that fit the cache, with the random state of each."""

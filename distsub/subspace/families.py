@@ -1,10 +1,12 @@
 """The projection families that make few or independent entries a row: dense, sparse, partition."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from distsub.errors import DimensionError
-from distsub.subspace import bits
+from distsub.subspace import bits, kernels
 from distsub.subspace.blockwise import Blockwise
 from distsub.subspace.projection import CHUNK
 
@@ -119,6 +121,11 @@ class Partition(Blockwise):
     def _decode(self, code: Tensor) -> Tensor:
         pair = code.view(-1, 2)
         return (pair[:, 1] - pair[:, 0]) * self._table("_inverse", code.device, code.dtype)
+
+    _kernels_fit = True
+
+    def _kernel(self, code: Tensor, start: int, stop: int, **more: Any) -> Tensor:
+        return kernels.module().partition(code.float(), bits.key(self.seed, "partition"), start, stop, **more)
 
     def _expand(self, code: Tensor, state: Tensor) -> Tensor:
         return code.index_select(0, state.view(-1).int()).view(state.shape)

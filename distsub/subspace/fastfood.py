@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from distsub.errors import DimensionError
-from distsub.subspace import bits
+from distsub.subspace import bits, kernels
 from distsub.subspace.blockwise import Blockwise
+from distsub.subspace.projection import Stretch
 from distsub.subspace.stacked import Stacked
 
 _FEW = 256
@@ -141,6 +142,18 @@ class Fastfood(Blockwise):
 
     def _signs_on(self, like: Tensor) -> Tensor:
         return self._table("_signs", like.device, like.dtype)[: self.num_coordinates]
+
+    @property
+    def _kernels_fit(self) -> bool:  # type: ignore[override]
+        return kernels.module() is not None and kernels.module().supports(self.block_length)
+
+    def _kernel(self, code: Tensor, start: int, stop: int, **more: Any) -> Tensor:
+        table, key = bits.short_normal_table(code.device), bits.key(self.seed, f"{self._stream}/G")
+        return kernels.module().fastfood(code.float(), table, key, start, stop, **more)
+
+    def _kernel_transposed(self, start: int, stop: int, grads: Sequence[Stretch]) -> tuple[Tensor]:
+        table, key = bits.short_normal_table(grads[0][1].device), bits.key(self.seed, f"{self._stream}/G")
+        return (kernels.module().fastfood_transpose(self.block_length, table, key, start, stop, grads),)
 
     def _expand(self, code: Tensor, state: Tensor) -> Tensor:
         return hadamard(state.to(code.dtype, copy=True).mul_(code))

@@ -160,20 +160,21 @@ class Hooks:
 
     # Making weights
 
-    def unit_weights(self, numbers: Numbers, number: int) -> Tensor:
-        """Make a unit's weights in one buffer, its runs end to end."""
+    def unit_weights(self, numbers: Numbers, number: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Make a unit's weights in one buffer, its runs end to end; see `Weights.make` for their precision."""
         unit = self.held.units[number]
         with torch.no_grad(), torch._C.DisableTorchFunction():
-            return self.held.weights.make(numbers, unit.runs, [entry for _, _, entry in unit.uses])
+            return self.held.weights.make(numbers, unit.runs, [entry for _, _, entry in unit.uses], dtype)
 
     def views(self, source: MadeFrom, cast: torch.dtype | None) -> tuple[Tensor, ...]:
         """Make a unit's weights: one view per use, then, where autocast is on, its matrices in that precision."""
-        flat = self.unit_weights(source.numbers, source.unit)
         places = uses(self.held.units[source.unit])
         wanted = [(place, place[0].frozen.dtype) for place in places]
         if cast is not None:
             wanted += [(place, cast) for place in places if castable(place[0].frozen)]
-        buffers = {dtype: flat.to(dtype) for dtype in {dtype for _, dtype in wanted}}
+        dtypes = {dtype for _, dtype in wanted}
+        flat = self.unit_weights(source.numbers, source.unit, next(iter(dtypes)) if len(dtypes) == 1 else None)
+        buffers = {dtype: flat.to(dtype) for dtype in dtypes}
         return tuple(
             buffers[dtype][offset : offset + entry.stop - entry.start].view(entry.frozen.shape)
             for (entry, offset), dtype in wanted
@@ -204,7 +205,7 @@ class Hooks:
         if saved.dtype not in rebuilt:
             flat = next(iter(rebuilt.values()), None)
             if flat is None or flat.dtype.itemsize < saved.dtype.itemsize:
-                flat = self.unit_weights(source.numbers, source.unit)
+                flat = self.unit_weights(source.numbers, source.unit, saved.dtype)
             rebuilt[saved.dtype] = flat.to(saved.dtype)
         return rebuilt[saved.dtype].as_strided(saved.size, saved.stride, saved.offset)
 

@@ -79,7 +79,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = each
 
 
-def exact(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+Stretch = tuple[int, Tensor, int]
+"""(first position, a contiguous tensor that lies there, its group of scales)."""
+
+
+def exact(method: Callable[..., Any]) -> Callable[..., Any]:
     """Run a method of a projection in its tensors' own precision; see `full_precision`."""
 
     @wraps(method)
@@ -190,6 +194,25 @@ class Projection(ABC):
     @abstractmethod
     def adjoint_rows(self, grad: Tensor, start: int, rows: Any) -> Tensor:
         """Map the gradient [n, width] of some rows to coordinates [d], the transpose of `apply_rows`."""
+
+    def make(
+        self, theta: Any, start: int, stop: int, add: Sequence[Stretch], scales: Tensor | None, dtype: torch.dtype
+    ) -> Tensor | None:
+        """Compute theta_0 + lambda * P theta on a slice, rounded once, in one write; None where no kernel does.
+
+        Args:
+            theta: As of `apply`.
+            start: First position.
+            stop: Position after the last.
+            add: Where theta_0 lies, and which of the scales it has.
+            scales: lambda; None is 1.
+            dtype: Of the result.
+        """
+        return None
+
+    def collapse(self, start: int, stop: int, grads: Sequence[Stretch]) -> Tensor | None:
+        """Compute `adjoint` of a gradient that lies in several places, in one read; None where no kernel does."""
+        return None
 
     def forget(self) -> None:  # noqa: B027 (some keep nothing)
         """Let go of random state that is kept between calls; it is drawn again where it is needed."""

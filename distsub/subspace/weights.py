@@ -43,8 +43,19 @@ class Weights:
         """Compute what is added to theta_0 on a slice of the positions, (lambda * P theta)[start:stop]."""
         return self._scaled(numbers, self.projection.apply(self._theta(numbers), start, stop), start)
 
-    def make(self, numbers: Numbers, runs: tuple[tuple[int, int], ...], used: list[Entry]) -> Tensor:
-        """Compute theta_0 + lambda * P theta over runs of positions, laid end to end."""
+    def make(
+        self,
+        numbers: Numbers,
+        runs: tuple[tuple[int, int], ...],
+        used: list[Entry],
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Compute theta_0 + lambda * P theta over runs of positions, laid end to end.
+
+        Where a kernel does, it rounds to `dtype` in its one write; else the result has theta's, to be rounded.
+        """
+        if (made := self._made(numbers, runs, used, dtype)) is not None:
+            return made
         pieces = [self.update(numbers, start, stop) for start, stop in runs]
         flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         once = {entry.start: entry for entry in used}  # tied weights are several uses of one entry
@@ -52,12 +63,35 @@ class Weights:
         _add(flat, places, [entry.frozen.detach() for entry, _ in places])
         return flat
 
+    def _made(
+        self, numbers: Numbers, runs: tuple[tuple[int, int], ...], used: list[Entry], dtype: torch.dtype | None
+    ) -> Tensor | None:
+        """Make weights by a kernel, where the projection has one."""
+        if torch.is_grad_enabled():
+            return None
+        scales, pieces = numbers.scales if numbers.scales.numel() else None, []
+        for start, stop in runs:
+            once = {entry.start: entry for entry in used if start <= entry.start < stop}
+            add = [(at, e.frozen.detach(), self._group(e)) for at, e in once.items()]
+            kind = numbers.theta.dtype if dtype is None else dtype
+            made = self.projection.make(self._theta(numbers), start, stop, add, scales, kind)
+            if made is None:
+                return None
+            pieces.append(made)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _group(self, entry: Entry) -> int:
+        """Give the group of scales that an entry is in; 0 where there are none."""
+        return next((group for _, _, group in self._group_runs(entry.start, entry.stop)), 0)
+
     def reduce(self, numbers: Numbers, unit: Unit, grads: list[tuple[Entry, Tensor]]) -> tuple[Tensor, Tensor | None]:
         """Reduce a unit's weight gradients to coordinates and scales: lambda P^T g and <g_i, (P theta)_i>."""
-        flat = numbers.theta.new_zeros(sum(stop - start for start, stop in unit.runs))
         once: dict[Entry, Tensor] = {}  # tied weights have several gradients, and an autocast one of its own
         for entry, grad in grads:
             once[entry] = once[entry] + grad if entry in once else grad
+        if (found := self._collapsed(numbers, unit, once)) is not None:
+            return found
+        flat = numbers.theta.new_zeros(sum(stop - start for start, stop in unit.runs))
         places = list(offsets(unit.runs, list(once)))
         _add(flat, places, [once[entry] for entry, _ in places])
         scales = torch.zeros_like(numbers.scales) if numbers.scales.numel() else None
@@ -67,6 +101,25 @@ class Weights:
             theta = reduced if theta is None else theta + reduced
             done += stop - start
         assert theta is not None, "a unit has a run"
+        return theta, scales
+
+    def _collapsed(
+        self, numbers: Numbers, unit: Unit, grads: dict[Entry, Tensor]
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Reduce gradients where they lie by a kernel, where the projection has one, and one scale covers a run."""
+        scales = torch.zeros_like(numbers.scales) if numbers.scales.numel() else None
+        theta = torch.zeros_like(numbers.theta)
+        for start, stop in unit.runs:
+            groups = {group for *_, group in self._group_runs(start, stop)} if scales is not None else {0}
+            within = [(entry.start, grad, 0) for entry, grad in grads.items() if start <= entry.start < stop]
+            found = self.projection.collapse(start, stop, within) if len(groups) == 1 else None
+            if found is None:
+                return None
+            if scales is not None:
+                [group] = groups
+                scales[group] += torch.dot(found, numbers.theta)
+                found *= numbers.scales[group]
+            theta += found
         return theta, scales
 
     def place(self, entry: Entry, rows: Tensor) -> Tensor | Placed:

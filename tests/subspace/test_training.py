@@ -61,8 +61,8 @@ def watch(model: SubspaceModel) -> tuple[dict[int, int], list[int]]:
     made: list[int] = []
     original = model.hooks.unit_weights
 
-    def watched(numbers: Numbers, number: int) -> torch.Tensor:
-        flat = original(numbers, number)
+    def watched(numbers: Numbers, number: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        flat = original(numbers, number, dtype)
         references.append((weakref.ref(flat.untyped_storage()), flat.numel()))
         sizes[number] = flat.numel()
         made.append(sum(size for reference, size in references if reference() is not None))
