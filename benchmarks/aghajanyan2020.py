@@ -1,7 +1,8 @@
 """Write docs/aghajanyan2020.md and its figures from rows: d90 along pre-training, against size, score and gap.
 
 python benchmarks/aghajanyan2020.py results/figure2 results/figure3    # measures: writes aghajanyan2020.csv
-python benchmarks/aghajanyan2020.py                                    # the page and its figures from that file
+python benchmarks/aghajanyan2020.py --table1 results/leaderboard       # beside Table 1, aghajanyan2020-table1.csv
+python benchmarks/aghajanyan2020.py                                    # the page and its figures from these files
 """
 
 import csv
@@ -19,6 +20,7 @@ import distsub
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
+TABLE1 = HERE / "aghajanyan2020-table1.csv"
 ROWS, TEXT, PAGE = HERE / "aghajanyan2020.csv", HERE / "aghajanyan2020.md.in", DOCS / "aghajanyan2020.md"
 Row = dict[str, Any]
 
@@ -36,6 +38,11 @@ where place = 1 and threshold is not null order by task, num_params, model
 """
 """One row per condition; full fine-tuning at the rate with the best mean over its seeds."""
 
+
+BESIDE = """
+select task, model, method, measured, measured_low, measured_high, published_model, published, verdict, reason
+from comparison where quantity = 'd90' order by task, method, published desc
+"""
 
 TRIALS = """
 select task, model, d, eta, projection_seed as seed, score, status, num_examples from observations
@@ -80,7 +87,7 @@ def reached(trials: Sequence[Row], bar: float, chance: float, dims: tuple[int, i
     ).text
 
 
-def read() -> list[Row]:
+def read(path: Path) -> list[Row]:
     """Read the rows as numbers and texts; what is not known is None."""
 
     def value(text: str) -> Any:
@@ -89,7 +96,7 @@ def read() -> list[Row]:
         except ValueError:
             return text
 
-    with ROWS.open() as file:
+    with path.open() as file:
         return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
 
@@ -243,6 +250,28 @@ def draw(rows: Sequence[Row], name: str, label: str, of: Any, log: bool = False)
     figure.savefig(DOCS / f"aghajanyan2020-{name}.png")
 
 
+def keep(rows: Sequence[Row], path: Path) -> None:
+    with path.open("w") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def beside() -> str:
+    """Tabulate the view `comparison`: published numbers beside ours."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for row in read(TABLE1):
+        ours = "unknown" if row["measured"] is None else f"{row['measured']:,.0f}"
+        ends = [f"{row[name]:,.0f}" if row[name] else "open" for name in ("measured_low", "measured_high")]
+        about = (row["task"], row["method"], row["model"], f"{ours} ({' to '.join(ends)})")
+        theirs = lines.setdefault(
+            (*about, f"{row['verdict']}: {row['reason']}" if row["reason"] else row["verdict"]), []
+        )
+        theirs.append(f"{row['published_model']} {row['published']:,.0f}")
+    head = ["task", "method", "our model", "d90 (95%)", "published", "verdict"]
+    return table(head, [[*about, ", ".join(theirs), verdict] for (*about, verdict), theirs in lines.items()])
+
+
 def write(rows: Sequence[Row]) -> None:
     """Draw the figures, and fill the page's text with the tables."""
     rows = sorted(rows, key=lambda row: (row["task"], step_of(row) or 0, row["num_params"] or 0))
@@ -263,6 +292,7 @@ def write(rows: Sequence[Row]) -> None:
                 lambda row: (row["task"], row["model"], f"{(row['num_params'] or 0) / 1e6:.1f} M"),
             ),
             gaps=gaps(known),
+            beside=beside(),
             by_score=rank_correlation(known, lambda row: row["full_score"]),
             by_gap=rank_correlation(known, gap),
             by_relative_gap=rank_correlation(known, relative_gap),
@@ -273,10 +303,9 @@ def write(rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        found = measure(sys.argv[1:])
-        with ROWS.open("w") as file:
-            writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(found)
-    write(read())
+    match sys.argv[1:]:
+        case ["--table1", directory]:
+            keep(query(directory, BESIDE), TABLE1)
+        case [_, *_] as directories:
+            keep(measure(directories), ROWS)
+    write(read(ROWS))

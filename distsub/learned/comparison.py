@@ -189,10 +189,12 @@ def _subset(setup: Setup, tasks: Mapping[str, Task]) -> list[str]:
     """Say which rows or columns are not the task's."""
     task, budget = setup.task, setup.budget
     usual = tasks.get(task.name)
-    same = ("source", "config", "text", "label", "metric", "validation", "where", "holdout")
+    places, reading = ("source", "config", "validation", "where", "holdout"), ("text", "label", "metric")
     found = []
-    if usual is None or any(getattr(task, name) != getattr(usual, name) for name in same):
-        found.append("rows or a metric of its own")
+    if usual is None or any(getattr(task, name) != getattr(usual, name) for name in reading):
+        found.append("columns or a metric of its own")
+    elif any(getattr(task, name) != getattr(usual, name) for name in places):
+        found.append("rows from another place, which may not be the paper's")
     counts = {"training": budget.train_examples, "evaluation": budget.eval_examples}
     parts = [f"{count:,} of {what}" for what, count in counts.items() if count]
     return found + ([f"a subset ({', '.join(parts)})"] if parts else [])
