@@ -76,14 +76,13 @@ for line in sys.argv[1:]:
 """The command line several times, in an interpreter that starts and imports once."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
         {"HOME": "/nonexistent", "PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
-        pytest.param(
-            {"HOME": None, "XDG_CACHE_HOME": None, "MPLCONFIGDIR": None, "HF_HOME": None}, marks=pytest.mark.slow
-        ),
-        pytest.param({"HOME": "/proc"}, marks=pytest.mark.slow),  # there, and cannot be written
+        {"HOME": None, "XDG_CACHE_HOME": None, "MPLCONFIGDIR": None, "HF_HOME": None},
+        {"HOME": "/proc"},  # there, and cannot be written
     ],
     ids=str,
 )

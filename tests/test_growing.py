@@ -138,7 +138,11 @@ def test_a_sweep_that_trains_grows_to_the_answer_of_the_wider_one(trained, first
     grows(first, wider, tmp_path, keys)
 
 
-@pytest.mark.parametrize("keys", [(key,) for key in WIDER], ids="+".join)
+@pytest.mark.parametrize(
+    "keys",
+    [pytest.param((key,), marks=[] if key in ("dims", "models") else pytest.mark.slow) for key in WIDER],
+    ids="+".join,
+)
 def test_a_sweep_grows_to_the_answer_of_the_wider_one(first, wider, tmp_path, keys):
     grows(first, wider, tmp_path, keys)
 
@@ -307,6 +311,7 @@ def test_results_to_take_from_that_are_none_are_told_before_anything_is_made(sma
 # ---- rows of no search
 
 
+@pytest.mark.slow
 def test_status_and_report_tell_of_rows_that_no_search_asks_for(first, small, wider, other_data, other_model, tmp_path):
     out, data, model = (
         tmp_path / "out",

@@ -133,7 +133,7 @@ def test_a_setup_that_is_no_record_is_named_and_skipped(store, observation, wher
 
 
 @pytest.mark.parametrize(
-    "how", ["without it", "text", *(pytest.param(how, marks=pytest.mark.slow) for how in ("null", "list", "twice"))]
+    "how", ["without it", *(pytest.param(how, marks=pytest.mark.slow) for how in ("null", "text", "list", "twice"))]
 )
 def test_a_column_that_is_missing_or_of_another_type_never_breaks_a_reading(store, observation, how):
     """A row for every column, in which that one is odd."""

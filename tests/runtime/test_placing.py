@@ -46,6 +46,7 @@ def created(text, folder, out):
     return sweep, Store.create(out, sweep.text, sweep.fingerprint, str(folder), sweep.places, sweep.record)
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_in_imported_checkpoints_as_in_recorded_ones(imported, text, tmp_path):
     folder = tmp_path / "here"
     shutil.copytree(imported, folder / "imported")

@@ -66,6 +66,7 @@ def test_a_sweep_for_a_value_trains_no_baseline(text, tmp_path):
     assert "[threshold] value: 0.8 -> 0.7" in str(refused.exception)
 
 
+@pytest.mark.slow
 def test_theta_0_is_scored_once_per_head_without_a_step(text, tmp_path):
     path, out = tmp_path / "theta.toml", tmp_path / "out"
     path.write_text(text + '\n[threshold]\nchance = "theta_0"\n')

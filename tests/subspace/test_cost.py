@@ -72,6 +72,7 @@ SMALL = {"vocab_size": 3142, "hidden_size": 48, "intermediate_size": 192}
 """RoBERTa-base at a 256th of its D; its layers, and so its operations, are the same where stretches shrink likewise."""
 
 
+@pytest.mark.slow
 def test_operations_of_a_step_in_a_learned_subspace_of_roberta_base(monkeypatch):
     """From 32 checkpoints in bfloat16: streamed from the disk, in pieces as on a CPU, it had 93,000."""
     monkeypatch.setattr(projection, "launches", lambda device: True)
