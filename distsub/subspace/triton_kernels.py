@@ -301,5 +301,6 @@ def _stretches(found: Sequence[Stretch], device: torch.device) -> tuple[Tensor, 
 
 @lru_cache(maxsize=4096)
 def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """Send a table once: weights stay where they are, and gradients come back to where others were."""
-    return torch.tensor(rows or [[0, 0, 0, 0]], dtype=torch.int64).to(device)
+    """Send a table once, without waiting: weights stay where they are, and gradients come back to where others were."""
+    table = torch.tensor(rows or [[0, 0, 0, 0]], dtype=torch.int64)
+    return (table.pin_memory() if device.type == "cuda" else table).to(device, non_blocking=True)
