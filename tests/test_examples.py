@@ -10,7 +10,7 @@ from test_docs import ROOT
 pytestmark = pytest.mark.slow
 
 EXAMPLES = ROOT / "examples"
-ELSEWHERE = {"trainer.py": "tests/subspace/test_trainer.py"}
+ELSEWHERE = {"pretrain.py": "tests/models/test_pretrain.py", "trainer.py": "tests/subspace/test_trainer.py"}
 
 
 @pytest.fixture

@@ -11,6 +11,9 @@ from distsub.report.terminal import Column, part_same, printable
 _FOLDED = 12
 """Rows from which on a table is folded."""
 
+_MANY = 11
+"""Columns above which paper shows a row below the other."""
+
 _LONG = 44
 """Letters of a cell from which on its column is wrapped."""
 
@@ -35,7 +38,9 @@ def html_table(table: pa.Table) -> str:
     cells = [_cells(column, numbers[column.name].to_pylist() if column.right else None) for column in shown]
     head = "".join(f"<th{_class(column.right and 'number')}>{html.escape(column.name)}</th>" for column in shown)
     lines = "\n".join(f"<tr>{''.join(line)}</tr>" for line in zip(*cells, strict=True))
-    body = f"<table><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table>"
+    body = (
+        f"<table{_class(len(shown) > _MANY and 'many')}><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table>"
+    )
     box = f'{caption}<div class="wide" tabindex="0">{body}</div>'
     return box if table.num_rows < _FOLDED else folded(f"{table.num_rows} rows", box)
 

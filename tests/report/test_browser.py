@@ -37,6 +37,11 @@ FAULTS = """() => {
     if (box.right > innerWidth + 1 || box.left < -1) found.push(`${each.tagName} ${box.left} to ${box.right}`);
     if (!each.closest(".wide") && each.tagName === "TABLE") found.push("a table without a box to scroll in");
   }
+  for (const each of document.querySelectorAll("td.number")) {
+    const text = document.createRange();
+    text.selectNodeContents(each);
+    if (text.getClientRects().length > 1) found.push(`the number ${each.textContent} is broken`);
+  }
   const light = colour => {
     const linear = v => v <= .04 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
     const [r, g, b] = colour.match(/[\\d.]+/g).map(v => linear(v / 255));
