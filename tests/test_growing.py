@@ -311,7 +311,6 @@ def test_results_to_take_from_that_are_none_are_told_before_anything_is_made(sma
 # ---- rows of no search
 
 
-@pytest.mark.slow
 def test_status_and_report_tell_of_rows_that_no_search_asks_for(first, small, wider, other_data, other_model, tmp_path):
     out, data, model = (
         tmp_path / "out",
