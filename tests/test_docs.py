@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,16 @@ def test_every_page_is_in_the_index():
     index = ROOT / "docs/index.md"
     listed = {(index.parent / target).resolve() for target in links(index)}
     assert {*DOCS, ROOT / "cluster/README.md"} - {index} == listed
+
+
+def test_the_menu_of_the_site_has_every_page_in_the_order_of_the_index():
+    menu = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    shown = [
+        page for entry in menu for pages in entry.values() for page in ([pages] if isinstance(pages, str) else pages)
+    ]
+    index = ROOT / "docs" / "index.md"
+    listed = [str((index.parent / target).resolve().relative_to(ROOT)) for target in links(index)]
+    assert [page for page in shown if page in listed] == listed
 
 
 def test_every_page_that_the_code_names_exists():

@@ -4,13 +4,12 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from test_docs import ROOT, links
+from test_docs import ROOT
 
 import distsub
 
@@ -81,16 +80,6 @@ def test_the_reference_has_the_docstring_of_every_public_name(site):
     headed = set(re.findall(r'<h3 id="distsub\.([^"]+)"', text))
     homes = {getattr(distsub, name).__qualname__ for name in distsub.__all__ if name != "__version__"}
     assert {name.rpartition(".")[2] for name in headed} == homes
-
-
-def test_the_menu_has_every_page_in_the_order_of_the_index():
-    menu = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
-    shown = [
-        page for entry in menu for pages in entry.values() for page in ([pages] if isinstance(pages, str) else pages)
-    ]
-    index = ROOT / "docs" / "index.md"
-    listed = [str((index.parent / target).resolve().relative_to(ROOT)) for target in links(index)]
-    assert [page for page in shown if page in listed] == listed
 
 
 @pytest.mark.parametrize(
