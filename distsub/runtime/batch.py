@@ -8,15 +8,9 @@ from distsub.search.queue import TrialQueue
 
 
 class Batch(TrialQueue):
-    """A queue without searches that hands out given trials, each until it is observed, in their order.
-
-    Args:
-        trials: What is to be run; one that is given twice runs once.
-        rows: What is known already.
-    """
+    """A queue without searches that hands out given trials in their order, each once, until it is observed."""
 
     def __init__(self, trials: Iterable[Trial], rows: Iterable[Observation] = ()) -> None:
-        """Set up the list."""
         super().__init__((), make_policy("grid"))
         self._open = {trial.id: trial for trial in trials}
         self._number = len(self._open)

@@ -1,9 +1,9 @@
 """A claim among results: one process of a cluster does what is to be done once, and the others wait for it.
 
 Nodes that share an object store share no lock. A claim is a small file there that its holder renews until it is done;
-whoever sees it unchanged for two minutes, by his own clock, takes it over from a process that was killed. Of several
-that claim at the same moment the last to write holds it. One that stands still for a second just then may leave two
-holders, so that what is claimed must do no harm when it is done twice.
+another process that sees it unchanged for two minutes, by its own clock, takes it over. Of several that claim at the
+same moment the last to write holds it. One that stands still for a second just then may leave two holders, so what is
+claimed must do no harm when it is done twice.
 """
 
 import contextlib
@@ -23,15 +23,9 @@ SETTLE_S = 1.0
 
 
 class Claim:
-    """A claim to one thing; a context in which it is renewed, once it is taken."""
+    """A claim by a file whose folder exists; a context in which it is renewed, once it is taken."""
 
     def __init__(self, files: Files, name: str) -> None:
-        """Address it.
-
-        Args:
-            files: Where it lies.
-            name: Of its file, whose folder exists.
-        """
         self._files, self._name = files, name
         self._owner, self._count = secrets.token_hex(8), 0
         self._seen, self._since = b"", 0.0
@@ -63,7 +57,7 @@ class Claim:
         self.give_up()
 
     def give_up(self) -> None:
-        """Leave it to others, if it is still held."""
+        """Delete the claim, if it is still held."""
         with contextlib.suppress(OSError, pa.ArrowException):
             if self._read().startswith(self._owner.encode()):
                 self._files.delete(self._name)

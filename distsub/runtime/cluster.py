@@ -17,15 +17,12 @@ from distsub.errors import ConfigError
 
 
 class DriverOnly:
-    """Pickles to nothing.
+    """Pickles to nothing: the first base of what Tune pickles (searcher, scheduler, callbacks).
 
-    Tune pickles whatever it is given (searcher, scheduler, callbacks) into a file for `Tuner.restore`, which nothing
-    here uses: the rows are the state. What such an object reaches, a terminal, a lock or a hundred thousand rows, stays
-    in this process. To be the first base.
+    Nothing restores a run from that: the rows are the state. A terminal or a lock that one reaches cannot be pickled.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave all of it out."""
         return DriverOnly, ()
 
 
@@ -40,12 +37,7 @@ IDLE_S = 15.0
 
 
 def fits(node: Mapping[str, float], resources: Resources) -> int:
-    """Count the trials that a node with these resources runs at once.
-
-    Args:
-        node: What the node has, as Ray names it: "CPU", "GPU".
-        resources: What one trial asks for.
-    """
+    """Count the trials that a node runs at once; `node` is what it has, as Ray names it: "CPU", "GPU"."""
     asked = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
     return min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in asked.items() if amount)
 
@@ -82,15 +74,11 @@ def _status() -> Any:
 
 
 def slots(resources: Resources, demand: int) -> int:
-    """Count how many trials are to be in flight.
+    """Count how many trials are to be in flight; `demand` is how many the sweep would run without running ahead.
 
     What the sweep says; else what the cluster runs at once now, and with an autoscaler as many as the sweep can use. As
     many trials are handed to Ray at once, each with its request, so an autoscaler sees the whole demand from the first
     second and adds what it may.
-
-    Args:
-        resources: What a trial asks for.
-        demand: How many trials the sweep would run at once now, without running ahead of itself.
 
     Raises:
         ConfigError: No node can run one, and none will come.
@@ -99,17 +87,14 @@ def slots(resources: Resources, demand: int) -> int:
     if short is not None and not growing and (has_own_cluster() or resources.max_concurrent_trials is None):
         hint = "" if has_own_cluster() else ", or set max_concurrent_trials if nodes will join later"
         table = "[resources]" if short == resources else "[resources.baseline]"
-        raise ConfigError(f"{_unmet(nodes(), short)}; lower {table}{hint}")
+        raise ConfigError(f"{_shortage(nodes(), short)}; lower {table}{hint}")
     return resources.max_concurrent_trials or (max(now, demand, 1) if growing else now)
 
 
 def _settled(resources: Resources) -> tuple[int, Resources | None, bool]:
-    """Count the trials that the cluster runs at once now; a young cluster is waited for.
+    """Wait until a young cluster, whose head and autoscaler say nothing for some seconds, has a node for each trial.
 
-    A head that has just started has no nodes yet, and its autoscaler says nothing of itself for some seconds.
-
-    Returns:
-        The count, what no node can run (trials in a subspace, or full fine-tuning), and whether the cluster grows.
+    Returns how many trials it runs at once now, what no node can run, and whether the cluster grows.
     """
     end = time.monotonic() + YOUNG_S
     while True:
@@ -126,7 +111,7 @@ def unmet(have: list[dict[str, float]], resources: Resources) -> Resources | Non
     return next((each for each in resources.each() if not any(fits(node, each) for node in have)), None)
 
 
-def _unmet(have: list[dict[str, float]], resources: Resources) -> str:
+def _shortage(have: list[dict[str, float]], resources: Resources) -> str:
     most = {name: max((node.get(name, 0.0) for node in have), default=0.0) for name in ("CPU", "GPU")}
     return (
         f"a trial asks for {resources.cpus_per_trial:g} CPUs and {resources.gpus_per_trial:g} GPUs on one node; of "
@@ -151,12 +136,6 @@ class Watch(DriverOnly, tune.Callback):
     """Warns once, within a minute, that no node fits a trial and none is starting."""
 
     def __init__(self, resources: Resources, say: Callable[[str], None]) -> None:
-        """Watch for trials of one shape.
-
-        Args:
-            resources: What each trial asks for.
-            say: Prints a line.
-        """
         self._resources, self._say = resources, say
         self._since = time.monotonic()
         self._again = 0.0
@@ -175,10 +154,8 @@ class Watch(DriverOnly, tune.Callback):
                 self._since = now
             elif now - self._since >= PATIENCE_S and not _coming(short):
                 self._has_warned = True
-                self._say(f"waiting  {_unmet(have, short)}, and none is starting; {_ADVICE}")
-
-
-_ADVICE = "lower [resources] or add such a node; the sweep continues when one joins"
+                advice = "lower [resources] or add such a node; the sweep continues when one joins"
+                self._say(f"waiting  {_shortage(have, short)}, and none is starting; {advice}")
 
 
 def _coming(resources: Resources) -> bool:

@@ -72,8 +72,7 @@ def check() -> None:
 def connect(say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Connect to RAY_ADDRESS or the job's cluster, else start one on this machine's loopback and end it.
 
-    Args:
-        say: Prints why an attempt to start one failed.
+    `say` prints why an attempt to start one failed.
 
     Raises:
         ClusterError: RAY_ADDRESS cannot be used or nothing answers there, or no cluster can be started here.
@@ -104,7 +103,7 @@ def connect(say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
 def _ask_for_token() -> None:
     """Require a token on the cluster that this run starts, unless the user has set the mode.
 
-    Ray reads these when it is imported, which may have been before, or before they were changed.
+    Ray reads these when it is imported, which may have been before.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -145,11 +144,7 @@ def _at_most(seconds: float, message: str) -> Iterator[None]:
 
 
 def _check_sockets() -> None:
-    """Refuse a temporary directory whose name is too long for Ray's sockets.
-
-    Raises:
-        ClusterError: It is, or it cannot be written.
-    """
+    """Refuse a temporary directory that cannot be written, or whose name is too long for Ray's sockets."""
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     length = len(os.fsencode(folder + _SOCKET))
@@ -170,11 +165,7 @@ def _check_sockets() -> None:
 
 @cache
 def _check_answers(address: str) -> None:
-    """Check that a cluster answers, in a process that can be killed.
-
-    Raises:
-        ClusterError: The address cannot be used, nothing listens there, or no Ray answers.
-    """
+    """Check that a cluster answers, in a process that can be killed."""
     allowed = (
         'give HOST:PORT of a Ray head (its port is 6379 unless set otherwise), "auto" for one on this machine, '
         "or unset RAY_ADDRESS to start one here"

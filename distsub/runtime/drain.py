@@ -17,7 +17,7 @@ class Drain:
 
     Attributes:
         asked: Whether the run shall end.
-        interrupts: Whether whoever waits is woken like by Ctrl-C, as Tune has to be; else `asked` is looked at often.
+        interrupts: Whether SIGTERM wakes a waiting Tune like Ctrl-C; else `asked` is looked at often.
     """
 
     def __init__(self) -> None:

@@ -22,12 +22,7 @@ ABOUT = "fit.json"
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to be fitted.
-
-    Attributes:
-        trials: The model at d under every seed of the sweep.
-        why: How d was chosen, in words.
-    """
+    """The model at d under every seed of the sweep, and in words how d was chosen."""
 
     trials: tuple[Trial, ...]
     why: str
@@ -130,16 +125,9 @@ def _best_eta(rows: Sequence[Observation], search: Search, d: int) -> tuple[floa
 
 
 def take(sweep: Sweep, store: Store, choice: Choice, address: str | None = None) -> dict[str, Any]:
-    """Keep the adapter of the best seed as the one to take away, and score it on rows not looked at.
+    """Keep the adapter of the best seed as the one to take away, score it on unseen rows, and say what it is, by name.
 
-    Args:
-        sweep: The sweep.
-        store: Its results, with the rows of the trials that were chosen.
-        choice: From `choose`.
-        address: The store's address with its options, where it has any; the store itself keeps none.
-
-    Returns:
-        What is said of the model: where it is, its d, seed, scores, kilobytes.
+    `address` is the store's with its options, where it has any; the store itself keeps none.
 
     Raises:
         DistsubError: No training has a score, or the adapter was not kept.

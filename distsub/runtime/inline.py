@@ -26,24 +26,17 @@ def run(
 ) -> None:
     """Run until no search wants another trial, or until asked to end.
 
-    Args:
-        queue: The searches, with what is known already.
-        store: Where errors are recorded; results are written by the trial itself.
-        config: Where trials run.
-        reporter: Receives every step and result.
-        drain: Whether to end before that.
-        resources: What a trial occupies, and its further attempts after a crash; on a GPU it is alone.
-        perform_one: Replaces the training; for tests of the loop.
+    A trial writes its row itself; the store takes those of errors. `perform_one` replaces the training in tests.
     """
     started = StartedTrials(store)
 
-    def report(trial: Trial, step: int, steps: int) -> bool:
-        reporter.stepped(trial, step, steps)
-        return drain.asked
-
     def train(trial: Trial) -> Observation:
+        def report(step: int, steps: int) -> bool:
+            reporter.stepped(trial, step, steps)
+            return drain.asked
+
         own = replace(config.within(resources.of(trial).cpus_per_trial), resumes=started.note(trial))
-        return perform(trial, own, lambda step, steps: report(trial, step, steps))
+        return perform(trial, own, report)
 
     while not drain.asked and (trial := queue.next(set(), 1)) is not None:
         reporter.started(trial)

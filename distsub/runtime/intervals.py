@@ -1,8 +1,8 @@
 """The interval of every d90 while a sweep runs, from the rows that are in so far.
 
 A fit takes a few hundredths of a second and a cluster ends many trials a second, so a fit is made again only when a
-twentieth of the time allows it: what is shown may lag, and never slows the sweep down. Nor does the driver hear
-what was predicted for each example: at the end the tables' estimates, which are made of that too, take their place.
+twentieth of the time allows it: what is shown may lag. The driver does not hear what was predicted for each example;
+at the end the tables' estimates, which are made of that too, take their place.
 """
 
 import time
@@ -49,10 +49,7 @@ class Intervals:
                 self._stale[key] = None
 
     def refresh(self, fresh: bool = False) -> list[tuple[int, str]]:
-        """Fit again what has new rows, as far as the time allows.
-
-        Args:
-            fresh: Whether all of it is wanted, however long it takes.
+        """Fit again what has new rows, as far as the time allows, or all of it if `fresh`.
 
         Returns:
             What changed: the position of the first search that has part in it, and the estimate in words.
@@ -70,14 +67,7 @@ class Intervals:
         return changed
 
     def settle(self, final: Mapping[Search, str]) -> list[tuple[int, str]]:
-        """Take the estimates that the sweep's tables give, of all rows with what was predicted for each example.
-
-        Args:
-            final: The estimate that each search has part in, in words; "" where there is none.
-
-        Returns:
-            As `refresh`.
-        """
+        """Take the final estimates that each search has part in, made of all rows and predictions; as `refresh`."""
         self._stale.clear()
         changed = []
         for key, members in self._members.items():

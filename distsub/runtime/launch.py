@@ -51,13 +51,8 @@ def parse_shard(text: str) -> Shard:
     )
 
 
-def queue_of(sweep: Sweep, store: Store | None = None, shard: Shard = ALONE) -> TrialQueue:
-    """Set up a sweep's searches, or a shard of them, with what its table knows."""
-    return _queue(sweep, store.read(answers=False) if store else (), shard)
-
-
-def _queue(sweep: Sweep, rows: Iterable[Observation], shard: Shard) -> TrialQueue:
-    """Set up a queue with the rows of a table; an error counts as cost only, since its trial is retried."""
+def queue_of(sweep: Sweep, rows: Iterable[Observation] = (), shard: Shard = ALONE) -> TrialQueue:
+    """Set up a sweep's searches, or a shard of them, with known rows; an error counts as cost only: it is retried."""
     index, count = shard
     searches = sweep.searches()[index::count]
     if not searches and not sweep.searches():
@@ -103,18 +98,18 @@ def run(
         shard: Which of the searches to run. Trials that searches of several shards share, such as baselines, are run
             by the first driver that needs them, or by several at once, which gives the same row.
         trials: Run these instead of the searches, on the sweep's resources.
-        final: Asked at the end for the estimate that each search has part in, in words: what the tables say.
+        final: Asked at the end for the estimate that each search has part in, in words.
         taken: How many of the known rows were taken from which other results.
         inputs: Whether local models and rows are put among the results, for nodes that do not have them.
     """
     from distsub.finetune.inputs import put
     from distsub.runtime.live import reporter_for
-    from distsub.runtime.placing import place_all
+    from distsub.runtime.placing import place
     from distsub.runtime.worker import WorkerConfig
 
     table = store.read(answers=False)
     rows = [row for row in table if row.status in RESUMABLE]
-    queue = _queue(sweep, table, shard) if trials is None else Batch(map(sweep.places.locate_trial, trials), rows)
+    queue = queue_of(sweep, table, shard) if trials is None else Batch(map(sweep.places.locate_trial, trials), rows)
     if store.files.puts_whole:
         store.folder = f"{ROWS}/{secrets.token_hex(8)}"
     reporter = reporter_for(queue, plain, rows, _expected(queue), sweep.name)
@@ -135,7 +130,8 @@ def run(
     with contextlib.suppress(KeyboardInterrupt), Heartbeat(store.files, reporter.training), reporter, Drain() as drain:
         for each in put(store.files, sweep.places, sweep.budget) if inputs else ():
             reporter.line(f"inputs   {each.what} put into the results ({size_text(each.num_bytes)})")
-        place_all(sweep, store)
+        for imported in sweep.imported:  # this process has the paths, which a worker may not
+            place(imported, store)
         # Imported here, since one of them imports Ray.
         import_module(f"distsub.runtime.{backend}").run(queue, store, config, reporter, drain, sweep.resources)
         if queue.finished and store.files.puts_whole:  # before the reporter reads them: one file instead of a thousand

@@ -8,10 +8,9 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -22,9 +21,6 @@ from distsub.report.terminal import Terminal, printable
 from distsub.runtime.labels import PARTS, shorten
 from distsub.runtime.progress import Reporter, bracket_text
 from distsub.search import Finding, Outcome, TrialQueue
-
-if TYPE_CHECKING:
-    from rich.console import RenderResult
 
 MOST_ROWS = 24
 """Searches in the table at once, where the terminal is as high."""
@@ -58,18 +54,12 @@ class LiveReporter(Reporter):
     def __init__(
         self, queue: TrialQueue, rows: Iterable[Observation] = (), expected: float = 1.0, title: str = ""
     ) -> None:
-        """Prepare the live table; see `Reporter`.
-
-        Args:
-            queue: The searches.
-            rows: What is known already.
-            expected: Subspace trainings that are expected, as a share of the most that they can be.
-            title: Stands before what all rows have in common.
-        """
+        """Prepare the live table; see `Reporter`. The title stands before what all rows have in common."""
         super().__init__(queue, rows, expected)
         self._title = printable(title)
         self._is_open = False
-        self._live = Live(get_renderable=lambda: _Picture(self), console=Console(), refresh_per_second=2)
+        console = Console()
+        self._live = Live(get_renderable=lambda: self.picture(*console.size), console=console, refresh_per_second=2)
 
     def __enter__(self) -> "LiveReporter":
         self._live.__enter__()
@@ -171,16 +161,6 @@ class LiveReporter(Reporter):
             for text, pad, step in zip(texts[:most], pads, steps, strict=False)
         ]
         return lines + [_line(f"{'':<{len(TRAINING)}}and {len(running) - most} more", width)] * (len(running) > most)
-
-
-class _Picture:
-    """Draws a reporter anew, in the size that the terminal has then."""
-
-    def __init__(self, reporter: LiveReporter) -> None:
-        self._reporter = reporter
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> "RenderResult":
-        yield self._reporter.picture(options.max_width, options.size.height)
 
 
 def _state(found: Finding, tried: Sequence[int | None]) -> str:

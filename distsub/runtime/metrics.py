@@ -36,11 +36,6 @@ COUNTERS = {
 }
 
 
-def exported() -> set[str]:
-    """List the names as Prometheus sees them."""
-    return {f"ray_{name}" for name in GAUGES} | {f"ray_{name}_total" for name in COUNTERS}
-
-
 def mean_log10(findings: Iterable[Finding]) -> float:
     """Average the width of the brackets that have two ends; 0 when none has."""
     widths = [abs(math.log10(high / low)) for low, high in (f.bracket for f in findings) if low and high]
@@ -48,15 +43,9 @@ def mean_log10(findings: Iterable[Finding]) -> float:
 
 
 class Gauges(cluster.DriverOnly, tune.Callback):
-    """Keeps the figures up to date from what Tune tells and the reporter knows."""
+    """Keeps the figures, which `out` labels, up to date; Ray must be connected."""
 
     def __init__(self, reporter: Reporter, out: str) -> None:
-        """Register the figures with Ray, which must be connected.
-
-        Args:
-            reporter: Asked how the searches stand.
-            out: Where the results go, a label of every figure.
-        """
         self._reporter = reporter
         self._gauges = {key: metrics.Gauge(key, text, ("out",)) for key, text in GAUGES.items()}
         self._counters = {key: metrics.Counter(key, text, ("out", "status")) for key, text in COUNTERS.items()}

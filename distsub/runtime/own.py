@@ -85,11 +85,7 @@ class _Helper:
         )
 
     def address(self) -> str:
-        """Wait for the head's address.
-
-        Raises:
-            ClusterError: Ray did not start, or not in time.
-        """
+        """Wait for the head's address; a ClusterError says that Ray did not start, or not in time."""
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], START_S)[0]:
             raise ClusterError(f"Ray was not up after {START_S:.0f} s")

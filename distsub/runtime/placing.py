@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,13 +27,17 @@ def place(imported: Imported, store: Store) -> None:
     path = trajectory.directory(root_of(store), imported)
     if (path / trajectory.META).is_file():
         return
-    with _writing(path):
+    try:
         path.mkdir(parents=True, exist_ok=True)
         with Files.at(path.parent).locked(f"{path.name}.lock"):  # of several workers that need it at once, one copies
             fetch(store, path)
             if not (path / trajectory.META).is_file():
                 _copy(imported, path)
                 publish(store, path)
+    except DistsubError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"trajectory {path} cannot be written: {first_line(error)}") from error
 
 
 def _copy(imported: Imported, path: Path) -> None:
@@ -54,10 +57,7 @@ def _copy(imported: Imported, path: Path) -> None:
 def kept(sweep: Sweep, out: str, directory: Path) -> dict[str, Path]:
     """Find the copies of imported trajectories that lie among the results and are no longer where the sweep file says.
 
-    Args:
-        sweep: As its file says it.
-        out: The address of the results, which need not be there.
-        directory: Where relative paths in the sweep file start.
+    `out` is the address of the results, which need not be there; relative paths of the sweep file start at `directory`.
 
     Returns:
         For each path that nothing lies at the copy of what lay there, every byte of it as it was imported.
@@ -109,22 +109,6 @@ def _checked(folder: Path, path: str, known: Imported) -> Path:
             f"trajectory {path} is not there, and its copy {folder} has changed since it was written; put back either"
         )
     return folder
-
-
-def place_all(sweep: Sweep, store: Store) -> None:
-    """Put all that a sweep imports among the results: this process has the paths, which a worker may not."""
-    for each in sweep.imported:
-        place(each, store)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, DistsubError):
-            raise
-        raise OutputError(f"trajectory {path} cannot be written: {first_line(error)}") from error
 
 
 def root_of(store: Store) -> Path:

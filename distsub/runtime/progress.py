@@ -63,7 +63,8 @@ class Running:
 class Progress:
     """How far a sweep is: trainings done, how many it may take, how long.
 
-    `look` reads the queue, in the thread of the run; other threads show what it found last.
+    `look` reads the queue, in the thread of the run; other threads show what it found last. `rows` are results from
+    before, and `expected` is the share of all possible subspace trainings that the sweep will take.
 
     Attributes:
         done: Trainings with a result, those known before the run included.
@@ -73,13 +74,6 @@ class Progress:
     """
 
     def __init__(self, queue: TrialQueue, rows: Iterable[Observation] = (), expected: float = 1.0) -> None:
-        """Start from what the queue knows.
-
-        Args:
-            queue: The searches.
-            rows: Results from before, for the seconds of a training.
-            expected: Subspace trainings that are expected, as a share of the most that they can be.
-        """
         self._queue, self._expected = queue, expected
         self._running: dict[str, Running] = {}
         self.waiting: dict[str, Trial] = {}
@@ -160,16 +154,9 @@ class Progress:
 
 
 class Reporter:
-    """Prints one flushed line per event, and every few seconds how far the sweep is."""
+    """Prints one flushed line per event, and every few seconds how far the sweep is; arguments as of `Progress`."""
 
     def __init__(self, queue: TrialQueue, rows: Iterable[Observation] = (), expected: float = 1.0) -> None:
-        """Report on a queue's searches.
-
-        Args:
-            queue: The searches.
-            rows: What is known already, for the intervals.
-            expected: Subspace trainings that are expected, as a share of the most that they can be.
-        """
         rows = list(rows)
         self.queue = queue
         self.labels = Labels(queue.searches)
@@ -182,10 +169,6 @@ class Reporter:
         self.final: Callable[[], Mapping[Search, str]] | None = None
         self._closed, self._printing = threading.Event(), threading.Lock()
         self._clock = threading.Thread(target=self._tick, daemon=True, name="distsub-progress")
-
-    def handed_out(self, trial: Trial) -> None:
-        """Note that a trial waits for a slot."""
-        self.progress.hand_out(trial)
 
     def started(self, trial: Trial) -> None:
         """Note that a trial starts."""

@@ -4,6 +4,8 @@ The first process that needs a trajectory records it under a lock; the others wa
 too, so that a recorded baseline is trained once. A recording that was cut short resumes on this machine. Those of
 results on an object store are recorded in this machine's cache and copied from and to it, since snapshots are mapped
 from local files; there a claim among the results makes the other machines wait too.
+
+`report` is told of every step, step 0 while another process records; where it asks for an end, `Stopped` is raised.
 """
 
 import contextlib
@@ -29,7 +31,7 @@ from distsub.models import pretrained
 from distsub.records import Observation, Recording, Trial
 from distsub.results import Store
 from distsub.runtime.claims import Claim
-from distsub.runtime.placing import fetch, place, place_all, publish, root_of
+from distsub.runtime.placing import fetch, place, publish, root_of
 from distsub.runtime.resume import EVERY_S, ResumeFile
 from distsub.subspace.trajectory import Snapshots
 
@@ -47,19 +49,11 @@ def _silent(step: int, steps: int) -> None:
 def provide(
     trial: Trial, store: Store, device: str = "cpu", checkpoint_s: float | None = EVERY_S, report: Report = _silent
 ) -> Snapshots | None:
-    """Map the snapshots that a trial's subspace is made of, and record first those that are missing.
-
-    Args:
-        trial: Any trial; None is returned for one that needs no snapshots.
-        store: Where trajectories lie, and where the rows of the fine-tunings go.
-        device: Where fine-tunings run.
-        checkpoint_s: Seconds between resume states of one.
-        report: Told of every step, step 0 while another process records.
+    """Map the snapshots that a trial's subspace is made of, if any, and record first those that are missing.
 
     Raises:
         TrajectoryError: A trajectory cannot be recorded or used.
         OutputError: It cannot be written.
-        Stopped: As `report` asked.
     """
     if trial.span is None:
         return None
@@ -104,7 +98,6 @@ def record(
     Raises:
         TrajectoryError: The fine-tuning has too few steps; what is there is of other weights.
         OutputError: It cannot be written.
-        Stopped: As `report` asked.
     """
     path, trial = trajectory.directory(root_of(store), recording), recording.trial
     if _is_there(path, trial):
@@ -127,10 +120,7 @@ def record(
 
 @contextlib.contextmanager
 def _locked(path: Path, trial: Trial, report: Report) -> Iterator[None]:
-    """Wait until no other process of this machine records a trajectory, and keep others out.
-
-    Where the file system has no locks, two may record, which gives the same bytes.
-    """
+    """Wait until no other process here records a trajectory; without locks two may, which gives the same bytes."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_suffix(".lock").open("w")
@@ -180,11 +170,7 @@ def _claimed(
 
 
 def _is_there(path: Path, full: Trial) -> bool:
-    """Tell whether the trajectory of a full fine-tuning is there to the end, or diverged, as it would again.
-
-    Raises:
-        TrajectoryError: It is of other weights.
-    """
+    """Tell whether a trajectory is there to the end, or diverged, as it would again; refuse one of other weights."""
     try:
         found = trajectory.load(path)
     except TrajectoryError:
@@ -195,16 +181,14 @@ def _is_there(path: Path, full: Trial) -> bool:
 
 
 def record_all(sweep: Sweep, store: Store) -> Iterator[tuple[Recording, bool]]:
-    """Record every trajectory that a sweep needs or asks for, one after the other.
-
-    Yields:
-        Each with whether it was recorded now.
+    """Record every trajectory that a sweep needs or asks for; yields each with whether it was recorded now.
 
     Raises:
         ConfigError: The sweep needs none.
     """
     recordings = sweep.recordings()
-    place_all(sweep, store)
+    for imported in sweep.imported:
+        place(imported, store)
     if not recordings:
         raise ConfigError(
             "nothing to record: the sweep has no learned subspaces; add a table [trajectory], or a method such as "
@@ -261,11 +245,7 @@ def costs(sweep: Sweep) -> list[tuple[Recording, int]]:
 
 
 def num_rows(trial: Trial, imported: Mapping[str, int]) -> int:
-    """Count the rows of W that a trial's subspace is made of, before any is recorded.
-
-    Args:
-        trial: In a learned subspace.
-        imported: How many checkpoints the imported trajectories have, by their paths.
+    """Count the rows of W that a trial's subspace is made of; `imported` has the checkpoints of imported ones by path.
 
     Raises:
         TrajectoryError: A task has too few steps for the checkpoints asked for.

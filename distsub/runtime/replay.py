@@ -38,16 +38,7 @@ def replay(
     policies: Sequence[str] = ("bisection", "grid"),
     machines: Machines = ONE_SLOT,
 ) -> pa.Table:
-    """Run policies on recorded trials, on a virtual clock.
-
-    Args:
-        searches: The sweep's searches.
-        observations: Rows of a results directory; best those of a grid, which has every trial.
-        policies: Names as in a sweep file.
-        machines: Slots, start-up cost, crashes and preemptions.
-
-    Returns:
-        A table as `REPLAY` describes.
+    """Run policies, named as in a sweep file, on recorded trials and a virtual clock; the table is `REPLAY`'s.
 
     Raises:
         ConfigError: A policy is unknown, or nothing is recorded of these searches.

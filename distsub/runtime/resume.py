@@ -28,7 +28,10 @@ SHARE = 0.02
 
 
 class ResumeFile(Observer):
-    """Resumes a training from the file that an earlier attempt left, and keeps that file up to date."""
+    """Resumes a training from the file that an earlier attempt left, and keeps that file up to date.
+
+    Without `every_s`, the seconds between two writes, none is written, nor a state of more than `largest` bytes.
+    """
 
     def __init__(
         self,
@@ -38,15 +41,6 @@ class ResumeFile(Observer):
         folder: str = RESUME,
         largest: float | None = None,
     ) -> None:
-        """Address it.
-
-        Args:
-            files: Where the folder is, such as the results.
-            trial: What is trained.
-            every_s: Seconds between two writes; None writes none.
-            folder: Where it lies among the files.
-            largest: Bytes of the largest state that is written; None is `LARGEST`.
-        """
         self._files, self._trial, self._every_s = files, trial, every_s
         self._folder, self._largest = folder, LARGEST if largest is None else largest
         self._name = f"{folder}/{trial.id}.safetensors"
@@ -109,10 +103,7 @@ class ResumeFile(Observer):
 
 
 class StartedTrials:
-    """Which trials may have left a resume state, known to their driver.
-
-    An object store is asked once, at the start: a look before every trial would be a request each.
-    """
+    """Which trials may have left a resume state: an object store is asked once, not before every trial."""
 
     def __init__(self, store: Store) -> None:
         self._trials: set[str] | None = None

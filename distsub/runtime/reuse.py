@@ -21,13 +21,8 @@ def take(sweep: Sweep, store: Store, others: Sequence[Store], adapters: bool = T
     """Copy the rows that a sweep may ask for and does not have: of trainings that came to their end.
 
     A trial is told by all that decides its outcome, content of data and model included, so a row of the same id is the
-    row that the sweep would make. The rows are written last: whoever finds one finds its adapter.
-
-    Args:
-        sweep: What is asked for.
-        store: Where the rows go.
-        others: Where they come from; of several that have a trial the first counts.
-        adapters: Whether adapters are copied too.
+    row that the sweep would make. Of several results that have a trial the first counts. The rows are written last: a
+    process that finds one finds its adapter.
 
     Returns:
         How many came from each.

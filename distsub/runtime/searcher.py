@@ -72,7 +72,7 @@ class QueueSearcher(cluster.DriverOnly, Searcher):
         trial = self._queue.next({trial.id for trial in self.running.values()}, self.slots)
         if trial is None:
             return Searcher.FINISHED if not self.running and self._queue.finished else None
-        self.reporter.handed_out(trial)
+        self.reporter.progress.hand_out(trial)
         self.running[trial_id] = trial
         needs = self._resources.of(trial)
         if trial.id in self._alone:

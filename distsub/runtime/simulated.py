@@ -44,18 +44,13 @@ ONE_SLOT = Machines()
 
 @dataclass
 class Ledger:
-    """What a simulated sweep took.
+    """What a simulated sweep took, in virtual seconds, steps and attempts.
 
     Attributes:
-        wall_s: Virtual seconds to the end.
         busy_s: Seconds of all slots that were occupied.
         steps: Training steps, those of cancelled, crashed and preempted trials included.
         baseline_steps: Of those, full fine-tuning.
         started: Attempts.
-        cancelled: Trials that ran in vain.
-        cancelled_steps: Steps of those.
-        crashed: Attempts that crashed.
-        preempted: Attempts that lost their slot.
         rows: The observations, in the order of the clock.
     """
 
@@ -101,13 +96,7 @@ class Recorded:
 
 
 def simulate(queue: TrialQueue, source: Source, machines: Machines = ONE_SLOT) -> Ledger:
-    """Run until no search wants another trial.
-
-    Args:
-        queue: The searches, with what is known already.
-        source: What a trial gives.
-        machines: What it runs on.
-    """
+    """Run until no search wants another trial."""
     return _Clock(queue, source, machines).run()
 
 

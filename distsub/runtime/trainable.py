@@ -21,19 +21,9 @@ STEP_S = 2.0
 
 
 class Background:
-    """A training in a thread of its own.
-
-    Attributes:
-        progress: (steps taken, steps in all) as last reported.
-    """
+    """A training in a thread of its own; `progress` is (steps taken, steps in all) as last reported."""
 
     def __init__(self, train: Callable[[Report], Observation], steps: int) -> None:
-        """Start it.
-
-        Args:
-            train: Trains, and reports each step.
-            steps: Steps in all.
-        """
         self.progress = 0, steps
         self._observation: Observation | None = None
         self._error: BaseException | None = None
@@ -74,12 +64,7 @@ class TrainTrial(tune.Trainable):
     """A Tune trial that trains one of ours."""
 
     def setup(self, config: dict[str, Any], worker: WorkerConfig) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take a trial on; it is trained from the first step on.
-
-        Args:
-            config: The trial: what Tune writes to its files and into every result.
-            worker: Where it runs, by way of the object store; its address may have credentials.
-        """
+        """Take a trial on. Tune writes `config` to files; `worker`, with credentials perhaps, comes by Ray's store."""
         self._worker = worker
         self._take(config)
 

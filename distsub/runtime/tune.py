@@ -27,10 +27,7 @@ from distsub.search import TrialQueue
 
 
 class CancelUnwanted(cluster.DriverOnly, FIFOScheduler):
-    """Stops a running trial, when it next reports, if no search wants its result any more.
-
-    A trial stops itself this way; nothing is done to trials that are pending or do not report.
-    """
+    """Stops a running trial, when it next reports, if no search wants its result any more; leaves pending ones."""
 
     def __init__(self, searcher: QueueSearcher) -> None:
         super().__init__()
@@ -70,14 +67,6 @@ def run(
     Ray ends a whole run when its memory monitor kills an actor (RuntimeError, "Caught unexpected exception"). The
     queue knows all results, so the run goes on with a fresh connection; a trial that was in flight too often when
     that happened is recorded as an error.
-
-    Args:
-        queue: The searches, with what is known already.
-        store: Where errors are recorded; results are written by the trials themselves.
-        config: Where trials run.
-        reporter: Receives every step and result.
-        drain: Whether to end before that.
-        resources: What a trial occupies and how many run at once.
 
     Raises:
         ConfigError: The cluster can never run a trial.

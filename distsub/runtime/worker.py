@@ -69,10 +69,7 @@ class WorkerConfig:
 def perform(trial: Trial, config: WorkerConfig, report: Report | None = None) -> Observation:
     """Train a trial and write its row. However it ends, it leaves no memory behind.
 
-    Args:
-        trial: What to train.
-        config: Where and how.
-        report: Told of every step; asked to stop, the training leaves no row, but a resume state.
+    `report` is told of every step; asked to stop, the training leaves no row, but a resume state.
 
     Raises:
         Stopped: As `report` asked.

@@ -147,5 +147,5 @@ def test_tune_ends_and_goes_on(tiny_text, tmp_path, environment, warm):
     rows = {row.trial.id: row for row in store.read()}
     assert {trial: rows[trial] for trial in kept} == kept
     sweep = check(load_sweep(path))
-    assert all(finding.outcome.is_over for finding in launch.queue_of(sweep, store).findings())
+    assert all(finding.outcome.is_over for finding in launch.queue_of(sweep, store.read()).findings())
     assert store.files.names("checkpoints") == []

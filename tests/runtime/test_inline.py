@@ -88,7 +88,7 @@ def test_a_sweep_runs_to_its_end_and_again_does_nothing(tiny_sweep, tmp_path, ca
     assert launch.run(sweep, store, "inline") == 0
     rows = store.read()
     assert len(rows) <= launch.queue_of(sweep).max_trials()
-    assert all(f.outcome is not Outcome.open for f in launch.queue_of(sweep, store).findings())
+    assert all(f.outcome is not Outcome.open for f in launch.queue_of(sweep, store.read()).findings())
     assert len(list((tmp_path / "out" / "adapters").iterdir())) == sum(not row.trial.is_baseline for row in rows)
     capsys.readouterr()
     assert launch.run(sweep, store, "inline") == 0
@@ -137,7 +137,7 @@ def test_a_crashing_trial_is_retried_then_recorded_and_the_others_go_on(tiny_swe
     assert len(calls) == 2 * len(set(calls))  # each tried twice: retries = 1
     errors = [row for row in store.read() if row.status == "error"]
     assert {row.error for row in errors} == {"RuntimeError: boom"}
-    _, did = launch.queue_of(sweep, store).findings()
+    _, did = launch.queue_of(sweep, store.read()).findings()
     assert did.outcome.is_over and did.outcome is not Outcome.trial_failed
     monkeypatch.setattr(inline, "perform", real)
     assert launch.run(sweep, store, "inline") == 0  # errors are tried again, and heal

@@ -143,7 +143,7 @@ def test_what_trains_and_what_waits():
     reporter._is_open = True
     trials = [search.trials_at(d)[0] for search in queue.searches for d in (100, 200)]
     for trial in trials[:12]:
-        reporter.handed_out(trial)
+        reporter.progress.hand_out(trial)
     for trial in trials[:10]:
         reporter.started(trial)
     reporter.stepped(trials[0], 7, 40)

@@ -208,7 +208,7 @@ def on_a_gpu(rig, starts, tiny_sweep, tmp_path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=os.getcwd())
         lines = [line.split() for line in log.read_text().splitlines()]
         loaded = load_sweep(sweep)
-        return done, lines, launch.queue_of(loaded, Store.open(str(out)))
+        return done, lines, launch.queue_of(loaded, Store.open(str(out)).read())
 
     return run
 
