@@ -37,12 +37,7 @@ def cache_directory() -> Path:
 
 
 def remembered(about: str, compute: Callable[[], str]) -> str:
-    """Give a short text that is costly to compute, such as a hash, once per machine.
-
-    Args:
-        about: All that it follows from.
-        compute: Computes it.
-    """
+    """Give a short text that is costly to compute, such as a hash, once per machine; all of `about` decides it."""
     kept = cache_directory() / "hashes" / hashlib.sha256(about.encode()).hexdigest()
     with contextlib.suppress(OSError, UnicodeDecodeError):
         about_it, _, found = kept.read_text().partition("\n")
@@ -56,17 +51,10 @@ def remembered(about: str, compute: Callable[[], str]) -> str:
 
 
 def once(target: Path, make: Callable[[Path], None]) -> Path:
-    """Make a directory of the cache, unless it is there.
+    """Make a directory of the cache, which `make` fills, unless it is there; its name says what decides its content.
 
     Of several processes that want it at once, one makes it and the others wait; where the lock does not work, as on
     some network file systems, each makes one of its own and the first rename wins.
-
-    Args:
-        target: The directory, named by what decides its content.
-        make: Fills an empty directory.
-
-    Returns:
-        The target.
 
     Raises:
         UnavailableError: The cache cannot be written, or what `make` says.
@@ -93,10 +81,7 @@ def once(target: Path, make: Callable[[Path], None]) -> Path:
 def fetched(files: Files, names: Callable[[Path], Iterable[str]], target: Path) -> Path:
     """Copy files from another machine or a bucket to a directory of the cache, once per machine.
 
-    Args:
-        files: Where they lie.
-        names: Names them; given the folder that they are copied to, so that it may look at those copied already.
-        target: The directory.
+    `names` names them, given the folder that they are copied to, so that it may look at those copied already.
 
     Raises:
         UnavailableError: They cannot be read, or the cache cannot be written.
@@ -175,7 +160,7 @@ def _make(target: Path, make: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _locked(target: Path) -> Iterator[bool]:
-    """Wait for whoever makes the same directory, and tell whether a lock is held; it goes when its process dies."""
+    """Wait while another process makes the same directory; tells whether a lock is held; it goes with its process."""
     lock = FileLock(f"{target}.lock", mode=0o666)
     try:
         lock.acquire()

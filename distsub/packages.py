@@ -38,13 +38,7 @@ def is_package(address: str) -> bool:
 
 
 def resolve(address: str) -> list[Path]:
-    """Find the files of an installed distribution, verified where their hash is known.
-
-    Args:
-        address: "package:NAME" for every file, "package:NAME/GLOB" for those whose path ends in GLOB.
-
-    Returns:
-        The files, sorted.
+    """Find the files of "package:NAME", or those whose path ends in GLOB of "package:NAME/GLOB", sorted and verified.
 
     Raises:
         UnavailableError: Not installed, no file matches, or a file is not the known one.
@@ -65,13 +59,7 @@ def resolve(address: str) -> list[Path]:
 
 
 def model_directory(address: str) -> Path:
-    """Find the folder of a transformers model that an installed distribution carries.
-
-    Args:
-        address: "package:NAME", or "package:NAME/FOLDER" when it carries several models.
-
-    Returns:
-        The uppermost folder that holds a config.json.
+    """Find the uppermost folder with a config.json of "package:NAME"; "package:NAME/FOLDER" is one of several models.
 
     Raises:
         UnavailableError: Not installed, no config.json in it, or a file is not the known one.

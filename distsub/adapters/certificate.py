@@ -70,7 +70,7 @@ def certify(
     delta: float = 0.05,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Bound the error of a saved classifier on unseen rows.
+    """Bound the error of a saved classifier on unseen rows; gives facts by name.
 
     It holds where the rows are independent draws of what the model will meet, and the base was not pretrained on them.
     The model may have been trained on all of them, on some or on none.
@@ -83,9 +83,6 @@ def certify(
         base: Where the base model lies, if not where the adapter says.
         delta: Chance that the bound fails, over the draw of the rows.
         device: "cpu" or "cuda".
-
-    Returns:
-        Facts by name: rows, errors, bits, the bounds, and whether they say anything.
 
     Raises:
         ConfigError: The adapter is none that a certificate can be of; delta is no probability.

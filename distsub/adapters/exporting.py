@@ -27,12 +27,7 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float1
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
-
-    Attributes:
-        facts: What is said of it, by name.
-        opened: It, read back from where it was written, in the place of the adapter.
-    """
+    """What was written, by name, and the adapter as it was read back."""
 
     facts: dict[str, Any]
     opened: Opened
@@ -42,12 +37,7 @@ def to_transformers(opened: Opened, directory: str | os.PathLike[str], dtype: st
     """Write the model with its trained weights in it, as `from_pretrained` of transformers reads it.
 
     The weights are theta_0 + lambda * P theta in the precision in which the held model runs, rounded once more where
-    `dtype` is another. They are read back and compared bit by bit, and so are the logits of a few texts.
-
-    Args:
-        opened: The adapter on its base.
-        directory: Where to; it must not be there, or be empty.
-        dtype: One of `DTYPES`; None keeps the precision of the base model.
+    `dtype`, one of `DTYPES`, is another. They are read back and compared bit by bit, like the logits of a few texts.
 
     Raises:
         OutputError: It cannot be written, or comes back as something else.
@@ -187,7 +177,8 @@ def fresh_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             yield work
-            work.chmod(0o777 & ~_umask())
+            os.umask(mask := os.umask(0))  # which no system call only asks for
+            work.chmod(0o777 & ~mask)
             conversion.share(work)
             if target.is_dir():
                 target.rmdir()
@@ -198,9 +189,3 @@ def fresh_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     except OSError as error:
         raise OutputError(f"cannot write {target} ({error.strerror or first_line(error)}); make room there") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

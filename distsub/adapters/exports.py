@@ -2,27 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from distsub.adapters import exporting, exporting_peft, loading, prediction
 from distsub.adapters.predictor import Predictor
 from distsub.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Data:
-    """Rows to score on.
-
-    Attributes:
-        source: A file, as `prediction.read` takes it.
-        text: As of `prediction.read`.
-        label: As of `prediction.read`.
-    """
-
-    source: str
-    text: Sequence[str] = ()
-    label: str | None = None
 
 
 def export(
@@ -33,22 +17,16 @@ def export(
     dtype: str | None = None,
     rank: int | None = None,
     drop: bool = False,
-    data: Data | None = None,
+    data: str | None = None,
+    text: Sequence[str] = (),
+    label: str | None = None,
     base: str | None = None,
     results: str | None = None,
 ) -> dict[str, Any]:
-    """Export an adapter, and say what was written.
+    """Export an adapter, as merged weights or for PEFT, and say what was written, and its score on rows of `data`.
 
-    Args:
-        adapter: A directory or an address, as `load` takes it.
-        to: "transformers" (merged weights) or "peft".
-        directory: Where to; it must not be there, or be empty.
-        dtype: As of `exporting.to_transformers`.
-        rank: As of `exporting_peft.to_peft`; None is 8.
-        drop: As of `exporting_peft.to_peft`.
-        data: Rows on which the adapter and what was written of it are scored.
-        base: As of `load`.
-        results: As of `load`.
+    `dtype` is as of `exporting.to_transformers`; `rank`, 8 by default, and `drop` as of `exporting_peft.to_peft`;
+    `text` and `label` as of `prediction.read`; `base` and `results` as of `load`.
 
     Raises:
         ConfigError: An option is of the other format.
@@ -59,11 +37,10 @@ def export(
     if to == "peft" and dtype is not None:
         raise ConfigError("--dtype is of --to transformers; PEFT puts float32 beside the base model as it is")
     opened = loading.open_adapter(adapter, results, base)
-    before: dict[str, float] = {}
-    rows, scored = None, 0
+    rows, before, scored = None, {}, 0
     if data is not None:
         predictor = Predictor(opened)
-        rows = prediction.read(predictor, data.source, data.text, data.label)
+        rows = prediction.read(predictor, data, text, label)
         before, scored = prediction.score(predictor, rows)
         del predictor  # of a large model one copy is enough
     if to == "transformers":

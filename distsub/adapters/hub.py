@@ -17,10 +17,7 @@ FILES = (adapter.CONFIG, adapter.WEIGHTS, peft_files.FACTS)
 
 
 def fetch(address: str) -> Path:
-    """Fetch an adapter from the hub, or from its cache on this machine.
-
-    Args:
-        address: "owner/name" or "owner/name@revision".
+    """Fetch an adapter, "owner/name" or "owner/name@revision", from the hub or from its cache on this machine.
 
     Raises:
         AdapterError: It is not there, the hub cannot be reached, or the repository holds no adapter.
@@ -41,29 +38,16 @@ def fetch(address: str) -> Path:
 
 
 def check_repository(name: str) -> None:
-    """Refuse what is no repository's name.
-
-    Raises:
-        AdapterError: It is none.
-    """
+    """Refuse what is no repository's name, by an AdapterError."""
     if not is_hub_id(name) or "@" in name:
         raise AdapterError(f"{name!r} is no repository of the hub; give owner/name")
 
 
 def push(directory: Path, repository: str, card: str, private: bool = False) -> str:
-    """Push an adapter with a card to the hub, as one commit.
+    """Push an adapter with a card to the hub, as one commit; gives the repository's address.
 
     Where the base model was a folder of this machine, its last name travels in the place of its path: who loads the
-    adapter gives `base`, which is checked by its hash.
-
-    Args:
-        directory: The adapter.
-        repository: "owner/name"; made if it is not there.
-        card: Its README.md.
-        private: Whether a repository that is made is private.
-
-    Returns:
-        The address of the repository.
+    adapter gives `base`, which is checked by its hash. A repository that is not there is made.
 
     Raises:
         AdapterError: There is no adapter, or the hub refuses it.

@@ -27,13 +27,9 @@ _OF_RESULTS = "{0} is a results directory: give one of its adapters, {0}/adapter
 
 @dataclass(frozen=True)
 class Opened:
-    """An adapter on its base model.
+    """An adapter on its base model, in evaluation mode, what it says, where its base was found, its files' bytes.
 
-    Attributes:
-        model: The held model, or PEFT's, in evaluation mode.
-        config: What the adapter says.
-        base: Where its base model was found; None where the model itself was given.
-        num_bytes: Of its files.
+    A base that was given as a model was found nowhere: None.
     """
 
     model: SubspaceModel | nn.Module
@@ -50,7 +46,7 @@ def load_adapter(
     """Rebuild a saved model: the base by its address, the head by its seed, or as it was saved.
 
     Args:
-        directory: An adapter: a directory, or an address such as s3://, gs://, abfs:// or hdfs://.
+        directory: An adapter: a directory, a hub id, or an address such as s3://, gs://, abfs:// or hdfs://.
         results: Results directory with the trajectories that a learned subspace is made of; None takes the one that
             holds the adapter as adapters/ID.
         base: The base model, where it is none that a sweep could name, or is not found: a directory, a hub id, or the
@@ -75,16 +71,23 @@ def open_adapter(
 ) -> Opened:
     """Rebuild a saved model, and say what it was made from; see `load_adapter`."""
     with local(directory) as path:
-        num_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file()) if path.is_dir() else 0
-        if (path / peft_files.FACTS).is_file():
-            return _open_peft(path, base, _results(directory, results), num_bytes)
-        config = adapter.load_config(path)
-        made_of, span, snapshots = config.snapshots, config.subspace.span, None
+        config = read_config(path)
+        num_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
         if isinstance(base, nn.Module):
             model, prepared = base, None
         else:
             given = None if base is None else os.fspath(base)
             model, prepared = _base(path, config, given, None if given else _results(directory, results))
+        if isinstance(config, peft_files.Facts):
+            if prepared is None:
+                raise AdapterError(f"{path} is an adapter of PEFT: give the address of its base, not the model")
+            if (sha256 := prepared.sha256) != config.base_sha256:
+                raise AdapterError(
+                    f"{path} was trained on weights {config.base_sha256[:12]}, those of the base model are "
+                    f"{sha256[:12]}; give the base model that it was trained on"
+                )
+            return Opened(peft_files.load(path, config, model), config, prepared, num_bytes)
+        made_of, span, snapshots = config.snapshots, config.subspace.span, None
         if made_of is not None and span is not None:
             if prepared is None:
                 raise AdapterError(f"{path} lives in a learned subspace: give the address of its base, not the model")
@@ -99,21 +102,13 @@ def open_adapter(
         return Opened(held, config, prepared, num_bytes)
 
 
-def _open_peft(
-    path: Path, base: str | os.PathLike[str] | nn.Module | None, files: Files | None, num_bytes: int
-) -> Opened:
-    """Put an adapter of PEFT on its base model."""
-    facts = peft_files.load_facts(path)
-    if isinstance(base, nn.Module):
-        raise AdapterError(f"{path} is an adapter of PEFT: give the address of its base, not the model")
-    given = None if base is None else os.fspath(base)
-    model, prepared = _base(path, facts, given, None if given else files)
-    if (sha256 := prepared.sha256) != facts.base_sha256:
-        raise AdapterError(
-            f"{path} was trained on weights {facts.base_sha256[:12]}, those of the base model are {sha256[:12]}; give "
-            "the base model that it was trained on"
-        )
-    return Opened(peft_files.load(path, model), facts, prepared, num_bytes)
+def read_config(path: Path) -> adapter.Config | peft_files.Facts:
+    """Read what an adapter in a directory of this machine says.
+
+    Raises:
+        AdapterError: It is missing or damaged.
+    """
+    return peft_files.load_facts(path) if (path / peft_files.FACTS).is_file() else adapter.load_config(path)
 
 
 def _results(directory: str | os.PathLike[str], results: str | os.PathLike[str] | None) -> Files | None:
@@ -130,7 +125,7 @@ def _results(directory: str | os.PathLike[str], results: str | os.PathLike[str] 
 
 
 def _base(
-    path: Path, config: adapter.Config | peft_files.Facts, given: str | None, files: Files | None
+    path: Path, config: adapter.About, given: str | None, files: Files | None
 ) -> tuple[nn.Module, pretrained.Prepared]:
     """Build the base model that an adapter names, or the one given, and say where it was found."""
     address = given or config.base_model

@@ -13,7 +13,7 @@ from torch import nn
 from distsub.errors import AdapterError, first_line
 from distsub.files import parse_json
 from distsub.models.peft_model import config_class, quiet
-from distsub.records import HeadFrom, Peft, TrainedOn, Trial, canonical
+from distsub.records import Peft, TrainedOn, Trial, canonical
 from distsub.records.reading import parse
 from distsub.subspace import adapter
 
@@ -24,61 +24,23 @@ FACTS, WEIGHTS = "distsub.json", "adapter_model.safetensors"
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True)
-class Facts:
+@dataclass(frozen=True, kw_only=True)
+class Facts(adapter.About):
     """What an adapter says beside PEFT's own files.
 
     Attributes:
         method: The method.
-        d: Its trained numbers.
-        projection_seed: What it was drawn from.
-        base_model: Address of the base model.
-        revision: Its hub revision.
-        base_content: What tells it wherever it lies.
-        base_sha256: Hash of its weights.
-        base_dtype: Their precision.
-        num_labels: Classes of the head.
-        id2label: What they are called.
-        head_seed: Seed of the head at theta_0.
-        head_from: "seed", or "checkpoint" for the checkpoint's own.
-        architecture: Class of the model.
-        task: What it was trained on, for the reader.
-        weights_sha256: Hash of PEFT's file of weights.
-        versions: Of distsub, peft, torch and transformers.
-        trained_on: What it reads and writes; None where only its owner knows.
         format_version: Raised when other programs would rebuild another model from the same files.
     """
 
     method: Peft
-    d: int
-    projection_seed: int
-    base_model: str | None
-    revision: str | None
-    base_content: str | None
-    base_sha256: str
-    base_dtype: str
-    num_labels: int | None
-    id2label: dict[str, str] | None
-    head_seed: int | None
-    head_from: HeadFrom
-    architecture: str
-    task: str | None
-    weights_sha256: str
-    versions: dict[str, str]
-    trained_on: TrainedOn | None = None
     format_version: int = FORMAT_VERSION
 
 
 def save(directory: Path, model: Any, trial: Trial, sha256: str, num_labels: int | None, trained_on: TrainedOn) -> None:
     """Write a trial's adapter in PEFT's own format, and beside it what it takes to load it again.
 
-    Args:
-        directory: Where to.
-        model: The trained model.
-        trial: What was trained.
-        sha256: Hash of its base model's weights (`Prepared.sha256`).
-        num_labels: Classes of its head.
-        trained_on: What it reads and writes.
+    `sha256` is the hash of the base model's weights (`Prepared.sha256`).
     """
     method, address, base = trial.method, trial.model, model.get_base_model()
     assert isinstance(method, Peft) and trial.d is not None, "the trial has an adapter"
@@ -135,14 +97,13 @@ def load_facts(directory: str | os.PathLike[str]) -> Facts:
     return facts
 
 
-def load(directory: Path, base: nn.Module) -> nn.Module:
+def load(directory: Path, facts: Facts, base: nn.Module) -> nn.Module:
     """Put a saved adapter on its base model.
 
     Raises:
         AdapterError: PEFT cannot read it.
         UnavailableError: PEFT is not installed.
     """
-    facts = load_facts(directory)
     config_class(facts.method.peft)
     from peft import PeftModel
 

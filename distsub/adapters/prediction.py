@@ -13,6 +13,7 @@ from distsub.adapters.predictor import Predictor
 from distsub.data import cells, reading, tables
 from distsub.errors import ConfigError, DataError, UnavailableError
 from distsub.finetune import generation
+from distsub.records import Task
 
 PREDICTION, PROBABILITY = "prediction", "probability"
 """The columns that are added."""
@@ -141,12 +142,6 @@ def _last(chats: Sequence[str | None]) -> list[str | None] | None:
 def predict(predictor: Predictor, rows: Rows, score: bool = True, max_new_tokens: int | None = None) -> Predictions:
     """Predict for rows, and score that where they have labels.
 
-    Args:
-        predictor: From `load`.
-        rows: From `read`.
-        score: Whether to score, where there are labels.
-        max_new_tokens: As of `Predictor.predict`.
-
     Raises:
         DataError: There are no rows, or a label is none that the model knows.
         ConfigError: The task says not how long an answer may be.
@@ -155,78 +150,70 @@ def predict(predictor: Predictor, rows: Rows, score: bool = True, max_new_tokens
     if not len(rows):
         raise DataError(f"{rows.source} has no rows")
     task, notes = predictor.task, []
-    texts = list(zip(*(column.to_pylist() for column in rows.texts.columns), strict=True))
-    full = [number for number, row in enumerate(texts) if all(text is not None for text in row)]
-    if task.empty == "keep":
-        texts, full = [tuple(text or "" for text in row) for row in texts], list(range(len(texts)))
-    else:
-        full = [number for number in full if all(text.strip() for text in texts[number])]
-    if missing := len(texts) - len(full):
-        first = next(number for number in range(len(texts)) if number not in full[: number + 1]) + 1
+    texts, readable = _texts(predictor, rows)
+    if missing := len(texts) - len(readable):
+        first = next(number for number in range(len(texts)) if number not in readable[: number + 1]) + 1
         notes.append(f"{missing} of {len(texts)} rows have an empty text and no prediction, first row {first}")
-    chosen = [texts[number] if len(texts[number]) > 1 else texts[number][0] for number in full]
-    labelled = [place for place, number in enumerate(full) if score and rows.labels and rows.labels[number] is not None]
-    if score and rows.labels and len(labelled) < len(full):
-        notes.append(f"{len(full) - len(labelled)} rows have no {rows.label} and are not in the score")
-    truth = [str((rows.labels or [])[full[place]]) for place in labelled]
-    where = f'{rows.source}: column "{rows.label}"'
-    found: dict[str, float] = {}
-    chance: list[float | None] = []
+    chosen = [texts[number] for number in readable]
+    labels = [rows.labels[number] if score and rows.labels else None for number in readable]
+    labelled = [place for place, label in enumerate(labels) if label is not None]
+    if score and rows.labels and len(labelled) < len(readable):
+        notes.append(f"{len(readable) - len(labelled)} rows have no {rows.label} and are not in the score")
+    truth = [str(labels[place]) for place in labelled]
+    scores: dict[str, float] = {}
+    likely: list[float] = []
     if not task.is_completion:
+        where = f'{rows.source}: column "{rows.label}"'
         remedy = ", give another label column (--label), or do not score (--no-score)"
-        targets = (
-            predictor.encode(truth, where, remedy) if labelled else []
-        )  # before the model runs, which takes longer
+        # Before the model runs, which takes longer.
+        targets = predictor.encode(truth, where, remedy) if labelled else []
         logits = predictor.logits(chosen)
-        said: Sequence[Any] = predictor.decide(logits)
+        predicted: Sequence[Any] = predictor.decide(logits)
         if predictor.labels and chosen:
-            chance = logits.softmax(-1).amax(-1).tolist()
+            likely = logits.softmax(-1).amax(-1).tolist()
         if labelled:
-            found = predictor.measure(logits[labelled], targets)
+            scores = predictor.measure(logits[labelled], targets)
     else:
-        said = predictor.complete(chosen, max_new_tokens)
+        predicted = predictor.complete(chosen, max_new_tokens)
         if labelled and task.metric == "nll":
-            found = predictor.evaluate([chosen[place] for place in labelled], truth)
+            scores = predictor.evaluate([chosen[place] for place in labelled], truth)
         elif labelled:
-            right = generation.matches([said[place] for place in labelled], truth, task)
-            found = metrics.evaluate(task, right, [1.0] * len(right))
-    columns = {name: rows.texts[name] for name in rows.texts.column_names}
-    columns |= {name: rows.others[name] for name in rows.others.column_names}
+            right = generation.matches([predicted[place] for place in labelled], truth, task)
+            scores = metrics.evaluate(task, right, [1.0] * len(right))
+    columns = {name: table[name] for table in (rows.texts, rows.others) for name in table.column_names}
     if rows.labels is not None and not task.is_chat:
         columns[str(rows.label)] = pa.array(rows.labels, cells.TEXT)
-    kind = pa.float64() if task.num_labels == 1 else cells.TEXT
-    columns[PREDICTION] = _spread(said, full, len(texts), kind)
-    if chance:
-        columns[PROBABILITY] = _spread(chance, full, len(texts), pa.float32())
-    scores = dict(sorted(found.items(), key=lambda each: each[0] != task.metric))
-    return Predictions(pa.table(columns), scores, len(labelled), tuple(notes))
+    place_of = {number: place for place, number in enumerate(readable)}
+    places = pa.array([place_of.get(number) for number in range(len(texts))], pa.int64())
+    columns[PREDICTION] = pa.array(predicted, pa.float64() if task.num_labels == 1 else cells.TEXT).take(places)
+    if likely:
+        columns[PROBABILITY] = pa.array(likely, pa.float32()).take(places)
+    return Predictions(pa.table(columns), _own_first(scores, task), len(labelled), tuple(notes))
 
 
 def score(predictor: Predictor, rows: Rows) -> tuple[dict[str, float], int]:
-    """Score a model on the rows that have a text and a label.
-
-    Returns:
-        Every metric by name, the task's own first; and the number of rows.
+    """Score a model on the rows with a text and a label: every metric, the task's own first, and the number of rows.
 
     Raises:
         DataError: The file has no labels, or one that the model does not know.
     """
-    texts: list[tuple[str | None, ...]] = list(zip(*(each.to_pylist() for each in rows.texts.columns), strict=True))
+    texts, readable = _texts(predictor, rows)
     labels = rows.labels or [None] * len(texts)
-    kept = [
-        (row if len(rows.texts.columns) > 1 else row[0], label)
-        for row, label in zip(texts, labels, strict=True)
-        if label is not None and all(text is not None and text.strip() for text in row)
-    ]
-    if not kept:
+    labelled = [number for number in readable if labels[number] is not None]
+    if not labelled:
         raise DataError(f"{rows.source} has no row with a label to score; name their column by label (--label)")
-    found = predictor.evaluate([row for row, _ in kept], [label for _, label in kept])
-    return dict(sorted(found.items(), key=lambda each: each[0] != predictor.task.metric)), len(kept)
+    scores = predictor.evaluate([texts[number] for number in labelled], [labels[number] for number in labelled])
+    return _own_first(scores, predictor.task), len(labelled)
 
 
-def _spread(values: Sequence[Any], places: Sequence[int], length: int, kind: pa.DataType) -> pa.Array:
-    """Put values at their rows, null elsewhere."""
-    every: list[Any] = [None] * length
-    for place, value in zip(places, values, strict=True):
-        every[place] = value
-    return pa.array(every, kind)
+def _texts(predictor: Predictor, rows: Rows) -> tuple[list[Any], list[int]]:
+    """Give each row's text, or texts, and the numbers of the rows that the model reads."""
+    keeps = predictor.task.empty == "keep"
+    columns = [[text or ("" if keeps else None) for text in column.to_pylist()] for column in rows.texts.columns]
+    cells_of = list(zip(*columns, strict=True))
+    readable = [number for number, row in enumerate(cells_of) if keeps or all(text and text.strip() for text in row)]
+    return cells_of if len(columns) > 1 else columns[0], readable
+
+
+def _own_first(scores: dict[str, float], task: Task) -> dict[str, float]:
+    return dict(sorted(scores.items(), key=lambda each: each[0] != task.metric))

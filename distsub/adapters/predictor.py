@@ -170,11 +170,7 @@ class Predictor:
         return self.model.generate(*inputs, **settings)
 
     def evaluate(self, texts: Iterable[Any], labels: Iterable[Any]) -> dict[str, float]:
-        """Score the predictions for texts against what is right: every metric of the task.
-
-        Args:
-            texts: As of `predict`.
-            labels: As the training's label column spelled them: names, values, or completions.
+        """Score predictions against labels as the training's column spelled them; gives every metric of the task.
 
         Raises:
             DataError: A label is none of those that the model tells apart; or as of `predict`.

@@ -127,9 +127,9 @@ def export(
         raise ConfigError(f"--to {to.value} needs a directory: distsub export {what} --to {to.value} DIRECTORY")
     from distsub.adapters import exports
 
-    rows = exports.Data(data, _columns(text), label) if data else None
-    options = {"dtype": dtype and dtype.value, "rank": rank, "drop": drop, "data": rows}
-    show_facts(exports.export(what, to.value, directory, **options, base=base, results=results), format)
+    options = {"dtype": dtype and dtype.value, "rank": rank, "drop": drop}
+    rows = {"data": data, "text": _columns(text), "label": label}
+    show_facts(exports.export(what, to.value, directory, **options, **rows, base=base, results=results), format)
 
 
 def fit(

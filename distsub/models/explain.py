@@ -10,12 +10,7 @@ _EXTRAS = {"sentencepiece": '"distsub[sentencepiece]"', "tiktoken": "tiktoken", 
 
 
 def reason(error: Exception, folder: Path | None = None) -> str:
-    """Say why something could not be loaded.
-
-    Args:
-        error: What the library raised.
-        folder: Where the tokenizer's files lie, if it was one.
-    """
+    """Say why something could not be loaded; `folder` is where the tokenizer's files lie, if it was one."""
     if folder is not None and (package := missing_package(folder)):
         return package
     text = str(error)
@@ -58,12 +53,7 @@ def _installed(module: str) -> bool:
 
 
 def lacking(wanted: list[str], held: list[str]) -> str:
-    """Say that a checkpoint lacks tensors of the base model, and why that may be.
-
-    Args:
-        wanted: Names of parameters that it does not give, sorted.
-        held: Names of the tensors that it has.
-    """
+    """Say that a checkpoint lacks `wanted`, parameters of the base model, and why, as far as the names it has tell."""
     what = f"its weights lack {len(wanted)} tensors of the base model, or have them in other shapes, first {wanted[0]}"
     for prefix, made in (("_orig_mod.", "torch.compile"), ("module.", "DataParallel")):
         if any(prefix in f".{name}" and f".{prefix}" in f".{name}" for name in held):

@@ -38,12 +38,7 @@ SIZES = {
 
 
 def ladder(peft: str, given: Mapping[str, Any], shapes: Sequence[tuple[int, int]]) -> Ladder:
-    """List the sizes of a type.
-
-    Args:
-        peft: One of `SIZES`.
-        given: Options that are not varied.
-        shapes: Inputs and outputs of every adapted layer.
+    """List the sizes of a PEFT type: `given` is not varied, `shapes` are inputs and outputs of each adapted layer.
 
     Raises:
         ConfigError: No size fits the layers.
@@ -96,12 +91,7 @@ def _vectors(given: Mapping[str, Any], shapes: Sequence[tuple[int, int]]) -> Lad
 
 
 def nearest(values: Sequence[int], d: int, count: Callable[[int], int]) -> int:
-    """Find the value whose count is nearest to d in ratio.
-
-    Args:
-        values: In the order of their counts, which rise.
-        d: What is wanted.
-        count: Counts the numbers of a value; asked a few times only.
+    """Find the value whose count, which rises with the values and is asked a few times only, is nearest to d in ratio.
 
     >>> nearest(range(1, 101), 70, lambda rank: 20 * rank)
     3

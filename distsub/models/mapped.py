@@ -15,7 +15,6 @@ class Mappings:
     """The files that this process has mapped now, by address; none where the system does not say."""
 
     def __init__(self) -> None:
-        """Read the list, once for as many tensors as are mapped already."""
         self._found: list[tuple[int, int, int, str]] = []
         lines = _MAPS.read_text(errors="surrogateescape").splitlines() if _MAPS.is_file() else []
         for line in lines:

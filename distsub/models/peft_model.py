@@ -38,20 +38,18 @@ _LINEAR_ONLY = ("BEFT", "SHIRA")
 
 
 class Sizes:
-    """The sizes that a method can have on a model.
+    """The sizes that a method can have on a model, of which nothing is changed.
 
     Attributes:
         num_params: Parameters of the layers that it adapts.
         num_trained_head: Parameters of the head that are trained in full beside it.
+
+    Raises:
+        ConfigError: An option is unknown, or the method does not fit the model.
+        UnavailableError: PEFT is not installed.
     """
 
     def __init__(self, base: nn.Module, method: Peft) -> None:
-        """Find what is adapted; nothing of the model is changed.
-
-        Raises:
-            ConfigError: An option is unknown, or the method does not fit the model.
-            UnavailableError: PEFT is not installed.
-        """
         given = options_of(method)
         self._base, self._method, self._skeleton = base, method, _skeleton(base)
         smallest = {name: value for name, value in _SMALLEST.get(method.peft, {}).items() if name not in given}
@@ -99,11 +97,7 @@ class Sizes:
 def build(base: nn.Module, method: Peft, d: int, seed: int) -> tuple[Any, Sizes]:
     """Put an adapter of exactly d numbers on a model, which it freezes.
 
-    Args:
-        base: The model, on the CPU: the adapter is drawn there, so that it is the same for every device.
-        method: The method.
-        d: Numbers to train.
-        seed: Of all that PEFT draws.
+    It is drawn on the CPU, where the model is, from `seed`, so that it is the same for every device.
 
     Raises:
         DimensionError: No configuration has exactly d numbers.

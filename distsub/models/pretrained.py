@@ -56,9 +56,7 @@ def prepare(model: str, revision: str | None = None, dtype: Dtype = "float32", c
     """Find a model, and make its weights safetensors of the precision that it is held in, once per machine.
 
     A checkpoint that is that already is used where it lies. Files are known by their content, which is read once per
-    machine as long as nobody touches them. Of several processes that prepare the same model at once, one
-    converts and the others wait for it; where the lock does not work, as on some network file systems, each writes a
-    directory of its own and the first rename wins.
+    machine as long as nobody touches them. See `cache.once` for several processes that prepare the same model.
 
     Args:
         model: Its address, see `locate`.
@@ -147,10 +145,7 @@ def is_language_model(directory: Path) -> bool:
 def load_given(prepared: Prepared, language_model: bool, num_labels: int = 0) -> tuple[nn.Module, set[str]]:
     """Load a model on memory-mapped weights as its checkpoint has it, and name what it does not give.
 
-    Args:
-        prepared: From `prepare`.
-        language_model: Load one that generates, else a sequence classifier.
-        num_labels: Classes of a classifier; 0 takes the checkpoint's own.
+    A classifier has `num_labels`, 0 for as many as the checkpoint's own.
 
     Raises:
         UnavailableError: transformers cannot make such a model of it.
@@ -163,13 +158,7 @@ def load_given(prepared: Prepared, language_model: bool, num_labels: int = 0) ->
 
 
 def _load(prepared: Prepared, language_model: bool = False, **settings: Any) -> tuple[Any, set[str]]:
-    """Load a model as transformers does; the second value names what the checkpoint does not give.
-
-    Args:
-        prepared: Where it lies.
-        language_model: Load one that generates, else a sequence classifier.
-        **settings: Of its configuration.
-    """
+    """Load a model as transformers does; the second value names what the checkpoint does not give."""
     what = "language model" if language_model else "sequence classifier"
     try:
         with quiet():

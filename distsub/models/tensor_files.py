@@ -41,13 +41,8 @@ def order(shapes: Shapes) -> list[str]:
 def write(path: Path, shapes: Shapes, tensors: Iterable[Tensor]) -> tuple[int, str]:
     """Write a file; where all tensors have one type, with the bytes of `safetensors.torch.save_file`.
 
-    Args:
-        path: The file.
-        shapes: What it holds.
-        tensors: The values, in the order of `order(shapes)`; each is let go before the next is asked for.
-
-    Returns:
-        Its size in bytes, and the sha256 of its content.
+    The tensors come in the order of `order(shapes)`; each is released before the next is asked for. Gives the size in
+    bytes, and the sha256 of the content.
     """
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:

@@ -147,11 +147,7 @@ def shards(index: Path) -> list[str]:
 
 
 def files(folder: Path, config: dict[str, Any]) -> list[Path]:
-    """List the files that hold a model's weights, in the order in which transformers reads them.
-
-    Args:
-        folder: A model's directory.
-        config: Its config.json.
+    """List the files that hold the weights of a model's directory, in the order in which transformers reads them.
 
     Raises:
         UnavailableError: There are none, one is missing, or one is empty.

@@ -16,13 +16,13 @@ from distsub.search import Search
 def check(sweep: Sweep, say: Callable[[str], None] | None = None, kept: Mapping[str, Path] | None = None) -> Sweep:
     """Make sure, before anything is spent, that every model and task is there, every d fits and one step trains.
 
-    Returns:
-        The sweep with the contents of its models and tasks, by which its trials are told from others.
-
     Args:
         sweep: What to check.
-        say: Told, in a line each, what a reader should know of the rows: classes, repeated texts, joined pairs.
+        say: Prints, in a line each, what a reader should know of the rows: classes, repeated texts, joined pairs.
         kept: Copies of imported trajectories that are gone, by the path at which each was.
+
+    Returns:
+        The sweep with the contents of its models and tasks, by which its trials are told from others.
 
     Raises:
         DistsubError: What cannot work, and how to fix it.
@@ -82,9 +82,6 @@ def _counts(sweep: Sweep, say: Callable[[str], None] | None) -> tuple[Counts, ..
     """Count what the methods of PEFT offer: exact numbers, those nearest to the grid.
 
     A method that fits some of the models is left out for the others: none is counted there, and a line says it.
-
-    Raises:
-        ConfigError: A method fits no model, or a model on some of the tasks only, which its head decides.
     """
     arms = [(method, dims) for method, (dims, _) in sweep.arms() if isinstance(method, Peft)]
     found: dict[Counts, None] = {}

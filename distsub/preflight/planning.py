@@ -174,11 +174,7 @@ def _recorded(
 
 
 def side_by_side(totals: pa.Table) -> pa.Table:
-    """Set what is expected beside what is never exceeded, for people.
-
-    Args:
-        totals: The second table of `plan`.
-    """
+    """Set what is expected beside what is never exceeded, from the second table of `plan`, for people."""
     rows = sorted(totals.to_pylist(), key=lambda row: row["total"] != "expected")
     names = {"trials": "trainings", "steps": "training steps", "first_batch": "trainings that start at once"}
     shown = []

@@ -43,33 +43,24 @@ class Rows:
         """The tokens of each row."""
         return self.examples.lengths("input_ids")
 
-    def length(self, row: int) -> int:
-        """Count the tokens of a row."""
-        return self.lengths[row]
-
-    def probes(self) -> list[int]:
-        """Choose the shortest, an ordinary and the longest row, each once."""
-        order = sorted(range(len(self.examples)), key=self.lengths.__getitem__)
-        return list(dict.fromkeys((order[0], order[len(order) // 2], order[-1])))
-
     def listed(self, rows: list[int]) -> str:
         """Say how many rows are meant, and which is the first."""
         split, number = self.places[rows[0]]
         return f"{len(rows)} of {len(self.examples)} rows, first row {number} of {split}"
 
 
+def probes(lengths: list[int]) -> list[int]:
+    """Choose the shortest, an ordinary and the longest row, each once."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return list(dict.fromkeys((order[0], order[len(order) // 2], order[-1])))
+
+
 def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable[[str], None] | None = None) -> None:
-    """Train a step of each trial; all are of one model and task.
+    """Train a step of each trial, at its largest d; all are of one model and task.
 
     What is tried: that the tokens fit the model, that the logits of a text do not depend on its batch, and for each
     trial a step (forward, backward, optimizer) in the precision of the budget, with finite logits before and after it
     and a gradient that reaches what is trained. It costs two passes of three rows, and a step per trial.
-
-    Args:
-        trials: Full fine-tuning and a trial of each method, at the largest d.
-        splits: The task's rows.
-        device: Where to try.
-        say: Prints notes that are no errors.
 
     Raises:
         DistsubError: What would fail or give a wrong number later, and how to fix it.
@@ -104,19 +95,13 @@ def read(tokenizer: Any, splits: Splits, budget: Budget, name: str, content: str
         DataError: A row has no tokens at all.
     """
     parts = {"train": splits.train, "validation": splits.validation}
-    return Rows(
-        name,
-        Tokens.joined(
-            [
-                objective(
-                    tokenizer, splits.task, part, budget.max_length, None, [content, splits.dataset_hash, key]
-                ).examples
-                for key, part in parts.items()
-            ]
-        ),
-        [float(label) for part in parts.values() for label in part.labels],
-        [(key, number) for key, part in parts.items() for number in range(1, len(part) + 1)],
-    )
+    examples = [
+        objective(tokenizer, splits.task, part, budget.max_length, None, [content, splits.dataset_hash, key]).examples
+        for key, part in parts.items()
+    ]
+    labels = [float(label) for part in parts.values() for label in part.labels]
+    places = [(key, number) for key, part in parts.items() for number in range(1, len(part) + 1)]
+    return Rows(name, Tokens.joined(examples), labels, places)
 
 
 def _check_room(tokenizer: Any, trial: Trial, name: str) -> None:
@@ -135,7 +120,7 @@ def _check_tokens(rows: Rows, tokenizer: Any, trial: Trial) -> None:
     """Refuse rows of which nothing is left but special tokens, unless the task keeps empty texts."""
     marks = tokenizer.num_special_tokens_to_add(pair=len(trial.task.text) == 2)
     least = 1 if trial.task.empty == "keep" else marks + 1
-    if blank := [row for row in range(len(rows.examples)) if rows.length(row) < least]:
+    if blank := [row for row in range(len(rows.examples)) if rows.lengths[row] < least]:
         raise DataError(
             f"{rows.name}: the tokenizer makes no token of the text in {rows.listed(blank)}; remove such rows, or give "
             "the task the columns that hold text"
@@ -190,7 +175,7 @@ def _check_names(splits: Splits, model: Any, head_from: str, name: str) -> None:
 
 def _check_batches(rows: Rows, tokenizer: Any, model: nn.Module, budget: Budget, device: str) -> None:
     """Refuse a model whose logits of a text depend on what stands beside it."""
-    probes = rows.probes()
+    chosen_rows = probes(rows.lengths)
 
     @torch.no_grad()
     def logits(chosen: list[int]) -> torch.Tensor:
@@ -198,9 +183,9 @@ def _check_batches(rows: Rows, tokenizer: Any, model: nn.Module, budget: Budget,
         return model(**{key: value.to(device) for key, value in batch.items()}).logits.float()
 
     try:
-        alone = torch.cat([logits([row]) for row in probes])
+        alone = torch.cat([logits([row]) for row in chosen_rows])
     except (IndexError, RuntimeError) as error:
-        longest, positions = rows.length(probes[-1]), getattr(model.config, "max_position_embeddings", None)
+        longest, positions = rows.lengths[chosen_rows[-1]], getattr(model.config, "max_position_embeddings", None)
         if memory.is_shortage(error) or positions is None or longest < positions - 2:
             raise
         raise ConfigError(
@@ -209,27 +194,28 @@ def _check_batches(rows: Rows, tokenizer: Any, model: nn.Module, budget: Budget,
         ) from None
     if not alone.isfinite().all():
         raise ConfigError(f"{rows.name}: the logits of the untrained model are not finite; its weights are damaged")
-    apart = max((logits(probes) - alone).abs().max().item(), (logits(probes[::-1]).flip(0) - alone).abs().max().item())
-    if apart > limit(alone, model):
-        raise ConfigError(
-            f"{rows.name}: the logits of a text differ by {apart:.1g} between alone and beside a longer one, so that "
-            f"scores would depend on batches: {type(model).__name__} does not hide padding; use another model"
-        )
+    for together in (logits(chosen_rows), logits(chosen_rows[::-1]).flip(0)):
+        refuse_visible_padding(together, alone, model, rows.name, "the logits of a text differ")
 
 
-def limit(alone: torch.Tensor, model: Any) -> float:
-    """Give the most by which logits may differ that should be the same, for the precision that a model is held in."""
+def refuse_visible_padding(together: torch.Tensor, alone: torch.Tensor, model: Any, name: str, what: str) -> None:
+    """Refuse a model that gives rows other numbers in a batch than alone, beyond its precision."""
+    apart = (together - alone).abs().max().item()
     is_rounded = next(model.parameters()).dtype == torch.bfloat16
     relative = SETTINGS.rounded if is_rounded else SETTINGS.relative
-    return SETTINGS.absolute + relative * alone.abs().max().item()
+    if apart > SETTINGS.absolute + relative * alone.abs().max().item():
+        raise ConfigError(
+            f"{name}: {what} by {apart:.1g} between alone and beside a longer one, so that scores would depend on "
+            f"batches: {type(model).__name__} does not hide padding; use another model"
+        )
 
 
 def _batch(rows: Rows, tokenizer: Any, splits: Splits) -> dict[str, torch.Tensor]:
     """Make a batch of the probes, with their labels."""
-    probes = rows.probes()
-    labels = torch.tensor([rows.labels[row] for row in probes])
+    chosen = probes(rows.lengths)
+    labels = torch.tensor([rows.labels[row] for row in chosen])
     labels = labels if splits.task.num_labels == 1 else labels.long()
-    return batches.collate(tokenizer, rows.examples, probes) | {"labels": labels}
+    return batches.collate(tokenizer, rows.examples, chosen) | {"labels": labels}
 
 
 def _loss_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -262,11 +248,7 @@ def _step(
     device: str,
     loss_of: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
 ) -> None:
-    """Train one step as the trial would, and evaluate.
-
-    Raises:
-        ConfigError: The loss is not finite, or has no gradient.
-    """
+    """Train one step as the trial would, and evaluate; refuse a loss that is not finite, or has no gradient."""
     model, record = building.build_model(trial, prepared, device)
     optimizer = building.build_optimizer(trial, model, record["step_size"])
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -13,21 +13,15 @@ from distsub.finetune.objective import objective
 from distsub.finetune.precision import Autocast
 from distsub.finetune.tokens import Tokens
 from distsub.models import pretrained
-from distsub.preflight.rehearsal import limit, one_line, opened, steps
+from distsub.preflight.rehearsal import one_line, opened, probes, refuse_visible_padding, steps
 from distsub.records import Trial
 
 
 def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable[[str], None] | None = None) -> None:
-    """Train a step of each trial; all are of one language model and one completion task.
+    """Train a step of each trial, at its largest d; all are of one language model and one completion task.
 
     What is tried: that every row fits the length and the model, that the loss of a completion does not depend on its
     batch, nor what is generated on padding at the left, and a step of each trial. It costs some passes of three rows.
-
-    Args:
-        trials: Full fine-tuning and a trial of each method, at the largest d.
-        splits: The task's rows.
-        device: Where to try.
-        say: Prints notes that are no errors.
 
     Raises:
         DistsubError: What would fail or give a wrong number later, and how to fix it.
@@ -43,19 +37,17 @@ def rehearse(trials: Iterable[Trial], splits: Splits, device: str, say: Callable
         for key, part in parts.items()
     }
     rows = Tokens.joined([each.examples for each in found_of.values()])
-    lengths = rows.lengths("input_ids", "labels")
-    order = sorted(range(len(rows)), key=lengths.__getitem__)
-    probes = [rows[row] for row in dict.fromkeys((order[0], order[len(order) // 2], order[-1]))]
+    chosen = [rows[row] for row in probes(rows.lengths("input_ids", "labels"))]
     if say and not apart and not splits.task.is_chat and (line := completions.joined(splits.train)):
         say(f"note: {splits.task.name}: {line}")
     with one_line(name, "a forward pass"):
         _check_ids(rows, model, name)
-        _check_losses(probes, tokenizer, model, name, device)
+        _check_losses(chosen, tokenizer, model, name, device)
         if splits.task.metric == "exact_match":
             _check_answers(found_of["validation"].examples, splits, tokenizer, model, name, say)
-            _check_generation(probes, tokenizer, model, splits, name, device)
+            _check_generation(chosen, tokenizer, model, splits, name, device)
     del model
-    batch = completions.collate(probes, range(len(probes)), tokenizer.pad_token_id, apart)
+    batch = completions.collate(chosen, range(len(chosen)), tokenizer.pad_token_id, apart)
     steps((first, *others), splits.task, prepared, name, batch, device, found_of["train"].loss)
 
 
@@ -95,43 +87,32 @@ def _check_answers(
 
 
 @torch.no_grad()
-def _check_losses(probes: list[Example], tokenizer: Any, model: Any, name: str, device: str) -> None:
+def _check_losses(rows: list[Example], tokenizer: Any, model: Any, name: str, device: str) -> None:
     """Refuse a model whose loss of a completion depends on what stands beside it."""
 
-    def losses(chosen: list[Example]) -> torch.Tensor:
+    def losses(some: list[Example]) -> torch.Tensor:
         apart = bool(model.config.is_encoder_decoder)
-        batch = completions.collate(chosen, range(len(chosen)), tokenizer.pad_token_id, apart)
+        batch = completions.collate(some, range(len(some)), tokenizer.pad_token_id, apart)
         return completions.losses(model, {key: value.to(device) for key, value in batch.items()})
 
-    alone = torch.cat([losses([each]) for each in probes])
+    alone = torch.cat([losses([each]) for each in rows])
     if not alone.isfinite().all():
         raise ConfigError(f"{name}: the loss of the untrained model is not finite; its weights are damaged")
-    _compare(losses(probes), alone, name, "the loss of a completion differs", model)
+    refuse_visible_padding(losses(rows), alone, model, name, "the loss of a completion differs")
 
 
 @torch.no_grad()
-def _check_generation(
-    probes: list[Example], tokenizer: Any, model: Any, splits: Splits, name: str, device: str
-) -> None:
+def _check_generation(rows: list[Example], tokenizer: Any, model: Any, splits: Splits, name: str, device: str) -> None:
     """Refuse a model whose first generated token depends on padding at the left."""
 
-    def scores(rows: list[int]) -> torch.Tensor:
-        batch = generation.prompts(tokenizer, probes, rows, device)
+    def scores(numbers: list[int]) -> torch.Tensor:
+        batch = generation.prompts(tokenizer, rows, numbers, device)
         return model.generate(
             **batch, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True,
             pad_token_id=tokenizer.pad_token_id,
         ).logits[0].float()  # fmt: skip
 
-    every = list(range(len(probes)))
+    every = list(range(len(rows)))
     alone = torch.cat([scores([row]) for row in every])
-    _compare(scores(every), alone, name, "what is generated differs", model)
-    generation.generate(model, tokenizer, probes, splits.task, device, Autocast(device, False))
-
-
-def _compare(together: torch.Tensor, alone: torch.Tensor, name: str, what: str, model: Any) -> None:
-    apart = (together - alone).abs().max().item()
-    if apart > limit(alone, model):
-        raise ConfigError(
-            f"{name}: {what} by {apart:.1g} between alone and beside a longer one, so that scores would depend on "
-            f"batches: {type(model).__name__} does not hide padding; use another model"
-        )
+    refuse_visible_padding(scores(every), alone, model, name, "what is generated differs")
+    generation.generate(model, tokenizer, rows, splits.task, device, Autocast(device, False))

@@ -82,12 +82,11 @@ def inspect(what: str) -> dict[str, Any]:
         from distsub.adapters import loading
 
         with loading.local(what) as path:
-            is_peft = (path / peft_files.FACTS).is_file()
-            config = peft_files.load_facts(path) if is_peft else adapter.load_config(path)
-        record, key = canonical(config), "method" if is_peft else "subspace"
-        method = config.method if isinstance(config, peft_files.Facts) else config.subspace
-        subspace = adapter.flat({key: record.pop(key)})
-        facts: dict[str, Any] = {"method": label(method), **subspace, **record}
+            config = loading.read_config(path)
+        key = "method" if isinstance(config, peft_files.Facts) else "subspace"
+        record = canonical(config)
+        settings = adapter.flat({key: record.pop(key)})
+        facts: dict[str, Any] = {"method": label(getattr(config, key)), **settings, **record}
     else:
         num_labels, about = _kind(what)
         facts = model_facts(what, None, num_labels)

@@ -36,54 +36,36 @@ HEAD = "theta_0."
 """Begins the names of tensors at theta_0, of a head or pooler, saved where no seed is known to make them again."""
 
 
-@dataclass(frozen=True)
-class Config:
-    """What an adapter's JSON says.
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What an adapter of any method says of its base model and its training.
 
     Attributes:
         d: Numbers to train, scales included.
-        projection_seed: Seed of P.
-        subspace: What the subspace is made of.
-        snapshots: The checkpoints among that.
-        num_params: D, the parameters that the subspace spans.
-        num_params_model: Parameters in the model.
-        num_scales: Scales among the trained numbers.
-        num_trained: Numbers trained in the subspace.
-        num_trained_head: Numbers trained in full beside it.
-        fingerprint: Sixteen entries of P theta for one fixed theta.
+        projection_seed: Seed of P, or of what PEFT draws.
         base_model: Address of the base model: hub id or directory; None where only its owner shall load the adapter.
         revision: Its hub revision.
         base_content: What tells it wherever it lies: `Prepared.content`.
         base_sha256: Hash of its weights that come from its checkpoint.
         base_dtype: Their precision.
-        head_sha256: Hash of its head at theta_0; None where the head was trained.
         num_labels: Classes of the head; 0 for a language model that generates, which has none.
         id2label: What they are called.
         head_seed: Seed of the head at theta_0.
         head_from: "seed", or "checkpoint" for the checkpoint's own.
         architecture: Class of the model.
         task: What it was trained on, for the reader.
-        weights_sha256: Hash of the other file.
-        versions: Of distsub, torch and transformers.
+        weights_sha256: Hash of the file of weights.
+        versions: Of the packages that wrote it.
         trained_on: What it reads and writes; None where only its owner knows.
     """
 
     d: int
     projection_seed: int
-    subspace: Subspace
-    snapshots: MadeOf | None
-    num_params: int
-    num_params_model: int
-    num_scales: int
-    num_trained: int
-    num_trained_head: int
-    fingerprint: tuple[float, ...]
     base_model: str | None
     revision: str | None
     base_content: str | None
     base_sha256: str
     base_dtype: str
-    head_sha256: str | None
     num_labels: int | None
     id2label: dict[str, str] | None
     head_seed: int | None
@@ -93,6 +75,33 @@ class Config:
     weights_sha256: str
     versions: dict[str, str]
     trained_on: TrainedOn | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(About):
+    """What the JSON of an adapter of a subspace says.
+
+    Attributes:
+        subspace: What the subspace is made of.
+        snapshots: The checkpoints among that.
+        num_params: D, the parameters that the subspace spans.
+        num_params_model: Parameters in the model.
+        num_scales: Scales among the trained numbers.
+        num_trained: Numbers trained in the subspace.
+        num_trained_head: Numbers trained in full beside it.
+        fingerprint: Sixteen entries of P theta for one fixed theta.
+        head_sha256: Hash of its head at theta_0; None where the head was trained.
+    """
+
+    subspace: Subspace
+    snapshots: MadeOf | None
+    num_params: int
+    num_params_model: int
+    num_scales: int
+    num_trained: int
+    num_trained_head: int
+    fingerprint: tuple[float, ...]
+    head_sha256: str | None
 
 
 def save(

@@ -5,13 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distsub.data import dataset, notes, reading, tables
 from distsub.data.tasks import resolve
 from distsub.errors import ConfigError, DataError
 from distsub.finetune import completions
-from distsub.models import fit, pretrained
+from distsub.models import pretrained
 from distsub.records import Budget, Task
 from distsub.survey import labelled
 from distsub.survey.labelled import Facts
@@ -22,11 +20,6 @@ _CHATS = "messages"
 
 def columns(source: Path, model: str, rows: Mapping[str, Any]) -> dict[str, str]:
     """Tell which columns make rows a completion task: those that are named, or what a language model can complete.
-
-    Args:
-        source: A file, or a folder with `train`.
-        model: Whose rows they are to be.
-        rows: What the user says of them: prompt, completion, messages, text and label, where given.
 
     Returns:
         prompt and completion, or messages; nothing where the rows are to be told apart by a label.
@@ -66,16 +59,10 @@ def columns(source: Path, model: str, rows: Mapping[str, Any]) -> dict[str, str]
 
 
 def look(source: Path, model: str, found: Mapping[str, str], rows: Mapping[str, Any]) -> Facts:
-    """Look at rows and a language model.
-
-    Args:
-        source: A file, or a folder with `train` and perhaps `validation`.
-        model: A decoder or an encoder-decoder.
-        found: The columns, from `columns`.
-        rows: What the user says of them, as there.
+    """Look at rows, whose columns `columns` gave, and a language model.
 
     Raises:
-        DistsubError: They cannot be read or used, or the model not loaded; one line.
+        DistsubError: They cannot be read or used, or the model not loaded.
     """
     where, files = labelled.place(source.expanduser().absolute(), rows.get("validation"), rows.get("holdout"))
     given = tables.Writing(nested=found.get("messages"))
@@ -112,25 +99,15 @@ def _model(model: str, task: Task, splits: dataset.Splits) -> dict[str, Any]:
     tokenizer = pretrained.tokenizer(prepared)
     built: Any = pretrained.build(prepared, 0, head_seed=0)
     apart = bool(built.config.is_encoder_decoder)
-    drawn = np.unique(np.linspace(0, len(split) - 1, min(labelled.SAMPLE, len(split))).astype(int))
-    prompts: Any = tuple([column[i] for i in drawn] for column in split.texts)
-    some = dataset.Split(prompts, [str(split.labels[i]) for i in drawn])
-    examples = completions.tokenize(tokenizer, task, some, 10**6, apart)
+    examples = completions.tokenize(tokenizer, task, labelled.sample(split), 10**6, apart)
     sides = [(len(each["input_ids"]), len(each["labels"])) for each in examples]
-    lengths = sorted(max(side) if apart else sum(side) for side in sides)
+    found = labelled.sizes(built, tokenizer, [max(side) if apart else sum(side) for side in sides])
     first = len(tokenizer("", return_attention_mask=False)["input_ids"])
     least = max(answer for _, answer in sides) + (0 if apart else first + 1)
-    limit = fit.longest(tokenizer, built.config)
-    if least > limit:
+    if least > found["max_positions"]:
         raise DataError(
             f"{task.name}: the longest completion has {max(answer for _, answer in sides)} tokens, {model} takes "
-            f"{limit} with its prompt; leave such rows out"
+            f"{found['max_positions']} with its prompt; leave such rows out"
         )
     joined = "" if apart or task.is_chat else completions.joined(split)
-    return {
-        "notes": (*notes.notes(splits), *([joined] if joined else [])),
-        "lengths": (lengths[len(lengths) // 2], lengths[int(0.98 * (len(lengths) - 1))], lengths[-1]),
-        "least": least,
-        "max_positions": limit,
-        "num_params": sum(parameter.numel() for parameter in built.parameters()),
-    }
+    return found | {"notes": (*notes.notes(splits), *([joined] if joined else [])), "least": least}

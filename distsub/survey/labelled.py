@@ -81,7 +81,7 @@ def survey(
         holdout: Rows to hold out, or their share.
 
     Raises:
-        DistsubError: The data cannot be read or used, or the model not loaded; one line.
+        DistsubError: The data cannot be read or used, or the model not loaded.
     """
     where, files = place(source.expanduser().absolute(), validation, holdout)
     found = tables.sniff(files[0])
@@ -235,15 +235,25 @@ def _model(model: str, num_labels: int, split: dataset.Split) -> dict[str, Any]:
     prepared = pretrained.prepare(model)
     tokenizer = pretrained.tokenizer(prepared)
     built: Any = pretrained.build(prepared, num_labels, head_seed=0)
-    rows = np.unique(np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).astype(int))
-    some = dataset.Split(
-        tuple([str(column[i]) for i in rows] for column in split.texts), [split.labels[i] for i in rows]
+    return sizes(
+        built, tokenizer, [len(each["input_ids"]) for each in batches.tokenize(tokenizer, sample(split), 10**6)]
     )
-    lengths = sorted(len(each["input_ids"]) for each in batches.tokenize(tokenizer, some, 10**6))
+
+
+def sample(split: dataset.Split) -> dataset.Split:
+    """Take rows from all over a split, `SAMPLE` at most."""
+    rows = np.unique(np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).astype(int))
+    labels: Any = [split.labels[i] for i in rows]
+    return dataset.Split(tuple([str(column[i]) for i in rows] for column in split.texts), labels)
+
+
+def sizes(model: Any, tokenizer: Any, lengths: list[int]) -> dict[str, Any]:
+    """Say how long rows are, how long they may be, and how many numbers the model has: fields of `Facts`."""
+    lengths = sorted(lengths)
     return {
         "lengths": (lengths[len(lengths) // 2], lengths[int(0.98 * (len(lengths) - 1))], lengths[-1]),
-        "max_positions": fit.longest(tokenizer, built.config),
-        "num_params": sum(parameter.numel() for parameter in built.parameters()),
+        "max_positions": fit.longest(tokenizer, model.config),
+        "num_params": sum(parameter.numel() for parameter in model.parameters()),
     }
 
 

@@ -54,14 +54,7 @@ def propose(facts: "Facts") -> Proposal:
 
 
 def toml(facts: "Facts", proposal: Proposal, model: str, directory: Path) -> str:
-    """Write the sweep file.
-
-    Args:
-        facts: What was seen.
-        proposal: What was chosen.
-        model: As the user names it.
-        directory: Where the file will lie; the path in it is relative to that.
-    """
+    """Write the sweep file; paths in it are relative to the directory where it will lie."""
     budget = {"steps": proposal.steps, "batch_size": BATCH, "max_length": proposal.max_length}
     if proposal.eval_examples:
         budget["eval_examples"] = proposal.eval_examples
@@ -79,15 +72,9 @@ def toml(facts: "Facts", proposal: Proposal, model: str, directory: Path) -> str
 def sweep(
     model: str, directory: Path, task: str | None, source: Path | None, rows: dict[str, Any]
 ) -> tuple[str, list[str]]:
-    """Give a sweep file for a built-in task, or for own rows, and what was seen of them.
+    """Give a sweep file, that will lie in a directory, for a built-in task or own rows, and what was seen of them.
 
-    Args:
-        model: As the user names it.
-        directory: Where the file will lie.
-        task: A built-in task, or None.
-        source: Own rows, or None.
-        rows: What is said of them: text, label, validation, holdout, prompt, completion, messages; None or left out
-            where it is not said.
+    `rows` are the options given of own rows: text, label, validation, holdout, prompt, completion, messages.
 
     Raises:
         DistsubError: They cannot be used.
