@@ -173,7 +173,7 @@ def local(directory: str | os.PathLike[str]) -> Iterator[Path]:
     except OutputError as error:
         raise AdapterError(str(error).replace("a results directory", "the address of an adapter")) from None
     with tempfile.TemporaryDirectory() as folder:
-        for name in (adapter.CONFIG, adapter.WEIGHTS, peft_files.FACTS):
+        for name in hub.FILES:
             if name == peft_files.FACTS and not files.exists(name):
                 continue
             try:

@@ -26,7 +26,7 @@ TEXT = pa.large_string()
 """The type of every column that is read. Large: 32-bit offsets overflow when rows of 2 GB are taken at once."""
 
 _TYPES = pa.types
-_KINDS = {
+_TESTS = {
     "text": (
         *(_TYPES.is_string, _TYPES.is_large_string, _TYPES.is_string_view),
         *(_TYPES.is_binary, _TYPES.is_large_binary, _TYPES.is_binary_view, _TYPES.is_fixed_size_binary),
@@ -40,7 +40,7 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?)
 
 
 WORDS = {"text": "text", "number": "numbers", "truth": "true or false", "time": "dates or times", "mixed": "a mixture"}
-"""What `kind` tells apart, for messages."""
+"""What `holds` tells apart, for messages."""
 
 
 def need(present: Sequence[str], columns: Sequence[str]) -> None:
@@ -58,10 +58,10 @@ def need(present: Sequence[str], columns: Sequence[str]) -> None:
             raise DataError(f'has more than one column "{name}"; keep one')
 
 
-def kind(of: pa.DataType) -> str:
+def holds(of: pa.DataType) -> str:
     """Tell what a column of this type holds: a key of `WORDS`, or "" where nothing is said or nothing can be."""
     inside = _inside(of)
-    for name, tests in _KINDS.items():
+    for name, tests in _TESTS.items():
         if any(test(inside) for test in tests):
             return name
     return ""
@@ -75,7 +75,7 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """
     column = _plain(column)
     stored = column.type
-    if kind(stored) == "text":
+    if holds(stored) == "text":
         try:
             text = column.cast(TEXT)
             text.validate(full=True)
@@ -89,7 +89,7 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
         text = _by_value(column.cast(TEXT), lambda value: number_text(Decimal(value)))
     elif pa.types.is_timestamp(stored) or pa.types.is_time(stored):
         text = _by_value(column.cast(TEXT), _without_zeros)
-    elif kind(stored) or pa.types.is_null(stored):
+    elif holds(stored) or pa.types.is_null(stored):
         text = column.cast(TEXT)
     else:
         raise DataError(f"holds {stored}; a column must hold one text, number, date or true/false in each row")
@@ -134,7 +134,7 @@ def matching(column: pa.ChunkedArray, wanted: str) -> pa.ChunkedArray:
 
 
 def all_hold(column: pa.ChunkedArray, wanted: str) -> bool:
-    """Tell whether all texts of a column write values of one kind ("number", "truth" or "time")."""
+    """Tell whether all texts of a column write values of one sort ("number", "truth" or "time")."""
     return all(text is None or _value(text)[0] == wanted for text in column.unique().to_pylist())
 
 
@@ -153,25 +153,25 @@ def _value(text: str) -> tuple[str, Hashable]:
     return "text", text
 
 
-def _inside(kind: pa.DataType) -> pa.DataType:
+def _inside(stored: pa.DataType) -> pa.DataType:
     """See through the types that only say how values are stored."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return pa.bool_() if kind.extension_name == "arrow.bool8" else _inside(kind.storage_type)
-    if isinstance(kind, pa.DictionaryType | pa.RunEndEncodedType):
-        return _inside(kind.value_type)
-    return kind
+    if isinstance(stored, pa.BaseExtensionType):
+        return pa.bool_() if stored.extension_name == "arrow.bool8" else _inside(stored.storage_type)
+    if isinstance(stored, pa.DictionaryType | pa.RunEndEncodedType):
+        return _inside(stored.value_type)
+    return stored
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind, inside = column.type, _inside(column.type)
-    if kind == inside:
+    stored, inside = column.type, _inside(column.type)
+    if stored == inside:
         return column
-    if isinstance(kind, pa.BaseExtensionType):
-        stored = pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
-        return stored.cast(inside) if pa.types.is_boolean(inside) else _plain(stored)
-    if isinstance(kind, pa.RunEndEncodedType):
-        return _plain(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type))
-    return _plain(column.cast(kind.value_type))
+    if isinstance(stored, pa.BaseExtensionType):
+        plain = pa.chunked_array([chunk.storage for chunk in column.chunks], stored.storage_type)
+        return plain.cast(inside) if pa.types.is_boolean(inside) else _plain(plain)
+    if isinstance(stored, pa.RunEndEncodedType):
+        return _plain(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], stored.value_type))
+    return _plain(column.cast(stored.value_type))
 
 
 def _by_value(column: pa.ChunkedArray, text_of: Callable[[Any], str]) -> pa.ChunkedArray:

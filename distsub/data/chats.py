@@ -31,11 +31,6 @@ def is_message(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
 
 
-def last(text: str, where: str) -> str:
-    """Return the content of the last message, which the model is to write."""
-    return messages(text, where)[-1]["content"]
-
-
 def render(tokenizer: Any, text: str, where: str) -> tuple[str, str, bool]:
     """Turn a chat into a prompt and its completion by the tokenizer's chat template.
 

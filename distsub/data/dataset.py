@@ -212,7 +212,9 @@ def _completions(column: pa.ChunkedArray, task: Task, split: str) -> np.ndarray:
     where = f'{task.name} "{split}"'
     texts = [text or "" for text in column.to_pylist()]
     if task.is_chat:
-        texts = [chats.last(text, f"{where} row {number}") for number, text in enumerate(texts, start=1)]
+        texts = [
+            chats.messages(text, f"{where} row {number}")[-1]["content"] for number, text in enumerate(texts, start=1)
+        ]
     if task.metric == "exact_match":
         cut = [answers.cut(text, task.stop) for text in texts]
         blank = [row for row, text in enumerate(cut) if not text.strip()]

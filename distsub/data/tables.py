@@ -24,7 +24,7 @@ class FileTable:
     Attributes:
         path: The file.
         table: The columns asked for, each as `cells.TEXT`.
-        kinds: For each column "text", "number", "truth", "time", "mixed", or "" where the file does not say.
+        holds: For each column "text", "number", "truth", "time", "mixed", or "" where the file does not say.
         columns: The names of all that the file has.
         format: "csv" (whatever the separator), "json", "parquet", "arrow" (a file or Feather) or "stream" (Arrow too).
         compression: "gzip", "bzip2", "xz", "zstd", "zip" or None.
@@ -34,7 +34,7 @@ class FileTable:
 
     path: Path
     table: pa.Table
-    kinds: dict[str, str]
+    holds: dict[str, str]
     columns: tuple[str, ...]
     format: str
     compression: str | None
@@ -52,8 +52,8 @@ def read_file(path: Path, columns: Sequence[str] | None, texts: Sequence[str], g
     try:
         return _read(path, columns, texts, given)
     except (DataError, UnavailableError) as error:
-        kind = UnavailableError if isinstance(error, UnavailableError) else DataError
-        raise kind(f"{path} {error}") from error
+        cls = UnavailableError if isinstance(error, UnavailableError) else DataError
+        raise cls(f"{path} {error}") from error
 
 
 def sniff(path: str | Path, columns: Sequence[str] | None = None, given: Writing | None = None) -> FileTable:
@@ -86,15 +86,15 @@ def agree(shards: Sequence[FileTable], column: str) -> None:
     Raises:
         DataError: One holds numbers, say, where another holds words.
     """
-    typed_shards = [shard for shard in shards if shard.kinds.get(column)]
-    typed = next((shard for shard in typed_shards if shard.kinds[column] not in ("text", "mixed")), None)
+    typed_shards = [shard for shard in shards if shard.holds.get(column)]
+    typed = next((shard for shard in typed_shards if shard.holds[column] not in ("text", "mixed")), None)
     if typed is None:
         return
     for shard in typed_shards:
-        kind, wanted = shard.kinds[column], typed.kinds[column]
-        if kind != wanted and not (kind == "text" and cells.all_hold(shard.table[column], wanted)):
+        held, wanted = shard.holds[column], typed.holds[column]
+        if held != wanted and not (held == "text" and cells.all_hold(shard.table[column], wanted)):
             raise DataError(
-                f'{shard.path} holds {cells.WORDS[kind]} in "{column}" where {typed.path.name} holds '
+                f'{shard.path} holds {cells.WORDS[held]} in "{column}" where {typed.path.name} holds '
                 f"{cells.WORDS[wanted]}; write the same in all shards"
             )
 
@@ -108,7 +108,7 @@ def as_text(table: pa.Table, texts: Sequence[str], origin: str = "", nested: str
     columns = {}
     for name in table.column_names:
         column = table[name]
-        if name in texts and cells.kind(column.type) not in ("text", ""):
+        if name in texts and cells.holds(column.type) not in ("text", ""):
             raise DataError(f'{origin} column "{name}" holds {column.type}, not text'.strip())
         try:
             columns[name] = cells.as_json(column) if name == nested else cells.as_text(column)
@@ -121,7 +121,7 @@ def _read(path: Path, columns: Sequence[str] | None, texts: Sequence[str], given
     start, packed = opening.first_bytes(path), opening.compression(path)
     if name := _columnar(start):
         table, names = _read_columnar(path, name, packed, columns)
-        kinds = {column: cells.kind(table[column].type) for column in table.column_names}
+        kinds = {column: cells.holds(table[column].type) for column in table.column_names}
         return FileTable(path, as_text(table, texts, nested=given.nested), kinds, names, name, packed, Writing())
     if _is_json(path, start):
         table, kinds, names, encoding = json_rows.read(path, columns, texts, given)

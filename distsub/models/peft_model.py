@@ -139,11 +139,6 @@ def merge(model: Any) -> Any:
     return plain
 
 
-def is_head(name: str) -> bool:
-    """Tell whether a trained parameter is the head's own."""
-    return ".modules_to_save." in name
-
-
 def configuration(model: Any, method: Peft) -> str:
     """Say which options follow from d: "r=4 lora_alpha=8"."""
     config = model.peft_config["default"]
@@ -304,7 +299,7 @@ def _adapted(model: Any) -> Iterator[Any]:
 def trained(model: Any, head: bool | None = None) -> list[nn.Parameter]:
     """List what is trained: all, or the head's own only, or the adapter only."""
     named = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    return [p for name, p in named if head is None or is_head(name) == head]
+    return [p for name, p in named if head is None or (".modules_to_save." in name) == head]
 
 
 _SMALLEST: dict[str, ladder.Options] = {

@@ -114,9 +114,10 @@ class Costs:
     def seconds(self, trial: Trial) -> float:
         """Seconds of a trial."""
         if trial.is_theta_0:  # as any other training of the model begins and ends
-            found = next(probe for (task, model, _), probe in self.probes.items() if (task, model) == _kind(trial)[:2])
+            same = _cost_key(trial)[:2]
+            found = next(probe for key, probe in self.probes.items() if key[:2] == same)
         else:
-            found = self.probes[_kind(trial)]
+            found = self.probes[_cost_key(trial)]
         # Going forward only is about a third of a step's work.
         eval_s = len(self.splits[trial.task.name].validation) / trial.budget.batch_size * found.step_s / 3
         return seconds_per_trial(lambda _: found.step_s, found.startup_s, eval_s)(trial) or 0.0
@@ -126,7 +127,7 @@ def _search_row(
     search: Search, queue: TrialQueue, costs_of: Costs, facts: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
     """Describe a search and the most that it takes."""
-    method, found = search.method, costs_of.probes.get(_kind(search))
+    method, found = search.method, costs_of.probes.get(_cost_key(search))
     num_labels = costs_of.splits[search.task.name].task.num_labels or 0
     model, times = (search.model.name, search.model.revision, num_labels), 1
     if isinstance(method, Peft):
@@ -229,7 +230,7 @@ def _slots(sweep: Sweep, demand: int) -> int:
     return max(1, int((os.cpu_count() or 1) / max(sweep.resources.cpus_per_trial, 1e-9)))
 
 
-def _kind(trained: InSetup) -> tuple[str, Model, Method]:
+def _cost_key(trained: InSetup) -> tuple[str, Model, Method]:
     """Return what a step costs the same for, whatever its learning rate."""
     return trained.task.name, trained.model, trained.method
 
@@ -244,7 +245,7 @@ def _probe(sweep: Sweep, queue: Any) -> dict[tuple[str, Model, Method], Probe]:
     middles = [search.trials_at(search.dims[len(search.dims) // 2])[0] for search in queue.searches]
     references = [trial for search in queue.searches for trial in search.baseline[:1]]
     for trial in (*references, *middles, *sweep.controls()):
-        if _kind(trial) in found:
+        if _cost_key(trial) in found:
             continue
         meter, stamps, wanted = memory.Meter(device), [time.perf_counter()], min(PROBE_STEPS, trial.budget.steps - 1)
 
@@ -255,5 +256,5 @@ def _probe(sweep: Sweep, queue: Any) -> dict[tuple[str, Model, Method], Probe]:
         with contextlib.suppress(Stopped):
             train(without_checkpoints(trial), [Progress(stamp)], device)
         times = [end - begin for begin, end in pairwise(stamps)]
-        found[_kind(trial)] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
+        found[_cost_key(trial)] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
     return found

@@ -88,7 +88,7 @@ def inspect(what: str) -> dict[str, Any]:
         settings = adapter.flat({key: record.pop(key)})
         facts: dict[str, Any] = {"method": label(getattr(config, key)), **settings, **record}
     else:
-        num_labels, about = _kind(what)
+        num_labels, about = _built_as(what)
         facts = model_facts(what, None, num_labels)
         tensor = model_facts(what, None, num_labels, groups="tensor")
         facts = {"model": what, **about, **facts, "groups_layer": facts["groups"], "groups_tensor": tensor["groups"]}
@@ -97,7 +97,7 @@ def inspect(what: str) -> dict[str, Any]:
     return facts
 
 
-def _kind(what: str) -> tuple[int, dict[str, Any]]:
+def _built_as(what: str) -> tuple[int, dict[str, Any]]:
     """Tell as what a model is shown: as a language model where it was saved as one, else with a head of two classes.
 
     Returns:

@@ -102,9 +102,7 @@ def run(
         taken: How many of the known rows were taken from which other results.
         inputs: Whether local models and rows are put among the results, for nodes that do not have them.
     """
-    from distsub.finetune.inputs import put
     from distsub.runtime.live import reporter_for
-    from distsub.runtime.placing import place
     from distsub.runtime.worker import WorkerConfig
 
     table = store.read(answers=False)
@@ -117,7 +115,7 @@ def run(
     for line in store.damaged:
         reporter.line(f"skipped  {line}")
     reporter.line(_opening(sweep.name, queue, shard, taken or {}, reporter))
-    config = WorkerConfig(
+    worker = WorkerConfig(
         out=out or (store.uri if "://" in store.uri else os.path.abspath(store.uri)),
         rows=store.folder,
         device="cuda" if sweep.resources.gpus_per_trial else "cpu",
@@ -128,18 +126,26 @@ def run(
     )
     # An interrupt ends a run as SIGTERM does; `drain.asked` says which it was.
     with contextlib.suppress(KeyboardInterrupt), Heartbeat(store.files, reporter.training), reporter, Drain() as drain:
-        for each in put(store.files, sweep.places, sweep.budget) if inputs else ():
-            reporter.line(f"inputs   {each.what} put into the results ({size_text(each.num_bytes)})")
-        for imported in sweep.imported:  # this process has the paths, which a worker may not
-            place(imported, store)
+        _place_inputs(sweep, store, reporter, inputs)
         # Imported here, since one of them imports Ray.
-        import_module(f"distsub.runtime.{backend}").run(queue, store, config, reporter, drain, sweep.resources)
+        import_module(f"distsub.runtime.{backend}").run(queue, store, worker, reporter, drain, sweep.resources)
         if queue.finished and store.files.puts_whole:  # before the reporter reads them: one file instead of a thousand
             try:
                 merge(store, own=store.folder)
             except OutputError as error:  # it only makes reading faster
                 reporter.line(f"merging  {error}")
     return _end(queue, store, reporter, drain)
+
+
+def _place_inputs(sweep: Sweep, store: Store, reporter: Reporter, inputs: bool) -> None:
+    """Put what this process has the paths of, and a worker may not, among the results."""
+    from distsub.finetune.inputs import put
+    from distsub.runtime.placing import place
+
+    for each in put(store.files, sweep.places, sweep.budget) if inputs else ():
+        reporter.line(f"inputs   {each.what} put into the results ({size_text(each.num_bytes)})")
+    for imported in sweep.imported:
+        place(imported, store)
 
 
 def _end(queue: TrialQueue, store: Store, reporter: Reporter, drain: Drain) -> int:

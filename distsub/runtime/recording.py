@@ -4,8 +4,6 @@ The first process that needs a trajectory records it under a lock; the others wa
 too, so that a recorded baseline is trained once. A recording that was cut short resumes on this machine. Those of
 results on an object store are recorded in this machine's cache and copied from and to it, since snapshots are mapped
 from local files; there a claim among the results makes the other machines wait too.
-
-`report` is told of every step, step 0 while another process records; where it asks for an end, `Stopped` is raised.
 """
 
 import contextlib
@@ -13,6 +11,7 @@ import fcntl
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,131 +41,125 @@ LOOKS = 5
 """Times as many, where it is another machine: a look is a few requests."""
 
 
-def _silent(step: int, steps: int) -> None:
-    """Report nothing."""
+@dataclass(frozen=True)
+class Trajectories:
+    """The trajectories of a results directory.
 
-
-def provide(
-    trial: Trial, store: Store, device: str = "cpu", checkpoint_s: float | None = EVERY_S, report: Report = _silent
-) -> Snapshots | None:
-    """Map the snapshots that a trial's subspace is made of, if any, and record first those that are missing.
-
-    Raises:
-        TrajectoryError: A trajectory cannot be recorded or used.
-        OutputError: It cannot be written.
+    Attributes:
+        store: The results, where the rows of the fine-tunings go too.
+        device: Where fine-tunings run.
+        checkpoint_s: Seconds between resume states of one.
+        report: Called at every step, with step 0 while another process records; where it asks for an end, `Stopped` is
+            raised.
     """
-    if trial.span is None:
-        return None
-    for imported in trial.imported:
-        place(imported, store)
-    for recording in trial.recordings:
-        ensure(recording, store, device, checkpoint_s, report)
-    return trajectory.snapshots(trial, root_of(store))
 
+    store: Store
+    device: str = "cpu"
+    checkpoint_s: float | None = EVERY_S
+    report: Report = lambda step, steps: None
 
-def ensure(
-    recording: Recording,
-    store: Store,
-    device: str = "cpu",
-    checkpoint_s: float | None = EVERY_S,
-    report: Report = _silent,
-) -> bool:
-    """Record a trajectory unless it is there; returns whether it was recorded now.
+    def provide(self, trial: Trial) -> Snapshots | None:
+        """Map the snapshots that a trial's subspace is made of, if any, and record first those that are missing.
 
-    Raises:
-        TrajectoryError: The fine-tuning diverged, or has too few steps; what is there is of other weights.
-        OutputError: It cannot be written.
-    """
-    row = record(recording, store, device, checkpoint_s, report)
-    path = trajectory.directory(root_of(store), recording)
-    if trajectory.has_diverged(path):
-        trajectory.load(path)  # says so
-    return row is not None
-
-
-def record(
-    recording: Recording,
-    store: Store,
-    device: str = "cpu",
-    checkpoint_s: float | None = EVERY_S,
-    report: Report = _silent,
-) -> Observation | None:
-    """Record a trajectory and write the row of its fine-tuning, which is returned.
-
-    Returns None if the trajectory is there already, to its end or to where it diverged.
-
-    Raises:
-        TrajectoryError: The fine-tuning has too few steps; what is there is of other weights.
-        OutputError: It cannot be written.
-    """
-    path, trial = trajectory.directory(root_of(store), recording), recording.trial
-    if _is_there(path, trial):
-        return None
-    with _locked(path, trial, report):
-        claim = _claimed(store, recording, path, report)
-        if claim is None:
+        Raises:
+            TrajectoryError: A trajectory cannot be recorded or used.
+            OutputError: It cannot be written.
+        """
+        if trial.span is None:
             return None
-        files, recorder = Files.at(root_of(store)), Recorder(recording, path)
-        resume = ResumeFile(files, trial, checkpoint_s, folder=paths.TRAJECTORIES, largest=math.inf)
-        if (state := resume.read()) is not None and not recorder.holds(state.step):
-            resume.discard()
-        with claim:
-            row = train(trial, [resume, recorder, Progress(report)], device)
-            store.write(row)
-            resume.remove()
-            publish(store, path)  # to where it diverged too: it would again
-    return row
+        for imported in trial.imported:
+            place(imported, self.store)
+        for recording in trial.recordings:
+            self.ensure(recording)
+        return trajectory.snapshots(trial, root_of(self.store))
 
+    def ensure(self, recording: Recording) -> bool:
+        """Record a trajectory unless it is there; returns whether it was recorded now.
 
-@contextlib.contextmanager
-def _locked(path: Path, trial: Trial, report: Report) -> Iterator[None]:
-    """Wait until no other process here records a trajectory; without locks two may, which gives the same bytes."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("w")
-    except OSError as error:
-        raise OutputError(f"trajectory {path} cannot be written: {error.strerror or error}") from error
-    with lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _wait(trial, report)
-                continue
-            except OSError:
-                pass
-            break
-        yield
+        Raises:
+            TrajectoryError: The fine-tuning diverged, or has too few steps; what is there is of other weights.
+            OutputError: It cannot be written.
+        """
+        row = self.record(recording)
+        path = trajectory.directory(root_of(self.store), recording)
+        if trajectory.has_diverged(path):
+            trajectory.load(path)  # says so
+        return row is not None
 
+    def record(self, recording: Recording) -> Observation | None:
+        """Record a trajectory and write the row of its fine-tuning, which is returned.
 
-def _wait(trial: Trial, report: Report) -> None:
-    time.sleep(WAIT_S)
-    if report(0, trial.budget.steps):
-        raise Stopped
+        Returns None if the trajectory is there already, to its end or to where it diverged.
 
-
-def _claimed(
-    store: Store, recording: Recording, path: Path, report: Report
-) -> contextlib.AbstractContextManager[Any] | None:
-    """Wait until no other machine records a trajectory; None if it is there then, else what to record it under."""
-    if store.files.is_local:  # all machines have the lock
-        return None if _is_there(path, recording.trial) else contextlib.nullcontext()
-    store.files.make(paths.TRAJECTORIES)
-    claim, taken = Claim(store.files, f"{paths.trajectory(recording.id)}.claim"), False
-    while True:
-        fetch(store, path)
-        if _is_there(path, recording.trial):
-            if taken:
-                claim.give_up()
+        Raises:
+            TrajectoryError: The fine-tuning has too few steps; what is there is of other weights.
+            OutputError: It cannot be written.
+        """
+        store, trial = self.store, recording.trial
+        path = trajectory.directory(root_of(store), recording)
+        if _is_there(path, trial):
             return None
-        if taken:
-            return claim
+        with self._locked(path, trial):
+            claim = self._claimed(recording, path)
+            if claim is None:
+                return None
+            files, recorder = Files.at(root_of(store)), Recorder(recording, path)
+            resume = ResumeFile(files, trial, self.checkpoint_s, folder=paths.TRAJECTORIES, largest=math.inf)
+            if (state := resume.read()) is not None and not recorder.holds(state.step):
+                resume.discard()
+            with claim:
+                row = train(trial, [resume, recorder, Progress(self.report)], self.device)
+                store.write(row)
+                resume.remove()
+                publish(store, path)  # to where it diverged too: it would again
+        return row
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path, trial: Trial) -> Iterator[None]:
+        """Wait until no other process here records a trajectory; without locks two may, which gives the same bytes."""
         try:
-            taken = claim.take()
-        except (OSError, pa.ArrowException) as error:
-            raise OutputError(f"cannot claim {recording.id} in {store.uri} ({first_line(error)})") from error
-        for _ in range(0 if taken else LOOKS):
-            _wait(recording.trial, report)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.with_suffix(".lock").open("w")
+        except OSError as error:
+            raise OutputError(f"trajectory {path} cannot be written: {error.strerror or error}") from error
+        with lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    self._wait(trial)
+                    continue
+                except OSError:
+                    pass
+                break
+            yield
+
+    def _wait(self, trial: Trial) -> None:
+        time.sleep(WAIT_S)
+        if self.report(0, trial.budget.steps):
+            raise Stopped
+
+    def _claimed(self, recording: Recording, path: Path) -> contextlib.AbstractContextManager[Any] | None:
+        """Wait until no other machine records a trajectory; None if it is there then, else what to record it under."""
+        store, trial = self.store, recording.trial
+        if store.files.is_local:  # all machines have the lock
+            return None if _is_there(path, trial) else contextlib.nullcontext()
+        store.files.make(paths.TRAJECTORIES)
+        claim, taken = Claim(store.files, f"{paths.trajectory(recording.id)}.claim"), False
+        while True:
+            fetch(store, path)
+            if _is_there(path, trial):
+                if taken:
+                    claim.give_up()
+                return None
+            if taken:
+                return claim
+            try:
+                taken = claim.take()
+            except (OSError, pa.ArrowException) as error:
+                raise OutputError(f"cannot claim {recording.id} in {store.uri} ({first_line(error)})") from error
+            for _ in range(0 if taken else LOOKS):
+                self._wait(trial)
 
 
 def _is_there(path: Path, full: Trial) -> bool:
@@ -196,8 +189,9 @@ def record_all(sweep: Sweep, store: Store) -> Iterator[tuple[Recording, bool]]:
         )
     device = "cuda" if sweep.resources.gpus_per_trial else "cpu"
     torch.set_num_threads(max(1, int(sweep.resources.cpus_per_trial)))
+    trajectories = Trajectories(store, device)
     for recording in recordings:
-        yield recording, ensure(recording, store, device)
+        yield recording, trajectories.ensure(recording)
 
 
 def listing(recordings: Iterable[Recording], store: Store) -> pa.Table:

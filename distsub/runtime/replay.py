@@ -7,7 +7,7 @@ import pyarrow as pa
 from distsub.errors import ConfigError
 from distsub.records import Observation
 from distsub.runtime.simulated import ONE_SLOT, Ledger, Machines, Recorded, Source, simulate
-from distsub.search import Finding, Search, TrialQueue, make_policy
+from distsub.search import Search, TrialQueue, make_policy
 
 REPLAY = pa.schema(
     [
@@ -68,12 +68,16 @@ def play(
 def _table(name: str, queue: TrialQueue, ledger: Ledger, missing: set[str]) -> pa.Table:
     records = []
     for search, finding in zip(queue.searches, queue.findings(), strict=True):
+        low, high = finding.bracket
         own = [row for row in ledger.rows if search.owns(row.trial)]
         records.append(
             {
                 "policy": name,
                 "search": search.name,
-                **_result(finding),
+                "outcome": finding.outcome.name,
+                "first_passing_d": finding.d,
+                "bracket_low": low,
+                "bracket_high": high,
                 "trials": sum(row.trial.id not in missing for row in own),
                 "steps": sum(row.steps for row in own),
                 "missing": sum(row.trial.id in missing for row in own),
@@ -91,8 +95,3 @@ def _table(name: str, queue: TrialQueue, ledger: Ledger, missing: set[str]) -> p
         "busy_s": ledger.busy_s,
     }
     return pa.Table.from_pylist([*records, total], schema=REPLAY)
-
-
-def _result(finding: Finding) -> dict[str, object]:
-    low, high = finding.bracket
-    return {"outcome": finding.outcome.name, "first_passing_d": finding.d, "bracket_low": low, "bracket_high": high}

@@ -112,7 +112,7 @@ def _fit(
             num_samples=-1,
             max_concurrent_trials=searcher.slots,
             reuse_actors=True,
-            trial_dirname_creator=_id_of,  # by default a name made of all that is in the config
+            trial_dirname_creator=lambda trial: trial.trial_id,  # by default a name made of all that is in the config
         ),
         run_config=tune.RunConfig(
             storage_path=folder,
@@ -130,7 +130,3 @@ def _fit(
         if threading.current_thread() is threading.main_thread():
             for number, handler in former.items():
                 signal.signal(number, handler)
-
-
-def _id_of(trial: Any) -> str:
-    return trial.trial_id

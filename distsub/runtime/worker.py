@@ -22,7 +22,7 @@ from distsub.finetune.train import Observer, Progress, Report, Training, train
 from distsub.records import Observation, Peft, Recording, Searched, TrainedOn, Trial
 from distsub.records.places import Places
 from distsub.results import Store
-from distsub.runtime import recording
+from distsub.runtime.recording import Trajectories
 from distsub.runtime.resume import EVERY_S, ResumeFile
 from distsub.subspace.model import SubspaceModel
 
@@ -94,12 +94,13 @@ def _perform(trial: Trial, config: WorkerConfig, report: Report) -> Observation:
     store.folder = config.rows
     trial = config.places.locate_trial(store.places.locate_trial(trial))
     here = inputs.here(trial, store.files) if config.inputs else trial
+    trajectories = Trajectories(store, config.device, config.checkpoint_s, report)
     if (how := config.recordings.get(trial.id)) is not None:
-        row = recording.record(Recording(here, **how), store, config.device, config.checkpoint_s, report)
+        row = trajectories.record(Recording(here, **how))
         row = row or next((row for row in store.read() if row.trial.id == trial.id), None)
         if row is not None:
             return row
-    snapshots = recording.provide(here, store, config.device, config.checkpoint_s, report)
+    snapshots = trajectories.provide(here)
     resume = ResumeFile(store.files, trial, config.checkpoint_s)
     if config.resumes:
         resume.read()

@@ -73,11 +73,12 @@ def look(source: Path, model: str, found: Mapping[str, str], rows: Mapping[str, 
     empty = {column: sum(labelled.num_empty(table[column]) for table in read) for column in found.values()}
     task = replace(task, empty="drop" if any(empty.values()) else "refuse")
     loaded = dataset.load(task, Budget(steps=1))
-    guessed = () if any(rows.get(key) for key in found) else (_guess(found),)
+    names = " and ".join(f'"{column}"' for column in found.values())
+    guess = f"completions: column{'s' * (len(found) > 1)} {names}, by name (--text and --label make classes)"
     return Facts(
         task=task,
         origin=labelled.origin(file, len(files)),
-        guessed=guessed,
+        guessed=() if any(rows.get(key) for key in found) else (guess,),
         rows=sum(table.num_rows for table in read),
         empty_cells=tuple((column, number) for column, number in empty.items() if number),
         train=len(loaded.train),
@@ -85,11 +86,6 @@ def look(source: Path, model: str, found: Mapping[str, str], rows: Mapping[str, 
         counts=(),
         **_model(model, task, loaded),
     )
-
-
-def _guess(found: Mapping[str, str]) -> str:
-    names = " and ".join(f'"{column}"' for column in found.values())
-    return f"completions: column{'s' * (len(found) > 1)} {names}, by name (--text and --label make classes)"
 
 
 def _model(model: str, task: Task, splits: dataset.Splits) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_every_type_that_holds_text_gives_the_text(kind):
     words = ["007", "1e5", "1.0", "NA", " a ", "é\n", "é\n", None, ""]
     array = pa.array(words, kind) if not isinstance(kind, pa.RunEndEncodedType) else pc.run_end_encode(pa.array(words))
     assert text(array) == [*words[:-1], None]
-    assert cells.kind(kind) == "text"
+    assert cells.holds(kind) == "text"
 
 
 WHOLE = [

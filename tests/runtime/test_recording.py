@@ -126,7 +126,7 @@ def test_a_killed_recording_goes_on(sweep, tmp_path, trained_apart):
 def test_it_goes_on_unless_something_before_is_missing(sweep, store, harm, monkeypatch):
     [needed] = sweep.recordings()
     with pytest.raises(Stopped):  # as in a drain
-        recording.ensure(needed, store, report=lambda step, steps: step == 25)
+        recording.Trajectories(store, report=lambda step, steps: step == 25).ensure(needed)
     path = trajectory.directory(store.files.root, needed)
     assert [each["step"] for each in trajectory.read_meta(path)["checkpoints"]] == [20]
     if harm == "missing":
@@ -134,7 +134,7 @@ def test_it_goes_on_unless_something_before_is_missing(sweep, store, harm, monke
     elif harm == "other data":
         monkeypatch.setattr("distsub.finetune.train._DECISIVE", ("python",))
     seen = []
-    recording.ensure(needed, store, report=lambda step, steps: seen.append(step))
+    recording.Trajectories(store, report=lambda step, steps: seen.append(step)).ensure(needed)
     assert seen == list(range(1 if harm else 26, 41))
     assert trajectory.load(path).steps == (20, 40)
 
@@ -185,16 +185,16 @@ def test_one_that_diverged_is_not_trained_again_for_every_trial(sweep, tmp_path,
         if again:
             monkeypatch.setattr(recording, "train", lambda *_: pytest.fail("trained again"))
         with pytest.raises(TrajectoryError, match=r"diverged at learning rate 1e\+20; lower \[trajectory\]"):
-            recording.ensure(needed, store)
+            recording.Trajectories(store).ensure(needed)
 
 
 def test_a_store_elsewhere_gets_and_gives_the_files(sweep, store, tmp_path, monkeypatch):
     [needed] = sweep.recordings()
     monkeypatch.setattr(type(store.files), "is_local", False)
-    assert recording.ensure(needed, store)
+    assert recording.Trajectories(store).ensure(needed)
     here = trajectory.directory(placing.root_of(store), needed)
     there = tmp_path / "out" / "trajectories" / needed.id
     assert here != there and {file.name for file in here.iterdir()} == {file.name for file in there.iterdir()}
     for file in here.iterdir():
         file.unlink()
-    assert not recording.ensure(needed, store) and trajectory.load(here)
+    assert not recording.Trajectories(store).ensure(needed) and trajectory.load(here)
