@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distsub.data import dataset, reading
-from distsub.data.tasks import resolve
-from distsub.errors import DataError, DistsubError
+from distsub.data.tasks import TASKS, resolve
+from distsub.errors import DataError, DistsubError, UnavailableError
 from distsub.records import Budget
 
 NASTY = [
@@ -356,3 +356,14 @@ def test_what_cannot_be_read_is_one_line(tmp_path, name, body, message):
     with pytest.raises(DataError, match=message) as caught:
         load(tmp_path / name, holdout=1)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_two_splits_of_one_file_of_a_package_are_refused():
+    try:
+        reading.read(TASKS["rotten_tomatoes"], ["train", "validation"])
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    except DataError as error:
+        assert "is one table without splits; set holdout" in str(error)
+    else:
+        pytest.fail("both splits were all rows")
