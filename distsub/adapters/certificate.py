@@ -161,11 +161,13 @@ def configuration_bits(config: files.Config, precision: str, max_length: int) ->
 def _targets(asking: predictor.Predictor, rows: prediction.Rows) -> list[int]:
     if rows.labels is None:
         raise DataError(f"{rows.source} has no column of labels; give one (--label)")
+    if not rows.labels:
+        raise DataError(f"{rows.source} has no rows: give the rows with labels that the error is counted on")
     missing = sum(each is None for each in rows.labels) + sum(column.null_count for column in rows.texts.columns)
-    if missing or not rows.labels:
-        what = f"{missing} empty cells" if missing else "no rows"
+    if missing:
         raise DataError(
-            f"{rows.source} has {what} in its texts or labels; a certificate counts every row, leave them out"
+            f"{rows.source} has {missing} empty cells in its texts or labels; a certificate counts every row, "
+            "leave those rows out of the file"
         )
     known = [each for each in rows.labels if each is not None]
     return [int(each) for each in asking.encode(known, rows.source, " or give another label column (--label)")]

@@ -81,13 +81,18 @@ def to_peft(opened: Opened, directory: str | os.PathLike[str], rank: int = 8, dr
         "directory": os.fspath(directory),
         "load": f"{type(model).__name__}.from_pretrained, onto {config.base_model_name_or_path}",
         **about,
-        "whole": sorted(config.modules_to_save or ()),
+        "whole": [name for name in sorted(set(config.modules_to_save or ())) if _is_there(model, name)],
         "relative_error": error,
         "logits": exporting.compared(exporting.run(read, inputs), held),
         "bytes": num_bytes,
         "adapter_bytes": opened.num_bytes,
     }
     return Export(facts, replace(opened, model=read))
+
+
+def _is_there(model: Any, name: str) -> bool:
+    """Tell whether a module of this name is in the model: PEFT lists every name that a head has somewhere."""
+    return any(f".{each}".endswith(f".{name}") for each, _ in model.named_modules())
 
 
 def readme(address: str, loader: str) -> str:

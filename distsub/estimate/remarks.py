@@ -44,7 +44,8 @@ def _of_baseline(rows: Rows) -> list[str]:
     if full <= chance:
         than = "above" if up > 0 else "below"
         warnings.append(
-            f"the baseline {up * full:.3f} is not {than} chance {up * chance:.3f}: there is nothing to reach"
+            f"the baseline {up * full:.3f} is not {than} chance {up * chance:.3f}: there is nothing to reach; "
+            "give it more steps or rows, or other learning rates of the baseline"
         )
     elif full - chance < 2 * error:
         warnings.append(

@@ -89,7 +89,7 @@ def _curve(observation: Observation, others: Sequence[Observation], d90: Mapping
 def _facts(observation: Observation) -> list[tuple[str, Any]]:
     trial, budget = observation.trial, observation.trial.budget
     known = dict(observation.provenance)
-    rates = [("d", trial.d), ("eta", trial.eta), ("learning rate", trial.learning_rate), ("seeds", trial.seeds.text)]
+    rates = [("d", trial.d), ("eta", trial.eta), ("learning rate", trial.learning_rate), ("seed", trial.seeds.text)]
     spent = [("steps", budget.steps), ("batch size", budget.batch_size), ("max_length", budget.max_length)]
     versions = ", ".join(f"{name} {known[name]}" for name in ("distsub", "torch", "transformers") if name in known)
     rest = [("precision", known.get("precision")), ("versions", versions), ("trial", trial.id)]

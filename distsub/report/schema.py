@@ -60,5 +60,5 @@ where it lies beyond the range; d90_text says it all in words. first_passing_d l
 it found none), in the order of the searches' seeds. failed_full and failed_subspace are the shares of the trainings
 that failed to train and are left out (a subspace training that diverged counts). Where threshold_rule is a score to
 reach, d90 is the d at which it is reached, and what follows from full fine-tuning is null. fit is the expected score
-with its 95% band.
+with its 95% band. trials and wall_s count every training once, also a baseline's that several searches share.
 """

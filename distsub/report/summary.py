@@ -142,14 +142,15 @@ class Summary:
         searches, rows = self.searches.to_pylist(), []
         for members, estimate in self.estimates:
             own = [searches[index] for index in members]
+            seen = {row.trial.id: row for index in members for row in self._shared[index]}  # seeds share a baseline
             rows.append(
                 {name: own[0][name] for name in _COMMON}
                 | {
                     "first_passing_d": [row["first_passing_d"] for row in own],
                     "searches": len(own),
                     "outcomes": list(Counter(row["outcome"] for row in own).items()),
-                    "trials": sum(row["trials"] for row in own),
-                    "wall_s": sum(row["wall_s"] for row in own),
+                    "trials": len(seen),
+                    "wall_s": sum(row.wall_s for row in seen.values()),
                 }
                 | _columns(estimate)
             )

@@ -202,7 +202,7 @@ def load_config(directory: str | os.PathLike[str]) -> Config:
     except OSError as error:
         raise AdapterError(
             f"no adapter in {directory}: {CONFIG} cannot be read ({error.strerror}); "
-            f"give a directory that save_pretrained wrote"
+            f"give OUT/adapters/ID of results, or a directory that save_pretrained wrote"
         ) from None
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path} is not JSON ({error}); the adapter is corrupt, save it again") from None

@@ -186,6 +186,8 @@ class TestPeft:
         inputs, held = exporting.probe(found)
         export = exporting_peft.to_peft(found, tmp_path / "peft", rank=64)
         assert export.facts["relative_error"] < 1e-4 and "share_of_update_lost" not in export.facts
+        whole, there = export.facts["whole"], {name for name, _ in found.model.model.named_modules()}
+        assert len(set(whole)) == len(whole) and set(whole) <= there, whole
         torch.testing.assert_close(exporting.run(loaded(setup, tmp_path / "peft"), inputs), held, rtol=0, atol=1e-4)
 
     def test_the_error_is_that_of_the_best_approximation(self, setup, tmp_path):

@@ -70,6 +70,7 @@ def test_tables_follow_from_the_rows(summary):
     assert first["wall_s"] == 4 * 1.0 + 2 * 2.0 and first["trials"] == 6 and first["num_params"] == 1000
     [row] = found.d90.to_pylist()
     assert found.d90.schema == D90 and set(D90_COLUMNS) <= set(D90.names)
+    assert row["trials"] == 4 + 4 + 2 and row["wall_s"] == 8 * 1.0 + 2 * 2.0  # the baseline once, not once a seed
     assert row["first_passing_d"] == [200, 400] and row["outcomes"] == [("found", 2)]
     assert 100 < row["d90"] < 600 and row["d90_low"] < row["d90"]
     assert row["failed_full"] == row["failed_subspace"] == 0
