@@ -121,7 +121,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def short(text: str) -> str:
     """Leave out what the head of a column says."""
-    said = re.sub(r"^d(90|\([^)]*\)) (\(chance-corrected\) )?(= )?", "", text).replace("95%: ", "").partition(":")[0]
+    said = re.sub(r"^d(90|\([^)]*\)) (\(chance-corrected\) )?(= )?", "", text)
+    said = said.replace(" (95%)", "").replace("95%: ", "").partition(":")[0]
     return re.sub(r"\d{4,}", lambda found: f"{int(found[0]):,}", said)
 
 

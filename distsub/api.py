@@ -87,6 +87,8 @@ class Results:
         Raises:
             ConfigError: No row is of that trial.
         """
+        from distsub import paths
+        from distsub.files import parse_json
         from distsub.report.card import card
 
         rows = self.store.read()
@@ -96,7 +98,10 @@ class Results:
         condition = row.trial.condition.id
         own = [other for other in rows if other.trial.condition.id == condition]
         d90 = summary_of(self.sweep, self.store).d90.to_pylist()
-        return card(repository, row, own, next((each for each in d90 if each["condition_id"] == condition), None))
+        about = paths.fit(trial_id)
+        fit = parse_json(self.store.files.read(about)) if self.store.files.exists(about) else {}
+        estimate = next((each for each in d90 if each["condition_id"] == condition), None)
+        return card(repository, row, own, estimate, fit)
 
     def __repr__(self) -> str:
         """List the estimates, one a line."""

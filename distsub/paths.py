@@ -29,6 +29,11 @@ def adapter(trial_id: str) -> str:
     return f"{ADAPTERS}/{trial_id}"
 
 
+def fit(trial_id: str) -> str:
+    """Return the file that says how `distsub fit` chose a trial's adapter, and what it scored on unseen rows."""
+    return f"{FITTED}/{trial_id}/fit.json"
+
+
 def mask(name: str) -> str:
     """Return the file of a mask: the positions of the weights that an ablation edits."""
     return f"{MASKS}/{name}.safetensors"

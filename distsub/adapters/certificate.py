@@ -166,7 +166,7 @@ def _targets(asking: predictor.Predictor, rows: prediction.Rows) -> list[int]:
     missing = sum(each is None for each in rows.labels) + sum(column.null_count for column in rows.texts.columns)
     if missing:
         raise DataError(
-            f"{rows.source} has {missing} empty cells in its texts or labels; a certificate counts every row, "
+            f"{rows.source} has empty texts or labels ({missing} cells); a certificate counts every row, "
             "leave those rows out of the file"
         )
     known = [each for each in rows.labels if each is not None]

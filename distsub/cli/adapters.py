@@ -32,7 +32,7 @@ Base = Annotated[str | None, typer.Option(help="Where its base model lies, if no
 Results = Annotated[str | None, typer.Option(help="Results with the trajectories of a learned subspace.")]
 Device = Annotated[str, typer.Option(help='Where the model runs: "cpu" or "cuda".')]
 Text = Annotated[str | None, typer.Option(help="Text column; two (subject,body) make pairs. Default: as in training.")]
-Label = Annotated[str | None, typer.Option(help="Label column, to score. Default: as in training, if it is there.")]
+Label = Annotated[str | None, typer.Option(help="Label column. Default: as in training.")]
 Separator = Annotated[str | None, typer.Option(help="Of CSV. Default: it is found.")]
 Encoding = Annotated[str | None, typer.Option(help="Of text files. Default: UTF-8.")]
 

@@ -107,7 +107,7 @@ class Estimate:
         value = {Outcome.below_range: f"<= {smallest}", Outcome.above_range: f"> {largest}"}.get(self.outcome)
         value = value or f"= {_short(self.d or math.nan)}"
         if self.low == largest or self.high == smallest:
-            return f"{name} {value} ({100 * self.level:g}%: all of it)"
+            return f"{name} {value} ({100 * self.level:g}%)"
         return f"{name} {value} ({100 * self.level:g}%: {low} to {high})"
 
     @property

@@ -11,7 +11,11 @@ from distsub.report.answer import said_of
 
 
 def card(
-    repository: str, observation: Observation, others: Sequence[Observation], d90: Mapping[str, Any] | None
+    repository: str,
+    observation: Observation,
+    others: Sequence[Observation],
+    d90: Mapping[str, Any] | None,
+    fit: Mapping[str, Any] | None = None,
 ) -> str:
     """Write the README.md of an adapter.
 
@@ -20,6 +24,7 @@ def card(
         observation: The row of its trial.
         others: Rows of the same condition, for the curve.
         d90: The condition's row of D90, where it has one.
+        fit: What `distsub fit` wrote of it, if it did.
     """
     trial, task = observation.trial, observation.trial.task
     base = trial.model.name
@@ -58,6 +63,9 @@ def card(
         "",
         "The score was looked at by the search that chose d and eta: it is too good by some.",
     ]
+    if fit and fit.get("unseen_score") is not None:
+        count, unseen = fit["unseen_examples"], f"{task.metric} {fit['unseen_score']:.4f}"
+        lines += ["", f"On {count:,} rows that neither training nor search looked at: **{unseen}**."]
     return f"---\n{front}\n---\n\n" + "\n".join(lines) + "\n"
 
 

@@ -16,9 +16,6 @@ from distsub.report.summary import Summary
 from distsub.results import Store
 from distsub.search import Search
 
-ABOUT = "fit.json"
-"""Beside the adapter: what was said of it."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -164,11 +161,11 @@ def take(sweep: Sweep, store: Store, choice: Choice, address: str | None = None)
         )
     else:
         score = predictor.evaluate(found.texts, found.labels)[task.metric]
-        facts["unseen_score"] = score
+        facts["unseen_score"], facts["unseen_examples"] = score, len(found.labels)
         facts["unseen"] = f"{len(found.labels)} rows: {found.origin}"
         if task.metric in ("accuracy", "exact_match"):
             facts["unseen_standard_error"] = math.sqrt(metrics.variance(score, task.metric, len(found.labels)))
-    store.files.put(f"{place}/{ABOUT}", (json.dumps(facts, indent=1) + "\n").encode())
+    store.files.put(paths.fit(best.trial.id), (json.dumps(facts, indent=1) + "\n").encode())
     return facts
 
 

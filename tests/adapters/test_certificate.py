@@ -112,8 +112,8 @@ def test_a_configuration_costs_what_is_unusual_of_it(trained):
     ("lines", "message"),
     [
         (["id,body", "1,w1 good"], "has no column of labels; give one"),
-        (["body,team", "w1 good,", "w2 bad,legal"], "1 empty cells in its texts or labels"),
-        (["body,team", ",sales", "w2 bad,legal"], "1 empty cells in its texts or labels"),
+        (["body,team", "w1 good,", "w2 bad,legal"], "empty texts or labels"),
+        (["body,team", ",sales", "w2 bad,legal"], "empty texts or labels"),
         (["body,team"], "has no rows: give the rows with labels"),
         (
             ["body,team", "w1 good,marketing"],

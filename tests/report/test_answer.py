@@ -17,8 +17,8 @@ def row(label, outcome, low, middle, high, text="", **more):
 
 ROWS = [
     row("none", "undecided", None, None, None, "d90: undecided"),
-    row("above", "above_range", 390.0, None, None, "d90 > 390 (95%: all of it)"),
-    row("below", "below_range", None, None, 120.0, "d90 <= 120 (95%: all of it)"),
+    row("above", "above_range", 390.0, None, None, "d90 > 390 (95%)"),
+    row("below", "below_range", None, None, 120.0, "d90 <= 120 (95%)"),
     row("more", "found", 150.0, 300.0, None, "d90 = 300 (95%: 150 to > 390)"),
     row("fewer", "found", 20.0, 30.0, 41.0, "d90 = 30 (95%: 20 to 41)"),
 ]

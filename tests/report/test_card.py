@@ -31,6 +31,14 @@ def test_it_says_what_the_rows_say(observation):
     assert len(table) == 3 and f"| {made[0].trial.d:,} | {made[0].score:.4f} | 2 |" in table
 
 
+def test_it_says_what_a_fit_scored_on_unseen_rows(observation):
+    made = rows(observation)
+    text = card("me/mine", made[0], made, None, {"unseen_score": 0.71239, "unseen_examples": 1234})
+    assert "On 1,234 rows that neither training nor search looked at: **accuracy 0.7124**." in text
+    for none in (None, {}, {"unseen_score": None}):
+        assert "neither training" not in card("me/mine", made[0], made, None, none)
+
+
 @pytest.mark.parametrize("d90", [None, ROWS[0]])
 def test_a_base_in_a_folder_is_named_without_its_place(observation, d90):
     made = rows(observation, "/home/somebody/secret/minilm")

@@ -253,10 +253,11 @@ class Nothing(type(sys)):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {{"__init__": lambda *_: None, "read": lambda _: None, "remove": lambda _: None}})
+        does = dict.fromkeys(("__init__", "read", "remove", "provide"), lambda *_: None)
+        return type(name, (), does)
     def bound(self, *_):
         pass
-    is_shortage = advice = release = set_num_threads = provide = bound
+    is_shortage = advice = release = set_num_threads = bound
 class WithoutTorch:  # while the worker's module is loaded, nothing stands for what it imports and only trainings need
     rooms = ("torch", "distsub.adapters.", "distsub.finetune.", "distsub.models.", "distsub.subspace.")
     rooms += ("distsub.runtime.recording", "distsub.runtime.resume")

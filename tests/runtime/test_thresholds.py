@@ -33,7 +33,7 @@ def rows(out, sql):
 
 
 def written_on(figure):
-    return " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+    return " ".join(" ".join(text.get_text() for axes in figure.axes for text in axes.texts).split())
 
 
 def test_a_sweep_for_a_value_trains_no_baseline(text, tmp_path):

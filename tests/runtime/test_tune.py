@@ -52,6 +52,6 @@ def test_a_trial_that_kills_its_process_is_retried_then_recorded(small_sweep, tm
     begun = Counter(trial for *_, trial in starts.read())
     assert dead and {trial: begun[trial] for trial in dead} == dict.fromkeys(dead, 2)
     assert begun.total() - len(begun) == len(dead)  # nothing else began twice
-    queue = launch.queue_of(check(load_sweep(small_sweep)), Store.open(str(out)))
+    queue = launch.queue_of(check(load_sweep(small_sweep)), Store.open(str(out)).read())
     others = [found for search, found in zip(queue.searches, queue.findings(), strict=True) if search.seeds.data != 0]
     assert others and all(finding.outcome.is_over for finding in others)
