@@ -177,7 +177,8 @@ def fresh_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             yield work
-            os.umask(mask := os.umask(0))  # which no system call only asks for
+            mask = os.umask(0)  # no system call only asks for it
+            os.umask(mask)
             work.chmod(0o777 & ~mask)
             conversion.share(work)
             if target.is_dir():

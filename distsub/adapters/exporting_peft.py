@@ -102,9 +102,14 @@ def readme(address: str, loader: str) -> str:
         address: Of the base, as in the adapter.
         loader: The class of PEFT that loads it.
     """
-    front = f"base_model: {address}\n" if is_hub_id(address) else ""
-    shown = address if is_hub_id(address) or address.startswith("package:") else address.rstrip("/").rpartition("/")[2]
+    on_hub, packed = is_hub_id(address), address.startswith("package:")
+    shown = address if on_hub or packed else address.rstrip("/").rpartition("/")[2]
     lines = [
+        "---",
+        "library_name: peft",
+        *([f"base_model: {address}"] if on_hub else []),
+        "---",
+        "",
         f"An adapter for PEFT of `{shown}`, exported by distsub. Load the base model, then the adapter onto it:",
         "",
         "```python",
@@ -113,17 +118,14 @@ def readme(address: str, loader: str) -> str:
         f'model = peft.{loader}.from_pretrained(base, "THIS FOLDER")',
         "```",
     ]
-    if front:
-        return f"---\nlibrary_name: peft\n{front}---\n\n" + "\n".join(lines) + "\n"
-    where = (
-        "in a Python package, where transformers looks for none" if address.startswith("package:") else "in a folder"
-    )
-    lines += [
-        "",
-        f"The base lies {where}. So adapter_config.json names its folder on the machine that exported, which",
-        "`AutoPeftModel` needs; elsewhere, write the folder there.",
-    ]
-    return "---\nlibrary_name: peft\n---\n\n" + "\n".join(lines) + "\n"
+    if not on_hub:
+        where = "in a Python package, where transformers looks for none" if packed else "in a folder"
+        lines += [
+            "",
+            f"The base lies {where}. So adapter_config.json names its folder on the machine that exported, which",
+            "`AutoPeftModel` needs; elsewhere, write the folder there.",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def as_others_have_it(opened: Opened) -> tuple[Any, set[str]]:

@@ -201,15 +201,13 @@ def push(
     """
     from distsub import paths
     from distsub.adapters import hub, loading
-    from distsub.api import Results as Opened
+    from distsub.api import Results as MeasuredResults
 
     hub.check_repository(repository)
     out, folder, trial_id = ["", "", *adapter.rstrip("/").rsplit("/", 2)][-3:]
     if folder not in (paths.ADAPTERS, paths.FITTED) or not out:
         raise ConfigError(f"{adapter} is no adapter of results, whose rows the card is made of: give OUT/adapters/ID")
-    text = Opened(open_results(out)).card(trial_id, repository)
-    if dry_run:
-        write(text)
-        return
+    text = MeasuredResults(open_results(out)).card(trial_id, repository)
     with loading.local(adapter) as here:
-        write(f"pushed to {hub.push(here, repository, text, private)}")
+        loading.read_config(here)  # a row has a card, but its adapter may not be there
+        write(text if dry_run else f"pushed to {hub.push(here, repository, text, private)}")

@@ -123,8 +123,18 @@ def run(
     taken = take(sweep, store, others, adapters)
     summary = summary_of(sweep, store)  # reads rows when it is first used, which is after the run
     address = out if "://" in out else None
-    how = {"plain": plain, "adapters": adapters, "out": address, "shard": share, "taken": taken, "inputs": inputs}
-    code = launch.run(sweep, store, backend.value, **how, final=lambda: summary.texts)
+    code = launch.run(
+        sweep,
+        store,
+        backend.value,
+        plain,
+        adapters,
+        address,
+        share,
+        final=lambda: summary.texts,
+        taken=taken,
+        inputs=inputs,
+    )
     if code in (INTERRUPTED, TERMINATED) and format is Format.table:
         raise Stopped(code)
     d90 = with_notices(store, summary.d90)
@@ -206,8 +216,9 @@ def report(
         store = open_results(out)
         summary, sweep = summarize(store)
         with_notices(store, summary.d90)
-        others = views.learned(store) | {"Published beside measured": views.compared(store, summary)}
-        parts.append(Part(sweep.name, store.read(), summary, others))
+        rows = store.read()
+        others = views.learned(store) | {"Published beside measured": views.compared(store, summary, rows)}
+        parts.append(Part(sweep.name, rows, summary, others))
         lines += [*unrelated_rows(summary, sweep), *standing.smallest_lines(summary.smallest)]
     directory = output_address(to) if to else f"{outs[0].rstrip('/')}/report"
     what = together(parts)

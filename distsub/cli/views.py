@@ -1,7 +1,7 @@
 """What `distsub query` reads: the views by name, their columns, and questions to begin with."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
@@ -9,6 +9,7 @@ from distsub.data.tasks import TASKS
 from distsub.learned.comparison import COMPARISON, comparison
 from distsub.learned.schema import TABLES
 from distsub.learned.store import read_analysis
+from distsub.records import Observation
 from distsub.report.listing import render_facts
 from distsub.report.schema import D90, SEARCHES
 from distsub.report.summary import Summary
@@ -40,13 +41,13 @@ def views_of(store: Store, summary: Callable[[], Summary]) -> dict[str, View | p
     }
     for name, schema in TABLES.items():
         found[name] = View(schema, lambda _, name=name: read_analysis(store.files, name))
-    found["comparison"] = View(COMPARISON, lambda _: compared(store, summary()))
+    found["comparison"] = View(COMPARISON, lambda _: compared(store, summary(), store.read()))
     return found | published_tables()
 
 
-def compared(store: Store, summary: Summary) -> pa.Table:
-    """Set published numbers beside those of a results directory."""
-    return comparison(summary.d90, store.read(), TASKS, read_analysis(store.files, "ablations"))
+def compared(store: Store, summary: Summary, rows: Sequence[Observation]) -> pa.Table:
+    """Set published numbers beside those of a results directory, all of whose rows are given."""
+    return comparison(summary.d90, rows, TASKS, read_analysis(store.files, "ablations"))
 
 
 def learned(store: Store) -> dict[str, pa.Table]:
