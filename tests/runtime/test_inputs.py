@@ -12,7 +12,7 @@ import pytest
 
 from distsub.config import load_sweep
 from distsub.files import Files
-from distsub.finetune import inputs
+from distsub.finetune import importing, inputs
 from distsub.preflight.checks import check
 from distsub.results import Store
 
@@ -60,6 +60,16 @@ def private(tmp_path, tiny_model, tiny_data, small_sweep):
 
 
 @pytest.fixture
+def imported(private, small_sweep, series):
+    """A trajectory from elsewhere in that folder, which a method of the sweep takes its subspace from."""
+    checkpoints = [str(series / f"checkpoint-{step}") for step in (10, 20, 30, 40)]
+    importing.import_checkpoints(str(private / "model"), checkpoints, private / "imported")
+    learned = '["did", { name = "intrinsic", trajectory = "imported", dims = [2] }]'
+    text = small_sweep.read_text().replace('["did"]', learned)
+    small_sweep.write_text(text.replace('"bisection"', '"grid"'))  # in so few steps no baseline beats chance
+
+
+@pytest.fixture
 def small_sweep(small_sweep, tmp_path):
     """The small sweep, beside its model and data."""
     (tmp_path / "private").mkdir()
@@ -90,7 +100,7 @@ def test_a_process_that_sees_neither_model_nor_data_leaves_the_same_row(
 
 @pytest.mark.parametrize(("blind", "storage"), [(1, "shared"), (2, "bucket")])
 def test_nodes_that_do_not_see_the_driver_s_files_train_the_same(
-    blind, storage, private, rig, starts, small_sweep, truth, distsub_run, tmp_path, monkeypatch, request
+    blind, storage, private, imported, rig, starts, small_sweep, truth, distsub_run, tmp_path, monkeypatch, request
 ):
     starts.patch(delay=0.5)
     caches, nodes = [tmp_path / "cache-0", tmp_path / "cache-1"], []
@@ -111,7 +121,8 @@ def test_nodes_that_do_not_see_the_driver_s_files_train_the_same(
     assert [converted(cache) for cache in caches] == [1, 1]
     fetched = [(cache / "inputs").is_dir() for cache in caches]
     assert fetched == ([True, True] if storage == "bucket" else [False, False])
-    assert "private/model" in Store.open(str(out)).table(["model"])["model"][0].as_py()
+    table = Store.open(str(out)).table(["model", "method"]).to_pydict()
+    assert "private/model" in table["model"][0] and any(each.startswith("imported:") for each in table["method"])
 
 
 def test_without_the_inputs_the_node_is_named(private, rig, small_sweep, distsub_run, tmp_path):
