@@ -215,30 +215,21 @@ def on_a_gpu(rig, starts, tiny_sweep, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_what_a_share_is_too_small_for_is_tried_once_more_alone(on_a_gpu):
-    short = 'trial.method.kind == "full" and gpus < 1'
-    done, starts, queue = on_a_gpu(short, "gpus_per_trial = 0.5")
-    assert done.returncode == 0, done.stdout + done.stderr
-    full = [(trial, gpus) for method, _, gpus, trial in starts if method == "full"]
-    assert sorted(full) == sorted((trial, gpus) for trial in {trial for trial, _ in full} for gpus in ("0.5", "1"))
-    assert {gpus for method, _, gpus, _ in starts if method == "subspace"} == {"0.5"}
-    assert "out of " in done.stdout and "tried once more, alone on a GPU" in done.stdout
-    assert [finding.outcome.name for finding in queue.findings()] == ["found"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_what_a_whole_gpu_is_too_small_for_ends_no_other_search(on_a_gpu):
-    short = 'trial.method.kind == "full" and trial.task.name == "other"'
+def test_what_a_share_is_too_small_for_is_tried_once_more_alone_and_ends_no_other_search(on_a_gpu):
+    """Full fine-tuning of one task needs the whole GPU, that of the other more."""
+    short = 'trial.method.kind == "full" and (gpus < 1 or trial.task.name == "other")'
     done, starts, queue = on_a_gpu(short, "gpus_per_trial = 0.5", second_task=True)
     assert done.returncode == 3, done.stdout + done.stderr
-    full = [(trial, gpus) for method, task, gpus, trial in starts if method == "full" and task == "other"]
+    full = [(trial, gpus) for method, _, gpus, trial in starts if method == "full"]
     assert sorted(full) == sorted((trial, gpus) for trial in {trial for trial, _ in full} for gpus in ("0.5", "1"))
+    assert {task for method, task, *_ in starts if method == "full"} == {"tiny", "other"}
+    assert {gpus for method, _, gpus, _ in starts if method == "subspace"} == {"0.5"}
+    assert "out of " in done.stdout and "tried once more, alone on a GPU" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     outcome = {
         search.task.name: each.outcome.name for search, each in zip(queue.searches, queue.findings(), strict=True)
     }
-    assert outcome["tiny"] == "found"
+    assert outcome["tiny"] == "found" and outcome["other"] != "found"
 
 
 @pytest.mark.slow
