@@ -20,8 +20,8 @@ RESUME = "checkpoints"
 TRAJECTORIES, ADAPTERS, MASKS, FIGURES, DRIVERS = "trajectories", "adapters", "masks", "figures", "drivers"
 
 
-FITTED = "fitted"
-"""The adapters that `distsub fit` chose to be taken away."""
+FITTED, FIT = "fitted", "fit.json"
+"""The adapters that `distsub fit` chose to be taken away, and beside each how it was chosen."""
 
 
 def adapter(trial_id: str) -> str:
@@ -31,7 +31,7 @@ def adapter(trial_id: str) -> str:
 
 def fit(trial_id: str) -> str:
     """Return the file that says how `distsub fit` chose a trial's adapter, and what it scored on unseen rows."""
-    return f"{FITTED}/{trial_id}/fit.json"
+    return f"{FITTED}/{trial_id}/{FIT}"
 
 
 def mask(name: str) -> str:

@@ -170,4 +170,4 @@ def _targets(asking: predictor.Predictor, rows: prediction.Rows) -> list[int]:
             "leave those rows out of the file"
         )
     known = [each for each in rows.labels if each is not None]
-    return [int(each) for each in asking.encode(known, rows.source, " or give another label column (--label)")]
+    return [int(each) for each in asking.encode(known, rows.source, prediction.ANOTHER)]

@@ -18,6 +18,9 @@ from distsub.records import Task
 PREDICTION, PROBABILITY = "prediction", "probability"
 """The columns that are added."""
 
+ANOTHER = ", or give another label column (--label)"
+"""What every command that reads labels can advise."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -164,7 +167,7 @@ def predict(predictor: Predictor, rows: Rows, score: bool = True, max_new_tokens
     likely: list[float] = []
     if not task.is_completion:
         where = f'{rows.source}: column "{rows.label}"'
-        remedy = ", give another label column (--label), or do not score (--no-score)"
+        remedy = f"{ANOTHER}, or do not score (--no-score)"
         # Before the model runs, which takes longer.
         targets = predictor.encode(truth, where, remedy) if labelled else []
         logits = predictor.logits(chosen)
@@ -202,7 +205,12 @@ def score(predictor: Predictor, rows: Rows) -> tuple[dict[str, float], int]:
     labelled = [number for number in readable if labels[number] is not None]
     if not labelled:
         raise DataError(f"{rows.source} has no row with a label to score; name their column by label (--label)")
-    scores = predictor.evaluate([texts[number] for number in labelled], [labels[number] for number in labelled])
+    chosen, truth = [texts[number] for number in labelled], [str(labels[number]) for number in labelled]
+    if predictor.task.is_completion:
+        scores = predictor.evaluate(chosen, truth)
+    else:
+        targets = predictor.encode(truth, f'{rows.source}: column "{rows.label}"', ANOTHER)
+        scores = predictor.measure(predictor.logits(chosen), targets)
     return _own_first(scores, predictor.task), len(labelled)
 
 

@@ -62,12 +62,13 @@ def predict(
     Example: distsub predict results/tickets/adapters/0123456789abcdef new.csv --out predicted.csv
     """
     from distsub.adapters import prediction, predictor
-    from distsub.data import tables
+    from distsub.data import tables, tasks
     from distsub.report import table_files
 
     place = table_files.check_place(out) if out is not None else None
     if no_score and label:
         raise ConfigError(f"--no-score and --label {label} contradict each other; give one")
+    tasks.check_writing(separator, None, encoding, "--")
     loaded = predictor.load(adapter, base, results, device)
     writing = tables.Writing(separator, None, encoding)
     rows = prediction.read(loaded, data, _columns(text), label, keep or (), writing)

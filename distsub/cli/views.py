@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 
 from distsub.data.tasks import TASKS
-from distsub.learned.comparison import COMPARISON, comparison
+from distsub.learned.comparison import COMPARISON, comparison, why_empty
 from distsub.learned.schema import TABLES
 from distsub.learned.store import read_analysis
 from distsub.records import Observation
@@ -32,16 +32,38 @@ QUESTIONS = (
 """What a question is, and its SQL, which contains nothing that a shell reads inside double quotes."""
 
 
-def views_of(store: Store, summary: Callable[[], Summary]) -> dict[str, View | pa.Table]:
-    """Name all that a query may read; nothing is computed before one does."""
+MADE_BY = {
+    **dict.fromkeys(("modes", "transfer", "angles", "spectra"), "transfer"),
+    **dict.fromkeys(("outliers", "outlier_summaries", "profiles", "recurrence"), "outliers"),
+    **dict.fromkeys(("masks", "ablations"), "ablate"),
+}
+"""The command that makes an analysis."""
+
+
+def views_of(
+    store: Store, summary: Callable[[], Summary], note: Callable[[str], None] = lambda line: None
+) -> dict[str, View | pa.Table]:
+    """Name all that a query may read; nothing is computed before one does, and why it is empty is noted."""
+
+    def analysis(name: str) -> pa.Table:
+        if not (table := read_analysis(store.files, name)).num_rows:
+            note(f"{name} is empty: distsub {MADE_BY[name]} {store.uri} makes it, where there is something to analyse")
+        return table
+
+    def beside() -> pa.Table:
+        rows = store.read()
+        if not (table := compared(store, summary(), rows)).num_rows:
+            note(f"comparison is empty: {why_empty(rows)}")
+        return table
+
     found: dict[str, View | pa.Table] = {
         "observations": View(OBSERVATIONS, store.table),
         "searches": View(SEARCHES, lambda _: summary().searches),
         "d90": View(D90, lambda _: summary().d90),
     }
     for name, schema in TABLES.items():
-        found[name] = View(schema, lambda _, name=name: read_analysis(store.files, name))
-    found["comparison"] = View(COMPARISON, lambda _: compared(store, summary(), store.read()))
+        found[name] = View(schema, lambda _, name=name: analysis(name))
+    found["comparison"] = View(COMPARISON, lambda _: beside())
     return found | published_tables()
 
 

@@ -143,16 +143,25 @@ def bare_name(name: str) -> str:
     return name
 
 
+def check_writing(separator: str | None, quote: str | None, encoding: str | None, where: str = "") -> None:
+    """Refuse what no file can be written by; None says nothing.
+
+    Raises:
+        ConfigError: One is none; it begins with `where`.
+    """
+    if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
+        raise ConfigError(f"{where}separator = {separator!r}; allowed: one character, such as ; or \\t")
+    if quote not in (None, "double", "none"):
+        raise ConfigError(f'{where}quote = "{quote}"; allowed: "double" (around cells), "none" (part of texts)')
+    if encoding is not None and not _is_encoding(encoding):
+        raise ConfigError(
+            f'{where}encoding = "{encoding}": unknown encoding; such as "utf-8", "utf-16", "cp1252", "latin-1"'
+        )
+
+
 def _checked(task: Task) -> Task:
     where = f'task "{task.name}"'
-    if task.separator is not None and (len(task.separator) != 1 or task.separator in '"\r\n'):
-        raise ConfigError(f"{where}: separator = {task.separator!r}; allowed: one character, such as ; or \\t")
-    if task.quote not in (None, "double", "none"):
-        raise ConfigError(f'{where}: quote = "{task.quote}"; allowed: "double" (around cells), "none" (part of texts)')
-    if task.encoding is not None and not _is_encoding(task.encoding):
-        raise ConfigError(
-            f'{where}: unknown encoding "{task.encoding}"; such as "utf-8", "utf-16", "cp1252", "latin-1"'
-        )
+    check_writing(task.separator, task.quote, task.encoding, f"{where}: ")
     if len(task.text) not in (1, 2):
         raise ConfigError(f"{where}: text names {len(task.text)} columns; allowed: one, or two for pairs")
     if task.metric not in METRICS:

@@ -76,6 +76,22 @@ def comparison(
     return pa.Table.from_pylist(rows, schema=COMPARISON)
 
 
+def why_empty(observations: Sequence[Observation]) -> str:
+    """Say in one line why the comparison of some rows is empty."""
+    if not observations:
+        return "there are no rows yet"
+    ours = {each.trial.task.name for each in observations}
+    wide = set(published_table("published_subspaces").column_names) - {"model", "mode", "dim", "avg", "source"}
+    theirs = wide | {*published_table("published_d90")["task"].to_pylist()}
+    if not ours & theirs:
+        return f"the papers have no number for {', '.join(sorted(ours))}; they have {', '.join(sorted(theirs))}"
+    methods = sorted({label(each.trial.method) for each in observations})
+    return (
+        f"the papers have no number for {', '.join(sorted(ours & theirs))} by {', '.join(methods)} at these d: they "
+        "have a d90 of did and said (mrpc, qqp), and scores of full, freeze and subspaces of layers"
+    )
+
+
 def _dimensions(d90: pa.Table, observations: Iterable[Observation], subsets: Subsets) -> Iterator[dict[str, Any]]:
     """Join Table 1 of Aghajanyan et al."""
     setups = {each.trial.condition.id: each.trial.setup for each in observations}

@@ -1,5 +1,6 @@
 """The state of a results directory: what runs it, each search, and the smallest adapter that passes."""
 
+import contextlib
 import sys
 import time
 from collections import Counter
@@ -8,7 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from distsub.paths import PARTS, RESUME, ROWS
+from distsub.files import Files, parse_json
+from distsub.paths import FITTED, PARTS, RESUME, ROWS, fit
+from distsub.records import Seeds
 from distsub.report.listing import size_text
 from distsub.report.summary import Summary
 from distsub.report.terminal import Terminal, fold, printable
@@ -81,13 +84,13 @@ def status_table(searches: pa.Table) -> pa.Table:
     """Tabulate the state of every search for people."""
     rows = []
     for row in searches.to_pylist():
-        seeds, d = [str(row[f"{name}_seed"]) for name in ("projection", "head", "data")], row["first_passing_d"]
+        d = row["first_passing_d"]
         rows.append(
             {
                 "task": row["task"],
                 "model": row["model"],
                 "method": row["label"],
-                "seed": seeds[0] if len(set(seeds)) == 1 else "/".join(seeds),
+                "seed": Seeds(*(row[f"{name}_seed"] for name in ("projection", "head", "data"))).text,
                 "first_passing_d": row["outcome"].replace("_", " ") if d is None else str(d),
                 "bracket": f"({_or_dash(row['bracket_low'])}, {_or_dash(row['bracket_high'])}]",
                 "best": row["best_score"],
@@ -125,7 +128,8 @@ def unrelated_rows(summary: Summary, searches: Sequence[Search], beside: Collect
     Args:
         summary: The results.
         searches: The sweep's.
-        beside: Ids of the trials that it asks for beside them: full fine-tunings that are recorded, and controls.
+        beside: Ids of the trials that are asked for beside them: full fine-tunings that are recorded, controls, and
+            what `distsub fit` trained.
     """
     tasks, bases = {each.task.name: each.task.content for each in searches}, {each.model for each in searches}
     counts: Counter[str] = Counter()
@@ -144,6 +148,17 @@ def unrelated_rows(summary: Summary, searches: Sequence[Search], beside: Collect
     what = "; ".join(f"{number} {each}" for each, number in counts.most_common(SHOWN))
     more = f"; {len(counts) - SHOWN} kinds more" if len(counts) > SHOWN else ""
     return [_folded(f"note: rows of no search of this sweep, which no d90 is made of: {what}{more}")]
+
+
+def fitted(files: Files) -> set[str]:
+    """Give the ids of the trials that `distsub fit` asked for."""
+    found = set[str]()
+    for trial_id in files.folders(FITTED):
+        with contextlib.suppress(
+            OSError, pa.ArrowException, ValueError, AttributeError
+        ):  # of a fit that was interrupted
+            found.update([trial_id, *parse_json(files.read(fit(trial_id))).get("trials", ())])
+    return found
 
 
 def _short(content: str | None) -> str:

@@ -42,6 +42,17 @@ _UNKNOWN = re.compile(
     r'[Tt]able (?:with name )?"?(?P<view>[\w.]+)"? (?:not found|does not exist)'
     r'|[Cc]olumn (?:named |with name )?"(?P<column>\w+)"'
 )
+_WORD = re.compile(r"\s*([A-Za-z_]\w*)\s*;?\s*")
+
+_MEANT = {
+    **dict.fromkeys(("trial", "trials", "trainings", "runs", "rows", "results"), ("observations", "trial_id")),
+    **dict.fromkeys(("estimate", "estimates"), ("d90",)),
+    **{"label": ("method",), "seed": ("projection_seed",), "lr": ("learning_rate",), "memory": ("peak_bytes",)},
+    **dict.fromkeys(("accuracy", "loss", "metric"), ("score",)),
+    **dict.fromkeys(("dim", "dims", "dimension"), ("d",)),
+    **dict.fromkeys(("time", "seconds", "duration"), ("wall_s",)),
+}
+"""What people call a view or a column, and its name."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ def query(tables: "Mapping[str, pa.Table | pads.Dataset | View]", sql: str) -> p
 
     Args:
         tables: The views by name.
-        sql: One statement of DuckDB's dialect.
+        sql: One statement of DuckDB's dialect, or a view's name for all of it.
 
     Raises:
         QueryError: The SQL is broken, not one statement, not read-only, or reaches beyond the views; or it needs more
@@ -75,6 +86,8 @@ def query(tables: "Mapping[str, pa.Table | pads.Dataset | View]", sql: str) -> p
 
     empty = {name: each.schema.empty_table() if isinstance(each, View) else each for name, each in tables.items()}
     lazy = {name: each for name, each in tables.items() if isinstance(each, View)}
+    if (word := _WORD.fullmatch(sql)) and word[1].lower() in tables:
+        sql = f"from {word[1]}"
 
     def plan(connection: Any) -> dict[str, list[str]]:
         _refuse_writing(connection, sql, empty)
@@ -240,19 +253,37 @@ def _explain(error: Exception, sql: str, tables: Mapping[str, Any]) -> str:
     if "disabled" in message or message.startswith("Permission Error"):
         message = message.partition(" - file system operations")[0]
         return f"SQL may only read the views, no files, network or extensions ({message}). {_views(tables)}"
-    unknown = _UNKNOWN.search(message)
-    near: list[str] = []
+    unknown, word = _UNKNOWN.search(message), _WORD.fullmatch(sql)
+    if word and message.startswith("Parser Error"):
+        near = _nearest(word[1], {*tables, *_columns(tables)})
+        return f'"{word[1]}" alone is no statement. {_places(word[1], tables, ())}{near}{_views(tables)}'
     if unknown and unknown["view"]:
-        near = _nearest(unknown["view"].rpartition(".")[2], tables)
-    elif unknown:
-        asked = [table for name, table in tables.items() if re.search(rf"\b{re.escape(name)}\b", sql, re.IGNORECASE)]
-        near = _nearest(unknown["column"], {column for table in asked for column in table.schema.names})
-    nearest = f"Nearest: {', '.join(near)}. " if near else ""
-    return f"{message}. {nearest}{_views(tables)}"
+        return f"{message}. {_nearest(unknown['view'].rpartition('.')[2], tables)}{_views(tables)}"
+    if unknown is None:
+        return f"{message}. {_views(tables)}"
+    asked = {name: each for name, each in tables.items() if re.search(rf"\b{re.escape(name)}\b", sql, re.IGNORECASE)}
+    columns = _columns(asked)
+    there = f"Columns of {', '.join(asked)}: {', '.join(columns)}. " if asked else ""
+    near = _nearest(unknown["column"], columns)
+    return f"{message}. {near}{_places(unknown['column'], tables, asked)}{there}{_views(tables)}"
 
 
-def _nearest(name: str, known: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(name.lower(), sorted(known), n=3, cutoff=0.5)
+def _columns(tables: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(column for table in tables.values() for column in table.schema.names))
+
+
+def _places(column: str, tables: Mapping[str, Any], asked: Iterable[str]) -> str:
+    """Say which views, beside those that were asked, have a column of a name."""
+    views = [name for name, table in tables.items() if column.lower() in table.schema.names and name not in asked]
+    return f'"{column}" is a column of {", ".join(views)}. ' if views else ""
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """Name what could be meant, if anything: what people call so, then what is spelled like it."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    near = list(dict.fromkeys([*(each for each in _MEANT.get(name.lower(), ()) if each in names), *close]))
+    return f"Nearest: {', '.join(near)}. " if near else ""
 
 
 def _views(tables: Mapping[str, Any]) -> str:

@@ -1,10 +1,13 @@
 """What is known of a model, or of a saved adapter, without training anything."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-from distsub.errors import UnavailableError
-from distsub.records import Dtype, Peft, canonical, label
+from distsub.errors import OutputError, UnavailableError
+from distsub.files import parse_json
+from distsub.paths import ADAPTERS, FIT, FITTED
+from distsub.records import Dtype, Observation, Peft, canonical, label
 
 
 def model_facts(
@@ -69,32 +72,76 @@ def peft_facts(name: str, revision: str | None, num_labels: int, method: Peft) -
     return counted | {"num_params_model": sum(p.numel() for p in model.parameters())}
 
 
-def inspect(what: str) -> dict[str, Any]:
-    """Describe a model's parameters, or a saved adapter.
+def inspect(what: str, brief: bool = False) -> dict[str, Any]:
+    """Describe a model's parameters, or a saved adapter; of that only what people ask where it is to be brief.
 
     Raises:
         DistsubError: It is neither.
     """
-    from distsub.adapters import peft_files
+    if "://" in what or (Path(what) / "adapter_config.json").is_file():
+        return _adapter(what, brief)
+    num_labels, about = _built_as(what)
+    facts = model_facts(what, None, num_labels)
+    tensor = model_facts(what, None, num_labels, groups="tensor")
+    facts = {"model": what, **about, **facts, "groups_layer": facts["groups"], "groups_tensor": tensor["groups"]}
+    for name in ("groups", "num_trained_head", "spanned_layers"):  # of a method
+        del facts[name]
+    return facts
+
+
+def _adapter(what: str, brief: bool) -> dict[str, Any]:
+    """Say what an adapter is of and what it scored, as far as it or the results that it lies in know."""
+    from distsub.adapters import loading, peft_files
+    from distsub.results import method_columns
     from distsub.subspace import adapter
 
-    if "://" in what or (Path(what) / "adapter_config.json").is_file():
-        from distsub.adapters import loading
+    with loading.local(what) as path:
+        config = loading.read_config(path)
+        size = sum(file.stat().st_size for file in path.iterdir() if file.name != FIT and file.is_file())
+        fit = parse_json((path / FIT).read_bytes()) if (path / FIT).is_file() else {}
+    key = "method" if isinstance(config, peft_files.Facts) else "subspace"
+    method, trained_on, row = getattr(config, key), config.trained_on, _row(what)
+    trained = getattr(config, "num_trained", row and row.num_trained)
+    beside = getattr(config, "num_trained_head", row and row.num_trained_head)
+    facts = {
+        "base": f"{config.base_model or 'given by its owner'}{f'@{config.revision}' if config.revision else ''}",
+        "task": config.task,
+        "reads": list(trained_on.text) if trained_on else None,
+        "labels": list(trained_on.labels if trained_on and trained_on.labels else (config.id2label or {}).values()),
+        "method": label(method),
+        "projection": method_columns(method)["projection"],
+        "d": config.d,
+        "num_trained": trained,
+        "num_trained_head": beside,
+        "bytes": size,
+        "metric": trained_on and trained_on.metric,
+        "score": row.score if row else fit.get("evaluation_score"),
+        "num_examples": row and row.num_examples,
+        "seeds": row.trial.seeds.text if row else fit.get("seed"),
+        "unseen_score": fit.get("unseen_score"),
+        "distsub": config.versions.get("distsub"),
+    }
+    if not config.num_labels or config.num_labels < 2:
+        facts["labels"] = None
+    if brief:
+        return {name: value for name, value in facts.items() if value not in (None, [])}
+    record = canonical(config)
+    return facts | adapter.flat({key: record.pop(key)}) | record | {"method": label(method)}
 
-        with loading.local(what) as path:
-            config = loading.read_config(path)
-        key = "method" if isinstance(config, peft_files.Facts) else "subspace"
-        record = canonical(config)
-        settings = adapter.flat({key: record.pop(key)})
-        facts: dict[str, Any] = {"method": label(getattr(config, key)), **settings, **record}
-    else:
-        num_labels, about = _built_as(what)
-        facts = model_facts(what, None, num_labels)
-        tensor = model_facts(what, None, num_labels, groups="tensor")
-        facts = {"model": what, **about, **facts, "groups_layer": facts["groups"], "groups_tensor": tensor["groups"]}
-        for name in ("groups", "num_trained_head", "spanned_layers"):  # of a method
-            del facts[name]
-    return facts
+
+def _row(what: str) -> Observation | None:
+    """Find an adapter's row in the results that it lies in as adapters/ID or fitted/ID."""
+    from distsub.results import Store
+
+    path, mark, options = what.partition("?") if "://" in what else (os.path.abspath(what), "", "")
+    out, folder, trial_id = ["", "", *path.rstrip("/").rsplit("/", 2)][-3:]
+    if folder not in (ADAPTERS, FITTED):
+        return None
+    try:
+        rows = Store.open(f"{out}{mark}{options}").read(answers=False)
+    except OutputError:  # copied out of them
+        return None
+    return next((row for row in rows if row.trial.id == trial_id), None)
 
 
 def _built_as(what: str) -> tuple[int, dict[str, Any]]:

@@ -165,7 +165,9 @@ def take(sweep: Sweep, store: Store, choice: Choice, address: str | None = None)
         facts["unseen"] = f"{len(found.labels)} rows: {found.origin}"
         if task.metric in ("accuracy", "exact_match"):
             facts["unseen_standard_error"] = math.sqrt(metrics.variance(score, task.metric, len(found.labels)))
-    store.files.put(paths.fit(best.trial.id), (json.dumps(facts, indent=1) + "\n").encode())
+    # The file lies beside the adapter, wherever both are moved to.
+    written = facts | {"adapter": ".", "trials": sorted(ids)}
+    store.files.put(paths.fit(best.trial.id), (json.dumps(written, indent=1) + "\n").encode())
     return facts
 
 

@@ -288,7 +288,7 @@ class Evidence:
             bracket=bracket,
             best_score=best and sign_of_metric * best,
             thresholds=self.thresholds and self.thresholds.shown(sign_of_metric),
-            num_trials=len(self.full) + len(runs),
+            num_trials=len(self.full) + len(runs) + len(self.tries),
         )
 
     def _outcome(self, low: int, high: int) -> Outcome:

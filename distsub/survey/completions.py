@@ -40,7 +40,7 @@ def columns(source: Path, model: str, rows: Mapping[str, Any]) -> dict[str, str]
         return {}
     try:
         _, files = labelled.place(source.expanduser().absolute(), rows.get("validation"), rows.get("holdout"))
-        present = tables.sniff(files[0], given=tables.Writing(nested=_CHATS)).columns
+        present = tables.sniff(files[0], given=labelled.writing(rows.get("keys") or {}, _CHATS)).columns
     except DataError:  # which the reader of rows with labels says better
         return {}
     lower = {column.lower(): column for column in present}
@@ -65,13 +65,14 @@ def look(source: Path, model: str, found: Mapping[str, str], rows: Mapping[str, 
         DistsubError: They cannot be read or used, or the model not loaded.
     """
     where, files = labelled.place(source.expanduser().absolute(), rows.get("validation"), rows.get("holdout"))
-    given = tables.Writing(nested=found.get("messages"))
-    file = tables.sniff(files[0], list(found.values()), given)
-    task = resolve(labelled.task_name(source), kind="completion", **found, **where, **labelled.written(file))
+    keys = rows.get("keys") or {}
+    file = tables.sniff(files[0], list(found.values()), labelled.writing(keys, found.get("messages")))
+    fields = {"kind": "completion", **found, **where, **labelled.written(file), **keys}
+    task = resolve(labelled.task_name(source), **fields)
     splits = [task.train] + ([] if task.validation is None else [task.validation])
     read = reading.read(task, splits)
     empty = {column: sum(labelled.num_empty(table[column]) for table in read) for column in found.values()}
-    task = replace(task, empty="drop" if any(empty.values()) else "refuse")
+    task = task if "empty" in keys else replace(task, empty="drop" if any(empty.values()) else "refuse")
     loaded = dataset.load(task, Budget(steps=1))
     names = " and ".join(f'"{column}"' for column in found.values())
     guess = f"completions: column{'s' * (len(found) > 1)} {names}, by name (--text and --label make classes)"

@@ -1,7 +1,7 @@
 """Look at a person's data and model before a sweep is written: what lies in the file, in numbers."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ def survey(
     label: str | None = None,
     validation: Path | None = None,
     holdout: int | float | None = None,
+    keys: Mapping[str, Any] | None = None,
 ) -> Facts:
     """Look at data and model.
 
@@ -79,18 +80,20 @@ def survey(
         label: The label's column; None to choose.
         validation: A file of rows to evaluate on, in the folder of `source`; None takes the folder's or holds some out.
         holdout: Rows to hold out, or their share.
+        keys: Fields of `Task` that a person sets: its number of classes, how files are written.
 
     Raises:
         DistsubError: The data cannot be read or used, or the model not loaded.
     """
+    keys = keys or {}
     where, files = place(source.expanduser().absolute(), validation, holdout)
-    found = tables.sniff(files[0])
+    found = tables.sniff(files[0], given=writing(keys))
     columns, guessed = _columns(found, text, label)
-    task = resolve(task_name(source), text=columns[:-1], label=columns[-1], **where, **written(found))
+    task = resolve(task_name(source), text=columns[:-1], label=columns[-1], **where, **(written(found) | dict(keys)))
     splits = [task.train] + ([] if task.validation is None else [task.validation])
     read = reading.read(task, splits)
     empty = {column: sum(num_empty(table[column]) for table in read) for column in columns}
-    splits = _settled(replace(task, empty=_policy(task, read, empty)))
+    splits = _settled(task if "empty" in keys else replace(task, empty=_policy(task, read, empty)))
     return Facts(
         task=splits.task,
         origin=origin(found, len(files)),
@@ -151,6 +154,11 @@ def written(found: tables.FileTable) -> dict[str, str]:
     return {key: value for key, value in keys.items() if value not in usual}
 
 
+def writing(keys: Mapping[str, Any], nested: str | None = None) -> tables.Writing:
+    """Say how files are written, as far as a person has."""
+    return tables.Writing(*(keys.get(name) for name in ("separator", "quote", "encoding")), nested=nested)
+
+
 def _columns(found: tables.FileTable, asked: str | None, label: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Take the columns that are named, and choose the others where that is clear."""
     present, guessed = found.columns, []
@@ -166,10 +174,11 @@ def _columns(found: tables.FileTable, asked: str | None, label: str | None) -> t
         raise ConfigError(f"--label {label} is also in --text: the answer must not stand in the question")
     lower = {column.lower(): column for column in present if column not in text and column != label}
     if label is None:
-        label = next((lower.pop(name) for name in LABELS if name in lower), None)
+        label, why = next((lower[name] for name in LABELS if name in lower), None), "its name"
         if label is None:
-            raise DataError(f"which column of {found.path} is the label? give --label; columns: {_listed(found)}")
-        guessed.append(f'label: column "{label}", by its name (--label says otherwise)')
+            label, why = _like_labels(found, [*lower.values()])
+        del lower[label.lower()]
+        guessed.append(f'label: column "{label}", by {why} (--label says otherwise)')
     if not text:
         pair = next((pair for pair in _PAIRS if all(name in lower for name in pair)), None)
         names = pair or [name for name in _TEXTS if name in lower][:1]
@@ -179,6 +188,29 @@ def _columns(found: tables.FileTable, asked: str | None, label: str | None) -> t
         words = " and ".join(f'"{name}"' for name in text)
         guessed.append(f"text: column {words}, by {'their names, as a pair' if pair else 'its name'} (--text)")
     return (*text, label), tuple(guessed)
+
+
+def _like_labels(found: tables.FileTable, among: Sequence[str]) -> tuple[str, str]:
+    """Choose the one column of few values that repeat; where several are alike, people choose.
+
+    Returns:
+        The column, and why.
+
+    Raises:
+        DataError: No column, or several.
+    """
+    counts: dict[str, int] = {}
+    for column in among:
+        cells = [labels.plain(cell) for cell in found.table[column].to_pylist() if not labels.is_missing(cell)]
+        number = len(set(cells))
+        is_text = column.lower() in {*_TEXTS, *(name for pair in _PAIRS for name in pair)}
+        if not is_text and 2 <= number <= min(max(labels.FEW, len(cells) / 5), len(cells) / 2):
+            counts[column] = number
+    alike = [column for column, number in counts.items() if number <= labels.FEW] or [*counts]
+    if len(alike) == 1:
+        return alike[0], f"its {counts[alike[0]]} values that repeat"
+    which = f": {', '.join(alike[:-1])} or {alike[-1]}" if alike else ""
+    raise DataError(f"which column of {found.path} is the label{which}? give --label; columns: {_listed(found)}")
 
 
 def _listed(found: tables.FileTable) -> str:
@@ -208,10 +240,12 @@ def _policy(task: Task, read: Sequence[pa.Table], empty: dict[str, int]) -> Any:
 
 
 def _settled(task: Task) -> dataset.Splits:
-    """Read the rows as classes, or as values where the labels are numbers that cannot be classes."""
+    """Read the rows as classes, or as values where the labels are numbers that cannot be classes and nobody said."""
     try:
         return dataset.load(task, Budget(steps=1))
     except DataError as error:
+        if task.num_labels is not None:
+            raise
         try:
             splits = dataset.load(replace(task, num_labels=1, metric="pearson"), Budget(steps=1))
         except DataError:

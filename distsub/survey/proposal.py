@@ -3,12 +3,16 @@
 import json
 import math
 import os
+import re
+import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from distsub.errors import ConfigError
-from distsub.records import Task
+from distsub.data.tasks import check_writing
+from distsub.errors import ConfigError, DataError, nearest
+from distsub.records import Empty, Task
 
 if TYPE_CHECKING:
     from distsub.survey.labelled import Facts
@@ -19,6 +23,14 @@ EVALUATED = 2000
 """Evaluation rows beyond which a fixed draw is enough: a share is then known to 0.01."""
 UNEVEN = 3.0
 """Largest class over smallest, from which accuracy would be about the largest."""
+
+KEYS: dict[str, type] = {
+    **{"num_labels": int, "labels": list},
+    **dict.fromkeys(("empty", "separator", "quote", "encoding"), str),
+}
+"""Keys of a task that messages about rows advise, and that a person can set before there is a sweep file."""
+
+_A = {int: "a whole number", list: 'a list, such as ["no", "yes"]', str: 'a text, such as "utf-8"'}
 
 _REASONS = {
     "macro_f1": ", since classes are uneven",
@@ -74,7 +86,7 @@ def sweep(
 ) -> tuple[str, list[str]]:
     """Give a sweep file, that will lie in a directory, for a built-in task or own rows, and what was seen of them.
 
-    `rows` are the options given of own rows: text, label, validation, holdout, prompt, completion, messages.
+    `rows` are the options given of own rows: text, label, validation, holdout, prompt, completion, messages, set.
 
     Raises:
         DistsubError: They cannot be used.
@@ -92,13 +104,43 @@ def sweep(
     from distsub.survey.labelled import survey
 
     share = int(holdout) if holdout and holdout >= 1 else holdout
-    rows = rows | {"holdout": share}
-    if columns := completions.columns(source, model, rows):
-        facts = completions.look(source, model, columns, rows)
-    else:
-        facts = survey(source, model, rows.get("text"), rows.get("label"), rows.get("validation"), share)
+    rows = rows | {"holdout": share, "keys": keys_of(rows.get("set") or ())}
+    try:
+        if columns := completions.columns(source, model, rows):
+            facts = completions.look(source, model, columns, rows)
+        else:
+            given = [rows.get(name) for name in ("text", "label", "validation", "holdout", "keys")]
+            facts = survey(source, model, *given)
+    except DataError as error:
+        if not re.search(rf"\b({'|'.join(KEYS)}) = ", str(error)):
+            raise
+        raise DataError(f"{error} (distsub init takes such a key by --set 'KEY = VALUE')") from None
     proposal = propose(facts)
     return toml(facts, proposal, model, directory), describe(facts, proposal)
+
+
+def keys_of(given: Iterable[str]) -> dict[str, Any]:
+    """Read keys of a task as a person sets them, a line of a sweep file each.
+
+    Raises:
+        ConfigError: One is none of `KEYS`, or its value is none for it.
+    """
+    found: dict[str, Any] = {}
+    for line in given:
+        try:
+            table = tomllib.loads(line)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"--set {line}: {error}; write it as in a sweep file: --set 'num_labels = 3'") from None
+        for key, value in table.items():
+            if key not in KEYS:
+                raise ConfigError(f"--set {line}: no key {key} to set here; {nearest(key, KEYS)}")
+            if type(value) is not KEYS[key]:
+                raise ConfigError(f"--set {line}: {key} should be {_A[KEYS[key]]}")
+            if key == "empty" and value not in get_args(Empty):
+                raise ConfigError(f"--set {line}: empty should be one of {', '.join(get_args(Empty))}")
+            found[key] = tuple(map(str, value)) if isinstance(value, list) else value
+    check_writing(found.get("separator"), found.get("quote"), found.get("encoding"), "--set ")
+    return found
 
 
 def known(model: str, task: str, directory: Path) -> str:

@@ -1,7 +1,9 @@
 """`distsub predict`: the same rows in every format have the same predictions; a mistake is one line and exit code 2."""
 
 import csv
+import inspect
 import json
+import re
 import shutil
 from itertools import product
 
@@ -144,6 +146,8 @@ def test_an_adapter_that_names_no_columns(adapter, tmp_path, capsys):
         ),
         (["{rows}", "--label", "id", "--no-score"], "contradict each other"),
         (["{rows}", "--keep", "idd"], 'did you mean "id"?'),
+        (["{rows}", "--separator", ";;"], "--separator = ';;'; allowed: one character"),
+        (["{rows}", "--encoding", "utf-x"], '--encoding = "utf-x": unknown encoding'),
         (["{folder}"], "is a folder; give a file of rows"),
         (["nowhere.csv"], "nowhere.csv is no file"),
         (["{rows}", "--out", "x.xls"], "cannot write x.xls; give a name that ends in .csv, .jsonl, .parquet"),
@@ -247,3 +251,20 @@ class TestExport:
         Files.at(f"{address}/out?{options}").put("sweep.json", b"{}")
         code, _, err = call(capsys, "predict", f"{address}/out?{options}", "rows.csv")
         assert code == 2 and "s3://bucket/out is a results directory: give one of its adapters" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "{adapter}", "{rows}", "--label", "id"],
+        ["certify", "{adapter}", "{rows}", "--label", "id"],
+        ["export", "{adapter}", "{folder}/plain", "--to", "transformers", "--data", "{rows}", "--label", "id"],
+    ],
+)
+def test_a_command_advises_its_own_options(adapter, tmp_path, capsys, arguments):
+    given = {"adapter": adapter, "rows": write(tmp_path, ".csv"), "folder": tmp_path}
+    code, _, err = call(capsys, *(each.format(**given) for each in arguments))
+    advised = set(re.findall(r"--[a-z][a-z-]*", err))
+    assert code == 2 and "4 of 4 rows" in err.replace("1 of 4", "4 of 4") and advised
+    known = {command.callback.__name__: command.callback for command in cli.app.registered_commands}[arguments[0]]
+    assert {option[2:].replace("-", "_") for option in advised} <= inspect.signature(known).parameters.keys()

@@ -124,6 +124,16 @@ def test_report_writes_a_page_and_a_curve(finished, capsys):
     assert str(picture) in out
 
 
+def test_the_report_of_several_leaves_their_own_alone(finished, tmp_path, capsys):
+    other = shutil.copytree(finished / "out", tmp_path / "other")
+    call(capsys, "report", other)
+    before = {file: file.read_bytes() for file in (other / "report").iterdir()}
+    code, out, _ = call(capsys, "report", other, finished / "out")
+    assert code == 0 and f"report: {other}/report-with-out/report.html" in out
+    assert before == {file: file.read_bytes() for file in (other / "report").iterdir()}
+    assert "report-with-out" in refused(capsys, "report", other, finished / "out", "--to", other / "report")
+
+
 def test_plan_counts_what_run_never_exceeds(finished, capsys):
     code, out, _ = call(capsys, "plan", finished / "tiny.toml", "--format", "json")
     rows = json.loads(out)
@@ -163,6 +173,28 @@ def test_inspect_a_model_and_an_adapter(finished, tiny_model, capsys):
     assert isinstance(facts["fingerprint"], list) and "torch" in facts["versions"]
     fields = {f"subspace.{name}" for name in canonical(Subspace()) if name != "projection"}
     assert fields | {"method", "projection_seed", "subspace.projection.family"} < facts.keys()
+
+
+def test_inspect_tells_of_an_adapter_what_people_ask(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    adapter = next((finished / "out" / "adapters").iterdir())
+    row = next(row for row in Store.open(finished / "out").read() if row.trial.id == adapter.name)
+    for place in (adapter, f"{adapter}/"):
+        lines = call(capsys, "inspect", place)[1].splitlines()
+        said = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))
+        assert max(map(len, lines)) <= 80 and said["d"] == said["num_trained"] == str(row.trial.d)
+        assert said["score"] == f"{row.score:.5g}" and said["seeds"] == row.trial.seeds.text
+        assert said["task"] == "tiny" and said["method"] in ("did", "said") and said["bytes"].endswith("KiB")
+        assert said["distsub"] and "fingerprint" not in said and "base_sha256" not in said
+    facts = json.loads(call(capsys, "inspect", adapter, "--format", "json")[1])
+    assert (facts["score"], facts["seeds"], facts["num_examples"]) == (
+        row.score,
+        row.trial.seeds.text,
+        row.num_examples,
+    )
+    away = shutil.copytree(adapter, tmp_path / "away")  # out of the results, whose row says the score
+    code, out, _ = call(capsys, "inspect", away)
+    assert not code and "score" not in out
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import subprocess
 import pyarrow as pa
 import pytest
 
-from distsub.cli.views import QUESTIONS, columns_of, overview, questions, views_of
+from distsub.cli.views import MADE_BY, QUESTIONS, columns_of, overview, questions, views_of
+from distsub.learned.schema import TABLES
 from distsub.report.summary import Summary
 from distsub.results import OBSERVATIONS, Store, query
 
@@ -38,3 +39,12 @@ def test_the_commands_are_ready_for_a_shell(address):
         echoed = command.replace("distsub query", "printf '%s|%s'", 1)
         done = subprocess.run(["sh", "-c", echoed], capture_output=True, text=True, check=True)
         assert done.stdout == f"{address}|{sql}"
+
+
+def test_an_empty_view_says_why_and_what_makes_it(tmp_path):
+    store, notes = Store.create(tmp_path / "out", "", "f00d"), []
+    views = views_of(store, lambda: Summary((), "grid", store), notes.append)
+    assert MADE_BY.keys() == TABLES.keys() and not notes
+    query(views, "select count(*) from comparison, modes")
+    assert sorted(note.partition(":")[0] for note in notes) == ["comparison is empty", "modes is empty"]
+    assert f"distsub transfer {store.uri} makes it" in "".join(notes) and "no rows yet" in "".join(notes)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsub.data.tasks import TASKS
-from distsub.learned.comparison import COMPARISON, STEP, comparison
+from distsub.learned.comparison import COMPARISON, STEP, comparison, why_empty
 from distsub.learned.schema import ABLATIONS
 from distsub.records import (
     Ablation,
@@ -137,3 +137,14 @@ def test_disabled_weights_of_the_second_paper():
     assert told["outliers of intrinsic zhang2023"] == (68.38, "reproduced")
     assert told["random of intrinsic zhang2023"] == (84.46, "differs")
     assert told["outliers of full"] == (68.38, "not comparable") and len(told) == 6
+
+
+def test_an_empty_comparison_says_why():
+    peft = row(Subspace(Random("dense"), scope="layer"), 64)
+    mine = row(SAID, 64, task=dataclasses.replace(MRPC, name="tickets", content="0" * 64))
+    for rows, why in (
+        ([], "no rows yet"),
+        ([mine], "no number for tickets; they have cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb"),
+        ([peft], "no number for mrpc by "),
+    ):
+        assert comparison(D90.empty_table(), rows, TASKS).num_rows == 0 and why in why_empty(rows)

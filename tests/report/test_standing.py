@@ -84,6 +84,13 @@ def test_a_sweep_whose_searches_ended_is_done(store):
     assert (row["first_passing_d"], row["bracket"], row["minutes"]) == ("200", "(100, 200]", 4.0)
 
 
+def test_seeds_are_spelled_as_everywhere(store):
+    found = trained(store, {100: 0.6}).searches
+    rows = [row | {"head_seed": head, "data_seed": 1} for row in found.to_pylist() for head in (0, 1)]
+    spelled = status_table(pa.Table.from_pylist(rows, schema=found.schema))["seed"].to_pylist()
+    assert spelled == [Seeds(row["projection_seed"], row["head_seed"], 1).text for row in rows]
+
+
 def test_the_age_of_the_last_row_is_told_in_one_unit(store):
     summary = trained(store, {100: 0.6})
     for name in store.files.names("observations"):

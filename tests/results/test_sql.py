@@ -149,12 +149,27 @@ def test_python_variables_are_out_of_reach(views):
         ("select * from search", "Nearest: searches"),
         ("select SCOR from OBSERVATIONS", "Nearest: score"),
         ("select brackets from searches", "Nearest: bracket_low"),
+        ("from trials", "Nearest: observations"),
+        ("select * from runs", "Nearest: observations"),
+        ("select label from observations", "Nearest: method"),
+        ("select bracket_low from observations", '"bracket_low" is a column of searches. '),
+        ("select dimension from observations", "Columns of observations: schema_version, trial_id, "),
+        ("label", '"label" is a column of searches, d90. Nearest: method'),
+        ("trials;", '"trials" alone is no statement. "trials" is a column of searches, d90. Nearest: observations'),
+        ("qqqqqq", '"qqqqqq" alone is no statement. Views: '),
     ],
 )
 def test_an_unknown_name_gets_the_nearest_known_ones(views, sql, nearest):
     with pytest.raises(QueryError) as caught:
         query(views, sql)
     assert nearest in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["observations", " d90 ;", "SEARCHES"])
+def test_the_name_of_a_view_alone_gives_all_of_it(views, name):
+    table = views[name.strip(" ;").lower()]
+    found = query(views, name)
+    assert (found.column_names, found.num_rows) == (table.column_names, table.num_rows)
 
 
 def test_the_tables_are_as_before_after_any_query(views):

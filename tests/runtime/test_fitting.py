@@ -103,7 +103,9 @@ class TestFit:
         found = unseen.find(trial.task, trial.budget)
         model = load(facts["adapter"])
         assert model.evaluate(found.texts, found.labels)["accuracy"] == facts["unseen_score"]
-        assert json.loads((out / "fitted" / trial.id / "fit.json").read_text()) == facts
+        written = json.loads((out / "fitted" / trial.id / "fit.json").read_text())
+        assert written.pop("trials") == sorted(row.trial.id for row in rows if row.trial.d == d)
+        assert written == facts | {"adapter": "."}  # wherever the folder is moved to
         again = json.loads(call(capsys, "fit", "--from", out, "--d", d, "--format", "json")[1])
         assert again == facts and len(Store.open(out).read()) == len(rows)
 
@@ -121,11 +123,17 @@ class TestFit:
         assert theirs["adapter"] == f"{address}/out/fitted/{ours['adapter'].rsplit('/', 1)[1]}"
         assert {**theirs, "adapter": ours["adapter"]} == ours
 
-    def test_at_another_d_it_trains(self, out, capsys):
+    def test_at_another_d_it_trains(self, out, capsys, tmp_path):
         count = len(Store.open(out).read())
         code, printed, _ = call(capsys, "fit", out.parent / "tiny.toml", "--out", out, "--d", 100, "--format", "json")
         facts = json.loads(printed.splitlines()[-1])
         assert code == 0 and facts["d"] == 100 and len(Store.open(out).read()) == count + 4
+        assert "no search of this sweep" not in call(capsys, "status", out)[1]
+        shutil.copytree(out / "fitted" / facts["adapter"].rsplit("/", 1)[1], tmp_path / "away")
+        about = json.loads((tmp_path / "away" / "fit.json").read_text())
+        assert load(tmp_path / "away" / about["adapter"]).task.name == "tiny"
+        said = json.loads(call(capsys, "inspect", tmp_path / "away", "--format", "json")[1])
+        assert (said["score"], said["unseen_score"]) == (facts["evaluation_score"], facts["unseen_score"])
 
     def test_by_itself(self, out, capsys):
         code, printed, _ = call(capsys, "fit", "--from", out, "--format", "json")

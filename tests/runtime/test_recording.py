@@ -80,7 +80,7 @@ def test_a_sweep_records_what_it_needs_once(ran):
     assert rows["intrinsic zhang2023"].num_trained == 32 * rows["intrinsic zhang2023"].trial.d
     assert rows["intrinsic zhang2023"].step_size == 0.01
     assert rows["freeze"].num_trained == 0 and rows["freeze"].num_trained_head == 66
-    assert unrelated_rows(summary_of(sweep, store), sweep) == []  # a control is asked for, though by no search
+    assert unrelated_rows(summary_of(sweep, store), sweep, store) == []  # a control is asked for, though by no search
     table = store.table().to_pylist()
     assert {row["d"] for row in table if row["method"] == "freeze"} == {0}
     assert {tuple(row["trajectories"]) for row in table if row["method"] == "intrinsic"} == {(needed.id,)}

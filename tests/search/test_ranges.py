@@ -258,6 +258,10 @@ def test_a_range_goes_with_every_kind_of_threshold(bench, policy, kind):
     assert make_plan(these, policy).most.trials == promised == sum(queue.most_left())
     rows = drive(queue, train, 3, random.Random(0))
     assert len(rows) <= promised and all(found.outcome.is_over for found in queue.findings())
+    owned = share(these, rows)
+    # A search counts every training that it rests on, so also those that several share; together they are all rows.
+    assert [found.num_trials for found in queue.findings()] == list(map(len, owned))
+    assert {row.trial.id for own in owned for row in own} == {row.trial.id for row in rows}
     assert {len(search.etas) for search in tuned(these, rows)} == {KEPT}
     full, etas = tries([row for row in rows if row.trial.method.kind != "theta_0"])
     assert len(full) == (0 if kind == "a value" else 6) and len(etas) == 4

@@ -84,9 +84,10 @@ def test_columns_are_chosen_by_name_or_listed(tmp_path, tiny_model):
     file = write(tmp_path / "a.csv", rows(empty=0), header=("subject", "body", "Category"))
     facts = survey(file, tiny_model)
     assert (facts.task.text, facts.task.label, len(facts.guessed)) == (("subject", "body"), "Category", 2)
-    write(file, rows(), header=("p", "q", "r"))
+    write(file, [row[:2] for row in rows()], header=("p", "q"))
     with pytest.raises(DistsubError, match=r"which column of .* is the label\? give --label; columns: p \(w"):
         survey(file, tiny_model)
+    write(file, rows(), header=("p", "q", "r"))
     with pytest.raises(DistsubError, match="is the text"):
         survey(file, tiny_model, label="r")
     with pytest.raises(DistsubError, match=r'no column "bod" in .*columns: p'):
@@ -95,6 +96,78 @@ def test_columns_are_chosen_by_name_or_listed(tmp_path, tiny_model):
         survey(file, tiny_model, text="p,q,r")
     with pytest.raises(DistsubError, match="also in --text"):
         survey(file, tiny_model, text="p,r", label="r")
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ({}, "team"),
+        ({"id": lambda i: i}, "team"),
+        ({"customer": lambda i: f"c{i % 12}", "opened": lambda i: f"2024-01-{i % 25 + 1:02}"}, "team"),
+        ({"always": lambda i: "x"}, "team"),
+        ({"priority": lambda i: "high" if i % 3 else "low"}, None),
+    ],
+)
+def test_the_one_column_of_few_values_that_repeat_is_the_label(tmp_path, tiny_model, more, found):
+    table = [[*row, *(str(value(i)) for value in more.values())] for i, row in enumerate(rows(empty=0))]
+    file = write(tmp_path / "t.csv", table, header=("subject", "body", "team", *more))
+    if found is None:
+        with pytest.raises(DistsubError, match="is the label: team or priority\\? give --label"):
+            survey(file, tiny_model)
+        assert survey(file, tiny_model, label="priority").task.labels == ("high", "low")
+        return
+    facts = survey(file, tiny_model)
+    assert (facts.task.text, facts.task.label) == (("subject", "body"), found)
+    assert facts.guessed[0].startswith('label: column "team", by its 3 values that repeat')
+
+
+def test_many_classes_are_a_label_where_no_column_has_few(tmp_path, tiny_model):
+    table = [[f"w{i % 40} w{i} x", f"intent {i % 15}", str(i)] for i in range(90)]
+    facts = survey(write(tmp_path / "t.csv", table, header=("utterance", "meant", "number")), tiny_model)
+    assert (facts.task.label, facts.task.num_labels) == ("meant", 15)
+
+
+ADVISED = {
+    "many": ([[f"w{i} w{i % 7}", f"c{i % 40}"] for i in range(120)], "utf-8", "num_labels = 40", 40),
+    "halves": (
+        [[f"w{i}", ("1.5", "2.5", "NA")[i % 3]] for i in range(60)],
+        "utf-8",
+        'labels = ["1.5", "2.5", "NA"]',
+        3,
+    ),
+    "quotes": ([[f"it's w{i}", ("a", "b")[i % 2]] for i in range(60)], "utf-16-le", 'encoding = "utf-16-le"', 2),
+}
+
+
+@pytest.mark.parametrize("case", ADVISED)
+def test_what_a_message_advises_can_be_done(tmp_path, capsys, tiny_model, case):
+    table, encoding, key, number = ADVISED[case]
+    data, path = write(tmp_path / "t.csv", table, encoding=encoding, header=("text", "label")), tmp_path / "t.toml"
+    code, _, err = init(capsys, path, "--data", data, "--model", tiny_model)
+    name = key.partition(" ")[0]
+    assert code == 2 and f"{name} = " in err and "--set 'KEY = VALUE'" in err and err.count("\n") == 1
+    code, _, err = init(capsys, path, "--data", data, "--model", tiny_model, "--set", key)
+    assert code == 0, err
+    (task,) = load_sweep(path).tasks
+    assert dataset.load(task, load_sweep(path).budget).task.num_labels == number
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("num_labels 3", "write it as in a sweep file"),
+        ("num_labels = 3.5", "num_labels should be a whole number"),
+        ("labels = 3", "labels should be a list"),
+        ("num_label = 3", 'did you mean "num_labels"?'),
+        ("num_labels = 7", "has 3 different labels"),
+        ('separator = ";;"', "one character"),
+        ('empty = "perhaps"', "empty"),
+    ],
+)
+def test_a_key_that_cannot_be_set_is_one_line(tmp_path, capsys, tiny_model, key, said):
+    data = write(tmp_path / "t.csv", rows(empty=0))
+    code, _, err = init(capsys, tmp_path / "t.toml", "--data", data, "--model", tiny_model, "--set", key)
+    assert code == 2 and said in err and err.count("\n") == 1 and not (tmp_path / "t.toml").exists()
 
 
 def test_values_are_a_regression_and_ids_are_refused(tmp_path, tiny_model):
