@@ -33,7 +33,7 @@ def build_model(trial):
     """Do nothing; what tests let happen at a training's start stands in its place."""
 
 
-def train(trial, observers=(), device="cpu", snapshots=None):
+def train(trial, observers=(), device="cpu", inputs=None):
     """Report every step, and give a score that rises with d and is another for every trial."""
     build_model(trial)
     steps, d = trial.budget.steps, trial.d

@@ -6,12 +6,15 @@ of another mask than it says. What the edits mean is in `records.Ablation`.
 
 import hashlib
 from collections.abc import Mapping
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distsub.errors import DataError
+from distsub import paths
+from distsub.errors import DataError, OutputError, first_line
+from distsub.files import Files
 from distsub.finetune.train import Observer, Training
 from distsub.records import Ablation
 
@@ -100,6 +103,22 @@ class WeightEdit(Observer):
     def __init__(self, ablation: Ablation, positions: Positions) -> None:
         self._edit, self._positions = ablation.edit, positions
         self._theta_0: dict[str, Tensor] = {}
+
+    @classmethod
+    def read(cls, ablation: Ablation, files: Files) -> Self:
+        """Read the mask of an ablation from the results.
+
+        Raises:
+            OutputError: It is not there.
+            DataError: It is damaged.
+        """
+        try:
+            data = files.read(paths.mask(ablation.mask))
+        except OSError as error:
+            raise OutputError(
+                f"{files.uri} has no mask {ablation.mask} ({first_line(error)}); make it with `distsub ablate`"
+            ) from None
+        return cls(ablation, from_bytes(data, ablation.mask))
 
     def on_start(self, training: Training) -> None:
         """Keep theta_0 at the positions; set them to zero unless they are only reset at the end."""

@@ -1,13 +1,17 @@
-"""Deterministic algorithms where training runs on CUDA: the same trial on the same machine gives the same numbers.
+"""What makes a trial give the same numbers again: its provenance, and deterministic algorithms on CUDA.
 
 torch offers them for most operations; one that has none runs all the same, a line says which, and so does the row.
 """
 
+import json
 import os
+import platform
 import re
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -22,6 +26,32 @@ _LACKS = re.compile(r"(?P<name>.+?) does not have a deterministic implementation
 _CUBLAS = re.compile(r"Deterministic behavior was enabled .*?(?P<name>CuBLAS)", re.DOTALL)
 
 
+_VERSIONS = ("distsub", "peft", "peft_configuration", "torch", "transformers")
+_DECISIVE = ("weights_sha256", "dataset_sha256", "precision", *_VERSIONS)
+"""Of the provenance, what must be the same for a training to resume."""
+
+
+def provenance(device: str, precision: str, weights: str, dataset: str) -> dict[str, str]:
+    """Say what the numbers of a training depend on beside its trial, for its row."""
+    return {
+        "dataset_sha256": dataset,
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine(),
+        "distsub": version("distsub"),
+        "precision": precision,
+        "python": sys.version.split()[0],
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "weights_sha256": weights,
+    }
+
+
+def decisive(provenance: Mapping[str, str]) -> str:
+    """Give what must be the same for a training to resume."""
+    return json.dumps([each for each in sorted(provenance.items()) if each[0] in _DECISIVE])
+
+
 class Determinism:
     """Whether a training repeats itself to the bit.
 
@@ -34,12 +64,10 @@ class Determinism:
         self.state = state
         self.lacking: set[str] = set()
 
-    def provenance(self) -> tuple[tuple[str, str], ...]:
+    def provenance(self) -> dict[str, str]:
         """Say it for a row; nothing on a CPU."""
-        if not self.state:
-            return ()
         but = f" but for {', '.join(sorted(self.lacking))}" if self.lacking else ""
-        return (("deterministic", self.state + but),)
+        return {"deterministic": self.state + but} if self.state else {}
 
 
 @contextmanager

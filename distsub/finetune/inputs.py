@@ -10,8 +10,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -19,11 +20,13 @@ from distsub import cache, packages
 from distsub.data import dataset, reading
 from distsub.errors import DataError, OutputError, UnavailableError, first_line
 from distsub.files import Files, parse_json
+from distsub.finetune import trajectory
 from distsub.models import pretrained
 from distsub.models.pretrained import Prepared
 from distsub.paths import INPUTS
-from distsub.records import Budget, Dtype, Source, Task, Trial
-from distsub.records.places import ModelPlace, Places
+from distsub.records import Budget, Dtype, Task, Trial
+from distsub.records.places import Places
+from distsub.subspace.trajectory import Snapshots
 
 MARK = "inputs.json"
 """The mark is written last: a folder without it is not whole."""
@@ -170,26 +173,83 @@ def _places(files: Files) -> Places:
         return Places()
 
 
-def here(trial: Trial, files: Files) -> Trial:
-    """Give a trial addresses at which its contents lie on this machine, fetched if need be; it stays the same trial.
+class Inputs:
+    """What a trial reads, on this machine: each part is found and loaded when it is first asked for, and once.
 
-    Raises:
-        UnavailableError: A model or rows are neither at their address nor among the inputs of the results.
+    Attributes:
+        trial: The trial, at the addresses that it was given.
     """
-    sources = trial.span.sources if trial.span else ()
-    others = (each.task for each in sources if isinstance(each, Source))
-    tasks = {task.content: task for task in (trial.task, *others) if task and task.content}
-    models = ()
-    if trial.model.content:
-        asked = trial.model
-        found = model(asked.name, asked.revision, asked.content, files, asked.dtype)
-        if found.name != trial.model.name or "://" in trial.model.name:
-            models = (ModelPlace(str(found.source), None, trial.model.content),)
-    return Places(models, tuple(_rows(task, files) for task in tasks.values())).locate_trial(trial)
+
+    def __init__(self, trial: Trial, files: Files | None = None, root: Path | None = None) -> None:
+        """Read nothing yet.
+
+        Args:
+            trial: What is to be trained.
+            files: The results, among whose inputs is found what has left its address; None takes what is there.
+            root: The local directory that has the trajectories; None where none is needed.
+        """
+        self.trial, self._files, self._root = trial, files, root
+
+    @cached_property
+    def model(self) -> Prepared:
+        """The pretrained model.
+
+        Raises:
+            UnavailableError: It is neither at its address nor among the inputs of the results.
+            DataError: It has changed since the sweep was checked.
+        """
+        asked = self.trial.model
+        found = model(asked.name, asked.revision, asked.content, self._files, asked.dtype)
+        _check(f"model {asked.name}", asked.content, found.content)
+        return found
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer.
+
+        Raises:
+            UnavailableError: There is none that can be used.
+        """
+        return pretrained.tokenizer(self.model)
+
+    @cached_property
+    def splits(self) -> dataset.Splits:
+        """The rows; their task has its number of labels.
+
+        Raises:
+            UnavailableError: They are neither at their address nor among the inputs of the results.
+            DataError: They cannot be used, or have changed since the sweep was checked.
+        """
+        task = self.trial.task
+        found = dataset.load(_rows(task, self._files), self.trial.budget)
+        _check(f"task {task.name} ({task.source})", task.content, found.dataset_hash)
+        return found
+
+    @cached_property
+    def snapshots(self) -> Snapshots | None:
+        """What its learned subspace is made of; None where it has none.
+
+        Raises:
+            TrajectoryError: One is missing, damaged, of another model, or shorter than asked for.
+        """
+        if self.trial.span is None or self._root is None:
+            return None
+        return trajectory.snapshots(self.trial, self._root, self.model.sha256)
 
 
-def _rows(task: Task, files: Files) -> Task:
+def _check(what: str, asked: str | None, found: str) -> None:
+    """Refuse files that have changed since the sweep was checked: their row would be filed under what they were."""
+    if asked not in (None, found):
+        raise DataError(
+            f"{what} is not what the sweep was checked with (content {asked[:12]}, now {found[:12]}): put back "
+            "what it was, or run a new sweep with another --out"
+        )
+
+
+def _rows(task: Task, files: Files | None) -> Task:
     """Give a task the address at which its rows lie here: a copy wins over a path, which may have changed."""
+    if files is None or task.content is None:
+        return task
     source = task.source
     reason = ""
     try:
@@ -202,7 +262,7 @@ def _rows(task: Task, files: Files) -> Task:
             return task  # of the hub, which every node asks by itself
     except UnavailableError as error:
         reason = str(error)
-    if (found := copy(files, task.content or "")) is not None:
+    if (found := copy(files, task.content)) is not None:
         return replace(task, source=f"{dataset.ROWS}{found}")
     if reason or not os.path.exists(source):
         reason = reason or f"no file or directory {source}"

@@ -47,11 +47,11 @@ class Recorder(Observer):
             TrajectoryError: The task has too few steps for the snapshots.
             OutputError: The directory cannot be written.
         """
-        num_rows = len(training.splits.train)
-        self._steps = set(snapshot_steps(self._recording, num_rows))
+        model, splits = training.inputs.model, training.inputs.splits
+        self._steps = set(snapshot_steps(self._recording, len(splits.train)))
         seed, head_from = training.trial.seeds.head, training.trial.model.head_from
         with torch.random.fork_rng(devices=()):  # of the training, which must not change
-            base = pretrained.build(training.prepared, training.splits.task.num_labels or 0, seed, head_from=head_from)
+            base = pretrained.build(model, splits.task.num_labels or 0, seed, head_from=head_from)
         self._theta_0 = {name: parameter.detach() for name, parameter in base.named_parameters()}
         self._meta = self._describe(training, type(base).__name__)
         with self._writing():
@@ -101,17 +101,17 @@ class Recorder(Observer):
             "content": "difference from theta_0",
             "model": trial.model.name,
             "revision": trial.model.revision,
-            "weights_sha256": training.prepared.sha256,
+            "weights_sha256": training.inputs.model.sha256,
             "architecture": architecture,
             "task": trial.task.name,
-            "num_labels": training.splits.task.num_labels or 0,
+            "num_labels": training.inputs.splits.task.num_labels or 0,
             "method": label(trial.method),
             "trial_id": trial.id,
             "seeds": dataclasses.asdict(trial.seeds),
             "learning_rate": trial.learning_rate,
             "budget": dataclasses.asdict(trial.budget),
             "every": recording.every or "epoch",
-            "steps_per_epoch": -(-len(training.splits.train) // trial.budget.batch_size),
+            "steps_per_epoch": -(-len(training.inputs.splits.train) // trial.budget.batch_size),
             "dtype": recording.dtype,
             "planned": len(self._steps),
             "checkpoints": [],

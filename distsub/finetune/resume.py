@@ -27,7 +27,7 @@ class ResumeState:
 
     Attributes:
         trial_id: What is trained.
-        inputs: What else the numbers depend on (`Training.inputs`).
+        inputs: What else the numbers depend on (`Training.decisive`).
         step: Steps taken.
         num_tokens: Training tokens seen.
         wall_s: Seconds spent so far.
@@ -50,7 +50,7 @@ class ResumeState:
         """Take the state of a training after a step; valid until the next one."""
         return cls(
             training.trial.id,
-            training.inputs,
+            training.decisive,
             training.step,
             training.num_tokens,
             training.wall_s,
@@ -65,7 +65,7 @@ class ResumeState:
         Raises:
             ValueError: It is of another model; nothing was changed.
         """
-        if (self.trial_id, self.inputs) != (training.trial.id, training.inputs):
+        if (self.trial_id, self.inputs) != (training.trial.id, training.decisive):
             return False
         _restore(self.tensors, training.trained, training.optimizer, training.device)
         _move_schedule(training.schedule, self.step)

@@ -1,13 +1,8 @@
 """Train one trial, from its record to its observation: one flat loop, and observers for all that happens beside it."""
 
-import json
 import math
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from importlib.metadata import version
 from itertools import islice
 from typing import Literal
 
@@ -15,26 +10,20 @@ import torch
 from torch import nn
 
 from distsub import metrics
-from distsub.data import dataset
-from distsub.errors import ConfigError, DataError
+from distsub.errors import ConfigError
 from distsub.finetune import batches, memory
 from distsub.finetune.building import build_model, build_optimizer, learning_rate_factor
-from distsub.finetune.determinism import Determinism, deterministic
+from distsub.finetune.determinism import Determinism, decisive, deterministic, provenance
 from distsub.finetune.evaluation import Evaluation
+from distsub.finetune.inputs import Inputs
 from distsub.finetune.objective import objective
 from distsub.finetune.precision import autocast_for
-from distsub.models import peft_model, pretrained
+from distsub.models import peft_model
 from distsub.records import Observation, Peft, Trial
 from distsub.subspace.projection import launches
-from distsub.subspace.trajectory import Snapshots
 
 LOSSES_EVERY = 16
 """Steps after which the losses are read on a device, which the program waits for."""
-
-_VERSIONS = ("distsub", "peft", "peft_configuration", "torch", "transformers")
-_DECISIVE = ("weights_sha256", "dataset_sha256", "precision", *_VERSIONS)
-"""Of the provenance, what must be the same for a training to resume."""
-
 
 Report = Callable[[int, int], bool | None]
 """Told of (steps taken, steps in all); True asks the training to stop."""
@@ -72,7 +61,7 @@ class Progress(Observer):
 
 
 def train(
-    trial: Trial, observers: Sequence[Observer] = (), device: str = "cpu", snapshots: Snapshots | None = None
+    trial: Trial, observers: Sequence[Observer] = (), device: str = "cpu", inputs: Inputs | None = None
 ) -> Observation:
     """Train one trial and return its observation.
 
@@ -85,7 +74,7 @@ def train(
         trial: What to train. One with an ablation needs its `ablate.WeightEdit` among the observers.
         observers: Called in this order, see `Observer`.
         device: "cpu" or "cuda".
-        snapshots: What the trial's learned subspace is made of, where it has one (`trajectory.snapshots`).
+        inputs: What the trial reads; None takes its model and rows from their addresses.
 
     Returns:
         The observation; its score is the metric after the last step.
@@ -95,42 +84,38 @@ def train(
         Stopped: An observer stopped the training.
     """
     with deterministic(device) as determinism:
-        training = Training(trial, device, snapshots)
-        training.determinism = determinism
-        return _train(training, observers)
-
-
-def _train(training: "Training", observers: Sequence[Observer]) -> Observation:
-    trial = training.trial
-    for observer in observers:
-        observer.on_start(training)
-    if trial.ablation is not None and not training.is_edited:
-        raise ConfigError(f"trial {trial.id} is an ablation: train it with its ablate.WeightEdit among the observers")
-    for rows in training.batches_left():
-        training.take_step(rows)
-        if training.status == "finished" and training.is_evaluated:
-            for observer in observers:
-                observer.on_evaluation(training)
+        training = Training(inputs or Inputs(trial), device, determinism)
+        for observer in observers:
+            observer.on_start(training)
+        if trial.ablation is not None and not training.is_edited:
+            raise ConfigError(
+                f"trial {trial.id} is an ablation: train it with its ablate.WeightEdit among the observers"
+            )
+        for rows in training.batches_left():
+            training.take_step(rows)
+            if training.status == "finished" and training.is_evaluated:
+                for observer in observers:
+                    observer.on_evaluation(training)
+                training.evaluate()
+            if training.status == "diverged":
+                break
+            stops = [observer.on_step(training) for observer in observers]  # every one is told
+            if any(stops):
+                training.read_losses()
+            if training.status == "diverged":
+                break
+            if any(stops) and training.step < trial.budget.steps:
+                for observer in observers:
+                    observer.on_end(training, None)
+                raise Stopped
+        if trial.is_theta_0:
             training.evaluate()
-        if training.status == "diverged":
-            break
-        stops = [observer.on_step(training) for observer in observers]  # every one is told
-        if any(stops):
-            training.read_losses()
-        if training.status == "diverged":
-            break
-        if any(stops) and training.step < trial.budget.steps:
-            for observer in observers:
-                observer.on_end(training, None)
-            raise Stopped
-    if trial.is_theta_0:
-        training.evaluate()
-    if trial.is_baseline and training.status == "finished":
-        training.score_training_rows()
-    observation = training.observation()
-    for observer in observers:
-        observer.on_end(training, observation)
-    return observation
+        if trial.is_baseline and training.status == "finished":
+            training.score_training_rows()
+        observation = training.observation()
+        for observer in observers:
+            observer.on_end(training, observation)
+        return observation
 
 
 class Training:
@@ -138,9 +123,8 @@ class Training:
 
     Attributes:
         trial: What is trained.
+        inputs: What it reads.
         device: "cpu" or "cuda".
-        prepared: The pretrained model's files.
-        splits: The rows; their task has its number of labels.
         model: What is trained.
         optimizer: Over the trained numbers.
         schedule: Of its learning rates.
@@ -151,42 +135,36 @@ class Training:
         status: "finished" until it diverges.
         train_score: The score of training rows, see `score_training_rows`.
         losses: Of the last steps, not looked at yet: on a device, to read one is to wait for it.
-        determinism: Whether it repeats itself to the bit.
         is_edited: Whether the ablation's weights have been edited, as they must be where the trial has one.
-        inputs: What the numbers depend on beside the trial: hashes of weights and data, precision, versions.
+        decisive: What the numbers depend on beside the trial: hashes of weights and data, precision, versions.
     """
 
-    def __init__(self, trial: Trial, device: str = "cpu", snapshots: Snapshots | None = None) -> None:
+    def __init__(self, inputs: Inputs, device: str = "cpu", determinism: Determinism | None = None) -> None:
         """Load rows, model and optimizer; nothing is trained yet.
 
         Raises:
             DistsubError: One of them cannot be used.
         """
         self._began, self._memory = time.perf_counter(), memory.Meter(device)
-        self.trial, self.device, budget = trial, device, trial.budget
-        self.prepared = pretrained.prepare(trial.model.name, trial.model.revision, trial.model.dtype)
-        self._tokenizer = pretrained.tokenizer(self.prepared)
-        self.splits = dataset.load(trial.task, budget)
-        _check_content(trial, self.prepared.content, self.splits.dataset_hash)
-        counted = trial.vary(task=replace(self.splits.task, content=trial.task.content))
-        self.model, self._counts = build_model(counted, self.prepared, device, snapshots)
-        config, length = self.model.config, budget.max_length
-        content = [self.prepared.content, self.splits.dataset_hash]
-        self._rows = objective(self._tokenizer, counted.task, self.splits.train, length, config, [*content, "train"])
-        validation = self.splits.validation
+        self.inputs, self.trial, self.device = inputs, inputs.trial, device
+        trial, budget, weights, splits = inputs.trial, inputs.trial.budget, inputs.model, inputs.splits
+        counted = trial.vary(task=splits.task)
+        self.model, self._counts = build_model(counted, weights, device, inputs.snapshots)
+        task, length, tokenizer, config = splits.task, budget.max_length, inputs.tokenizer, self.model.config
+        content = [weights.content, splits.dataset_hash]
+        self._rows = objective(tokenizer, task, splits.train, length, config, [*content, "train"])
         self.evaluation = Evaluation(
-            counted.task, length, self._tokenizer, validation, device, config, [*content, "validation"]
+            task, length, tokenizer, splits.validation, device, config, [*content, "validation"]
         )
         self.optimizer = build_optimizer(counted, self.model, self._counts["step_size"])
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, budget.steps, budget.warmup)
         )
-        precision, self._autocast = autocast_for(budget.precision, device, self.prepared.dtype)
-        self._provenance = _provenance(device, precision, self.prepared.sha256, self.splits.dataset_hash)
+        precision, self._autocast = autocast_for(budget.precision, device, weights.dtype)
+        self._provenance = provenance(device, precision, weights.sha256, splits.dataset_hash)
         if isinstance(trial.method, Peft):
-            made = ("peft_configuration", peft_model.configuration(self.model, trial.method))
-            self._provenance = tuple(sorted([*self._provenance, ("peft", version("peft")), made]))
-        self.inputs = json.dumps([(key, value) for key, value in self._provenance if key in _DECISIVE])
+            self._provenance |= peft_model.provenance(self.model, trial.method)
+        self.decisive = decisive(self._provenance)
         torch.manual_seed(trial.seeds.data)  # dropout; batches have a generator of their own
         self.model.train()
         self.step, self.num_tokens, self.curve = 0, 0, list[tuple[int, float]]()
@@ -195,7 +173,7 @@ class Training:
         self.train_score: float | None = None
         self.losses: list[torch.Tensor] = []
         self.is_edited = False
-        self.determinism = Determinism("")
+        self._determinism = determinism or Determinism("")
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -277,13 +255,13 @@ class Training:
 
         Answers that are generated are left out: writing them costs more than a training.
         """
-        if (task := self.splits.task).metric == "exact_match":
+        splits, length = self.inputs.splits, self.trial.budget.max_length
+        if (task := splits.task).metric == "exact_match":
             return
-        rows = self.splits.train
-        count = min(len(rows), len(self.splits.validation))
-        step = len(rows) // count
-        part = rows.part(slice(None, count * step, step))
-        scored = Evaluation(task, self.trial.budget.max_length, self._tokenizer, part, self.device, self.model.config)
+        count = min(len(splits.train), len(splits.validation))
+        step = len(splits.train) // count
+        part = splits.train.part(slice(None, count * step, step))
+        scored = Evaluation(task, length, self.inputs.tokenizer, part, self.device, self.model.config)
         score = scored.run(self.model, self._autocast)
         self.train_score = score if math.isfinite(score) else None
         self.evaluation.wall_s += scored.wall_s
@@ -293,7 +271,7 @@ class Training:
 
     def observation(self) -> Observation:
         """Put down what the training gave."""
-        scored, task = self.status == "finished", self.splits.task
+        scored, task = self.status == "finished", self.inputs.splits.task
         return Observation(
             trial=self.trial,
             status=self.status,
@@ -312,39 +290,6 @@ class Training:
             eval_s=self.evaluation.wall_s,
             peak_bytes=self._memory.peak_bytes(),
             error=self.error,
-            provenance=tuple(sorted([*self._provenance, *self.determinism.provenance()])),
+            provenance=tuple(sorted((self._provenance | self._determinism.provenance()).items())),
             **self._counts,
         )
-
-
-def _check_content(trial: Trial, weights: str, rows: str) -> None:
-    """Refuse files that have changed since the sweep was checked: their row would be filed under what they were."""
-    for what, asked, found in (
-        (f"model {trial.model.name}", trial.model.content, weights),
-        (f"task {trial.task.name} ({trial.task.source})", trial.task.content, rows),
-    ):
-        if asked not in (None, found):
-            raise DataError(
-                f"{what} is not what the sweep was checked with (content {asked[:12]}, now {found[:12]}): put back "
-                "what it was, or run a new sweep with another --out"
-            )
-
-
-def _provenance(device: str, precision: str, weights: str, dataset: str) -> tuple[tuple[str, str], ...]:
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
-    return tuple(
-        sorted(
-            {
-                "dataset_sha256": dataset,
-                "device": device,
-                "device_name": name,
-                "distsub": version("distsub"),
-                "precision": precision,
-                "python": sys.version.split()[0],
-                "threads": str(torch.get_num_threads()),
-                "torch": torch.__version__,
-                "transformers": version("transformers"),
-                "weights_sha256": weights,
-            }.items()
-        )
-    )

@@ -28,7 +28,7 @@ from distsub import paths
 from distsub.cache import copied, remembered
 from distsub.errors import TrajectoryError
 from distsub.files import parse_json
-from distsub.models import pretrained, weight_files
+from distsub.models import weight_files
 from distsub.models.tensor_files import DTYPES
 from distsub.records import Imported, Recording, Span, Trial
 from distsub.subspace.trajectory import MadeOf, Snapshots
@@ -171,12 +171,13 @@ def has_diverged(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def snapshots(trial: Trial, root: str | os.PathLike[str]) -> Snapshots:
+def snapshots(trial: Trial, root: str | os.PathLike[str], weights_sha256: str) -> Snapshots:
     """Collect the rows of W that a trial's subspace is made of.
 
     Args:
         trial: One whose method has a span.
         root: Results directory with the trajectories.
+        weights_sha256: Of the trial's pretrained model.
 
     Raises:
         TrajectoryError: One is missing, damaged, of another model, or shorter than asked for.
@@ -190,9 +191,7 @@ def snapshots(trial: Trial, root: str | os.PathLike[str]) -> Snapshots:
                 f"the trajectory of task {recording.trial.task.name!r} (head and data seed {seeds.head}, {seeds.data}) "
                 f"is not in {path}; record it first: distsub trajectory record SWEEP --out {root}"
             )
-    found = [Path(root) / paths.trajectory(name) for name in trial.trajectories]
-    weights = pretrained.prepare(trial.model.name, trial.model.revision, trial.model.dtype).sha256
-    return collect(found, weights, span)
+    return collect([Path(root) / paths.trajectory(name) for name in trial.trajectories], weights_sha256, span)
 
 
 def collect(folders: Sequence[Path], weights_sha256: str, span: Span) -> Snapshots:

@@ -139,10 +139,11 @@ def merge(model: Any) -> Any:
     return plain
 
 
-def configuration(model: Any, method: Peft) -> str:
-    """Say which options follow from d: "r=4 lora_alpha=8"."""
+def provenance(model: Any, method: Peft) -> dict[str, str]:
+    """Say, for a row, by which version an adapter was made, and which options follow from d: "r=4 lora_alpha=8"."""
     config = model.peft_config["default"]
-    return " ".join(f"{name}={getattr(config, name)}" for name in ladder.SIZES[method.peft])
+    options = " ".join(f"{name}={getattr(config, name)}" for name in ladder.SIZES[method.peft])
+    return {"peft": metadata.version("peft"), "peft_configuration": options}
 
 
 def dims(base: nn.Module, method: Peft, asked: tuple[int, ...]) -> tuple[tuple[int, ...], str]:

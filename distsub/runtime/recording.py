@@ -24,6 +24,7 @@ from distsub.data import dataset
 from distsub.errors import ConfigError, OutputError, TrajectoryError, first_line
 from distsub.files import Files
 from distsub.finetune import trajectory
+from distsub.finetune.inputs import Inputs
 from distsub.finetune.recorder import Recorder
 from distsub.finetune.train import Progress, Report, Stopped, train
 from distsub.models import pretrained
@@ -32,7 +33,6 @@ from distsub.results import Store
 from distsub.runtime.claims import Claim
 from distsub.runtime.placing import fetch, place, publish, root_of
 from distsub.runtime.resume import EVERY_S, ResumeFile
-from distsub.subspace.trajectory import Snapshots
 
 WAIT_S = 1.0
 """Seconds between looks at a trajectory that another process is recording."""
@@ -51,27 +51,30 @@ class Trajectories:
         checkpoint_s: Seconds between resume states of one.
         report: Called at every step, with step 0 while another process records; where it asks for an end, `Stopped` is
             raised.
+        inputs: Whether models and rows that have left their address are taken from the inputs among the results.
     """
 
     store: Store
     device: str = "cpu"
     checkpoint_s: float | None = EVERY_S
     report: Report = lambda step, steps: None
+    inputs: bool = True
 
-    def provide(self, trial: Trial) -> Snapshots | None:
-        """Map the snapshots that a trial's subspace is made of, if any, and record first those that are missing.
+    def inputs_of(self, trial: Trial) -> Inputs:
+        """Find what a trial reads."""
+        return Inputs(trial, self.store.files if self.inputs else None, root_of(self.store))
+
+    def provide(self, trial: Trial) -> None:
+        """Record the trajectories that a trial's subspace is made of and that are missing, and copy imported ones.
 
         Raises:
             TrajectoryError: A trajectory cannot be recorded or used.
             OutputError: It cannot be written.
         """
-        if trial.span is None:
-            return None
         for imported in trial.imported:
             place(imported, self.store)
         for recording in trial.recordings:
             self.ensure(recording)
-        return trajectory.snapshots(trial, root_of(self.store))
 
     def ensure(self, recording: Recording) -> bool:
         """Record a trajectory unless it is there; returns whether it was recorded now.
@@ -96,11 +99,11 @@ class Trajectories:
             OutputError: It cannot be written.
         """
         store, trial = self.store, recording.trial
-        path = trajectory.directory(root_of(store), recording)
-        if _is_there(path, trial):
+        path, inputs = trajectory.directory(root_of(store), recording), self.inputs_of(trial)
+        if _is_there(path, inputs):
             return None
         with self._locked(path, trial):
-            claim = self._claimed(recording, path)
+            claim = self._claimed(path, inputs)
             if claim is None:
                 return None
             files, recorder = Files.at(root_of(store)), Recorder(recording, path)
@@ -108,7 +111,7 @@ class Trajectories:
             if (state := resume.read()) is not None and not recorder.holds(state.step):
                 resume.discard()
             with claim:
-                row = train(trial, [resume, recorder, Progress(self.report)], self.device)
+                row = train(trial, [resume, recorder, Progress(self.report)], self.device, inputs)
                 store.write(row)
                 resume.remove()
                 publish(store, path)  # to where it diverged too: it would again
@@ -139,16 +142,16 @@ class Trajectories:
         if self.report(0, trial.budget.steps):
             raise Stopped
 
-    def _claimed(self, recording: Recording, path: Path) -> contextlib.AbstractContextManager[Any] | None:
+    def _claimed(self, path: Path, inputs: Inputs) -> contextlib.AbstractContextManager[Any] | None:
         """Wait until no other machine records a trajectory; None if it is there then, else what to record it under."""
-        store, trial = self.store, recording.trial
+        store = self.store
         if store.files.is_local:  # all machines have the lock
-            return None if _is_there(path, trial) else contextlib.nullcontext()
+            return None if _is_there(path, inputs) else contextlib.nullcontext()
         store.files.make(paths.TRAJECTORIES)
-        claim, taken = Claim(store.files, f"{paths.trajectory(recording.id)}.claim"), False
+        claim, taken = Claim(store.files, f"{paths.trajectory(path.name)}.claim"), False
         while True:
             fetch(store, path)
-            if _is_there(path, trial):
+            if _is_there(path, inputs):
                 if taken:
                     claim.give_up()
                 return None
@@ -157,19 +160,18 @@ class Trajectories:
             try:
                 taken = claim.take()
             except (OSError, pa.ArrowException) as error:
-                raise OutputError(f"cannot claim {recording.id} in {store.uri} ({first_line(error)})") from error
+                raise OutputError(f"cannot claim {path.name} in {store.uri} ({first_line(error)})") from error
             for _ in range(0 if taken else LOOKS):
-                self._wait(trial)
+                self._wait(inputs.trial)
 
 
-def _is_there(path: Path, full: Trial) -> bool:
+def _is_there(path: Path, inputs: Inputs) -> bool:
     """Tell whether a trajectory is there to the end, or diverged, as it would again; refuse one of other weights."""
     try:
         found = trajectory.load(path)
     except TrajectoryError:
         return trajectory.has_diverged(path)
-    model = full.model
-    trajectory.check_weights(found, pretrained.prepare(model.name, model.revision, model.dtype).sha256)
+    trajectory.check_weights(found, inputs.model.sha256)
     return True
 
 

@@ -17,7 +17,7 @@ from distsub import paths
 from distsub.adapters import peft_files
 from distsub.cache import remembered
 from distsub.errors import DistsubError, OutOfMemoryError, OutputError, first_line
-from distsub.finetune import ablate, inputs, memory
+from distsub.finetune import ablate, memory
 from distsub.finetune.train import Observer, Progress, Report, Training, train
 from distsub.records import Observation, Peft, Recording, Searched, TrainedOn, Trial
 from distsub.records.places import Places
@@ -93,23 +93,22 @@ def _perform(trial: Trial, config: WorkerConfig, report: Report) -> Observation:
     store = _store(config.out) if "://" in config.out else Store.open(config.out)
     store.folder = config.rows
     trial = config.places.locate_trial(store.places.locate_trial(trial))
-    here = inputs.here(trial, store.files) if config.inputs else trial
-    trajectories = Trajectories(store, config.device, config.checkpoint_s, report)
+    trajectories = Trajectories(store, config.device, config.checkpoint_s, report, config.inputs)
     if (how := config.recordings.get(trial.id)) is not None:
-        row = trajectories.record(Recording(here, **how))
+        row = trajectories.record(Recording(trial, **how))
         row = row or next((row for row in store.read() if row.trial.id == trial.id), None)
         if row is not None:
             return row
-    snapshots = trajectories.provide(here)
+    trajectories.provide(trial)
     resume = ResumeFile(store.files, trial, config.checkpoint_s)
     if config.resumes:
         resume.read()
     observers: list[Observer] = [resume, Progress(report)]
     if trial.ablation is not None:
-        observers.insert(0, ablate.WeightEdit(trial.ablation, read_mask(store, trial.ablation.mask)))
+        observers.insert(0, ablate.WeightEdit.read(trial.ablation, store.files))
     if config.adapters and isinstance(trial.method, Searched):
         observers.append(SaveAdapter(store, trial))
-    observation = train(here, observers, config.device, snapshots)
+    observation = train(trial, observers, config.device, trajectories.inputs_of(trial))
     store.write(observation)
     resume.remove()
     return observation
@@ -128,22 +127,6 @@ def failed(trial: Trial, error: BaseException) -> Observation:
     return Observation(trial=trial, status="error", error=(kind + (text[0] if text else "no message"))[:500])
 
 
-def read_mask(store: Store, mask: str) -> ablate.Positions:
-    """Read a mask that an ablation names.
-
-    Raises:
-        OutputError: It is not among the results.
-        DataError: It is damaged.
-    """
-    try:
-        data = store.files.read(paths.mask(mask))
-    except OSError as error:
-        raise OutputError(
-            f"{store.uri} has no mask {mask} ({first_line(error)}); make it with `distsub ablate`"
-        ) from None
-    return ablate.from_bytes(data, mask)
-
-
 class SaveAdapter(Observer):
     """Leaves the trained numbers under adapters/<trial id>/ of the results, if the trial has a score."""
 
@@ -159,11 +142,11 @@ class SaveAdapter(Observer):
         if observation is None or observation.score is None:
             return
         model, trial, store = training.model, self._trial, self._store
-        task, precision = training.splits.task, dict(observation.provenance)["precision"]
+        task, precision = training.inputs.splits.task, dict(observation.provenance)["precision"]
         trained_on = TrainedOn.of(task, trial.budget, precision)
         with tempfile.TemporaryDirectory() as folder:
             if isinstance(trial.method, Peft):
-                sha256 = training.prepared.sha256
+                sha256 = training.inputs.model.sha256
                 peft_files.save(Path(folder), model, trial, sha256, task.num_labels, trained_on)
             else:
                 assert isinstance(model, SubspaceModel)

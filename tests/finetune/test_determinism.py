@@ -37,20 +37,20 @@ def test_it_is_on_where_training_runs_on_cuda(device):
         assert settings() == (True, True, False)
         assert os.environ[WORKSPACE] == ":4096:8"
     assert settings() == before
-    assert found.provenance() == (("deterministic", "on"),)
+    assert found.provenance() == {"deterministic": "on"}
 
 
 def test_nothing_is_set_on_a_cpu():
     with deterministic("cpu") as found:
         assert settings() == (False, False, True) and WORKSPACE not in os.environ
-    assert found.provenance() == ()
+    assert found.provenance() == {}
 
 
 def test_the_environment_turns_it_off(monkeypatch):
     monkeypatch.setenv(SWITCH, "0")
     with deterministic("cuda") as found:
         assert settings() == (False, False, True)
-    assert found.provenance() == (("deterministic", "off"),)
+    assert found.provenance() == {"deterministic": "off"}
 
 
 def test_what_a_person_set_stays(monkeypatch):
@@ -79,4 +79,4 @@ def test_an_operation_without_one_is_said_once_in_a_line():
         "algorithm)",
         "something else",
     ]
-    assert found.provenance() == (("deterministic", "on but for put_"),)
+    assert found.provenance() == {"deterministic": "on but for put_"}

@@ -20,6 +20,7 @@ from distsub.data.tasks import resolve
 from distsub.errors import ConfigError, UnavailableError
 from distsub.files import Files
 from distsub.finetune import inputs, train
+from distsub.finetune.inputs import Inputs
 from distsub.models import pretrained
 from distsub.records import Budget, Model, Random, Seeds, Setup, Subspace, Trial
 from distsub.records.places import ModelPlace, Places
@@ -94,9 +95,8 @@ def test_inputs_are_put_once_and_a_trial_is_the_same_without_the_originals(home)
     assert home.names() == sorted([home.trial.model.content, home.trial.task.content])
     shutil.rmtree(home.model)
     shutil.rmtree(home.rows)
-    here = inputs.here(home.trial, home.files)
-    assert here.id == home.trial.id and here.model.name != home.trial.model.name
-    after = train.train(here)
+    after = train.train(home.trial, inputs=Inputs(home.trial, home.files))
+    assert after.trial == home.trial
     assert (after.score, after.predicted, after.labels) == (before.score, before.predicted, before.labels)
     assert dict(after.provenance)["weights_sha256"] == dict(before.provenance)["weights_sha256"]
 
@@ -143,11 +143,11 @@ def test_another_content_at_the_address_is_not_taken(home, tiny_model):
     file.write_text(file.read_text().replace("good", "bad"))
     config = json.loads((home.model / "config.json").read_text())
     (home.model / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
-    here = inputs.here(home.trial, home.files)
-    assert pretrained.prepare(here.model.name).content == home.trial.model.content
-    assert dataset.load(here.task, home.budget).dataset_hash == home.trial.task.content
+    here = Inputs(home.trial, home.files)
+    assert here.model.content == home.trial.model.content
+    assert here.splits.dataset_hash == home.trial.task.content
     unread = home.trial.vary(model=dataclasses.replace(home.trial.model, content=None))
-    assert inputs.here(unread, home.files).model.name == str(home.model)
+    assert Inputs(unread, home.files).model.source == home.model
 
 
 def test_what_changed_before_it_was_put_is_left_out(home):
@@ -161,7 +161,7 @@ def test_what_changed_before_it_was_put_is_left_out(home):
 def test_where_neither_is_there_one_line_says_so(home, gone):
     shutil.rmtree(getattr(home, gone))
     with pytest.raises(UnavailableError, match=r"out/inputs has no copy of it") as caught:
-        inputs.here(home.trial, home.files)
+        train.train(home.trial, inputs=Inputs(home.trial, home.files))
     assert str(getattr(home, gone)) in str(caught.value) and "\n" not in str(caught.value)
 
 

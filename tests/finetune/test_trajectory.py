@@ -9,6 +9,7 @@ import torch
 from distsub.config import load_sweep
 from distsub.errors import TrajectoryError
 from distsub.finetune import train, trajectory
+from distsub.finetune.inputs import Inputs
 from distsub.finetune.recorder import Recorder
 from distsub.finetune.train import Observer, Progress, Stopped
 from distsub.models import pretrained
@@ -150,8 +151,11 @@ def test_the_rows_of_a_subspace(recording, recorded):
     name = "bert.encoder.layer.0.output.dense.weight"
     kept = [update[name] for update in trajectory.load(trajectory.directory(recorded, recording)).updates]
 
+    def snapshots(**other):
+        return Inputs(subspace(recording, **other), root=recorded).snapshots
+
     def rows(**other):
-        return [row[name] for row in trajectory.snapshots(subspace(recording, **other), recorded).updates]
+        return [row[name] for row in snapshots(**other).updates]
 
     for found, wanted in [
         (rows(), kept),
@@ -161,17 +165,19 @@ def test_the_rows_of_a_subspace(recording, recorded):
         (rows(sources=(Source(), Source(recording.trial.task)), last=True), [kept[-1]] * 2),
     ]:
         assert len(found) == len(wanted) and all(map(torch.equal, found, wanted))
-    prints = [trajectory.snapshots(subspace(recording, **k), recorded).made_of for k in ({}, {"mode": "raw"})]
-    assert prints[0] != prints[1]
+    assert snapshots().made_of != snapshots(mode="raw").made_of
 
 
 def test_a_trajectory_that_is_not_there_or_of_another_model(recording, recorded):
+    def load(trial):
+        train.train(trial, inputs=Inputs(trial, root=recorded))
+
     with pytest.raises(TrajectoryError, match=r"task 'tiny' \(head and data seed 1, 1\).*distsub trajectory"):
-        trajectory.snapshots(subspace(recording, sources=(Source(shift=1),)), recorded)
+        load(subspace(recording, sources=(Source(shift=1),)))
     with pytest.raises(TrajectoryError, match=r"first 9 checkpoints are asked for.*has 4"):
-        trajectory.snapshots(subspace(recording, first=9), recorded)
+        load(subspace(recording, first=9))
     file = trajectory.directory(recorded, recording) / "trajectory.json"
     meta = json.loads(file.read_text()) | {"weights_sha256": "0" * 64, "model": "some/other"}
     file.write_text(json.dumps(meta))
     with pytest.raises(TrajectoryError, match=r"of other weights: sha256 000000000000 \(some/other"):
-        trajectory.snapshots(subspace(recording), recorded)
+        load(subspace(recording))

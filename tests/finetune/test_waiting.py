@@ -16,6 +16,7 @@ from distsub.config import load_sweep
 from distsub.data.dataset import Split
 from distsub.files import Files
 from distsub.finetune import train
+from distsub.finetune.inputs import Inputs
 from distsub.finetune.objective import objective
 from distsub.finetune.train import Observer, Stopped, Training
 from distsub.models import pretrained
@@ -98,7 +99,7 @@ def test_a_step_does_not_wait(name, precision, trials, device):
     trial = trials.baseline[0] if name == "full" else trials.trials_at(64)[0].vary(method=METHODS[name])
     trial = trial.vary(d=1) if name == "freeze" else trial
     trial = trial.vary(budget=dataclasses.replace(trial.budget, precision=precision, max_grad_norm=1.0))
-    training = Training(trial)
+    training = Training(Inputs(trial))
     made = training._rows.batch
 
     def batch(rows):

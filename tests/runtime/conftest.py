@@ -249,11 +249,10 @@ Finder.patches["distsub.finetune.train"] = patch
 COMPUTED = """\
 class Nothing(type(sys)):
     EVERY_S = None
-    here = staticmethod(lambda trial, files: trial)
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        does = dict.fromkeys(("__init__", "read", "remove", "provide"), lambda *_: None)
+        does = dict.fromkeys(("__init__", "read", "remove", "provide", "inputs_of"), lambda *_: None)
         return type(name, (), does)
     def bound(self, *_):
         pass

@@ -132,7 +132,7 @@ def test_it_goes_on_unless_something_before_is_missing(sweep, store, harm, monke
     if harm == "missing":
         (path / "step-000020.safetensors").unlink()
     elif harm == "other data":
-        monkeypatch.setattr("distsub.finetune.train._DECISIVE", ("python",))
+        monkeypatch.setattr("distsub.finetune.determinism._DECISIVE", ("python",))
     seen = []
     recording.Trajectories(store, report=lambda step, steps: seen.append(step)).ensure(needed)
     assert seen == list(range(1 if harm else 26, 41))
