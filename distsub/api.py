@@ -207,7 +207,7 @@ def sweep_of(store: "Store") -> "Sweep":
     """
     from distsub.config import parse_sweep
 
-    place = f"{store.uri}/sweep.toml"
+    place = f"the sweep in {store.uri}/sweep.json"
     remedy = f"restore it with `distsub run` on the sweep file and --out {store.uri}"
     if not store.sweep_text:
         raise OutputError(f"{place} is missing or empty; {remedy}")

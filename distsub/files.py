@@ -100,6 +100,11 @@ class Files:
         """Whether this is an object store: an object appears at once, folders are none, and every request costs."""
         return self.filesystem.type_name in _PUT_IS_ATOMIC
 
+    @property
+    def lists_in_order(self) -> bool:
+        """Whether a listing goes through names in their order, as object stores do; S3's directory buckets do not."""
+        return self.puts_whole and not self.root.partition("/")[0].endswith("--x-s3")
+
     def path(self, name: str) -> str:
         """Give the full path of a file below the root."""
         return f"{self.root}/{name}"
@@ -152,8 +157,7 @@ class Files:
             folder: Where to look.
             deep: Whether also in its folders, whose files are named as seen from it.
         """
-        start = len(self.path(folder)) + 1
-        return sorted(info.path[start:] for info in self._list(folder, deep) if info.is_file)
+        return list(self.times(folder, deep=deep))
 
     def folders(self, folder: str) -> list[str]:
         """List the folders directly in a folder, sorted; none when there is no such folder."""
@@ -163,10 +167,11 @@ class Files:
         """Give the bytes of each file directly in a folder."""
         return {info.base_name: info.size for info in self._list(folder) if info.is_file}
 
-    def newest(self, folder: str) -> float | None:
-        """Say when a file below a folder was last written, in seconds since the epoch; None without one."""
-        times = [info.mtime for info in self._list(folder, True) if info.is_file and not info.base_name.startswith(".")]
-        return max((time.timestamp() for time in times if time), default=None)
+    def times(self, folder: str, *, deep: bool = False) -> dict[str, float]:
+        """List files as `names` does, with when each was last written in seconds since the epoch; 0 where unknown."""
+        start = len(self.path(folder)) + 1
+        found = {info.path[start:]: (info.mtime_ns or 0) / 1e9 for info in self._list(folder, deep) if info.is_file}
+        return dict(sorted(found.items()))
 
     def _list(self, folder: str, deep: bool = False) -> list[pafs.FileInfo]:
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True, recursive=deep)

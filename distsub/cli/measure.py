@@ -161,15 +161,17 @@ def status(out: Out, format: As = Format.table) -> None:
 
     store = open_results(out)
     summary, sweep = summarize(store)
+    if few := format is Format.table and len(sweep.searches()) <= FEW:
+        _ = summary.d90  # reads what searches are made of too
     searches = with_notices(store, summary.searches)
     if format is not Format.table:
         show(standing.status_rows(searches, store), format)
         return
     write(*standing.standing(store, summary, sweep.name), *unrelated_rows(summary, sweep, store), "")
-    if searches.num_rows > FEW:
-        write('d90: distsub query OUT "select task, model, label, d90_text from d90"')
-    else:
+    if few:
         show_d90(summary.d90, ("task", "model", "label", "d90_text", "first_passing_d", "trials"))
+    else:
+        write('d90: distsub query OUT "select task, model, label, d90_text from d90"')
     write("")
     show(standing.status_table(searches), format)
     write(*standing.smallest_lines(summary.smallest))

@@ -62,7 +62,9 @@ def unrelated_rows(summary: "Summary", sweep: "Sweep", store: "Store") -> list[s
     from distsub.report import standing
 
     controls = [*(each.trial for each in sweep.recordings()), *sweep.controls()]
-    beside = {trial.id for trial in controls} | standing.fitted(store.files)
+    beside = {trial.id for trial in controls}
+    if summary.unrelated(beside):
+        beside |= standing.fitted(store.files)
     return standing.unrelated_rows(summary, sweep.searches(), beside)
 
 

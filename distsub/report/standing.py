@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from distsub.files import Files, parse_json
-from distsub.paths import FITTED, PARTS, RESUME, ROWS, fit
+from distsub.paths import FITTED, RESUME, fit
 from distsub.records import Seeds
 from distsub.report.listing import size_text
 from distsub.report.summary import Summary
@@ -36,8 +36,9 @@ def standing(store: Store, summary: Summary, title: str) -> list[str]:
     else:
         lines = [f"{title}: not running, {still} of {number} searches open; the same command resumes"]
     lines += [_driver(each) for each in (alive or known)]
-    written, merged = store.files.newest(ROWS), store.files.newest(PARTS)
-    halves = 0 if alive else len([each for each in store.files.names(RESUME) if not each.startswith(".")])
+    resumed = [] if alive or not still else store.files.names(RESUME)
+    halves = sum(not each.startswith(".") for each in resumed)
+    written, merged = store.written, store.merged  # with the rows that the summary was made of
     parts = [f"last row {_ago(written)}" if written else f"rows merged {_ago(merged)}" if merged else "no row yet"]
     if halves:
         parts.append(f"trainings that resume from a checkpoint: {halves}")
@@ -69,7 +70,7 @@ def status_rows(searches: pa.Table, store: Store) -> pa.Table:
     newest row in seconds; null without one).
     """
     alive = [each for each in drivers(store.files) if each.alive]
-    newest = store.files.newest(ROWS) or store.files.newest(PARTS)
+    newest = store.written or store.merged
     known = {
         "driver": pa.scalar("running" if alive else "none"),
         "in_flight": pa.scalar(sum(len(each.training) for each in alive), pa.int64()),

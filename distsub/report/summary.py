@@ -14,6 +14,7 @@ from distsub.estimate.interval import Estimate
 from distsub.records import Observation, Setup, condition_labels, sign
 from distsub.report.schema import D90, SEARCHES
 from distsub.results import METHOD_COLUMNS, RECORD, Store, from_row, method_columns, setup_reader
+from distsub.results.rows import scores
 from distsub.results.schema import columns
 from distsub.search import Evidence, Finding, Limit, Search, TrialQueue, make_policy, share
 
@@ -110,15 +111,17 @@ class Summary:
         that lies below what guessing scores, the threshold that is corrected for chance, where there is one.
         """
         files, passing = self._store.files, _passing(self.searches, self._shared)
-        kept, rows = set(files.folders(paths.ADAPTERS)) if passing else set(), []
+        kept, rows = None, []
         for candidates in passing.values():
             for row in sorted(candidates, key=lambda row: (row["d"], -row.pop("up") * row["score"], row["trial_id"])):
                 folder = paths.adapter(row["trial_id"])
-                sizes = files.sizes(folder) if row["trial_id"] in kept else {}
+                sizes = files.sizes(folder) if kept is None or row["trial_id"] in kept else {}
                 if {"adapter_config.json", "adapter_model.safetensors"} <= sizes.keys():
                     place = f"{self._store.uri.rstrip('/')}/{folder}"
                     rows.append(row | {"bytes": sum(sizes.values()), "path": place})
                     break
+                if kept is None:  # the first that was looked for is missing, and more may be: which are there?
+                    kept = set(files.folders(paths.ADAPTERS))
         return pa.Table.from_pylist(rows, schema=ADAPTERS)
 
     @cached_property
@@ -131,6 +134,8 @@ class Summary:
         for index, search in enumerate(self._searches):
             groups.setdefault(search.condition.id, []).append(index)
         table, found = self._store.table(RECORD), []
+        if "_rows" not in vars(self):
+            self._rows = scores(table, self._store.places)  # once read is enough
         for members in groups.values():
             ids = dict.fromkeys(row.trial.id for index in members for row in self._shared[index])
             found.append((members, _estimate([self._searches[i] for i in members], _observations(table, ids))))
@@ -139,8 +144,9 @@ class Summary:
     @cached_property
     def d90(self) -> pa.Table:
         """One row per condition, in the schema D90."""
-        searches, rows = self.searches.to_pylist(), []
-        for members, estimate in self.estimates:
+        estimates, rows = self.estimates, []  # first: they read what searches need too
+        searches = self.searches.to_pylist()
+        for members, estimate in estimates:
             own = [searches[index] for index in members]
             seen = {row.trial.id: row for index in members for row in self._shared[index]}  # seeds share a baseline
             rows.append(

@@ -10,8 +10,7 @@ driver at its end knows that no process writes to its own folder any more: it is
 """
 
 import contextlib
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -20,7 +19,7 @@ from pyarrow import compute as pc
 from distsub.errors import OutputError, first_line
 from distsub.paths import LOCK, PARTS, ROWS
 from distsub.records import is_final
-from distsub.results.row_files import CONNECTIONS, digest
+from distsub.results.row_files import CONNECTIONS, digest, part_name
 from distsub.results.rows import MOST_VALUES, distinct, encode, odd_rows, ranks
 from distsub.results.schema import OBSERVATIONS, columns
 from distsub.results.store import Store
@@ -105,7 +104,7 @@ def _merge(store: Store, names: list[str], rows_per_part: int, mine: set[str]) -
         pa.concat_tables([schema.empty_table(), *parts.values(), *loose.values()], promote_options="default")
     )
     table = _without(table, full.values())
-    kept = write_parts(store, table.sort_by("trial_id"), rows_per_part)
+    kept = write_parts(store, table.sort_by("trial_id"), rows_per_part, keys)
     for name in parts.keys() - kept:
         store.files.delete(f"{PARTS}/{name}")
     return {name: digests[name] for name in loose}
@@ -120,8 +119,10 @@ def _without(table: pa.Table, full: Iterable[pa.Table]) -> pa.Table:
     return table.filter(pa.array([rank > known.get(trial_id, -1) for trial_id, rank in ranks(table)], pa.bool_()))
 
 
-def write_parts(store: Store, table: pa.Table, rows_per_part: int = ROWS_PER_PART) -> set[str]:
-    """Write rows as parts named after their bytes; give the names."""
+def write_parts(
+    store: Store, table: pa.Table, rows_per_part: int = ROWS_PER_PART, known: Collection[str] = ()
+) -> set[str]:
+    """Write rows as parts, named by `part_name` beside those that are known; give the names."""
     store.files.make(PARTS)
     names = set()
     lengths = (pc.call_function("list_value_length", [table[name]]) for name in _LONG)
@@ -129,7 +130,7 @@ def write_parts(store: Store, table: pa.Table, rows_per_part: int = ROWS_PER_PAR
     rows_per_part = max(1, min(rows_per_part, MOST_VALUES["part"] // max(1, most)))
     for first in range(0, table.num_rows, rows_per_part):
         data = encode(table.slice(first, rows_per_part), part=True)
-        name = f"{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+        name = part_name(data, known)
         store.files.put(f"{PARTS}/{name}", data)
         names.add(name)
     return names

@@ -1,5 +1,7 @@
 """sweep.json and sweep.toml: which sweep a results directory is of, which it was of before, where their contents lie.
 
+sweep.json has all that is read again; sweep.toml is the same text for people, and to run from.
+
 The sweep of a directory may grow, never change: every sweep that it has held is contained in the one that it holds now,
 so whatever ran before, and still runs elsewhere, asks for trials that the present one asks for too.
 """
@@ -48,18 +50,19 @@ def encode(identity: Mapping[str, Any]) -> bytes:
 
 
 def read(files: Files) -> dict[str, Any]:
-    """Read what says which sweep a directory belongs to, with "places" as such.
+    """Read what says which sweep a directory belongs to, with "places" as such and "text", "" where it has none.
 
     Raises:
         OutputError: It is damaged, foreign, or of a newer distsub.
     """
     try:
         found = parse_json(files.read(IDENTITY))
-        texts = [found["fingerprint"], found.get("directory", "."), found.get("distsub_version", "")]
         kinds = ((type(found["schema_version"]), int), (type(found.get("held", [])), list))
+        text = found["held"][-1]["text"] if found.get("held") else ""
+        texts = [found["fingerprint"], found.get("directory", "."), found.get("distsub_version", ""), text]
         if not all(isinstance(each, str) for each in texts) or any(kind is not right for kind, right in kinds):
             raise ValueError
-        found |= {"places": Places.from_json(found.get("places", {}))}
+        found |= {"places": Places.from_json(found.get("places", {})), "text": text}
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise _damaged(files) from None
     if found["schema_version"] > SCHEMA_VERSION:
@@ -94,7 +97,8 @@ def take_up(files: Files, mine: Mapping[str, Any]) -> str:
     for _ in range(_SETTLED):
         found = read(files)
         if found["fingerprint"] == mine["fingerprint"]:
-            held = found.get("held", mine["held"])
+            held = [*found.get("held", mine["held"])]
+            held[-1:] = [{**held[-1], "text": text}] if held else mine["held"]  # a lost or damaged text heals
         else:
             wider, said = _compared(files, found, mine)
             if not wider:
@@ -108,7 +112,7 @@ def take_up(files: Files, mine: Mapping[str, Any]) -> str:
             if not files.is_local and read(files)["fingerprint"] != mine["fingerprint"]:
                 continue  # without locks another driver may have read what this one read, and have written since
         if not files.exists(SWEEP) or files.read(SWEEP) != text.encode():
-            files.put(SWEEP, text.encode())  # a lost or damaged copy heals
+            files.put(SWEEP, text.encode())
         return said
     raise OutputError(f"{files.uri}: other drivers give it other sweeps all the time; run the same command again")
 

@@ -21,7 +21,10 @@ from distsub.results.checks import check_d_and_eta
 from distsub.results.schema import IDENTITY, OBSERVATIONS, SCHEMA_VERSION, setup_from_json
 
 NAME = re.compile(r"[0-9a-f]{16}\.parquet")
-"""Of a row file (the trial's id) and of a part (a hash of its bytes)."""
+"""Of a row file: the trial's id."""
+
+PART = re.compile(rf"(p[0-9a-f]{{8}}-)?{NAME.pattern}")
+"""Of a part: a number above those of the parts that it replaced, and a hash of its bytes."""
 
 _KEYS = ("schema_version", "status", *IDENTITY)
 _VALUES = ("d", "eta", "status", "score", "chance", "wall_s", "num_params", "num_params_model")

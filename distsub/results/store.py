@@ -47,6 +47,8 @@ class Store(RowFiles):
         damaged: After a reading method: one line per file among the rows that is none, and why.
         loose: After a reading method: how many rows lie in files of their own.
         num_rows: How many trials had a row when it was last read; None before.
+        written: After a reading method: when the newest row file was, in seconds since the epoch; None without one.
+        merged: The same of the newest part.
         folder: Where this process writes rows.
     """
 
@@ -61,6 +63,8 @@ class Store(RowFiles):
         self.damaged: list[str] = []
         self.loose = 0
         self.num_rows: int | None = None
+        self.written: float | None = None
+        self.merged: float | None = None
         self.folder = ROWS
 
     def __repr__(self) -> str:
@@ -129,18 +133,17 @@ class Store(RowFiles):
         """
         files = Files.at(uri)
         try:
-            if not files.exists(paths.IDENTITY):
-                raise OutputError(
-                    f"{files.uri} is no results directory (it has no {paths.IDENTITY}); give the directory that "
-                    "`distsub run` was given with --out"
-                )
             found = held.read(files)
-            sweep_text = files.read(paths.SWEEP).decode() if files.exists(paths.SWEEP) else ""
         except OutputError:
             raise
+        except (FileNotFoundError, NotADirectoryError):
+            raise OutputError(
+                f"{files.uri} is no results directory (it has no {paths.IDENTITY}); give the directory that "
+                "`distsub run` was given with --out"
+            ) from None
         except (OSError, ValueError, pa.ArrowException) as error:
             raise OutputError(f"cannot read {files.uri} ({first_line(error)})") from error
-        return cls(files, found["fingerprint"], sweep_text, found.get("directory", "."), found["places"])
+        return cls(files, found["fingerprint"], found["text"], found.get("directory", "."), found["places"])
 
     def _refuse_changed(self, now: Places) -> None:
         """Say which model or task is no longer what the rows are of, if one is."""

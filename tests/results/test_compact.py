@@ -162,6 +162,35 @@ def test_a_part_that_is_merged_while_it_is_read(store, observation, monkeypatch)
     assert len(store.read()) == 6
 
 
+@pytest.mark.slow
+def test_one_listing_in_order_meets_every_row_whatever_is_merged_meanwhile(store, observation, monkeypatch):
+    """As of an object store, name by name; in the middle of it two parts become one, and others stay."""
+    times, stay = Files.times, set()
+
+    def slowly(files, folder, *, deep=False):
+        if folder != "parts" or not idle:
+            return times(files, folder, deep=deep)
+        idle.clear()
+        found = {}
+        while later := [name for name in times(files, folder) if name > max(found, default="")]:
+            if not merged and min(later) not in stay:
+                merged.append(compact(Store.open(store.uri), rows_per_part=2))
+            else:
+                found[min(later)] = 1.0
+        return found
+
+    monkeypatch.setattr(Files, "lists_in_order", True)
+    monkeypatch.setattr(Files, "times", slowly)
+    for number in range(0, 16, 2):
+        idle, merged, stay = [], [], set(names(store, "parts"))
+        for each in (number + 100, number + 101):
+            store.write(observation(each))
+        compact(store, rows_per_part=1)
+        idle.append("slowly, once")
+        assert len(store.read()) == number + 2
+        assert len(names(store, "parts")) == number // 2 + 1
+
+
 WRITER = """
 import sys, time
 sys.path.insert(0, sys.argv[3])
