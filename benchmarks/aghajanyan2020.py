@@ -24,16 +24,19 @@ TABLE1 = HERE / "aghajanyan2020-table1.csv"
 ROWS, TEXT, PAGE = HERE / "aghajanyan2020.csv", HERE / "aghajanyan2020.md.in", DOCS / "aghajanyan2020.md"
 Row = dict[str, Any]
 
-SQL = """
+NAME = "regexp_extract(rtrim(model, '/'), '[^/]+$')"
+"""A model without the folder that it lay in, which may have moved between two runs of a sweep."""
+
+SQL = f"""
 with rates as (
-  select task, model, learning_rate, avg(score) as best, avg(train_score) as train_score, count(*) as seeds
+  select task, {NAME} as model, learning_rate, avg(score) as best, avg(train_score) as train_score, count(*) as seeds
   from observations where method = 'full' and score is not null group by all
 ), tuned as (select *, row_number() over (partition by task, model order by best desc) as place from rates),
 tried as (select condition_id, min(d) as d_min, max(d) as d_max from observations where d > 0 group by all)
 select task, model, label as method, num_params, d90_outcome as outcome, d90, d90_low, d90_high, d90_text,
   d90_chance_corrected_text as corrected_text, d_min, d_max, chance, threshold, best as full_score, train_score, seeds,
   failed_full, trials
-from d90 join tuned using (task, model) left join tried using (condition_id)
+from (select * replace ({NAME} as model) from d90) join tuned using (task, model) left join tried using (condition_id)
 where place = 1 and threshold is not null order by task, num_params, model
 """
 """One row per condition; full fine-tuning at the rate with the best mean over its seeds."""
@@ -127,21 +130,12 @@ def short(text: str) -> str:
 
 
 def results(rows: Sequence[Row], first: Sequence[str], of: Any) -> str:
-    bar = max((row["bar"] for row in rows), default=0.0)
-    head = [
-        *first,
-        "d90 (95%)",
-        "chance-corrected",
-        f"{bar:.3f} reached at",
-        "full",
-        "threshold",
-        "chance",
-        "trainings",
-    ]
+    head = [*first, "d90 (95%)", "chance-corrected", "one bar, reached at", "full", "threshold", "chance", "trainings"]
     return table(
         head,
         [
-            [*of(row), short(row["d90_text"]), short(row["corrected_text"]), short(row["bar_text"])]
+            [*of(row), short(row["d90_text"]), short(row["corrected_text"])]
+            + [f"{row['bar']:.3f}: {short(row['bar_text'])}"]
             + [f"{row[name]:.3f}" for name in ("full_score", "threshold", "chance")]
             + [f"{row['trials']:.0f}"]
             for row in rows
@@ -225,7 +219,7 @@ def draw(rows: Sequence[Row], name: str, label: str, of: Any, log: bool = False)
                 sign, middle, left, right = interval(row, way)
                 if row["task"] != task or middle is None:
                     continue
-                at = max(of(row), 1.0) * 1.05**shift if log else of(row) + 0.006 * span * shift
+                at = max(of(row), 1.0) * 1.09**shift if log else of(row) + 0.006 * span * shift
                 text = row[f"{way}_text"]
                 left, right = low if "<=" in text else left, high if "> " in text else right
                 axes.plot([at, at], [left, right], color=colour, linewidth=1.4, linestyle="-" if filled else ":")
@@ -245,7 +239,7 @@ def draw(rows: Sequence[Row], name: str, label: str, of: Any, log: bool = False)
     axes.set_ylabel("d90: numbers that are trained", fontsize=9, color=INK)
     axes.tick_params(labelsize=8)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=4)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(DOCS / f"aghajanyan2020-{name}.png")
