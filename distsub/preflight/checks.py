@@ -183,14 +183,12 @@ def _check_layout(found: Any, model: Any, method: Subspace) -> None:
 
 def _check_span(search: Search, imported: Mapping[str, int]) -> None:
     """Refuse a learned subspace of more dimensions than there will be checkpoints."""
-    from distsub.runtime.recording import num_rows
-
     span = search.span
     assert span is not None, "asked for learned subspaces only"
     trial = search.trials_at(search.dims[0])[0]
     if not trial.trajectories:
         raise ConfigError(f"{search.name}: no source is left without the task itself; name more sources")
-    most = num_rows(trial, imported) - (span.mode == "centered")
+    most = _num_rows(trial, imported) - (span.mode == "centered")
     if not most:
         raise DimensionError(
             f'{search.name}: mode = "centered" has no direction with one checkpoint; record more ([trajectory] steps, '
@@ -202,3 +200,31 @@ def _check_span(search: Search, imported: Mapping[str, int]) -> None:
             f"{search.name}: d = {search.dims[-1]} is above the {most} directions that its checkpoints span; give the "
             f"method dims up to {most}, or record more ([trajectory] steps, every)"
         )
+
+
+def _num_rows(trial: Trial, imported: Mapping[str, int]) -> int:
+    """Count the rows of W that a trial's subspace is made of; `imported` has the checkpoints of imported ones by path.
+
+    Raises:
+        TrajectoryError: A task has too few steps for the checkpoints asked for.
+    """
+    from distsub.data import dataset
+    from distsub.finetune import trajectory
+
+    span, total = trial.span, 0
+    assert span is not None, "a trial in a learned subspace has a span"
+    for each in trial.imported:
+        count = imported[each.path]
+        if span.first is not None and span.first > count:
+            raise TrajectoryError(f"first = {span.first}, but trajectory {each.path} has {count} checkpoints; lower it")
+        total += 1 if span.last else span.first or count
+    for recording in trial.recordings:
+        full = recording.trial
+        steps = trajectory.snapshot_steps(recording, len(dataset.load(full.task, full.budget).train))
+        if span.first is not None and span.first > len(steps):
+            raise TrajectoryError(
+                f"first = {span.first}, but the trajectory of task {full.task.name!r} has {len(steps)} checkpoints; "
+                "lower it, or raise [trajectory] steps"
+            )
+        total += 1 if span.last else span.first or len(steps)
+    return total

@@ -14,15 +14,15 @@ import pyarrow as pa
 
 from distsub.config.sweep import Sweep
 from distsub.data import dataset
-from distsub.finetune import memory
+from distsub.finetune import memory, trajectory
 from distsub.finetune.train import Progress, Stopped, train
+from distsub.models import pretrained
 from distsub.preflight.checks import check
 from distsub.preflight.rehearsal import without_checkpoints
 from distsub.records import InSetup, Method, Model, Peft, Recording, Trial, label
 from distsub.report.listing import size_text
 from distsub.runtime.facts import model_facts, peft_facts
 from distsub.runtime.launch import queue_of
-from distsub.runtime.recording import costs
 from distsub.search import Search, TrialQueue, make_policy
 from distsub.search.plan import Cost, make_plan, seconds_per_trial
 from distsub.search.spec import all_references, eta_tries
@@ -96,7 +96,7 @@ def plan(
     if sweep.limit:
         given = {"total": "limit", "trials": sweep.limit.trials, "slot_hours": sweep.limit.hours}
         totals.append(dict.fromkeys(totals[0]) | given)
-    if recorded := costs(sweep):
+    if recorded := _recording_costs(sweep):
         totals.append(dict.fromkeys(totals[0]) | _recorded(recorded, queue, seconds))
     return pa.Table.from_pylist(rows), pa.Table.from_pylist(totals)
 
@@ -257,4 +257,26 @@ def _probe(sweep: Sweep, queue: Any) -> dict[tuple[str, Model, Method], Probe]:
             train(without_checkpoints(trial), [Progress(stamp)], device)
         times = [end - begin for begin, end in pairwise(stamps)]
         found[_cost_key(trial)] = Probe(statistics.median(times[1:] or times), times[0], meter.peak_bytes())
+    return found
+
+
+def _recording_costs(sweep: Sweep) -> list[tuple[Recording, int]]:
+    """List what a sweep records, each with the bytes that it takes.
+
+    Raises:
+        TrajectoryError: A task has too few steps for the checkpoints.
+    """
+    rows: dict[Any, tuple[int, int]] = {}
+    sizes: dict[Any, int] = {}
+    found = []
+    for recording in sweep.recordings():
+        trial = recording.trial
+        if (key := (trial.task, trial.budget)) not in rows:
+            splits = dataset.load(*key)
+            rows[key] = len(splits.train), splits.task.num_labels or 0
+        about = (trial.model.name, trial.model.revision, trial.model.dtype, rows[key][1])
+        if about not in sizes:
+            model = pretrained.build(pretrained.prepare(*about[:3]), about[3], 0)
+            sizes[about] = sum(parameter.numel() for parameter in model.parameters())
+        found.append((recording, trajectory.num_bytes(recording, sizes[about], rows[key][0])))
     return found

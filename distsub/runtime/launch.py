@@ -140,12 +140,12 @@ def run(
 def _place_inputs(sweep: Sweep, store: Store, reporter: Reporter, inputs: bool) -> None:
     """Put what this process has the paths of, and a worker may not, among the results."""
     from distsub.finetune.inputs import put
-    from distsub.runtime.placing import place
+    from distsub.runtime.recording import Trajectories
 
     for each in put(store.files, sweep.places, sweep.budget) if inputs else ():
         reporter.line(f"inputs   {each.what} put into the results ({size_text(each.num_bytes)})")
     for imported in sweep.imported:
-        place(imported, store)
+        Trajectories(store).place(imported)
 
 
 def _end(queue: TrialQueue, store: Store, reporter: Reporter, drain: Drain) -> int:

@@ -8,10 +8,12 @@ from local files; there a claim among the results makes the other machines wait 
 
 import contextlib
 import fcntl
+import hashlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,18 @@ import pyarrow as pa
 import torch
 
 from distsub import paths
+from distsub.cache import cache_directory
 from distsub.config.sweep import Sweep
-from distsub.data import dataset
-from distsub.errors import ConfigError, OutputError, TrajectoryError, first_line
+from distsub.errors import ConfigError, DistsubError, OutputError, TrajectoryError, first_line
 from distsub.files import Files
 from distsub.finetune import trajectory
 from distsub.finetune.inputs import Inputs
 from distsub.finetune.recorder import Recorder
 from distsub.finetune.train import Progress, Report, Stopped, train
-from distsub.models import pretrained
-from distsub.records import Observation, Recording, Trial
+from distsub.models import weight_files
+from distsub.records import Imported, Observation, Recording, Trial
 from distsub.results import Store
 from distsub.runtime.claims import Claim
-from distsub.runtime.placing import fetch, place, publish, root_of
 from distsub.runtime.resume import EVERY_S, ResumeFile
 
 WAIT_S = 1.0
@@ -60,9 +61,17 @@ class Trajectories:
     report: Report = lambda step, steps: None
     inputs: bool = True
 
+    @cached_property
+    def root(self) -> Path:
+        """The local directory whose trajectories/ holds the results' trajectories."""
+        files = self.store.files
+        if files.is_local:
+            return Path(files.root)
+        return cache_directory() / "results" / hashlib.sha256(self.store.uri.encode()).hexdigest()[:16]
+
     def inputs_of(self, trial: Trial) -> Inputs:
         """Find what a trial reads."""
-        return Inputs(trial, self.store.files if self.inputs else None, root_of(self.store))
+        return Inputs(trial, self.store.files if self.inputs else None, self.root)
 
     def provide(self, trial: Trial) -> None:
         """Record the trajectories that a trial's subspace is made of and that are missing, and copy imported ones.
@@ -72,9 +81,33 @@ class Trajectories:
             OutputError: It cannot be written.
         """
         for imported in trial.imported:
-            place(imported, self.store)
+            self.place(imported)
         for recording in trial.recordings:
             self.ensure(recording)
+
+    def place(self, imported: Imported) -> None:
+        """Put an imported trajectory among the results, unless it is there, for every node and for when it has moved.
+
+        Raises:
+            TrajectoryError: It has changed since the sweep was checked, or a file is damaged.
+            OutputError: The results cannot be written.
+        """
+        path = trajectory.directory(self.root, imported)
+        if (path / trajectory.META).is_file():
+            return
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with Files.at(path.parent).locked(
+                f"{path.name}.lock"
+            ):  # of several workers that need it at once, one copies
+                self.fetch(path)
+                if not (path / trajectory.META).is_file():
+                    _copy(imported, path)
+                    self._publish(path)
+        except DistsubError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(f"trajectory {path} cannot be written: {first_line(error)}") from error
 
     def ensure(self, recording: Recording) -> bool:
         """Record a trajectory unless it is there; returns whether it was recorded now.
@@ -84,7 +117,7 @@ class Trajectories:
             OutputError: It cannot be written.
         """
         row = self.record(recording)
-        path = trajectory.directory(root_of(self.store), recording)
+        path = trajectory.directory(self.root, recording)
         if trajectory.has_diverged(path):
             trajectory.load(path)  # says so
         return row is not None
@@ -99,14 +132,13 @@ class Trajectories:
             OutputError: It cannot be written.
         """
         store, trial = self.store, recording.trial
-        path, inputs = trajectory.directory(root_of(store), recording), self.inputs_of(trial)
+        path, inputs = trajectory.directory(self.root, recording), self.inputs_of(trial)
         if _is_there(path, inputs):
             return None
         with self._locked(path, trial):
-            claim = self._claimed(path, inputs)
-            if claim is None:
+            if (claim := self._claimed(path, inputs)) is None:
                 return None
-            files, recorder = Files.at(root_of(store)), Recorder(recording, path)
+            files, recorder = Files.at(self.root), Recorder(recording, path)
             resume = ResumeFile(files, trial, self.checkpoint_s, folder=paths.TRAJECTORIES, largest=math.inf)
             if (state := resume.read()) is not None and not recorder.holds(state.step):
                 resume.discard()
@@ -114,7 +146,7 @@ class Trajectories:
                 row = train(trial, [resume, recorder, Progress(self.report)], self.device, inputs)
                 store.write(row)
                 resume.remove()
-                publish(store, path)  # to where it diverged too: it would again
+                self._publish(path)  # to where it diverged too: it would again
         return row
 
     @contextlib.contextmanager
@@ -150,7 +182,7 @@ class Trajectories:
         store.files.make(paths.TRAJECTORIES)
         claim, taken = Claim(store.files, f"{paths.trajectory(path.name)}.claim"), False
         while True:
-            fetch(store, path)
+            self.fetch(path)
             if _is_there(path, inputs):
                 if taken:
                     claim.give_up()
@@ -164,6 +196,30 @@ class Trajectories:
             for _ in range(0 if taken else LOOKS):
                 self._wait(inputs.trial)
 
+    def fetch(self, path: Path) -> None:
+        """Copy a trajectory from an object store, if it has it."""
+        files, folder = self.store.files, paths.trajectory(path.name)
+        if files.is_local:
+            return
+        with contextlib.suppress(OSError, pa.ArrowException):
+            if trajectory.META not in files.names(folder):
+                return
+            path.mkdir(parents=True, exist_ok=True)
+            for name in files.names(folder):
+                (path / name).write_bytes(files.read(f"{folder}/{name}"))
+
+    def _publish(self, path: Path) -> None:
+        """Copy a trajectory to an object store, what completes it last."""
+        files, folder = self.store.files, paths.trajectory(path.name)
+        if files.is_local:
+            return
+        try:
+            files.make(folder)
+            for file in sorted(path.iterdir(), key=lambda file: file.name == trajectory.META):
+                files.put(f"{folder}/{file.name}", file.read_bytes())
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(f"cannot write {folder} to {self.store.uri} ({first_line(error)})") from error
+
 
 def _is_there(path: Path, inputs: Inputs) -> bool:
     """Tell whether a trajectory is there to the end, or diverged, as it would again; refuse one of other weights."""
@@ -175,32 +231,45 @@ def _is_there(path: Path, inputs: Inputs) -> bool:
     return True
 
 
+def _copy(imported: Imported, path: Path) -> None:
+    """Copy a trajectory, and last what says that all of it is there."""
+    found, now = trajectory.elsewhere(imported.path)
+    if now != imported:
+        raise TrajectoryError(f"trajectory {imported.path} has changed since the sweep began; give the one that it had")
+    files = Files.at(path)
+    for snapshot in found.meta["checkpoints"]:
+        file = found.path / snapshot["file"]
+        if weight_files.content_hash(file) != snapshot["sha256"]:
+            raise TrajectoryError(f"checkpoint {file} has changed since it was written; import it again")
+        files.send(snapshot["file"], file)
+    files.put(trajectory.META, (found.path / trajectory.META).read_bytes())
+
+
 def record_all(sweep: Sweep, store: Store) -> Iterator[tuple[Recording, bool]]:
     """Record every trajectory that a sweep needs or asks for; yields each with whether it was recorded now.
 
     Raises:
         ConfigError: The sweep needs none.
     """
-    recordings = sweep.recordings()
+    recordings, device = sweep.recordings(), "cuda" if sweep.resources.gpus_per_trial else "cpu"
+    trajectories = Trajectories(store, device)
     for imported in sweep.imported:
-        place(imported, store)
+        trajectories.place(imported)
     if not recordings:
         raise ConfigError(
             "nothing to record: the sweep has no learned subspaces; add a table [trajectory], or a method such as "
             '"intrinsic"'
         )
-    device = "cuda" if sweep.resources.gpus_per_trial else "cpu"
     torch.set_num_threads(max(1, int(sweep.resources.cpus_per_trial)))
-    trajectories = Trajectories(store, device)
     for recording in recordings:
         yield recording, trajectories.ensure(recording)
 
 
 def listing(recordings: Iterable[Recording], store: Store) -> pa.Table:
     """List trajectories that are there, one row each."""
-    rows = []
+    rows, root = [], Trajectories(store).root
     for recording in recordings:
-        found = trajectory.load(trajectory.directory(root_of(store), recording))
+        found = trajectory.load(trajectory.directory(root, recording))
         rows.append(
             {
                 "trajectory": recording.id,
@@ -216,50 +285,3 @@ def listing(recordings: Iterable[Recording], store: Store) -> pa.Table:
             }
         )
     return pa.Table.from_pylist(rows)
-
-
-def costs(sweep: Sweep) -> list[tuple[Recording, int]]:
-    """List what a sweep records, each with the bytes that it takes.
-
-    Raises:
-        TrajectoryError: A task has too few steps for the checkpoints.
-    """
-    rows: dict[Any, tuple[int, int]] = {}
-    sizes: dict[Any, int] = {}
-    found = []
-    for recording in sweep.recordings():
-        trial = recording.trial
-        if (key := (trial.task, trial.budget)) not in rows:
-            splits = dataset.load(*key)
-            rows[key] = len(splits.train), splits.task.num_labels or 0
-        about = (trial.model.name, trial.model.revision, trial.model.dtype, rows[key][1])
-        if about not in sizes:
-            model = pretrained.build(pretrained.prepare(*about[:3]), about[3], 0)
-            sizes[about] = sum(parameter.numel() for parameter in model.parameters())
-        found.append((recording, trajectory.num_bytes(recording, sizes[about], rows[key][0])))
-    return found
-
-
-def num_rows(trial: Trial, imported: Mapping[str, int]) -> int:
-    """Count the rows of W that a trial's subspace is made of; `imported` has the checkpoints of imported ones by path.
-
-    Raises:
-        TrajectoryError: A task has too few steps for the checkpoints asked for.
-    """
-    span, total = trial.span, 0
-    assert span is not None, "a trial in a learned subspace has a span"
-    for each in trial.imported:
-        count = imported[each.path]
-        if span.first is not None and span.first > count:
-            raise TrajectoryError(f"first = {span.first}, but trajectory {each.path} has {count} checkpoints; lower it")
-        total += 1 if span.last else span.first or count
-    for recording in trial.recordings:
-        full = recording.trial
-        steps = trajectory.snapshot_steps(recording, len(dataset.load(full.task, full.budget).train))
-        if span.first is not None and span.first > len(steps):
-            raise TrajectoryError(
-                f"first = {span.first}, but the trajectory of task {full.task.name!r} has {len(steps)} checkpoints; "
-                "lower it, or raise [trajectory] steps"
-            )
-        total += 1 if span.last else span.first or len(steps)
-    return total

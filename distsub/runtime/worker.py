@@ -67,9 +67,10 @@ class WorkerConfig:
 
 
 def perform(trial: Trial, config: WorkerConfig, report: Report | None = None) -> Observation:
-    """Train a trial and write its row. However it ends, it leaves no memory behind.
+    """Train a trial, whose contents lie at its addresses or among the results, and write its row.
 
-    `report` is told of every step; asked to stop, the training leaves no row, but a resume state.
+    However it ends, it leaves no memory behind. `report` is told of every step; asked to stop, the training leaves no
+    row, but a resume state.
 
     Raises:
         Stopped: As `report` asked.
@@ -92,14 +93,13 @@ def _perform(trial: Trial, config: WorkerConfig, report: Report) -> Observation:
     torch.set_num_threads(config.threads)
     store = _store(config.out) if "://" in config.out else Store.open(config.out)
     store.folder = config.rows
-    trial = config.places.locate_trial(store.places.locate_trial(trial))
     trajectories = Trajectories(store, config.device, config.checkpoint_s, report, config.inputs)
+    trajectories.provide(trial)
     if (how := config.recordings.get(trial.id)) is not None:
         row = trajectories.record(Recording(trial, **how))
         row = row or next((row for row in store.read() if row.trial.id == trial.id), None)
         if row is not None:
             return row
-    trajectories.provide(trial)
     resume = ResumeFile(store.files, trial, config.checkpoint_s)
     if config.resumes:
         resume.read()

@@ -14,7 +14,7 @@ from distsub.finetune.train import Stopped
 from distsub.preflight import checks, planning
 from distsub.records import label
 from distsub.results import Store
-from distsub.runtime import launch, placing, recording
+from distsub.runtime import launch, recording
 from distsub.runtime.worker import WorkerConfig, perform
 
 METHODS = """methods = [
@@ -192,7 +192,7 @@ def test_a_store_elsewhere_gets_and_gives_the_files(sweep, store, tmp_path, monk
     [needed] = sweep.recordings()
     monkeypatch.setattr(type(store.files), "is_local", False)
     assert recording.Trajectories(store).ensure(needed)
-    here = trajectory.directory(placing.root_of(store), needed)
+    here = trajectory.directory(recording.Trajectories(store).root, needed)
     there = tmp_path / "out" / "trajectories" / needed.id
     assert here != there and {file.name for file in here.iterdir()} == {file.name for file in there.iterdir()}
     for file in here.iterdir():
