@@ -85,37 +85,40 @@ def train(
     """
     with deterministic(device) as determinism:
         training = Training(inputs or Inputs(trial), device, determinism)
-        for observer in observers:
-            observer.on_start(training)
-        if trial.ablation is not None and not training.is_edited:
-            raise ConfigError(
-                f"trial {trial.id} is an ablation: train it with its ablate.WeightEdit among the observers"
-            )
-        for rows in training.batches_left():
-            training.take_step(rows)
-            if training.status == "finished" and training.is_evaluated:
-                for observer in observers:
-                    observer.on_evaluation(training)
-                training.evaluate()
-            if training.status == "diverged":
-                break
-            stops = [observer.on_step(training) for observer in observers]  # every one is told
-            if any(stops):
-                training.read_losses()
-            if training.status == "diverged":
-                break
-            if any(stops) and training.step < trial.budget.steps:
-                for observer in observers:
-                    observer.on_end(training, None)
-                raise Stopped
-        if trial.is_theta_0:
+        return _run(training, observers)
+
+
+def _run(training: "Training", observers: Sequence[Observer]) -> Observation:
+    trial = training.trial
+    for observer in observers:
+        observer.on_start(training)
+    if trial.ablation is not None and not training.is_edited:
+        raise ConfigError(f"trial {trial.id} is an ablation: train it with its ablate.WeightEdit among the observers")
+    for rows in training.batches_left():
+        training.take_step(rows)
+        if training.status == "finished" and training.is_evaluated:
+            for observer in observers:
+                observer.on_evaluation(training)
             training.evaluate()
-        if trial.is_baseline and training.status == "finished":
-            training.score_training_rows()
-        observation = training.observation()
-        for observer in observers:
-            observer.on_end(training, observation)
-        return observation
+        if training.status == "diverged":
+            break
+        stops = [observer.on_step(training) for observer in observers]  # every one is told
+        if any(stops):
+            training.read_losses()
+        if training.status == "diverged":
+            break
+        if any(stops) and training.step < trial.budget.steps:
+            for observer in observers:
+                observer.on_end(training, None)
+            raise Stopped
+    if trial.is_theta_0:
+        training.evaluate()
+    if trial.is_baseline and training.status == "finished":
+        training.score_training_rows()
+    observation = training.observation()
+    for observer in observers:
+        observer.on_end(training, observation)
+    return observation
 
 
 class Training:

@@ -69,12 +69,8 @@ class Trajectories:
             return Path(files.root)
         return cache_directory() / "results" / hashlib.sha256(self.store.uri.encode()).hexdigest()[:16]
 
-    def inputs_of(self, trial: Trial) -> Inputs:
-        """Find what a trial reads."""
-        return Inputs(trial, self.store.files if self.inputs else None, self.root)
-
-    def provide(self, trial: Trial) -> None:
-        """Record the trajectories that a trial's subspace is made of and that are missing, and copy imported ones.
+    def provide(self, trial: Trial) -> Inputs:
+        """Give what a trial reads. The trajectories of its subspace that are missing are recorded first, or copied.
 
         Raises:
             TrajectoryError: A trajectory cannot be recorded or used.
@@ -84,6 +80,7 @@ class Trajectories:
             self.place(imported)
         for recording in trial.recordings:
             self.ensure(recording)
+        return Inputs(trial, self.store.files if self.inputs else None, self.root)
 
     def place(self, imported: Imported) -> None:
         """Put an imported trajectory among the results, unless it is there, for every node and for when it has moved.
@@ -132,7 +129,7 @@ class Trajectories:
             OutputError: It cannot be written.
         """
         store, trial = self.store, recording.trial
-        path, inputs = trajectory.directory(self.root, recording), self.inputs_of(trial)
+        path, inputs = trajectory.directory(self.root, recording), self.provide(trial)
         if _is_there(path, inputs):
             return None
         with self._locked(path, trial):

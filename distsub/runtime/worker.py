@@ -94,7 +94,7 @@ def _perform(trial: Trial, config: WorkerConfig, report: Report) -> Observation:
     store = _store(config.out) if "://" in config.out else Store.open(config.out)
     store.folder = config.rows
     trajectories = Trajectories(store, config.device, config.checkpoint_s, report, config.inputs)
-    trajectories.provide(trial)
+    inputs = trajectories.provide(trial)
     if (how := config.recordings.get(trial.id)) is not None:
         row = trajectories.record(Recording(trial, **how))
         row = row or next((row for row in store.read() if row.trial.id == trial.id), None)
@@ -104,11 +104,11 @@ def _perform(trial: Trial, config: WorkerConfig, report: Report) -> Observation:
     if config.resumes:
         resume.read()
     observers: list[Observer] = [resume, Progress(report)]
-    if trial.ablation is not None:
-        observers.insert(0, ablate.WeightEdit.read(trial.ablation, store.files))
     if config.adapters and isinstance(trial.method, Searched):
         observers.append(SaveAdapter(store, trial))
-    observation = train(trial, observers, config.device, trajectories.inputs_of(trial))
+    if trial.ablation is not None:
+        observers.insert(0, ablate.WeightEdit.read(trial.ablation, store.files))
+    observation = train(trial, observers, config.device, inputs)
     store.write(observation)
     resume.remove()
     return observation

@@ -252,7 +252,7 @@ class Nothing(type(sys)):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        does = dict.fromkeys(("__init__", "read", "remove", "provide", "inputs_of"), lambda *_: None)
+        does = dict.fromkeys(("__init__", "read", "remove", "provide"), lambda *_: None)
         return type(name, (), does)
     def bound(self, *_):
         pass
