@@ -176,8 +176,8 @@ def _places(files: Files) -> Places:
 class Inputs:
     """What a trial reads, on this machine: each part is found and loaded when it is first asked for, and once.
 
-    Attributes:
-        trial: The trial, at the addresses that it was given.
+    Asking raises UnavailableError where a model or rows are neither at their address nor among the inputs of the
+    results, DataError where they have changed since the sweep was checked, and TrajectoryError for snapshots.
     """
 
     def __init__(self, trial: Trial, files: Files | None = None, root: Path | None = None) -> None:
@@ -192,12 +192,7 @@ class Inputs:
 
     @cached_property
     def model(self) -> Prepared:
-        """The pretrained model.
-
-        Raises:
-            UnavailableError: It is neither at its address nor among the inputs of the results.
-            DataError: It has changed since the sweep was checked.
-        """
+        """The pretrained model."""
         asked = self.trial.model
         found = model(asked.name, asked.revision, asked.content, self._files, asked.dtype)
         _check(f"model {asked.name}", asked.content, found.content)
@@ -205,21 +200,12 @@ class Inputs:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's tokenizer.
-
-        Raises:
-            UnavailableError: There is none that can be used.
-        """
+        """The model's tokenizer."""
         return pretrained.tokenizer(self.model)
 
     @cached_property
     def splits(self) -> dataset.Splits:
-        """The rows; their task has its number of labels.
-
-        Raises:
-            UnavailableError: They are neither at their address nor among the inputs of the results.
-            DataError: They cannot be used, or have changed since the sweep was checked.
-        """
+        """The rows; their task has its number of labels."""
         task = self.trial.task
         found = dataset.load(_rows(task, self._files), self.trial.budget)
         _check(f"task {task.name} ({task.source})", task.content, found.dataset_hash)
@@ -227,11 +213,7 @@ class Inputs:
 
     @cached_property
     def snapshots(self) -> Snapshots | None:
-        """What its learned subspace is made of; None where it has none.
-
-        Raises:
-            TrajectoryError: One is missing, damaged, of another model, or shorter than asked for.
-        """
+        """What its learned subspace is made of; None where it has none."""
         if self.trial.span is None or self._root is None:
             return None
         return trajectory.snapshots(self.trial, self._root, self.model.sha256)

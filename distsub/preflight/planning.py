@@ -261,11 +261,7 @@ def _probe(sweep: Sweep, queue: Any) -> dict[tuple[str, Model, Method], Probe]:
 
 
 def _recording_costs(sweep: Sweep) -> list[tuple[Recording, int]]:
-    """List what a sweep records, each with the bytes that it takes.
-
-    Raises:
-        TrajectoryError: A task has too few steps for the checkpoints.
-    """
+    """List what a sweep records, each with the bytes that it takes."""
     rows: dict[Any, tuple[int, int]] = {}
     sizes: dict[Any, int] = {}
     found = []
