@@ -203,7 +203,7 @@ def _check_span(search: Search, imported: Mapping[str, int]) -> None:
 
 
 def _num_rows(trial: Trial, imported: Mapping[str, int]) -> int:
-    """Count the rows of W that a trial's subspace is made of; `imported` has the checkpoints of imported ones by path."""
+    """Count the rows of W that a trial's subspace is made of; `imported` counts the checkpoints of a path."""
     from distsub.data import dataset
     from distsub.finetune import trajectory
 
