@@ -25,8 +25,8 @@ def evaluate(task: Task, predicted: Sequence[float], target: Sequence[float]) ->
     Returns:
         nll, in nats per token of all completions (lower is better), or exact_match, the share of right answers; else
         accuracy, macro_f1 (the mean of the F1 of every class that is predicted or true) and matthews, and for two
-        labels f1 of label 1; or pearson and spearman for regression. A constant prediction correlates with nothing
-        and scores 0; one prediction that is not finite makes every score nan.
+        labels f1 of label 1; or pearson, spearman and mse, in the targets' own units, for regression. A constant
+        prediction correlates with nothing and scores 0; one prediction that is not finite makes every score nan.
 
     Raises:
         DataError: No examples, or not as many predictions as targets.
@@ -37,10 +37,10 @@ def evaluate(task: Task, predicted: Sequence[float], target: Sequence[float]) ->
     if task.is_completion:
         return {task.metric: float(guess.sum() / truth.sum()) if np.isfinite(guess).all() else float("nan")}
     if not np.isfinite(guess).all():
-        names = ("pearson", "spearman") if task.num_labels == 1 else ("accuracy", "macro_f1", "matthews", "f1")
+        names = ("pearson", "spearman", "mse") if task.num_labels == 1 else ("accuracy", "macro_f1", "matthews", "f1")
         return dict.fromkeys(names, float("nan"))
     if task.num_labels == 1:
-        return _correlations(guess, truth)
+        return _correlations(guess, truth) | {"mse": float(((guess - truth) ** 2).mean())}
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     classes, true = guess.astype(np.int64), truth.astype(np.int64)

@@ -32,10 +32,11 @@ def test_correlations():
     scores = evaluate(TASKS["stsb"], [1, 2, 3, 10], [0.1, 0.2, 0.3, 0.4])
     assert scores["spearman"] == pytest.approx(1.0)
     assert scores["pearson"] == pytest.approx(1.4 / math.sqrt(50 * 0.05))
+    assert scores["mse"] == pytest.approx((0.9**2 + 1.8**2 + 2.7**2 + 9.6**2) / 4)
 
 
 def test_a_constant_prediction_scores_zero_without_a_warning():
-    assert evaluate(TASKS["stsb"], [2, 2, 2], [1, 2, 3]) == {"pearson": 0.0, "spearman": 0.0}
+    assert evaluate(TASKS["stsb"], [2, 2, 2], [1, 2, 3]) == {"pearson": 0.0, "spearman": 0.0, "mse": 2 / 3}
     assert evaluate(TASKS["stsb"], [1, 1, 1 + 1e-15], [1, 2, 3])["pearson"] is not None
     assert evaluate(TASKS["cola"], [1, 1, 1], [1, 0, 1])["matthews"] == 0.0
     assert evaluate(TASKS["mrpc"], [0, 0], [0, 0]) == {

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distsub.adapters import predictor
+from distsub.adapters import predictor, units
 from distsub.adapters.loading import Opened
 from distsub.adapters.peft_files import Facts
 from distsub.data.dataset import Split
@@ -69,12 +69,22 @@ def to_transformers(opened: Opened, directory: str | os.PathLike[str], dtype: st
         "load": f"{_loader(model).__name__}.from_pretrained",
         "architecture": type(model).__name__,
         "dtype": str(wanted).removeprefix("torch."),
-        "weights": "those of the held model" if wanted == kept else f"rounded from {str(kept).removeprefix('torch.')}",
+        "weights": _said(opened) if wanted == kept else f"rounded from {str(kept).removeprefix('torch.')}",
         "logits": compared(found, held),
         "num_params": sum(p.numel() for p in again.parameters()),
         "bytes": num_bytes,
     }
-    return Export(facts, replace(opened, model=again))
+    return Export(facts, read_back(opened, again))
+
+
+def read_back(opened: Opened, model: Any) -> Opened:
+    """Put an exported model in the place of the adapter's; it has the units of its targets in its weights."""
+    trained_on = opened.config.trained_on and replace(opened.config.trained_on, scale=None)
+    return replace(opened, model=model, config=replace(opened.config, trained_on=trained_on))
+
+
+def _said(opened: Opened) -> str:
+    return "those of the held model" + (", the last layer in the targets' units" if opened.scale else "")
 
 
 def merged(opened: Opened) -> Any:
@@ -84,7 +94,7 @@ def merged(opened: Opened) -> Any:
         AdapterError: The method of PEFT cannot be merged into the weights.
     """
     if isinstance(opened.model, SubspaceModel):
-        return opened.model.merge().eval()
+        return _folded(opened.model.merge().eval(), opened)
     model: Any = opened.model
     own_memory(model)
     try:
@@ -92,7 +102,13 @@ def merged(opened: Opened) -> Any:
     except (AttributeError, NotImplementedError, ValueError, RuntimeError, TypeError) as error:
         name = opened.config.method.peft if isinstance(opened.config, Facts) else "this method"
         raise AdapterError(f"PEFT cannot merge {name} into the weights ({first_line(error)}); use --to peft") from None
-    return plain.requires_grad_(True).eval()
+    return _folded(plain.requires_grad_(True).eval(), opened)
+
+
+def _folded(model: Any, opened: Opened) -> Any:
+    if opened.scale is not None:
+        units.fold(model, opened.scale)
+    return model
 
 
 def own_memory(model: nn.Module) -> None:

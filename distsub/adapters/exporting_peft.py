@@ -7,7 +7,6 @@ becomes its best approximation of a rank, by singular values (Eckart and Young 1
 
 import copy
 import os
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ def to_peft(opened: Opened, directory: str | os.PathLike[str], rank: int = 8, dr
     inputs, held = exporting.probe(opened)
     theirs, lacking = as_others_have_it(opened)
     if isinstance(opened.model, SubspaceModel):
-        weights = opened.model.merged_state()
+        weights = exporting.merged(opened).state_dict() if opened.scale else opened.model.merged_state()
         start = _theta_0(opened.model, weights, theirs, lacking)
         model, about = _low_rank(theirs, start, weights, lacking, {*opened.model.head}, rank, drop)
     else:
@@ -87,7 +86,7 @@ def to_peft(opened: Opened, directory: str | os.PathLike[str], rank: int = 8, dr
         "bytes": num_bytes,
         "adapter_bytes": opened.num_bytes,
     }
-    return Export(facts, replace(opened, model=read))
+    return Export(facts, exporting.read_back(opened, read))
 
 
 def _is_there(model: Any, name: str) -> bool:
@@ -191,7 +190,10 @@ def _again(opened: Opened, theirs: Any, lacking: set[str]) -> tuple[Any, dict[st
         if not any(name.startswith(f"base_model.model.{each}.") for each in whole)
     }
     weights = {name: p.detach() for name, p in exporting.merged(opened).named_parameters()}
-    state |= {f"base_model.model.{name}": each for name, each in weights.items() if name.rpartition(".")[0] in whole}
+    for name, each in weights.items():  # of a saved head too: it has the units of the targets in it only now
+        key = f"base_model.model.{name}"
+        if name.rpartition(".")[0] in whole or (key in state and state[key].shape == each.shape):
+            state[key] = each
     with peft_model.quiet():
         made: Any = get_peft_model(theirs, config)
         set_peft_model_state_dict(made, state)

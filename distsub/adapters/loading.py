@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from distsub import paths
-from distsub.adapters import hub, peft_files
+from distsub.adapters import hub, peft_files, units
 from distsub.addresses import is_hub_id
 from distsub.errors import AdapterError, OutputError, UnavailableError, first_line
 from distsub.files import Files
@@ -36,6 +36,11 @@ class Opened:
     config: adapter.Config | peft_files.Facts
     base: pretrained.Prepared | None
     num_bytes: int
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """Mean and standard deviation of its targets, where it learned them standardised; its model gives them back."""
+        return self.config.trained_on and self.config.trained_on.scale
 
 
 def load_adapter(
@@ -86,7 +91,7 @@ def open_adapter(
                     f"{path} was trained on weights {config.base_sha256[:12]}, those of the base model are "
                     f"{sha256[:12]}; give the base model that it was trained on"
                 )
-            return Opened(peft_files.load(path, config, model), config, prepared, num_bytes)
+            return _in_units(Opened(peft_files.load(path, config, model), config, prepared, num_bytes))
         made_of, span, snapshots = config.snapshots, config.subspace.span, None
         if made_of is not None and span is not None:
             if prepared is None:
@@ -99,7 +104,12 @@ def open_adapter(
             folders = [root / paths.trajectory(name) for name in made_of.recordings]
             snapshots = trajectory.collect(folders, prepared.sha256, span)
         held = SubspaceModel.from_pretrained(path, model, snapshots)
-        return Opened(held, config, prepared, num_bytes)
+        return _in_units(Opened(held, config, prepared, num_bytes))
+
+
+def _in_units(opened: Opened) -> Opened:
+    units.in_original_units(opened.model, opened.scale)
+    return opened
 
 
 def read_config(path: Path) -> adapter.Config | peft_files.Facts:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distsub import metrics
-from distsub.adapters import loading
+from distsub.adapters import loading, units
 from distsub.data import chats
 from distsub.data import labels as label_names
 from distsub.data.dataset import Split
@@ -70,6 +70,7 @@ class Predictor:
         assert base is not None and config.num_labels is not None, "the base came from an address"
         held = opened.model
         self.model: Any = held.merge() if isinstance(held, SubspaceModel) else peft_model.plain(held)
+        units.in_original_units(self.model, opened.scale)
         self.model.to(device).eval()
         self.tokenizer: Any = tokenizer_of(opened)
         number, name = config.num_labels, config.task or "adapter"

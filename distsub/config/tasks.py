@@ -66,6 +66,7 @@ class TaskTable(Table):
     separator: str | None = None
     quote: Literal["double", "none"] | None = None
     encoding: str | None = None
+    standardise: bool | None = None
 
     def record(self, directory: Path) -> Task:
         """Make the task that it describes; a relative path starts at `directory`."""

@@ -63,17 +63,20 @@ class Split:
     Attributes:
         texts: One column of strings, or two of the same length for pairs.
         labels: Class numbers, or values for regression; the completions of a completion task.
+        scale: Mean and standard deviation of the values that are trained on, where the task standardises them; the
+            labels are as they are.
     """
 
     texts: tuple[Sequence[str], ...]
     labels: list[int] | list[float] | list[str]
+    scale: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def part(self, rows: slice) -> "Split":
         """Give some of the rows."""
-        return Split(tuple(column[rows] for column in self.texts), self.labels[rows])
+        return Split(tuple(column[rows] for column in self.texts), self.labels[rows], self.scale)
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def load(task: Task, budget: Budget) -> Splits:
         _split(table, task, numbers, rows[_subset(len(rows), most, salt)])
         for table, numbers, rows, most, salt in zip(tables, found, chosen, wanted, ("train", "validation"), strict=True)
     )
-    return Splits(train, validation, _hash((train, validation)), task)
+    return _splits(train, validation, task)
 
 
 def save(splits: Splits, folder: Path) -> list[Path]:
@@ -159,7 +162,21 @@ def _saved(task: Task, folder: Path, budget: Budget) -> Splits:
             found.append(Split(texts, [numbers[values[i]] if numbers else values[i] for i in rows]))
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise UnavailableError(f"{task.name}: the rows in {folder} cannot be read: {first_line(error)}") from None
-    return Splits(found[0], found[1], _hash((found[0], found[1])), task)
+    return _splits(found[0], found[1], task)
+
+
+def _splits(train: Split, validation: Split, task: Task) -> Splits:
+    """Put both splits together, with the scale of those that are trained on where the task standardises its values."""
+    if task.standardise:
+        values = np.asarray(train.labels, dtype=np.float64)
+        if not (deviation := float(values.std())):
+            raise DataError(
+                f"{task.name}: all {len(values)} training rows have the value {values[0]:g}, so standardise = true has "
+                "no scale to take; give rows of different values, or leave it out"
+            )
+        scale = float(values.mean()), deviation
+        train, validation = (replace(each, scale=scale) for each in (train, validation))
+    return Splits(train, validation, _hash((train, validation)), task)
 
 
 def _usable(table: pa.Table, task: Task, split: str) -> pa.Table:

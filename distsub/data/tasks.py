@@ -167,6 +167,8 @@ def _checked(task: Task) -> Task:
     if task.metric not in METRICS:
         raise ConfigError(f'{where}: unknown metric "{task.metric}"; {nearest(task.metric, METRICS)}')
     if task.is_completion:
+        if task.standardise:
+            raise ConfigError(f"{where}: standardise is for regression, completions have no values; leave it out")
         _check_completion(task, where)
         return _check_splits(task, where)
     if task.metric in OF_COMPLETIONS:
@@ -183,6 +185,11 @@ def _checked(task: Task) -> Task:
         raise ConfigError(
             f'{where}: metric "{task.metric}" with num_labels = {task.num_labels}; '
             "regression is num_labels = 1 with pearson, classification is 2 or more with another metric"
+        )
+    if task.standardise and task.num_labels != 1:
+        raise ConfigError(
+            f"{where}: standardise = true with num_labels = {task.num_labels}; only values have a scale: give "
+            'kind = "regression", or leave it out'
         )
     if task.labels and len(task.labels) != task.num_labels:
         raise ConfigError(f"{where}: labels lists {len(task.labels)} classes, num_labels = {task.num_labels}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distsub import metrics
 from distsub.data import dataset
 from distsub.finetune import batches, completions, generation
-from distsub.finetune.objective import objective
+from distsub.finetune.objective import in_units, objective
 from distsub.finetune.precision import Autocast
 from distsub.models import peft_model
 from distsub.records import Task
@@ -32,7 +32,8 @@ class Evaluation:
     """Scores a model and keeps its last predictions.
 
     Attributes:
-        targets: The truth of each row: a class or value; of completions their number of tokens (nll), or 1.
+        targets: The truth of each row: a class, or a value as it is in the file; of completions their number of tokens
+            (nll), or 1.
         predicted: The last prediction for each row: a class or value; of completions their negative log-likelihood in
             nats (nll), or 1 where the answer was right and 0 where not (exact_match).
         metrics: Every metric of the last predictions.
@@ -50,7 +51,7 @@ class Evaluation:
         content: Sequence[Any] | None = None,
     ) -> None:
         """Tokenize the rows once, longest first so that padding is small; arguments as of `objective`."""
-        self._task, self._tokenizer, self._device = task, tokenizer, device
+        self._task, self._tokenizer, self._device, self._scale = task, tokenizer, device, split.scale
         self._rows = objective(tokenizer, task, split, max_length, config, content)
         self._answers = [str(label) for label in split.labels] if task.is_completion else []
         self._order = sorted(range(len(split)), key=lambda i: -self._rows.lengths[i])
@@ -86,6 +87,8 @@ class Evaluation:
     def _labels(self, model: nn.Module, autocast: Autocast) -> list[float]:
         found = logits(model, self._rows.batch, self._rows.lengths, self._device, autocast)
         values = found.squeeze(-1) if self._task.num_labels == 1 else found.argmax(-1).float()
+        if self._scale is not None:
+            values = in_units(values, self._scale)
         return values.masked_fill(~found.isfinite().all(-1), math.nan).tolist()  # the argmax of nan is a class
 
     def _likelihoods(self, model: nn.Module, autocast: Autocast) -> list[float]:

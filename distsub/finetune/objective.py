@@ -11,8 +11,18 @@ from distsub.finetune import batches, completions, tokens
 from distsub.records import Task
 
 
+def in_units(values: Tensor, scale: tuple[float, float]) -> Tensor:
+    """Give standardised values in the units of their targets, float32: value * deviation + mean.
+
+    >>> in_units(torch.tensor([-1.0, 0.0]), (2.5, 1.5)).tolist()
+    [1.0, 2.5]
+    """
+    mean, deviation = scale
+    return values.float() * deviation + mean
+
+
 class Labels:
-    """The loss of a classifier, or of a regression, on some rows.
+    """The loss of a classifier, or of a regression, whose targets may be standardised, on some rows.
 
     Attributes:
         examples: The tokens of each row, a sequence of dicts of lists.
@@ -23,6 +33,9 @@ class Labels:
         self, tokenizer: Any, split: Split, max_length: int, is_regression: bool, content: Sequence[Any] | None
     ) -> None:
         self._tokenizer, self._labels, self._is_regression = tokenizer, split.labels, is_regression
+        if split.scale is not None:
+            mean, deviation = split.scale
+            self._labels = [(float(value) - mean) / deviation for value in split.labels]
         key = content and ["labels", *content, max_length]
         self.examples = tokens.prepared(
             len(split), key, lambda rows: batches.tokenize(tokenizer, split.part(rows), max_length)

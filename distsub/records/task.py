@@ -81,6 +81,8 @@ class Task(Record):
         stop: Text before which a generated answer ends, or None.
         answer: Regular expression that finds the answer in a completion, generated or given: its first group, or all of
             it; None compares the whole.
+        standardise: Whether a regression learns its targets less their mean, in units of their standard deviation, both
+            of the rows that are trained on; predictions and scores are of the targets as they are.
         content: Hash of the rows that the budget draws from it (`Splits.dataset_hash`); None before they are read.
     """
 
@@ -109,7 +111,13 @@ class Task(Record):
     max_new_tokens: int | None = None
     stop: str | None = None
     answer: str | None = None
+    standardise: bool = False
     content: str | None = None
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """The fields that are no part of the identity; targets as they are go without saying, as in earlier rows."""
+        return super().left_out | (set() if self.standardise else {"standardise"})
 
     @property
     def is_completion(self) -> bool:
@@ -166,6 +174,7 @@ class TrainedOn:
         max_new_tokens: Most tokens of a generated answer, or None.
         stop: Text before which one ends, or None.
         answer: Regular expression that finds the answer in it, or None.
+        scale: Mean and standard deviation of the targets, where the model gives standardised values; else None.
     """
 
     _SAME: ClassVar = ("text", "label", "metric", "labels", "empty", "max_new_tokens", "stop", "answer")
@@ -180,12 +189,14 @@ class TrainedOn:
     max_new_tokens: int | None = None
     stop: str | None = None
     answer: str | None = None
+    scale: tuple[float, float] | None = None
 
     @classmethod
-    def of(cls, task: Task, budget: Budget, precision: str) -> "TrainedOn":
-        """Take it from a task whose labels are counted, and the precision that was found for it."""
+    def of(cls, task: Task, budget: Budget, precision: str, scale: tuple[float, float] | None = None) -> "TrainedOn":
+        """Take it from a task whose labels are counted, and the precision and scale that were found for it."""
         found: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
-        return cls(max_length=budget.max_length, precision=found, **{name: getattr(task, name) for name in cls._SAME})
+        same = {name: getattr(task, name) for name in cls._SAME}
+        return cls(max_length=budget.max_length, precision=found, scale=scale, **same)
 
     def task(self, name: str, num_labels: int) -> Task:
         """Give the task back, without the place of its rows."""

@@ -74,8 +74,8 @@ def _model(entry: Record) -> Any:
 
 def _task(entry: Record) -> Any:
     asked = {key: value for key, value in entry.items() if key != "content"}
-    decisive = ("name", "num_labels", "metric", "max_new_tokens", "stop", "answer")
-    return [entry["content"], *(entry[key] for key in decisive)] if entry["content"] else asked
+    decisive = ("name", "num_labels", "metric", "max_new_tokens", "stop", "answer", "standardise")
+    return [entry["content"], *(entry.get(key) for key in decisive)] if entry["content"] else asked
 
 
 def _method(entry: Record) -> Any:

@@ -84,6 +84,7 @@ OBSERVATIONS = pa.schema(
         *columns(_TEXT, "task_stop", "task_answer", "task_content", "task_train", "task_validation"),
         ("task_where", pa.list_(pa.struct([("column", _TEXT), ("value", _TEXT)]))),
         ("task_holdout", _FLOAT),
+        ("task_standardise", pa.bool_()),
         *columns(_INT, "budget_steps", "batch_size", "max_length", "train_examples", "eval_examples"),
         ("warmup", _FLOAT),
         ("eval_every", _INT),

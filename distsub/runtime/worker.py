@@ -142,8 +142,8 @@ class SaveAdapter(Observer):
         if observation is None or observation.score is None:
             return
         model, trial, store = training.model, self._trial, self._store
-        task, precision = training.inputs.splits.task, dict(observation.provenance)["precision"]
-        trained_on = TrainedOn.of(task, trial.budget, precision)
+        splits, precision = training.inputs.splits, dict(observation.provenance)["precision"]
+        task, trained_on = splits.task, TrainedOn.of(splits.task, trial.budget, precision, splits.train.scale)
         with tempfile.TemporaryDirectory() as folder:
             if isinstance(trial.method, Peft):
                 sha256 = training.inputs.model.sha256

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from distsub.adapters import exporting, exporting_peft, loading
+from distsub.adapters import exporting, exporting_peft, loading, units
 from distsub.adapters.predictor import Predictor
 from distsub.config import parse_sweep
 from distsub.data.tasks import resolve
@@ -263,3 +263,18 @@ def test_the_readme_of_an_export_says_where_the_base_lies_and_shows_no_path(addr
     text = exporting_peft.readme(address, "PeftModel")
     assert shown in text and words in text and "/home/me" not in text
     assert ("adapter_config.json" in text) == (address != "org/base")
+
+
+def test_units_that_the_last_layer_cannot_hold_are_refused():
+    """A decoder's last layer has no bias for the mean."""
+    for model in (torch.nn.Linear(4, 1, bias=False), torch.nn.Linear(4, 2)):
+        with pytest.raises(AdapterError, match=r"no last layer with a bias .* mean 2\.5: use distsub\.load"):
+            units.fold(model, (2.5, 1.5))
+
+
+def test_folded_units_are_those_of_the_values_in_float64():
+    torch.manual_seed(0)
+    layer, rows = torch.nn.Linear(8, 1).double(), torch.randn(20, 8, dtype=torch.float64)
+    expected = layer(rows) * 1.5 + 2.5
+    units.fold(layer, (2.5, 1.5))
+    torch.testing.assert_close(layer(rows), expected, rtol=1e-12, atol=1e-12)

@@ -5,11 +5,14 @@ import json
 
 import decoders
 import numpy as np
+import peft
 import pyarrow as pa
 import pytest
 import torch
+import transformers
 
 import distsub
+from distsub.adapters import exports
 from distsub.config import parse_sweep
 from distsub.data import dataset
 from distsub.data.tasks import resolve
@@ -94,6 +97,37 @@ class TestPredictionsAreThoseOfTheTraining:
             found.predict_proba(texts_of(split))
         with pytest.raises(DataError, match=r"row 1 is 'w1'; give a pair of texts \(one, two\)"):
             found.predict(["w1"])
+
+    @pytest.mark.parametrize(
+        ("method", "d"), [(Subspace(), 64), (Subspace(head="trained"), 64), (Peft("LORA", head="trained"), 960)]
+    )
+    def test_of_standardised_values(self, setup, tmp_path, method, d):
+        """Everything that gives a value gives it in the units of the file, and so does what is exported."""
+        lines = ["text,score", *(f"w{i} good,{100 + i / 7:.3f}" for i in range(30))]
+        (tmp_path / "values.csv").write_text("\n".join(lines) + "\n")
+        columns = {"text": ("text",), "label": "score", "num_labels": 1, "holdout": 10}
+        task = resolve("values", path=str(tmp_path / "values.csv"), **columns, standardise=True)
+        trial = Trial(dataclasses.replace(setup, task=task, method=method), d, 1.0)
+        row, place, split = train(trial, tmp_path / "out")
+        texts, found = texts_of(split), distsub.load(place)
+        assert tuple(found.predict(texts)) == row.predicted and min(row.predicted) > 90
+        assert found.evaluate(texts, split.labels) == dict(row.metrics)
+        inputs = found.tokenizer(texts, return_tensors="pt", padding=True)
+        targets = torch.tensor(split.labels)
+        for model in (found.model, distsub.load_adapter(place), distsub.load_adapter(place)):
+            given = model.eval()(**inputs, labels=targets)
+            assert given.logits.squeeze(-1).tolist() == pytest.approx(list(row.predicted), abs=1e-3)
+            assert given.loss.item() == pytest.approx(dict(row.metrics)["mse"], rel=1e-3)
+        rows = str(tmp_path / "values.csv")
+        for to in ("transformers", "peft"):
+            facts = exports.export(place, to, tmp_path / to, data=rows, **({"rank": 32} if to == "peft" else {}))
+            assert facts["scored_rows"] == 30
+        plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "transformers")
+        assert plain(**inputs).logits.squeeze(-1).tolist() == pytest.approx(list(row.predicted), abs=1e-3)
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(setup.model.name, num_labels=1)
+        with peft_model.quiet():
+            lora = peft.PeftModel.from_pretrained(base, str(tmp_path / "peft")).eval()
+        assert lora(**inputs).logits.squeeze(-1).tolist() == pytest.approx(list(row.predicted), abs=0.5)
 
     def test_of_named_labels(self, setup, tmp_path):
         lines = [

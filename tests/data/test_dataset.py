@@ -1,8 +1,10 @@
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -120,6 +122,37 @@ def test_pairs_and_regression(tmp_path):
         pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
     train = dataset.load(mine(tmp_path, text=("a", "b"), label="score", num_labels=1), ALL).train
     assert train.texts == (["x", "y"], ["z", "w"]) and train.labels == [0.5, 4.0]
+
+
+@pytest.mark.parametrize("holdout", [None, 4])
+def test_a_scale_is_that_of_the_rows_that_are_trained_on(tmp_path, holdout):
+    values = [float(i * i) for i in range(20)]
+    table = pa.table({"text": [f"w{i}" for i in range(20)], "label": values})
+    for split in ("train", "validation"):
+        pq.write_table(table if split == "train" else table.slice(0, 5), tmp_path / f"{split}.parquet")
+    place = {"holdout": holdout} if holdout else {}
+    plain = mine(tmp_path, num_labels=1, metric="pearson", **place)
+    task = dataclasses.replace(plain, standardise=True)
+    for budget in (ALL, Budget(steps=1, train_examples=7)):
+        splits, without = dataset.load(task, budget), dataset.load(plain, budget)
+        used = np.array(splits.train.labels, dtype=np.float64)
+        assert splits.train.scale == splits.validation.scale == (used.mean(), used.std())
+        # The rows are what they are: only what is learned of them differs.
+        assert splits.train.labels == without.train.labels and splits.dataset_hash == without.dataset_hash
+        assert without.train.scale is None and splits.train.part(slice(0, 2)).scale == splits.train.scale
+        folder = tmp_path / f"saved-{budget.train_examples}"
+        folder.mkdir()
+        dataset.save(splits, folder)
+        again = dataset.load(dataclasses.replace(task, source=f"{dataset.ROWS}{folder}"), ALL)
+        assert again.train.scale == splits.train.scale and again.dataset_hash == splits.dataset_hash
+
+
+def test_equal_values_have_no_scale(tmp_path):
+    table = pa.table({"text": ["a", "b", "c"], "label": [3.0, 3.0, 3.0]})
+    for split in ("train", "validation"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    with pytest.raises(DataError, match="all 3 training rows have the value 3, so standardise = true has no scale"):
+        dataset.load(mine(tmp_path, num_labels=1, metric="pearson", standardise=True), ALL)
 
 
 def test_local_files_need_neither_the_hub_libraries_nor_a_cache(directory):

@@ -48,6 +48,7 @@ def test_own_task():
         ("mrpc", {"metric": "acuracy"}, 'did you mean "accuracy"'),
         ("mrpc", {"metric": "pearson"}, "regression is num_labels = 1"),
         ("stsb", {"num_labels": 2}, "regression is num_labels = 1"),
+        ("mrpc", {"standardise": True}, "standardise = true with num_labels = 2; only values have a scale"),
         ("mnli", {"metric": "f1"}, "two labels"),
         ("mrpc", {"num_labels": 0}, "num_labels = 0"),
         ("mrpc", {"holdout": 0}, "holdout = 0"),

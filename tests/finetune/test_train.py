@@ -3,6 +3,7 @@ import math
 import shutil
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -220,6 +221,31 @@ def test_regression_trains_on_values(tiny_model, tmp_path, trials):
     row = train.train(trials.baseline[1].vary(task=task))
     assert row.metrics and row.chance == 0.0 and row.score > 0.3
     assert row.train_score == pytest.approx(row.score)  # of the same rows
+
+
+def test_standardised_values_are_learned_alike_in_any_unit(tiny_model, tmp_path, trials):
+    """Targets a y + b give predictions a f + b: the same correlation, a squared times the error."""
+    values, rows = [i % 5 / 4 for i in range(200)], {}
+    for a, b in ((1, 0), (8, -64)):
+        lines = ["sentence,label", *(f"{'good ' * (i % 5)}w{i % 30},{a * value + b}" for i, value in enumerate(values))]
+        for name in ("train", "validation"):
+            (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+        fields = {"name": "value", "source": str(tmp_path), "num_labels": 1, "metric": "pearson"}
+        task = dataclasses.replace(trials.task, **fields, validation="validation", standardise=True)
+        for trial in (trials.baseline[1], trials.trials_at(64)[0]):
+            rows.setdefault(trial.d, []).append(train.train(trial.vary(task=task)))
+        plain = train.train(trials.trials_at(64)[0].vary(task=dataclasses.replace(task, standardise=False)))
+    for one, other in rows.values():
+        assert np.array(other.predicted) == pytest.approx(8 * np.array(one.predicted) - 64, abs=1e-3)
+        assert other.score == pytest.approx(one.score, abs=1e-4)
+        found, expected = dict(other.metrics)["mse"], 64 * dict(one.metrics)["mse"]
+        assert found == pytest.approx(expected, rel=1e-3)
+        truth = np.array(other.target)
+        assert found == pytest.approx(float(np.mean((np.array(other.predicted) - truth) ** 2)))
+        assert set(truth) == {-64.0, -62.0, -60.0, -58.0, -56.0}
+    # As they are, most of such targets is their mean, which the first steps go to.
+    assert dict(plain.metrics)["mse"] > 10 * dict(rows[64][1].metrics)["mse"]
+    assert plain.trial.id != rows[64][1].trial.id
 
 
 def test_the_gap_to_the_training_rows_is_known_of_full_fine_tuning_alone(trials, tmp_path):

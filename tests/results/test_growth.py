@@ -124,6 +124,9 @@ CHANGED = {
             "encoding": "cp1252",
         }.items()
     },
+    "[[tasks]] a standardise": tuple(
+        task(kind="regression", metric="pearson", num_labels=None, standardise=each) for each in (False, True)
+    ),
     "[[tasks]] a kind": (BASE, task(text=None, kind="completion", prompt="t", completion="u")),
     **{
         f"[[tasks]] a {key}": (completion(), completion(**{key: value}))
