@@ -5,6 +5,7 @@
 """
 
 from abc import abstractmethod
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -114,8 +115,8 @@ class Blockwise(Projection):
         self._check(None, start, stop)
         if self.factors is not None:
             grad = self._normalize(grad.clone(), start)
-        if self._has_kernels(grad) and (found := self._kernel_transposed(start, stop, [(start, grad.contiguous(), 0)])):
-            return self._decode(found[0])
+        if self._has_kernels(grad) and grad.numel():
+            return self._decode(self._kernel_transposed(start, stop, [(start, grad.contiguous(), 0)]))
         code = grad.new_zeros(self._code_length)
         for low, high, state in self._chunks(start, stop, grad.device):
             first, last = max(low, start), min(high, stop)
@@ -133,7 +134,9 @@ class Blockwise(Projection):
         code = (theta if isinstance(theta, Encoded) else self.encode(theta)).code
         self._check(None, start, start + width)
         pieces = [
-            self._expand(code, self._state(blocks)).view(-1)[index]
+            self._kernel(code, 0, blocks.numel() * self.block_length, blocks=blocks)[index]
+            if self._has_kernels(code)
+            else self._expand(code, self._state(blocks)).view(-1)[index]
             for _, blocks, index in self._row_chunks(start, width, rows)
         ]
         out = torch.cat(pieces) if pieces else code.new_empty(0, width)
@@ -150,7 +153,10 @@ class Blockwise(Projection):
         for span, blocks, index in self._row_chunks(start, width, rows):
             values = grad.new_zeros(blocks.numel() * self.block_length)
             values.index_add_(0, index.reshape(-1), grad[span].reshape(-1))
-            self._collapse(values.view(-1, self.block_length), self._state(blocks), code)
+            if self._has_kernels(values):
+                code += self._kernel_transposed(0, values.numel(), [(0, values, 0)], blocks=blocks)
+            else:
+                self._collapse(values.view(-1, self.block_length), self._state(blocks), code)
         return self._decode(code)
 
     @exact
@@ -165,20 +171,29 @@ class Blockwise(Projection):
     ) -> Tensor | None:
         """Implement `Projection.make`."""
         code = (theta if isinstance(theta, Encoded) else self.encode(theta)).code
-        tensors = [tensor for _, tensor, _ in add]
-        if self.factors is not None or not self._has_kernels(code) or not kernels.module().readable(tensors):
+        if not self._has_kernels(code) or not kernels.module().readable([tensor for _, tensor, _ in add]):
             return None
+        if self.factors is not None:
+            groups = {group for *_, group in add}
+            if scales is not None and len(groups) > 1:
+                return None
+            factors = self._table("_factors", code.device, torch.float32)
+            scales = factors if scales is None else factors * scales[groups.pop()]
+            add = self._numbered(add)
         return self._kernel(code, start, stop, add=add, scales=scales, dtype=dtype)
 
     def collapse(self, start: int, stop: int, grads: Sequence[Stretch]) -> Tensor | None:
         """Implement `Projection.collapse`."""
+        grads = [each for each in grads if each[1].numel()]
         tensors = [tensor for _, tensor, _ in grads]
-        if self.factors is not None or torch.is_grad_enabled() or not tensors or not self._ready(tensors[0].device):
+        if torch.is_grad_enabled() or not tensors or not self._ready(tensors[0].device):
             return None
         if not kernels.module().readable(tensors):
             return None
-        found = self._kernel_transposed(start, stop, grads)
-        return found and self._decode(found[0])
+        if self.factors is None:
+            return self._decode(self._kernel_transposed(start, stop, grads))
+        factors = self._table("_factors", tensors[0].device, torch.float32)
+        return self._decode(self._kernel_transposed(start, stop, self._numbered(grads), scales=factors))
 
     # Kernels, of families that have any.
 
@@ -188,9 +203,9 @@ class Blockwise(Projection):
         """Make rows by a kernel: see `triton_kernels`."""
         raise NotImplementedError
 
-    def _kernel_transposed(self, start: int, stop: int, grads: Sequence[Stretch]) -> tuple[Tensor] | None:
-        """Sum a gradient to the code's by a kernel; None where the family has none for this direction."""
-        return None
+    def _kernel_transposed(self, start: int, stop: int, grads: Sequence[Stretch], **more: Any) -> Tensor:
+        """Sum a gradient to the code's by a kernel: see `triton_kernels`."""
+        raise NotImplementedError
 
     def _has_kernels(self, like: Tensor) -> bool:
         """Tell whether kernels run on what a tensor is like: in float32, and without a history."""
@@ -207,18 +222,23 @@ class Blockwise(Projection):
 
     @torch.no_grad()
     def _prove(self, device: torch.device) -> bool:
-        """Compare the kernels with torch's operations on a few blocks."""
+        """Compare the kernels with torch's operations on a few blocks, and on rows of a table."""
         theta = torch.cos(torch.arange(self.num_coordinates, dtype=torch.float64)).float().to(device)
         stop = min(self.num_params, 3 * self.block_length + 5)
         grad = torch.sin(torch.arange(stop, dtype=torch.float64)).float().to(device)
+        width = max(1, min(self.sizes[0] // 3, stop // 3))
+        rows = torch.arange(min(3, self.sizes[0] // width), device=device).flip(0)
+
+        def results() -> list[Tensor]:
+            table = grad[: rows.numel() * width].view(-1, width)
+            by_rows = [self.apply_rows(theta, 0, width, rows), self.adjoint_rows(table, 0, rows)] if len(rows) else []
+            return [self.apply(theta, 1, stop), self.adjoint(grad), *by_rows]
+
         try:
             self._testing = True
-            expected = self.apply(theta, 1, stop), self.adjoint(grad)
-            code = self.encode(theta).code
-            found = self._normalize(self._kernel(code, 1, stop), 1)
-            grad = self._normalize(grad, 0) if self.factors is not None else grad
-            back = self._kernel_transposed(0, stop, [(0, grad, 0)])
-            pairs = [(found, expected[0])] + ([(self._decode(back[0]), expected[1])] if back else [])
+            expected = results()
+            self._testing, self._proven[device] = False, True
+            pairs = list(zip(results(), expected, strict=True))
             wrong = [(a - b).norm().item() / b.norm().item() for a, b in pairs if not (a - b).norm() <= 1e-5 * b.norm()]
             if wrong:
                 kernels.give_up(f"on {device} they are off by {max(wrong):.1e} of {self.family}'s update or gradient")
@@ -298,6 +318,16 @@ class Blockwise(Projection):
         """
         whole = sum(norm * norm for norm in norms) / self.num_params
         self.factors = tuple(norm / (max(size, 1) * whole) ** 0.5 for norm, size in zip(norms, self.sizes, strict=True))
+        self._sent.clear()
+
+    @property
+    def _factors(self) -> Tensor:
+        """The factor of each tensor."""
+        return torch.tensor(self.factors, dtype=torch.float64)
+
+    def _numbered(self, stretches: Sequence[Stretch]) -> list[Stretch]:
+        """Put each stretch in the group of its tensor, by which `_factors` are numbered."""
+        return [(at, tensor, bisect(self.offsets, at) - 1) for at, tensor, _ in stretches]
 
     def _factor(self, position: int) -> float:
         """Give the factor of the tensor at a position."""

@@ -1,5 +1,6 @@
 """The projection families that make few or independent entries a row: dense, sparse, partition."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from distsub.errors import DimensionError
 from distsub.subspace import bits, kernels
 from distsub.subspace.blockwise import Blockwise
-from distsub.subspace.projection import CHUNK
+from distsub.subspace.projection import CHUNK, Stretch
 
 _ROOM = 1 << 24
 """Room for coordinates in a row's or a block's index, so that an entry's number does not depend on d."""
@@ -125,7 +126,12 @@ class Partition(Blockwise):
     _kernels_fit = True
 
     def _kernel(self, code: Tensor, start: int, stop: int, **more: Any) -> Tensor:
-        return kernels.module().partition(code.float(), bits.key(self.seed, "partition"), start, stop, **more)
+        key, length = bits.key(self.seed, "partition"), self.block_length
+        return kernels.module().partition(code.float(), key, start, stop, length=length, **more)
+
+    def _kernel_transposed(self, start: int, stop: int, grads: Sequence[Stretch], **more: Any) -> Tensor:
+        key, length = bits.key(self.seed, "partition"), self.block_length
+        return kernels.module().partition_transpose(self._code_length, key, start, stop, grads, length=length, **more)
 
     def _expand(self, code: Tensor, state: Tensor) -> Tensor:
         return code.index_select(0, state.view(-1).int()).view(state.shape)

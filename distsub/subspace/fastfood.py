@@ -151,9 +151,9 @@ class Fastfood(Blockwise):
         table, key = bits.short_normal_table(code.device), bits.key(self.seed, f"{self._stream}/G")
         return kernels.module().fastfood(code.float(), table, key, start, stop, **more)
 
-    def _kernel_transposed(self, start: int, stop: int, grads: Sequence[Stretch]) -> tuple[Tensor]:
+    def _kernel_transposed(self, start: int, stop: int, grads: Sequence[Stretch], **more: Any) -> Tensor:
         table, key = bits.short_normal_table(grads[0][1].device), bits.key(self.seed, f"{self._stream}/G")
-        return (kernels.module().fastfood_transpose(self.block_length, table, key, start, stop, grads),)
+        return kernels.module().fastfood_transpose(self.block_length, table, key, start, stop, grads, **more)
 
     def _expand(self, code: Tensor, state: Tensor) -> Tensor:
         return hadamard(state.to(code.dtype, copy=True).mul_(code))

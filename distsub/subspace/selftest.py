@@ -1,8 +1,9 @@
 """What is checked when a model is wrapped: its loss and gradient on one tiny batch, against the model left as it is.
 
 At theta = 0 the weights are those of theta_0, so that the reference needs no second model: the base runs once without
-its hooks, and each parameter's gradient is reduced to the coordinates as soon as it is complete. It costs about one
-training step, once for each kind of model in a process, and leaves random states, buffers and gradients as they were.
+its hooks, and each parameter's gradient is reduced to the coordinates as soon as it is complete; that of an embedding
+table has the rows alone that were looked up. It costs about one training step, once for each kind of model in a
+process, and leaves random states, buffers and gradients as they were.
 """
 
 import math
@@ -125,7 +126,8 @@ def _reference(held: "SubspaceModel", inputs: dict[str, Tensor]) -> tuple[float,
 
         def take(parameter: Tensor, start: int = entry.start) -> None:
             assert parameter.grad is not None, "called when it has been accumulated"
-            total.add_(held.projection.adjoint(parameter.grad.reshape(-1).to(total.dtype), start))
+            for at, grad in _pieces(parameter.grad):
+                total.add_(held.projection.adjoint(grad.reshape(-1).to(total.dtype), start + at))
             parameter.grad = None
 
         entry.frozen.requires_grad_(True)
@@ -140,6 +142,16 @@ def _reference(held: "SubspaceModel", inputs: dict[str, Tensor]) -> tuple[float,
             entry.frozen.requires_grad_(False)
             entry.frozen.grad = None
     return loss.item(), total
+
+
+def _pieces(grad: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Cut a gradient into slices, each with its place: of a table that is only looked up, the rows that were."""
+    if not grad.is_sparse:
+        yield 0, grad
+        return
+    grad = grad.coalesce()
+    for row, values in zip(grad.indices()[0].tolist(), grad.values(), strict=True):
+        yield row * values.numel(), values
 
 
 def _held(held: "SubspaceModel", inputs: dict[str, Tensor]) -> tuple[float, Tensor]:
@@ -170,10 +182,11 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
     python, numpy = random.getstate(), np.random.get_state()
     buffers = [(m, k, b, None if b is None else b.clone()) for m in model.modules() for k, b in m._buffers.items()]
-    padded = [(m, m.padding_idx) for m in model.modules() if isinstance(m, nn.Embedding)]
+    tables = [(m, m.padding_idx, m.sparse) for m in model.modules() if isinstance(m, nn.Embedding)]
     trained = [(p, p.grad) for p in model.parameters() if p.requires_grad]
-    for table, _ in padded:
+    for table, *_ in tables:
         table.padding_idx = None
+        table.sparse = not table.scale_grad_by_freq
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
@@ -184,7 +197,7 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
             module._buffers[key] = buffer
             if buffer is not None and before is not None and not torch.equal(buffer, before):
                 buffer.copy_(before)
-        for table, index in padded:
-            table.padding_idx = index  # type: ignore[assignment]
+        for table, index, sparse in tables:
+            table.padding_idx, table.sparse = index, sparse  # type: ignore[assignment]
         for parameter, grad in trained:
             parameter.grad = grad

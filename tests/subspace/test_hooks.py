@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from distsub.errors import ConfigError
 from distsub.records import Random, Subspace
 from distsub.subspace import selftest
+from distsub.subspace.families import Partition
 from distsub.subspace.model import SubspaceModel
 
 SAID = Subspace(scales="layer")
@@ -518,6 +519,28 @@ class TestSelfTest:
             SubspaceModel(Detached(self.config()), 20)
         SubspaceModel(Detached(self.config()), 20, check=False)
         SubspaceModel(self.Stray(self.config()).right(), 20)
+
+    def test_a_table_that_is_read_unseen(self, zoo):
+        """Its gradient is of some rows where it is looked up as a module, and of all where it is read otherwise."""
+
+        class Detached(self.Stray):
+            def forward(self, input_ids, attention_mask):
+                with torch._C.DisableTorchFunction():
+                    extra = nn.functional.embedding(input_ids, self.table._parameters["weight"])
+                return (self.out(self.table(input_ids) + extra),)
+
+        with pytest.raises(ConfigError, match=r"cannot be held in a subspace as it is.*the gradient is off by"):
+            SubspaceModel(Detached(self.config()), 20)
+
+    def test_it_makes_no_gradient_of_a_whole_table(self, zoo, monkeypatch):
+        """Which would be more than a step needs."""
+        base, sizes, real = zoo.build("Bert", vocab_size=3000), [], Partition.adjoint
+        table = base.bert.embeddings.word_embeddings
+        monkeypatch.setattr(Partition, "adjoint", lambda p, g, *more: sizes.append(g.numel()) or real(p, g, *more))
+        selftest.passed.clear()
+        SubspaceModel(base, 60)
+        assert selftest.passed and not table.sparse
+        assert table.embedding_dim in sizes and max(sizes) < table.weight.numel() / 10
 
     def test_it_leaves_no_trace(self, zoo):
         base = zoo.build("Bert").train()

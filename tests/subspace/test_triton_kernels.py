@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed: pip install triton")
 
 from distsub.records import Random, Subspace
-from distsub.subspace import bits, kernels, triton_kernels
+from distsub.subspace import bits, kernels, projection, triton_kernels
 from distsub.subspace.families import Partition
 from distsub.subspace.fastfood import Fastfood
 
@@ -106,6 +106,83 @@ def test_partition_with_theta_0_and_scales(d, dtype, start, stop):
     close(made, (theta_0 + scale * p.apply(z.double()))[start:stop], dtype, 4)
 
 
+def laid(dtype, start, stop):
+    """A gradient in several places of a slice, their tensors' numbers, and the same in one piece in float64."""
+    flat, found, at = torch.zeros(stop - start, dtype=torch.float64), [], 0
+    for number, size in enumerate(SIZES):
+        low, high = max(at, start), min(at + size, stop)
+        at += size
+        if low < high:
+            tensor = torch.randn(high - low).to(dtype)
+            found.append((low, tensor.to(DEVICE), number))
+            flat[low - start : high - start] = tensor.double()
+    return found, flat
+
+
+@pytest.mark.parametrize("d", [1, 16, 37])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("start", "stop"), SLICES[:-1])
+def test_partition_transposed(d, dtype, start, stop):
+    p, key = Partition(SIZES, d, 7), bits.key(7, "partition")
+    grads, flat = laid(dtype, start, stop)
+    code = triton_kernels.partition_transpose(2 * d, key, start, stop, grads)
+    close(p._decode(code.cpu().double()).float(), p.adjoint(flat, start), torch.float32, 4)
+    backwards = triton_kernels.partition_transpose(2 * d, key, start, stop, grads[::-1])
+    assert torch.equal(code, backwards), "sums of integers have no order"
+
+
+@pytest.mark.parametrize("size", [2.0**-120, 1e-30, 1e30, 0.0, float("inf"), float("nan")])
+def test_partition_transposed_of_any_size(size):
+    """Also where nearly all that is large falls into one coordinate, and where a sum is not finite."""
+    p, g = Partition(SIZES, 16, 7), torch.randn(D) * 1e-3
+    g[5] = 1.0
+    g *= size
+    code = triton_kernels.partition_transpose(32, bits.key(7, "partition"), 0, D, [(0, g.to(DEVICE), 0)])
+    found, expected = p._decode(code.cpu().double()), p.adjoint(g.double())
+    assert found.isnan().all() if not expected.isfinite().all() else (found - expected).abs().max() <= 1e-6 * size
+
+
+@pytest.mark.parametrize("make", [lambda: Fastfood(SIZES, 100, 7, block_length=256), lambda: Partition(SIZES, 30, 7)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("start", "stop"), SLICES[:-1])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_every_tensor_has_its_factor(make, dtype, start, stop, scaled, chosen):
+    """With a scale of the group too, where there is one."""
+    p, z = make(), torch.randn(make().num_coordinates)
+    p.match([1.0, 2.0, 3.0, 4.0, 5.0])
+    places, flat = laid(dtype, start, stop)
+    scales = torch.tensor([7.0, -1.5]).to(DEVICE) if scaled else None
+    add = [(at, tensor, 1) for at, tensor, _ in places]
+    made = p.make(z.to(DEVICE), start, stop, add, scales, dtype)
+    assert made is not None
+    close(made, flat + (-1.5 if scaled else 1) * p.apply(z.double(), start, stop), dtype, 32)
+    with torch.no_grad():
+        reduced = p.collapse(start, stop, add)
+    assert reduced is not None
+    close(reduced, p.adjoint(flat, start), torch.float32, 64)
+    if len(add) > 1:
+        assert p.make(z.to(DEVICE), start, stop, [(*each[:2], i) for i, each in enumerate(add)], made, dtype) is None
+
+
+@pytest.mark.parametrize("make", [lambda: Fastfood(SIZES, 100, 7, block_length=256), lambda: Partition(SIZES, 30, 7)])
+@pytest.mark.parametrize("rows", [[0], [3, 3, 0, 9, 3], list(range(10)), [9] * 40])
+@pytest.mark.parametrize("blindly", [False, True])
+def test_rows_of_a_table(make, rows, blindly, chosen, monkeypatch):
+    p, z = make(), torch.randn(make().num_coordinates)
+    p.match([1.0, 2.0, 3.0, 4.0, 5.0])
+    rows, g, width, start = torch.tensor(rows), torch.randn(len(rows), 70), 70, SIZES[0]
+    monkeypatch.setattr(projection, "launches", lambda device: blindly)
+    expected = p.apply_rows(z.double(), start, width, rows), p.adjoint_rows(g.double(), start, rows)
+    assert not p._proven and p.apply(z.to(DEVICE)) is not None and all(p._proven.values())
+    monkeypatch.setattr(p, "_state", lambda blocks: pytest.fail("torch's operations"))
+    found = (
+        p.apply_rows(z.to(DEVICE), start, width, rows.to(DEVICE)),
+        p.adjoint_rows(g.to(DEVICE), start, rows.to(DEVICE)),
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        close(ours, theirs, torch.float32, 64)
+
+
 @pytest.fixture
 def chosen(monkeypatch):
     """Have kernels run where tensors are, which otherwise is for CUDA alone."""
@@ -127,7 +204,7 @@ def test_a_projection_gives_the_same_by_kernels(make, normalization, chosen, mon
     assert not p._proven, "float64 is for torch's operations"
     p.forget()
     found = all_of(z.to(DEVICE), g.to(DEVICE))
-    assert list(p._proven.values()) == [True] and bool(p._cache) == (p.family == "partition")
+    assert list(p._proven.values()) == [True] and not p._cache
     for ours, theirs in zip(found, expected, strict=True):
         close(ours, theirs, torch.float32, 32)
     z.requires_grad_()
@@ -160,6 +237,7 @@ SPECS = {
     "said": Subspace(Random("fastfood", block_length=256), scales="layer"),
     "said by tensor": Subspace(Random("fastfood", block_length=256), scales="tensor"),
     "partition": Subspace(scales="layer"),
+    "factors": Subspace(Random("partition", "per_tensor"), scales="layer"),
     "layers": Subspace(Random("fastfood", block_length=256), scope="layer", head="trained", embeddings="frozen"),
 }
 
@@ -171,8 +249,8 @@ SPECS = {
 def test_a_model_has_the_same_loss_and_gradient_by_kernels(zoo, spec, dtype, autocast, monkeypatch):
     """In bfloat16 weights are rounded once either way, from sums that differ in float32's last digit."""
     results, made = {}, []
-    real = triton_kernels.fastfood, triton_kernels.partition
-    for name, function in zip(("fastfood", "partition"), real, strict=True):
+    for name in ("fastfood", "fastfood_transpose", "partition", "partition_transpose"):
+        function = getattr(triton_kernels, name)
         monkeypatch.setattr(triton_kernels, name, lambda *a, f=function, **k: made.append(k.get("dtype")) or f(*a, **k))
     for by_kernels in (False, True):
         monkeypatch.setattr(kernels, "wanted", lambda device, by_kernels=by_kernels: by_kernels)
