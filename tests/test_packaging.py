@@ -1,10 +1,13 @@
 """The dependencies that are promised are the ones that the tests run."""
 
+import contextlib
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,6 +30,17 @@ def test_a_lower_bound_is_what_the_tests_run(requirement):
     assert _name(name) in PINS and bound, requirement
     pinned = PINS[_name(name)].split(".")
     assert bound.split(".") == pinned[: len(bound.split("."))], (requirement, PINS[_name(name)])
+
+
+def test_every_pin_installs_on_the_oldest_python_that_is_promised():
+    """Such as Debian 12's 3.11.2, where a pin that asks for 3.11.5 ends `make quickstart` in a conflict."""
+    lowest = re.match(r">=([\d.]+)", PROJECT["requires-python"])[1]
+    asked = {}
+    for name in PINS:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # of another platform or Python
+            asked[name] = metadata.metadata(name).get("Requires-Python") or ""
+    assert len(asked) > 0.9 * len(PINS)
+    assert not {name: each for name, each in asked.items() if f"{lowest}.0" not in SpecifierSet(each)}
 
 
 def test_nothing_names_a_registry():
