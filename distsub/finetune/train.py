@@ -83,8 +83,10 @@ def train(
         DistsubError: The model, the data or d cannot be used.
         Stopped: An observer stopped the training.
     """
+    inputs = inputs or Inputs(trial)
+    assert inputs.trial.id == trial.id, "inputs of another trial"
     with deterministic(device) as determinism:
-        training = Training(inputs or Inputs(trial), device, determinism)
+        training = Training(inputs, device, determinism)
         return _run(training, observers)
 
 

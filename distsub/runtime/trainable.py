@@ -77,8 +77,7 @@ class TrainTrial(tune.Trainable):
     def _take(self, config: dict[str, Any]) -> None:
         self.config = {}  # Tune would send it back with every result and keep it twice
         self._training: Background | None = None
-        trial, needs = Trial(setup_from_json(config["setup"]), config["d"], config["eta"]), config["needs"]
-        self._trial = self._worker.places.locate_trial(trial)
+        self._trial, needs = Trial(setup_from_json(config["setup"]), config["d"], config["eta"]), config["needs"]
         self._on_gpu = needs["GPU"] > 0
         share = needs["GPU"] if self._on_gpu else 1.0
         self._own = replace(self._worker.within(needs["CPU"]), resumes=config["resumes"], gpu_share=share)

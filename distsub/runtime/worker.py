@@ -93,6 +93,7 @@ def _perform(trial: Trial, config: WorkerConfig, report: Report) -> Observation:
     torch.set_num_threads(config.threads)
     store = _store(config.out) if "://" in config.out else Store.open(config.out)
     store.folder = config.rows
+    trial = config.places.locate_trial(store.places.locate_trial(trial))
     trajectories = Trajectories(store, config.device, config.checkpoint_s, report, config.inputs)
     inputs = trajectories.provide(trial)
     if (how := config.recordings.get(trial.id)) is not None:

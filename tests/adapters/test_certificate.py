@@ -117,7 +117,7 @@ def test_a_configuration_costs_what_is_unusual_of_it(trained):
         (["body,team"], "has no rows: give the rows with labels"),
         (
             ["body,team", "w1 good,marketing"],
-            r"have the label 'marketing'.*fix them or give another label column \(--label\)$",
+            r"have the label 'marketing'.*fix them, or give another label column \(--label\)$",
         ),
     ],
 )

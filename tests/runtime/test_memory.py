@@ -74,7 +74,7 @@ def test_the_imports_are_looked_through_once(sweep, store):
     set_aside = gc.get_freeze_count()
     assert set_aside > 100_000
     perform(search.trials_at(8)[0], WorkerConfig(store.uri))
-    assert gc.get_freeze_count() == set_aside
+    assert set_aside - 1000 < gc.get_freeze_count() <= set_aside  # what was set aside may die, and no more is
 
 
 @pytest.mark.parametrize(

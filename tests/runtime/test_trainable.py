@@ -65,8 +65,8 @@ def test_one_process_trains_one_trial_after_the_other(sweep, store, monkeypatch)
 
     actor = TrainTrial.__new__(TrainTrial)
     actor.setup(config(first), WorkerConfig(store.uri, places=sweep.places))
-    while not actor.step().get("at_step"):
-        pass
+    while not (result := actor.step()).get("at_step"):
+        assert not result.get("done"), result
     actor.reset_config(config(second))
     assert store.files.names("checkpoints") == [f"{first.id}.safetensors"] and store.read() == []
     while not (result := actor.step()).get("done"):
