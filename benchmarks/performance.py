@@ -23,8 +23,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join('' if cell is None else str(cell) for cell in line)} |" for line in lines)
 
 
-def steps() -> str:
-    found = figures("step_cost")["precision"]
+def steps(name: str) -> str:
+    found = figures(name)["precision"]
     arms = {precision: {row["arm"]: row for row in each["arms"]} for precision, each in found.items()}
     rows = []
     for arm in next(iter(arms.values())):
@@ -66,8 +66,10 @@ def page() -> str:
     start, tables, learned = figures("trial_start"), figures("table_scale"), figures("trajectory_cost")
     arms = {row["arm"]: row["ratio_median"] for row in learned["arms"]}
     return Template(TEXT.read_text()).substitute(
-        steps=steps(),
+        steps=steps("step_cost"),
         steps_on=conditions("step_cost"),
+        steps_base=steps("step_cost_base"),
+        steps_base_on=conditions("step_cost_base"),
         trainings=trainings(),
         trainings_on=conditions("whole_training"),
         scale=scale(),
