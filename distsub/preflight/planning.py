@@ -169,7 +169,7 @@ def _recorded(
         "total": "trajectories, beside these",
         "trials": len(apart),
         "steps": sum(trial.budget.steps for trial in apart),
-        "slot_hours": round(sum(map(seconds, apart)) / 3600, 3) if seconds else None,
+        "slot_hours": _rounded(sum(map(seconds, apart)) / 3600) if seconds else None,
         "result_bytes": sum(size for _, size in recorded),
     }
 
@@ -201,19 +201,21 @@ def _duration(hours: float) -> str:
     return f"{60 * hours:.0f} minutes" if hours * 60 >= 1 else f"{3600 * hours:.0f} seconds"
 
 
-def _total(name: str, cost: Cost, slots: int, first: int) -> dict[str, Any]:
-    def rounded(value: float | None) -> float | None:
-        return None if value is None else round(value, 3)
+def _rounded(value: float | None) -> float | None:
+    """Give three decimals, or three digits of what is small: seconds are hours too, and never none."""
+    return None if value is None else round(value, 3) if value >= 1 else float(f"{value:.3g}")
 
+
+def _total(name: str, cost: Cost, slots: int, first: int) -> dict[str, Any]:
     return {
         "total": name,
         "trials": round(cost.trials, 1),
         "steps": round(cost.steps),
         "slots": slots,
         "first_batch": first,
-        "slot_hours": rounded(cost.hours),
-        "wall_hours": rounded(cost.wall_hours),
-        "price": rounded(cost.price),
+        "slot_hours": _rounded(cost.hours),
+        "wall_hours": _rounded(cost.wall_hours),
+        "price": _rounded(cost.price),
     }
 
 
