@@ -155,9 +155,8 @@ def fitted(files: Files) -> set[str]:
     """Give the ids of the trials that `distsub fit` asked for."""
     found = set[str]()
     for trial_id in files.folders(FITTED):
-        with contextlib.suppress(
-            OSError, pa.ArrowException, ValueError, AttributeError
-        ):  # of a fit that was interrupted
+        # Without one, or with half of one, where a fit was interrupted.
+        with contextlib.suppress(OSError, pa.ArrowException, ValueError, AttributeError):
             found.update([trial_id, *parse_json(files.read(fit(trial_id))).get("trials", ())])
     return found
 

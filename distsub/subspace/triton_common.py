@@ -6,6 +6,7 @@ Where tensors lie is given by a table of stretches: (first position, position af
 # pyright: reportMissingImports=false, reportIndexIssue=false
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -61,10 +62,24 @@ def readable(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def places(found: Sequence[Stretch], device: torch.device) -> tuple[Tensor, tl.dtype]:
-    """Put down where tensors lie, for a kernel."""
+def operands(
+    found: Sequence[Stretch], scales: Tensor | None, blocks: Tensor | None, stand_in: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give what every kernel takes of tensors that lie in several places.
+
+    Args:
+        found: Where they lie.
+        scales: Of their groups; None is 1.
+        blocks: The blocks that are listed; None is all.
+        stand_in: A tensor that goes where one of these is None, and is not read.
+
+    Returns:
+        The arguments blocks, stretches, count and scales; the constants KIND, SCALED and LISTED.
+    """
     table = tuple((start, start + tensor.numel(), tensor.data_ptr(), group) for start, tensor, group in found)
-    return _table(table, device), TYPES[found[0][1].dtype] if found else tl.float32
+    where, kind = _table(table, stand_in.device), TYPES[found[0][1].dtype] if found else tl.float32
+    given = (stand_in if blocks is None else blocks, where, len(found), stand_in if scales is None else scales)
+    return given, {"KIND": kind, "SCALED": scales is not None, "LISTED": blocks is not None}
 
 
 @lru_cache(maxsize=4096)

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from distsub.subspace.projection import Stretch
-from distsub.subspace.triton_common import gather, mix, places, readable, rounded
+from distsub.subspace.triton_common import gather, mix, operands, readable, rounded
 from distsub.subspace.triton_partition import partition, partition_transpose
 
 __all__ = ["fastfood", "fastfood_transpose", "partition", "partition_transpose", "readable", "supports"]
@@ -164,13 +164,10 @@ def fastfood(
     """
     length = code.numel()
     out = torch.empty(stop - start, dtype=dtype, device=code.device)
-    where, kind = places(add, code.device)
+    given, constants = operands(add, scales, blocks, code)
     grid = (-(-stop // length) - start // length,)
     if out.numel():
-        _make_fastfood[grid](
-            out, code, table, code if blocks is None else blocks, where, len(add), code if scales is None else scales,
-            key, start, stop, KIND=kind, SCALED=scales is not None, LISTED=blocks is not None, **_sizes(length),
-        )  # fmt: skip
+        _make_fastfood[grid](out, code, table, *given, key, start, stop, **constants, **_sizes(length))
     return out
 
 
@@ -202,11 +199,8 @@ def fastfood_transpose(
     """
     programs = min(PROGRAMS, max(1, -(-stop // length) - start // length))
     partial = torch.empty(programs, length, dtype=torch.float32, device=table.device)
-    where, kind = places(grads, table.device)
-    _reduce_fastfood[(programs,)](
-        partial, table, table if blocks is None else blocks, where, len(grads), table if scales is None else scales,
-        key, start, stop, programs, KIND=kind, SCALED=scales is not None, LISTED=blocks is not None, **_sizes(length),
-    )  # fmt: skip
+    given, constants = operands(grads, scales, blocks, table)
+    _reduce_fastfood[(programs,)](partial, table, *given, key, start, stop, programs, **constants, **_sizes(length))
     return partial.sum(0)
 
 

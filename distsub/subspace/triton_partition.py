@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from distsub.subspace.projection import Stretch
-from distsub.subspace.triton_common import gather, mix, places, rounded
+from distsub.subspace.triton_common import gather, mix, operands, rounded
 
 ROWS = 1024
 """Rows of a partition that a program makes."""
@@ -105,13 +105,11 @@ def partition(
     Arguments as there; `length` is that of listed blocks.
     """
     out = torch.empty(stop - start, dtype=dtype, device=code.device)
-    where, kind = places(add, code.device)
+    given, constants = operands(add, scales, blocks, code)
     if out.numel():
         _make_partition[(-(-out.numel() // ROWS),)](
-            out, code, code if blocks is None else blocks, where, len(add), code if scales is None else scales,
-            key, start, stop, *_groups(code), L=length, ROWS=ROWS, KIND=kind, SCALED=scales is not None,
-            LISTED=blocks is not None,
-        )  # fmt: skip
+            out, code, *given, key, start, stop, *_groups(code), L=length, ROWS=ROWS, **constants
+        )
     return out
 
 
@@ -146,12 +144,10 @@ def partition_transpose(
     norms = torch._foreach_norm(tensors, float("inf"))  # pyright: ignore[reportPrivateImportUsage]
     largest = torch.stack(norms).amax().float() * (1.0 if scales is None else scales.abs().amax())
     unit = torch.ldexp(torch.ones_like(largest, dtype=torch.float64), BITS - torch.frexp(largest).exponent)
-    where, kind = places(grads, sums.device)
+    given, constants = operands(grads, scales, blocks, sums)
     _reduce_partition[(-(-(stop - start) // ROWS),)](
-        sums, unit, sums if blocks is None else blocks, where, len(grads), unit if scales is None else scales,
-        key, start, stop, *_groups(sums), L=length, ROWS=ROWS, KIND=kind, SCALED=scales is not None,
-        LISTED=blocks is not None,
-    )  # fmt: skip
+        sums, unit, *given, key, start, stop, *_groups(sums), L=length, ROWS=ROWS, **constants
+    )
     return (sums.double() / unit + largest * 0).float()
 
 
