@@ -75,7 +75,8 @@ def _model(entry: Record) -> Any:
 def _task(entry: Record) -> Any:
     asked = {key: value for key, value in entry.items() if key != "content"}
     decisive = ("name", "num_labels", "metric", "max_new_tokens", "stop", "answer", "standardise")
-    return [entry["content"], *(entry.get(key) for key in decisive)] if entry["content"] else asked
+    # What is off is not in a record that was written before there was such a key.
+    return [entry["content"], *(entry.get(key) or None for key in decisive)] if entry["content"] else asked
 
 
 def _method(entry: Record) -> Any:

@@ -187,6 +187,17 @@ def test_what_was_asked_and_is_asked_otherwise_is_refused_by_name(key):
         ), lines
 
 
+def test_a_record_from_before_a_key_is_that_of_a_sweep_that_leaves_it_out():
+    old, new = record_of(BASE), record_of(BASE)
+    for entry in old["tasks"] + new["tasks"]:
+        entry["content"] = "5eed"
+    for entry in old["tasks"]:
+        del entry["standardise"]
+    assert refusals(old, new) == refusals(new, old) == []
+    new["tasks"][0]["standardise"] = True
+    assert refusals(old, new)
+
+
 def test_more_etas_say_how_a_method_of_peft_keeps_its_own():
     few, many = (record_of(with_(("search", "etas"), etas, method(peft="LORA"))) for etas in ([0.3], [0.3, 1.0]))
     [line] = refusals(few, many)
