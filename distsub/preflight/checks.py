@@ -34,6 +34,8 @@ def check(sweep: Sweep, say: Callable[[str], None] | None = None, kept: Mapping[
     from distsub.models import pretrained
     from distsub.preflight import rehearsal, rehearsal_of_completions
 
+    if all(isinstance(method, Freeze) for method in sweep.methods):
+        raise ConfigError('methods has controls only, and no d to search for: add a subspace, such as "did"')
     _check_device(sweep)
     _check_places(sweep)
     device = "cuda" if sweep.resources.gpus_per_trial and torch.cuda.is_available() else "cpu"

@@ -55,8 +55,6 @@ def queue_of(sweep: Sweep, rows: Iterable[Observation] = (), shard: Shard = ALON
     """Set up a sweep's searches, or a shard of them, with known rows; an error counts as cost only: it is retried."""
     index, count = shard
     searches = sweep.searches()[index::count]
-    if not searches and not sweep.searches():
-        raise ConfigError('methods has controls only, and no d to search for: add a subspace, such as "did"')
     if not searches:
         raise ConfigError(
             f"--shard {index}/{count}: the sweep has {len(sweep.searches())} searches, so none is left for this "

@@ -240,6 +240,7 @@ def edited(finished, tmp_path, old, new):
         ('name = "tiny"\npath', 'name = "mrpc"\n#', "mrpc"),
         ("etas = [1.0, 3.0]", "etas = []", "etas"),
         ("[budget]", "[budget", "TOML"),
+        ('methods = ["said", "did"]', 'methods = ["freeze"]', 'add a subspace, such as "did"'),
     ],
 )
 def test_bad_sweeps_are_told_in_one_line_and_leave_nothing(finished, tmp_path, capsys, old, new, message):

@@ -8,17 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsub.config import load_sweep, parse_sweep
+from distsub.config import load_sweep
 from distsub.errors import ConfigError
 from distsub.results import Store
 from distsub.runtime import launch
-
-
-def test_controls_alone_are_no_sweep_and_it_is_not_the_shard_that_is_wrong(tiny_text):
-    sweep = parse_sweep(tiny_text.replace('["said", "did"]', '["freeze"]'))
-    with pytest.raises(ConfigError, match=r'^methods has controls only, and no d to search for: add .* "did"$'):
-        launch.queue_of(sweep)
-
 
 JUMPING = """
 import sys, time
