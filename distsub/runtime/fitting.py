@@ -4,13 +4,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from distsub import metrics, paths
 from distsub.adapters.predictor import load
 from distsub.config.sweep import Sweep
 from distsub.data import unseen
 from distsub.errors import ConfigError, DistsubError, OutputError, first_line
+from distsub.estimate.interval import Estimate
 from distsub.records import Observation, Peft, Trial, label, sign
 from distsub.report.summary import Summary
 from distsub.results import Store
@@ -48,6 +49,31 @@ def choose(
     Raises:
         ConfigError: There is no such condition, several tasks or models fit, or no d follows from the results.
     """
+    groups = _conditions(sweep, task, model, method)
+    searches = sweep.searches()
+    estimates = (
+        {} if d is not None else {searches[members[0]].condition.id: each for members, each in summary.estimates}
+    )
+    wanted = [_wanted(own[0], estimates.get(own[0].condition.id), d) for own in groups]
+    # Of several methods, the one that needs the fewest numbers.
+    least = min((each for each in wanted if each.d is not None), key=lambda each: each.d or 0, default=None)
+    if least is None or least.d is None:
+        largest = max(own[0].dims[-1] for own in groups)
+        raise ConfigError(
+            f"no d follows from the results ({'; '.join(each.why for each in wanted)}): run the sweep to its end, give "
+            f"it larger dims or more seeds, or choose a d yourself, such as the largest of the grid: --d {largest}"
+        )
+    own = groups[wanted.index(least)]
+    setups = {each.setup.id for each in own}
+    rows = [row for row in store.scores() if row.score is not None and row.trial.setup.id in setups]
+    eta, at = _best_eta([row for row in rows if row.trial.d is not None], own[0], least.d)
+    how = f"best on evaluation rows at d = {at}" if at else "the middle of the sweep's, untried"
+    trials = tuple(dict.fromkeys(Trial(each.setup, least.d, eta) for each in own))
+    return Choice(trials, f"{least.why}; eta = {eta:g}, {how}")
+
+
+def _conditions(sweep: Sweep, task: str | None, model: str | None, method: str | None) -> list[list[Search]]:
+    """List the searches of every condition that fits, which are of one task and model."""
     searches = sweep.searches()
     groups: dict[str, list[Search]] = {}
     for search in searches:
@@ -59,36 +85,29 @@ def choose(
         known = {f"--task {a} --model {b}": None for a, b in arms} or {_flags(each): None for each in searches}
         what = "several tasks or models fit" if arms else "no search of the sweep fits"
         raise ConfigError(f"{what}; give one of: {', '.join(known)}")
-    estimates = {searches[members[0]].condition.id: found for members, found in summary.estimates}
-    chosen: list[tuple[int, str, list[Search]]] = []
-    reasons = []
-    for condition, own in groups.items():
-        name = label(own[0].method)
-        if d is not None:
-            chosen.append((_offered(own[0], d), f"d = {d} as asked", own))
-            continue
-        found = estimates.get(condition)
-        if found is None or not found.outcome.name.startswith(("found", "below")) or found.high is None:
-            reasons.append(f"{name}: {'no estimate' if found is None else found.text}")
-            continue
-        larger = next((each for each in own[0].dims if each >= found.high), None)
-        if larger is None:
-            reasons.append(f"{name}: {found.text}, and the grid ends at {own[0].dims[-1]}")
-            continue
-        chosen.append((larger, f"upper end of {found.text}, next d of the grid", own))
-    if not chosen:
-        largest = max(own[0].dims[-1] for own in groups.values())
-        raise ConfigError(
-            f"no d follows from the results ({'; '.join(reasons)}): run the sweep to its end, give it larger dims or "
-            f"more seeds, or choose a d yourself, such as the largest of the grid: --d {largest}"
-        )
-    taken, why, own = min(chosen, key=lambda each: each[0])
-    setups = {each.setup.id for each in own}
-    rows = [row for row in store.scores() if row.score is not None and row.trial.setup.id in setups]
-    eta, at = _best_eta([row for row in rows if row.trial.d is not None], own[0], taken)
-    how = f"best on evaluation rows at d = {at}" if at else "the middle of the sweep's, untried"
-    trials = tuple(dict.fromkeys(Trial(each.setup, taken, eta) for each in own))
-    return Choice(trials, f"{why}; eta = {eta:g}, {how}")
+    return list(groups.values())
+
+
+class _Wanted(NamedTuple):
+    """The d to train a condition at, and why; None where none follows."""
+
+    d: int | None
+    why: str
+
+
+def _wanted(search: Search, estimate: Estimate | None, d: int | None) -> _Wanted:
+    """Take the d that is asked for, or the next one of the grid above the interval of d90."""
+    if d is not None:
+        return _Wanted(_offered(search, d), f"d = {d} as asked")
+    name = label(search.method)
+    if estimate is None:
+        return _Wanted(None, f"{name}: no estimate")
+    if not estimate.outcome.name.startswith(("found", "below")) or estimate.high is None:
+        return _Wanted(None, f"{name}: {estimate.text}")
+    larger = next((each for each in search.dims if each >= estimate.high), None)
+    if larger is None:
+        return _Wanted(None, f"{name}: {estimate.text}, and the grid ends at {search.dims[-1]}")
+    return _Wanted(larger, f"upper end of {estimate.text}, next d of the grid")
 
 
 def _flags(search: Search) -> str:
