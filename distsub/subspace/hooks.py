@@ -3,7 +3,8 @@
 A `PatchedForward` stands in for the `forward` of every module that holds parameters. The first one that is entered
 begins a pass (see `passes`), and ends it when it returns. Within a pass a unit's own forward materialises the unit's
 weights in the place of its frozen parameters, and every other read of a frozen parameter is answered with its weight at
-theta. What autograd would save of such weights is replaced by a note, from which the backward pass makes them again.
+theta. What autograd would save of such weights beyond `keep` is replaced by a note, from which the backward pass makes
+them again.
 """
 
 import threading
@@ -29,11 +30,12 @@ class Hooks:
     Args:
         held: The held model, laid out.
         recompute: Numbers of the units whose activations are computed again in the backward pass.
+        keep: Bytes of weights at most that autograd keeps from a pass to its backward pass; others are made again.
     """
 
-    def __init__(self, held: "SubspaceModel", recompute: set[int]) -> None:
+    def __init__(self, held: "SubspaceModel", recompute: set[int], keep: int) -> None:
         """Patch the forward of every module that holds parameters."""
-        self.held = held
+        self.held, self.recompute, self.keep = held, recompute, keep
         self.bypassed = False
         self.states_hold = "theta"
         self._reset()

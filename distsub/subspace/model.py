@@ -41,6 +41,8 @@ class SubspaceModel(Wrapper):
         snapshots: The checkpoints that a learned subspace is made of, or a random one scaled to.
         recompute: Share of the blocks, from the first on, whose activations are computed again in the backward pass
             instead of kept; the same gradient to the bit, for less memory and more time.
+        keep: Bytes of weights at most that live from a forward pass to its backward pass; what is beyond is made twice,
+            which is the same to the bit.
         check: Compare loss and gradient with the plain model's on one tiny batch, once for each kind of model in a
             process; see `selftest`.
 
@@ -71,6 +73,7 @@ class SubspaceModel(Wrapper):
         *,
         snapshots: Snapshots | None = None,
         recompute: float = 1 / 6,
+        keep: int = 256 * 2**20,
         check: bool = True,
     ) -> None:
         """Lay the model out, draw P and hook the units."""
@@ -100,7 +103,7 @@ class SubspaceModel(Wrapper):
         self.model = model
         self.weights = Weights(self.projection, self.groups)
         blocks = [number for number, unit in enumerate(self.units) if unit.block]
-        self.hooks = Hooks(self, set(blocks[: math.ceil(recompute * len(blocks))]))
+        self.hooks = Hooks(self, set(blocks[: math.ceil(recompute * len(blocks))]), keep)
         self.register_load_state_dict_post_hook(forgive)
         if check:
             selftest.verify(self)

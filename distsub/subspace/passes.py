@@ -68,6 +68,14 @@ class Kept:
         self._left -= size
 
 
+class Owner(NamedTuple):
+    """Whose weights a buffer holds: what they were made from, their precision, and the one that autograd keeps."""
+
+    source: MadeFrom
+    dtype: torch.dtype
+    kept: torch.dtype | None
+
+
 class SavedWeight(NamedTuple):
     """What autograd keeps in place of a weight: where to find it when the unit's weights are made again."""
 
@@ -102,7 +110,8 @@ class Pass(TorchFunctionMode):
         self.grad = torch.is_grad_enabled()
         self.numbers = numbers or Numbers(held.theta.detach().clone(), held.scales.detach().clone())
         self._stamps = stamp({"coordinates": held.coordinates, "scales": held.scales})
-        self._owners: dict[int, tuple[MadeFrom, torch.dtype]] = {}
+        self._owners: dict[int, Owner] = {}
+        self._room = hooks.keep
         self._casts: dict[int, Tensor] = {}
         self._own: dict[int, tuple[Tensor, ...]] = {}
         self._outside: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
@@ -141,10 +150,20 @@ class Pass(TorchFunctionMode):
             weights = _Weights.apply(held.theta, held.scales, self.hooks, source, cast)  # type: ignore[assignment]
         else:
             weights = self.hooks.views_without_gradient(source, cast)
-        self._owners |= {weight.untyped_storage().data_ptr(): (source, weight.dtype) for weight in weights}
+        kept = self._kept(number, weights)
+        self._owners |= {weight.untyped_storage().data_ptr(): Owner(source, weight.dtype, kept) for weight in weights}
         matrices = [w for w, (_, _, e) in zip(weights, unit.uses, strict=False) if castable(e.frozen)]
         self._casts |= {id(w): small for w, small in zip(matrices, weights[len(unit.uses) :], strict=False)}
         return weights
+
+    def _kept(self, number: int, weights: tuple[Tensor, ...]) -> torch.dtype | None:
+        """Give the precision in which autograd keeps a unit's weights, the smallest; None where there is no room."""
+        smallest = min(weights, key=lambda weight: weight.dtype.itemsize)
+        size = smallest.untyped_storage().nbytes()
+        if not torch.is_grad_enabled() or number in self.hooks.recompute or size > self._room:
+            return None
+        self._room -= size
+        return smallest.dtype
 
     def _release(self, weights: tuple[Tensor, ...]) -> None:
         """Forget where a unit's weights were: their memory is about to be used again."""
@@ -155,9 +174,12 @@ class Pass(TorchFunctionMode):
     def pack(self, tensor: Tensor) -> SavedTensor | SavedWeight:
         """Take a tensor that autograd wants to save."""
         owner = self._owners.get(tensor.untyped_storage().data_ptr())
-        if owner is None:
+        if owner is None or owner.dtype == owner.kept:
             return SavedTensor(tensor, -1 if tensor.is_inference() else tensor._version)
-        return SavedWeight(*owner, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
+        if owner.kept is not None and tensor.dim() < 2:  # a copy: a view would keep all of the unit in this precision
+            return SavedTensor(copy := tensor.detach().clone(), copy._version)
+        place = tensor.size(), tensor.stride(), int(tensor.storage_offset())
+        return SavedWeight(owner.source, owner.dtype, *place)
 
     # Reads
 

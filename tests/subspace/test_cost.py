@@ -26,6 +26,10 @@ class Count(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
+KEEP = 2**20
+"""Bytes of weights kept for the backward pass: a 256th of the usual, as all else here."""
+
+
 def operations(method: Subspace | None, d: int = 1000, t: int = 0, **config: int) -> int:
     torch.manual_seed(0)
     shape = {"vocab_size": 50265, "max_position_embeddings": 514} | config
@@ -36,7 +40,7 @@ def operations(method: Subspace | None, d: int = 1000, t: int = 0, **config: int
     ]
     snapshots = Snapshots(tuple(updates)) if t else None
     if method is not None:
-        model = SubspaceModel(model, d, method, snapshots=snapshots, check=False)
+        model = SubspaceModel(model, d, method, snapshots=snapshots, keep=KEEP, check=False)
     model.train()
     ids = torch.randint(5, shape["vocab_size"], (2, 16))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1])}
