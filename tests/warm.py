@@ -34,7 +34,6 @@ IMPORTED = (
     "rich.live",
     "rich.table",
     "scipy.stats",
-    "sklearn.metrics",
     "transformers.models.bert.modeling_bert",
     "transformers.models.bert.tokenization_bert",
 )
