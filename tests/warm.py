@@ -2,8 +2,9 @@
 
 A server (`python warm.py`) holds the imports; `Warm.command` is a client that gives it arguments, environment,
 directory and open streams, and ends with the command's exit code, so that it stands where `python -m distsub.cli`
-would. Killed, it takes the command and what that has started with it; other signals it does not pass on. What an
-interpreter takes from its environment when it starts (locale, HOME) needs a real start instead.
+would; `-c CODE` runs code as `python -c` does. Killed, it takes the command and what that has started with it; other
+signals it does not pass on. A command that a signal ends ends the client likewise. What an interpreter takes from its
+environment when it starts (locale, HOME) needs a real start instead.
 """
 
 import atexit
@@ -52,6 +53,7 @@ class Warm:
         self._server = subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._server.stdout.read(1)  # it listens
         self.command = (sys.executable, "-I", "-S", __file__, address)
+        self.code = (*self.command, "-c")
 
     def run(self, *arguments, **more):
         """Run a command to its end, as `subprocess.run` does, its output captured as text."""
@@ -119,12 +121,12 @@ def _keep(child, connection):
             os.killpg(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with contextlib.suppress(OSError):
-        connection.sendall(b"%d" % (128 - code if code < 0 else code))
+        connection.sendall(b"%d" % code)
     os._exit(0)
 
 
 def _become(request, files):
-    """Be the command: its streams, environment and directory, then what `python -m distsub.cli` does."""
+    """Be the command: its streams, environment and directory, then what `python -m distsub.cli` or `-c` does."""
     import runpy
     import tempfile
     import traceback
@@ -158,7 +160,12 @@ def _become(request, files):
         setattr(sys, f"__{name}__", stream)
     code = 0
     try:
-        cli.main(request["arguments"])
+        if request["arguments"][:1] == ["-c"]:
+            _, source, *rest = request["arguments"]
+            sys.argv = ["-c", *rest]
+            exec(compile(source, "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            cli.main(request["arguments"])
     except SystemExit as end:
         code = end.code or 0
     except BaseException:
@@ -184,5 +191,9 @@ def _finish(code):
 if __name__ == "__main__":
     if len(sys.argv) == 2:
         serve(sys.argv[1])
+    elif (code := ask(*sys.argv[1:])) >= 0:
+        sys.exit(code)
     else:
-        sys.exit(ask(*sys.argv[1:]))
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from builders import with_keys
 from pyarrow import parquet as pq
 
 from distsub.finetune import trajectory
@@ -226,12 +227,11 @@ def test_without_network_and_cache_that_is_said_in_one_line(tmp_path, code, mess
 
 
 @pytest.fixture(scope="module")
-def results(tiny_text, tmp_path_factory):
+def results(tiny_text, tmp_path_factory, warm):
     """Results of a sweep, with the address of an adapter."""
     folder = tmp_path_factory.mktemp("pushed")
-    (folder / "sweep.toml").write_text(tiny_text)
-    command = [sys.executable, "-m", "distsub.cli", "run", str(folder / "sweep.toml"), "--out", str(folder / "out")]
-    done = subprocess.run([*command, "--backend", "inline", "--plain"], capture_output=True, text=True)
+    (folder / "sweep.toml").write_text(with_keys(tiny_text, methods=["did"], seeds=1))
+    done = warm.run("run", folder / "sweep.toml", "--out", folder / "out", "--backend", "inline", "--plain")
     assert done.returncode == 0, done.stderr
     place = max((folder / "out" / "adapters").iterdir())
     return folder, place
@@ -293,11 +293,11 @@ def test_an_adapter_is_pushed_with_a_card_and_used_by_its_id(hub, results, tiny_
         ("missing", "somebody/tiny", "has no row of trial 0000000000000000"),
     ],
 )
-def test_what_cannot_be_pushed_is_refused(results, tmp_path, what, where, message):
+def test_what_cannot_be_pushed_is_refused(results, tmp_path, what, where, message, warm):
     _, place = results
     given = {"adapter": place, "elsewhere": tmp_path, "missing": place.parent / "0000000000000000"}[what]
     for dry in ([], ["--dry-run"]):
-        done = look(PUSH.format(arguments=["push", str(given), where, *dry]), tmp_path)
+        done = warm.run("push", given, where, *dry)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -167,9 +165,9 @@ importing.import_checkpoints(sys.argv[1], sys.argv[3:], sys.argv[2])
 
 
 @pytest.mark.slow
-def test_one_that_was_killed_leaves_no_trajectory_and_the_next_tidies_up(series, tmp_path):
+def test_one_that_was_killed_leaves_no_trajectory_and_the_next_tidies_up(series, tmp_path, warm):
     arguments = [str(series / "theta_0"), str(tmp_path / "it"), *checkpoints(series)]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
+    done = warm.run("-c", KILLED, *arguments)
     assert done.returncode == -9, done.stderr
     assert not (tmp_path / "it").exists() and list(tmp_path.iterdir())
     found = importing.import_checkpoints(arguments[0], arguments[2:], tmp_path / "it")

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,9 +194,9 @@ list(inputs.put(Files.at(sys.argv[2]), Places((ModelPlace(sys.argv[1], None, con
 
 
 @pytest.mark.parametrize("files_before", [0, 2])
-def test_a_driver_that_is_killed_leaves_nothing_that_is_taken_for_whole(home, files_before):
-    command = [sys.executable, "-c", KILLED, str(home.model), home.files.root, str(files_before)]
-    assert subprocess.run(command).returncode == -signal.SIGKILL
+def test_a_driver_that_is_killed_leaves_nothing_that_is_taken_for_whole(home, files_before, warm):
+    done = warm.run("-c", KILLED, home.model, home.files.root, files_before)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert home.names() == [home.trial.model.content] and inputs.copy(home.files, home.trial.model.content) is None
     assert f"model {home.model}" in home.put()
     found = inputs.copy(home.files, home.trial.model.content)

@@ -109,10 +109,10 @@ print(pretrained.prepare(sys.argv[1]).sha256, flush=True)
 
 
 @pytest.mark.slow
-def test_of_several_processes_one_converts_and_the_others_wait(tiny_model, tmp_path):
+def test_of_several_processes_one_converts_and_the_others_wait(tiny_model, tmp_path, warm):
     half_of(tiny_model, tmp_path / "half")
     children = [
-        subprocess.Popen([sys.executable, "-c", CONVERT, str(tmp_path / "half")], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*warm.code, CONVERT, str(tmp_path / "half")], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     said = [child.communicate(timeout=100)[0].split() for child in children]

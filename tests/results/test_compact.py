@@ -1,10 +1,8 @@
 """Merging row files: nothing lost, nothing twice, whoever writes, reads or is killed meanwhile."""
 
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -230,15 +228,13 @@ while True:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_writers_readers_and_merges_that_are_killed_at_any_moment(store):
+def test_writers_readers_and_merges_that_are_killed_at_any_moment(store, warm):
     """Two writers, a reader, and two merging processes of which one is killed and started again all the time."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    environment["ARROW_IO_THREADS"] = "1"
     started = []
 
     def start(code, *arguments):
-        command = [sys.executable, "-c", code, store.files.root, *map(str, arguments)]
-        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        command = [*warm.code, code, store.files.root, *map(str, arguments)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         return started[-1]
 
     here, draw, kills = Path(__file__).parents[1], random.Random(0), 0

@@ -3,7 +3,6 @@
 import copy
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -215,7 +214,7 @@ def test_a_small_file_that_claims_billions_of_values_is_named_unread(store, obse
 
 @pytest.mark.parametrize("every", [17 * 11, pytest.param(17, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["row", "part"])
-def test_no_bit_of_a_file_that_is_flipped_ends_the_process(observation, kind, every):
+def test_no_bit_of_a_file_that_is_flipped_ends_the_process(observation, kind, every, warm):
     """In a process of its own: pyarrow aborts over some, in what a file says of its columns."""
     data, name = encode(to_table(observation()), part=kind == "part"), f"{observation().trial.id}.parquet"
     read = "parse_row(flipped, name, None)" if kind == "row" else "parse_part(pa.BufferReader(flipped), None)"
@@ -231,7 +230,7 @@ for at in range(len(data) // 10, len(data), {every}):
     {read}
 print("all read")
 """
-    done = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True)
+    done = subprocess.run([*warm.code, script], input=data, capture_output=True)
     assert done.stdout.strip() == b"all read", done.stderr.decode()[-500:]
 
 

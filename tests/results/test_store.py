@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -263,14 +262,10 @@ for number in range(5):
 
 @pytest.mark.timeout(600)  # eight interpreters on a machine that may be busy
 @pytest.mark.slow
-def test_eight_writers_lose_nothing_and_write_nothing_twice(tmp_path):
+def test_eight_writers_lose_nothing_and_write_nothing_twice(tmp_path, warm):
     out, here = tmp_path / "out", str(Path(__file__).parents[1])
     out.mkdir()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(out), str(index), here], env=environment)
-        for index in range(8)
-    ]
+    writers = [subprocess.Popen([*warm.code, WRITER, str(out), str(index), here]) for index in range(8)]
     while not all((out / f"ready-{index}").exists() for index in range(8)):
         assert all(writer.poll() is None for writer in writers)
     (out / "go").touch()

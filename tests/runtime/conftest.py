@@ -48,12 +48,12 @@ perform(trial, WorkerConfig(sys.argv[1], checkpoint_s=0.0, **config), lambda ste
 
 
 @pytest.fixture
-def trained_apart():
+def trained_apart(warm):
     """Train a trial in a process of its own: to the end, giving the steps it made, or to where it is killed."""
 
-    def train(store, trial, kill_at=None, **config):
+    def train(store, trial, kill_at=None, program=warm.code, **config):
         parts = [trial.setup.identity, trial.d, trial.eta]
-        command = [sys.executable, "-c", PERFORM, store.uri, json.dumps(parts), json.dumps(config)]
+        command = [*program, PERFORM, store.uri, json.dumps(parts), json.dumps(config)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             if kill_at is None:
                 steps = [int(line) for line in process.stdout]
@@ -62,6 +62,7 @@ def trained_apart():
                 while not steps or steps[-1] < kill_at:
                     steps.append(int(process.stdout.readline()))
                 process.send_signal(signal.SIGKILL)
+                process.stdout.read()  # until nothing of it is left
         assert process.returncode == (0 if kill_at is None else -signal.SIGKILL)
         return steps
 

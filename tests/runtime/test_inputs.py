@@ -91,7 +91,7 @@ def test_a_process_that_sees_neither_model_nor_data_leaves_the_same_row(
     trial = sweep.searches()[0].baseline[0]
     monkeypatch.setenv("DISTSUB_CACHE", str(tmp_path / "cache"))
     with unseen(private):
-        trained_apart(store, trial)
+        trained_apart(store, trial, program=(sys.executable, "-c"))  # a warm one sees what its server does
     (row,) = store.table().to_pylist()
     changing = {"wall_s", "eval_s", "peak_bytes", "provenance"}
     assert {key: value for key, value in row.items() if key not in changing} == truth[trial.id]
@@ -135,7 +135,7 @@ def test_without_the_inputs_the_node_is_named(private, rig, small_sweep, distsub
     assert errors and all(f"node {os.uname().nodename}: " in each and "private/model" in each for each in errors)
 
 
-def test_a_model_and_data_in_a_bucket(bucket, private, small_sweep, truth, tmp_path, monkeypatch):
+def test_a_model_and_data_in_a_bucket(bucket, private, small_sweep, truth, tmp_path, warm):
     """The same ids and rows as from local files; copied once; credentials in a sweep file are refused."""
     address, options = bucket
     files = Files.at(f"{address}/inputs?{options}")
@@ -148,11 +148,10 @@ def test_a_model_and_data_in_a_bucket(bucket, private, small_sweep, truth, tmp_p
     remote = text.replace('"model"', f'"{address}/inputs/model?{options}"')
     remote = remote.replace('path = "data"', f'path = "{address}/inputs/data?{options}"')
     small_sweep.write_text(remote)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "DISTSUB_CACHE": str(tmp_path / "cache")}
+    environment = os.environ | {"DISTSUB_CACHE": str(tmp_path / "cache")}
 
     def distsub(*arguments):
-        command = [sys.executable, "-m", "distsub.cli", *map(str, arguments)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
+        return warm.run(*arguments, env=environment)
 
     done = distsub("run", small_sweep, "--out", tmp_path / "out", "--backend", "inline", "--plain")
     assert done.returncode == 0, done.stdout + done.stderr

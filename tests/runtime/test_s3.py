@@ -231,7 +231,7 @@ def test_a_trial_costs_at_most_three_requests_and_the_end_one_pass_over_the_rows
     assert len([line for line in requests() if not of_drivers_beat(line)]) <= 70  # nothing left to do
 
 
-def test_the_status_of_ten_thousand_rows_takes_few_requests(bucket, environment):
+def test_the_status_of_ten_thousand_rows_takes_few_requests(bucket, environment, warm):
     """Rows that `compact` has merged are parts: what is asked goes by their number, not by that of the rows."""
     spec = importlib.util.spec_from_file_location("table_scale", ROOT / "benchmarks" / "table_scale.py")
     spec.loader.exec_module(scale := importlib.util.module_from_spec(spec))
@@ -245,8 +245,7 @@ def test_the_status_of_ten_thousand_rows_takes_few_requests(bucket, environment)
     assert rows.num_rows > 10_000
     write_parts(store, rows)
     server.requests.clear()
-    command = [sys.executable, "-m", "distsub.cli", "status", out]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = warm.run("status", out, env=environment)
     assert done.returncode == 0, done.stderr
     print(f"{rows.num_rows} rows: {len(server.requests)} requests")
     assert len(server.requests) < 10, server.requests
@@ -278,7 +277,7 @@ for each, made in recording.record_all(load_sweep(sys.argv[1]), Store.open(sys.a
 """
 
 
-def test_a_trajectory_is_recorded_once_however_many_machines_need_it(bucket, tiny_text, tmp_path):
+def test_a_trajectory_is_recorded_once_however_many_machines_need_it(bucket, tiny_text, tmp_path, warm):
     address, filesystem, server = bucket
     path, out = tmp_path / "sweep.toml", f"s3://bucket/runs/recorded?{options(address)}"
     path.write_text(tiny_text.replace("seeds = 2", "seeds = 1") + "\n[trajectory]\nevery = 20\nlearning_rate = 2e-3\n")
@@ -286,8 +285,7 @@ def test_a_trajectory_is_recorded_once_however_many_machines_need_it(bucket, tin
     machines = []
     for number in range(3):  # each with a cache of its own
         environment = os.environ | {"DISTSUB_CACHE": str(tmp_path / f"cache-{number}")}
-        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-        command = [sys.executable, "-c", RECORD, str(path), out]
+        command = [*warm.code, RECORD, str(path), out]
         machines.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     said = [machine.communicate()[0].split() for machine in machines]
     assert sorted(made for _, made in said) == ["False", "False", "True"]
