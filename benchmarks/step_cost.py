@@ -10,7 +10,8 @@ live in one process and take turns, so that a busy moment hits them alike; ratio
 fine-tuning. Memory: every arm in processes of its own, peak resident set during its steps beyond the resident set with
 the weights loaded; with the self-test that the first model of its kind in a process runs.
 
-The peer is jgamper's `intrinsic-dimensionality`. Its 0.1 on PyPI holds no code (the wheel has no module), so the arm
+Two peers. Uni-LoRA as PEFT has it (extra `dev`): a partition shares d numbers out over low-rank factors of all linear
+layers. And jgamper's `intrinsic-dimensionality`. Its 0.1 on PyPI holds no code (the wheel has no module), so the arm
 needs a checkout of https://github.com/jgamper/intrinsic-dimensionality on PYTHONPATH, and is skipped without.
 """
 
@@ -62,12 +63,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "did sparse": {"spec": Subspace(Random("sparse"))},
     "did fastfood_per_tensor": {"spec": Subspace(Random("fastfood_per_tensor", "per_tensor"))},
     "jgamper fastfood": {},
+    "peft unilora": {},
 }
 TIME_TARGETS = {"fp32": {"partition": 1.0, "fastfood": 1.08}, "bf16": {"partition": 1.05, "fastfood": 1.15}}
 BASE_TARGETS = {"fp32": {"partition": 1.15, "fastfood": 1.15}, "bf16": {"partition": 1.30, "fastfood": 1.30}}
 """Of an encoder of some hundred million parameters."""
 
 MEMORY_TARGET = 0.45
+PEERS = ("jgamper fastfood", "peft unilora")
 SLOW = ("did sparse", "did fastfood_per_tensor", "jgamper fastfood")
 """Arms that take seconds a step: they join every fourth round."""
 
@@ -97,6 +100,13 @@ def peer() -> type[nn.Module]:
     raise ImportError("its module has no FastFoodWrap")
 
 
+def unilora(model: nn.Module) -> nn.Module:
+    """Hold a model in PEFT's Uni-LoRA, with its own rank of four."""
+    from peft import UniLoraConfig, get_peft_model
+
+    return get_peft_model(model, UniLoraConfig(theta_d_length=D, target_modules="all-linear"))  # pyright: ignore[reportArgumentType]
+
+
 def read_batch(name: str, rows: int) -> dict[str, Tensor]:
     """Take sentences of the demo data, cut and padded to 30 tokens."""
     split = dataset.load(TASKS["rotten_tomatoes"], Budget(steps=1, train_examples=rows)).train
@@ -108,7 +118,7 @@ def read_batch(name: str, rows: int) -> dict[str, Tensor]:
 
 def build(arm: str, name: str) -> nn.Module:
     """Make an arm's model, with every page of its weights in memory."""
-    private = arm in ("full", "jgamper fastfood")
+    private = arm in ("full", *PEERS)
     model = pretrained.build(pretrained.prepare(name), 2, 0, private=private)
     torch.stack([parameter.detach().sum() for parameter in model.parameters()]).sum()
     return model
@@ -121,7 +131,7 @@ def make_step(arm: str, model: nn.Module, batch: dict[str, Tensor], precision: s
         held = peer()(Positional(model), D, "cpu")
         run = lambda: held(batch)  # noqa: E731
     else:
-        held = model if arm == "full" else SubspaceModel(model, D, **ARMS[arm])
+        held = model if arm == "full" else unilora(model) if arm in PEERS else SubspaceModel(model, D, **ARMS[arm])
         held.train()
         run = lambda: held(**batch)  # noqa: E731
     optimizer = torch.optim.AdamW([p for p in held.parameters() if p.requires_grad], lr=1e-5)
