@@ -264,15 +264,20 @@ def test_secrets_are_in_no_row_no_log_and_no_copy(tmp_path, tiny_text, bucket, w
         assert SECRET.encode() not in content and b"planted-key" not in content, name
 
 
-def holding(folder: str, *secrets: str) -> set[str]:
-    """List the files and directories that have one of some texts in their name or their content."""
-    found = set()
+def holding(folder: str, *secrets: str, known: dict[str, tuple[int, int]] | None = None) -> set[str]:
+    """List the files and directories that have one of some texts in their name or their content.
+
+    Files that are as `known` has them (size, time of the last change) are not read again; it is kept up to date.
+    """
+    found, known = set(), {} if known is None else known
     for path in Path(folder).rglob("*"):
-        name = str(path.relative_to(folder))
+        name, content = str(path.relative_to(folder)), b""
         with contextlib.suppress(OSError):  # a file that has gone, a socket
-            content = path.read_bytes() if path.is_file() else b""
-            if any(secret in name or secret.encode() in content for secret in secrets):
-                found.add(name)
+            state = path.stat()
+            if path.is_file() and known.get(name) != (stamp := (state.st_size, state.st_mtime_ns)):
+                content, known[name] = path.read_bytes(), stamp
+        if any(secret in name or secret.encode() in content for secret in secrets):
+            found.add(name)
     return found
 
 
@@ -281,16 +286,16 @@ def holding(folder: str, *secrets: str) -> set[str]:
 def test_an_address_with_secrets_is_in_no_file_of_ray_and_tune(tmp_path, tiny_text, bucket):
     """On a cluster of its own, looked at again and again while it runs, since Tune's folder goes at the end."""
     rest, client = bucket
-    small = tiny_text.replace("seeds = 2", "seeds = 1").replace('["said", "did"]', '["did"]')
-    small = small.replace("steps = 40", "steps = 120")  # trainings that last until Tune has written its state
-    (tmp_path / "tiny.toml").write_text(small.replace("dims = [8, 16, 64, 256]", "dims = [8, 16]"))
+    # Trainings that last until Tune has written its state, one after the other.
+    small = with_keys(tiny_text, seeds=1, methods=["did"], steps=120, dims=[8, 16])
+    (tmp_path / "tiny.toml").write_text(f"{small}max_concurrent_trials = 1\n")
     uri = f"s3://planted-key:{SECRET}@{rest}"
     command = [sys.executable, "-m", "distsub.cli", "run", str(tmp_path / "tiny.toml"), "--out", uri]
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     folder = tempfile.mkdtemp(prefix="ds-", dir="/tmp")  # Ray's sockets need a short path
     environment = {**kept, "PYTHONPATH": str(ROOT), "TMPDIR": folder, "RAY_TMPDIR": folder, "HOME": str(tmp_path)}
     environment["TUNE_GLOBAL_CHECKPOINT_S"] = "1"  # Tune writes its state by default so seldom that no run here sees it
-    found, states, log = set(), {}, tmp_path / "log"
+    found, known, states, log = set(), {}, {}, tmp_path / "log"
 
     def look():  # beside the search for secrets, which reads many files and takes long
         while run.poll() is None:
@@ -306,7 +311,7 @@ def test_an_address_with_secrets_is_in_no_file_of_ray_and_tune(tmp_path, tiny_te
         watcher.start()
         try:
             while run.poll() is None:
-                found |= holding(folder, "planted-key", SECRET)
+                found |= holding(folder, "planted-key", SECRET, known=known)
                 time.sleep(0.5)
         finally:
             run.kill()
