@@ -59,7 +59,9 @@ def test_tune_gives_the_table_of_the_inline_backend(tiny_sweep, tmp_path, undist
         assert found.outcome.is_over and min(inline, default=None) == min(tune, default=None)
 
 
-def test_a_trial_that_kills_its_process_is_retried_then_recorded(small_sweep, tmp_path, starts, environment, warm):
+def test_a_trial_that_kills_its_process_is_retried_then_recorded(
+    computed, small_sweep, tmp_path, starts, environment, warm
+):
     starts.patch(more="if trial.d == 64 and trial.seeds.data == 0: os.kill(os.getpid(), 9)")
     environment["PYTHONPATH"] = os.pathsep.join([str(starts.site), environment["PYTHONPATH"]])
     out = tmp_path / "crash"
