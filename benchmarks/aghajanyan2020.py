@@ -24,19 +24,16 @@ TABLE1 = HERE / "aghajanyan2020-table1.csv"
 ROWS, TEXT, PAGE = HERE / "aghajanyan2020.csv", HERE / "aghajanyan2020.md.in", DOCS / "aghajanyan2020.md"
 Row = dict[str, Any]
 
-NAME = "regexp_extract(rtrim(model, '/'), '[^/]+$')"
-"""A model without the folder that it lay in, which may have moved between two runs of a sweep."""
-
-SQL = f"""
+SQL = """
 with rates as (
-  select task, {NAME} as model, learning_rate, avg(score) as best, avg(train_score) as train_score, count(*) as seeds
+  select task, model, learning_rate, avg(score) as best, avg(train_score) as train_score, count(*) as seeds
   from observations where method = 'full' and score is not null group by all
 ), tuned as (select *, row_number() over (partition by task, model order by best desc) as place from rates),
 tried as (select condition_id, min(d) as d_min, max(d) as d_max from observations where d > 0 group by all)
 select task, model, label as method, num_params, d90_outcome as outcome, d90, d90_low, d90_high, d90_text,
   d90_chance_corrected_text as corrected_text, d_min, d_max, chance, threshold, best as full_score, train_score, seeds,
   failed_full, trials
-from (select * replace ({NAME} as model) from d90) join tuned using (task, model) left join tried using (condition_id)
+from d90 join tuned using (task, model) left join tried using (condition_id)
 where place = 1 and threshold is not null order by task, num_params, model
 """
 """One row per condition; full fine-tuning at the rate with the best mean over its seeds."""

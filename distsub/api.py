@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from numbers import Integral, Real
@@ -68,7 +69,7 @@ class Results:
 
     def observations(self) -> "pa.Table":
         """Give all rows, one per training, as an Arrow table; `.to_pandas()` and `polars.from_arrow` take it on."""
-        return self.store.table()
+        return self.store.located()
 
     def plot(self) -> "Figure":
         """Draw score against d: trainings, fitted curve, threshold and d90 with its interval, a panel per method."""
@@ -229,7 +230,10 @@ def _proposal(
     source = Path(task).expanduser() if isinstance(task, str) and Path(task).expanduser().exists() else None
     if isinstance(task, str):
         rows: dict[str, Any] = dict.fromkeys(("text", "label", "validation", "holdout"))
-        written, _ = proposal.sweep(address, here, None if source else task, source, rows)
+        try:
+            written, _ = proposal.sweep(address, here, None if source else task, source, rows)
+        except DistsubError as error:
+            raise type(error)(_for_python(str(error), task)) from None
     else:  # a table says all that the rows are; the rest is as for any task
         written, _ = proposal.sweep(address, here, "rotten_tomatoes", None, {})
     sweep = tomllib.loads(written)
@@ -247,6 +251,19 @@ def _proposal(
         both = isinstance(value, Mapping) and isinstance(sweep.get(key), dict) and key != "dims"
         sweep[key] = {**sweep[key], **value} if both else value
     return sweep
+
+
+def _for_python(message: str, task: str) -> str:
+    """Name what `measure` takes, in a message that names options of `distsub init`."""
+    from distsub.survey import proposal
+
+    said = message.replace(f" ({proposal.BY_SET})", "")
+    said = re.sub(r"(?<!\S)--(model|data)\b", lambda found: {"data": "task"}.get(found[1], found[1]), said)
+    keys = re.sub(r"(?<!\S)--(text|label|prompt|completion|messages|validation|holdout)\b", r'"\1"', said)
+    if message == keys:
+        return message
+    table = f'{{"name": "{Path(task).stem}", "path": {json.dumps(task)}, "text": ..., "label": ..., "holdout": 0.2}}'
+    return f"{keys}; measure takes such a key in a table of the rows: task={table}"
 
 
 def _toml(value: Any, top: bool = True) -> str:

@@ -34,6 +34,11 @@ def fit(trial_id: str) -> str:
     return f"{FITTED}/{trial_id}/{FIT}"
 
 
+def asked(trial_id: str) -> str:
+    """Return the file that says which trainings a `distsub fit` asked for that has not ended, by the first of them."""
+    return f"{FITTED}/asked-{trial_id}/{FIT}"
+
+
 def mask(name: str) -> str:
     """Return the file of a mask: the positions of the weights that an ablation edits."""
     return f"{MASKS}/{name}.safetensors"

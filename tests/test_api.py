@@ -107,6 +107,25 @@ def test_what_cannot_be_measured_is_said_in_one_line(case, tiny_model, task, tmp
     assert not (tmp_path / "out").exists()
 
 
+UNCLEAR = {
+    "which is the text": ("alpha,label", lambda i: f"w{i},{i % 2}", 'the text? give "text"; columns: alpha (w0)'),
+    "which is the label": ("text,alpha", lambda i: f"w{i % 7},w{i}", 'the label? give "label"; columns: text'),
+    "classes or values": ("text,label", lambda i: f"w{i % 7} w{i},c{i % 40}", "num_labels = 40"),
+}
+
+
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_a_hint_names_what_measure_takes(case, tiny_model, tmp_path):
+    head, row, said = UNCLEAR[case]
+    data = tmp_path / "mail.csv"
+    data.write_text("\n".join([head, *map(row, range(120))]) + "\n")
+    with pytest.raises(DistsubError) as caught:
+        distsub.measure(tiny_model, str(data), out=tmp_path / "out", **KEYS)
+    message = str(caught.value)
+    assert said in message and "--" not in message and "distsub init" not in message and "\n" not in message
+    assert f'task={{"name": "mail", "path": "{data}", "text": ..., "label": ..., "holdout": 0.2}}' in message
+
+
 def test_a_training_that_fails_is_an_error_and_the_rest_is_kept(tiny_model, task, tmp_path, monkeypatch):
     from distsub.finetune import train
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from builders import with_keys
 
+import distsub
 from distsub import cli
 from distsub.results import Store
 
@@ -89,6 +90,30 @@ def test_what_is_moved_resumes_to_the_same_rows(home, copy, move, capsys):
     assert "nothing left to do" in capsys.readouterr().out
     assert Store.open(out).table() == before
     assert str(folder) in Store.open(out).places.models[0].name
+
+
+def test_every_view_names_a_model_by_where_it_lies_now(home, copy, capsys):
+    """Also a row that was trained before it moved, so that a join by model finds both."""
+    folder, out = copy
+    rename_model(folder)
+    (folder / "sweep.toml").write_text((folder / "sweep.toml").read_text().replace("seeds = 1", "seeds = 2"))
+    assert run(folder, out) == 0
+    capsys.readouterr()
+    stored = set(Store.open(out).table(["model"])["model"].to_pylist())
+    named = {}
+    for view in ("d90", "searches", "observations"):
+        with pytest.raises(SystemExit):
+            cli.main(["query", str(out), f"select distinct model, 'x' as x from {view}", "--format", "json"])
+        [row] = json.loads(capsys.readouterr().out)
+        named[view] = row["model"]
+    assert {*named.values()} == {str(folder / "renamed")} and len(stored) == 2
+    with pytest.raises(SystemExit):
+        joined = "select count(*) as n from observations join d90 using (task, model)"
+        cli.main(["query", str(out), joined, "--format", "json"])
+    assert json.loads(capsys.readouterr().out) == [{"n": Store.open(out).table().num_rows}]
+    again = distsub.open(out).observations()
+    assert {*again["model"].to_pylist()} == {*named.values()}
+    assert again.drop_columns(["model"]) == Store.open(out).table().drop_columns(["model"])
 
 
 def flip(folder):

@@ -62,6 +62,7 @@ class Predictor:
         task: What it was trained on as far as the adapter says: columns, metric, how answers end.
         knows_columns: Whether the adapter says which columns it reads.
         max_length: Tokens per text, the rest is cut.
+        precision: "fp32" or "bf16", and `autocast` makes the context for it.
         num_bytes: Size of the adapter's files.
     """
 
@@ -86,7 +87,7 @@ class Predictor:
         self.max_length = trained_on.max_length if trained_on else most
         unknown = "auto" if base.dtype == "bfloat16" else "fp32"
         precision = trained_on.precision if trained_on else unknown
-        self.precision, self._autocast = autocast_for(precision, device, base.dtype)
+        self.precision, self.autocast = autocast_for(precision, device, base.dtype)
         self.num_bytes, self._device = opened.num_bytes, device
 
     def __repr__(self) -> str:
@@ -135,7 +136,7 @@ class Predictor:
             lambda rows: batches.collate(self.tokenizer, examples, rows),
             [len(each["input_ids"]) for each in examples],
             self._device,
-            self._autocast,
+            self.autocast,
         )
         if not found.isfinite().all():
             row = int((~found.isfinite().all(-1)).nonzero()[0]) + 1
@@ -164,7 +165,7 @@ class Predictor:
         task, split = replace(self.task, max_new_tokens=most), Split((column,), [answer] * len(column))
         both = bool(self.model.config.is_encoder_decoder)
         examples = completions.tokenize(self.tokenizer, task, split, self.max_length, both)
-        return generation.generate(self.model.eval(), self.tokenizer, examples, task, self._device, self._autocast)
+        return generation.generate(self.model.eval(), self.tokenizer, examples, task, self._device, self.autocast)
 
     def generate(self, *inputs: Any, **settings: Any) -> Any:
         """Generate token ids, as `generate` of transformers does."""
@@ -183,7 +184,7 @@ class Predictor:
             found = evaluation.Evaluation(
                 self.task, self.max_length, self.tokenizer, split, self._device, self.model.config
             )
-            found.run(self.model, self._autocast)
+            found.run(self.model, self.autocast)
             self.model.eval()
             return found.metrics
         return self.measure(self.logits(texts), self.encode(listed))
@@ -202,9 +203,18 @@ class Predictor:
             remedy: What the message advises after fixing them.
 
         Raises:
-            DataError: One is not among the model's.
+            DataError: One is not among the model's, or no number where it predicts values.
         """
         texts = [each if isinstance(each, str) else str(each) for each in labels]
+        if self.task.num_labels == 1:
+            values, odd = label_names.as_values(texts)
+            if odd is None:
+                return values
+            fix = label_names.with_point(odd) or "fix it"
+            raise DataError(
+                f"{where}: row {len(values) + 1} of {len(texts)} holds {odd!r}, which is no finite number; the adapter "
+                f"predicts values; {fix}{remedy}"
+            )
         try:
             return label_names.encode(self.task, texts, where)
         except KeyError as error:

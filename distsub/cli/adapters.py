@@ -164,6 +164,7 @@ def fit(
     address, code = out or source or "", 0
     if {trial.id for trial in choice.trials} - store.trial_ids({"finished", "diverged"}):
         there = address if "://" in address else None
+        fitting.ask(store, choice)
         code = launch.run(sweep, store, backend.value, plain, out=there, trials=choice.trials)
     stop_if_interrupted(code)
     show_facts(fitting.take(sweep, store, choice, address), format)

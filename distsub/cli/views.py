@@ -57,7 +57,7 @@ def views_of(
         return table
 
     found: dict[str, View | pa.Table] = {
-        "observations": View(OBSERVATIONS, store.table),
+        "observations": View(OBSERVATIONS, store.located),
         "searches": View(SEARCHES, lambda _: summary().searches),
         "d90": View(D90, lambda _: summary().d90),
     }

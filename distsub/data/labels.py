@@ -111,18 +111,34 @@ def encode(task: Task, labels: Sequence[str], split: str) -> list[int] | list[fl
     if task.num_labels != 1:
         numbers = _numbers(task)
         return [numbers[plain(label)] for label in labels]
+    values, odd = as_values(labels)
+    if odd is not None:
+        raise DataError(
+            f'{task.name} "{split}": label column "{task.label}" holds "{_cut(odd)}", which is no finite number '
+            f"as num_labels = 1 (regression) asks for; {with_point(odd) or 'leave num_labels out for classes'}"
+        )
+    return values
+
+
+def as_values(labels: Iterable[str]) -> tuple[list[float], str | None]:
+    """Read labels as values, truths as 1 and 0, up to the first that is no finite number; give that too.
+
+    >>> as_values(["0.5", "true", "3,5"])
+    ([0.5, 1.0], '3,5')
+    """
     values: list[float] = []
     for label in labels:
-        value = {"true": 1, "false": 0}.get(label) if label in ("true", "false") else number(label)
+        value = {"true": 1, "false": 0}.get(label, number(label))
         if value is None:
-            comma = re.fullmatch(r"[+-]?\d*,\d+", label.strip())
-            hint = f"write {label.strip().replace(',', '.')}" if comma else "leave num_labels out for classes"
-            raise DataError(
-                f'{task.name} "{split}": label column "{task.label}" holds "{_cut(label)}", which is no finite number '
-                f"as num_labels = 1 (regression) asks for; {hint}"
-            )
+            return values, label
         values.append(float(value))
-    return values
+    return values, None
+
+
+def with_point(label: str) -> str:
+    """Advise to write a number with a point where it has a comma; "" of anything else."""
+    comma = re.fullmatch(r"[+-]?\d*,\d+", label.strip())
+    return f"write {label.strip().replace(',', '.')}" if comma else ""
 
 
 def plain(label: str) -> str:

@@ -63,7 +63,8 @@ class Places:
     counts: tuple[Counts, ...] = ()
 
     @cached_property
-    def _models(self) -> dict[str, ModelPlace]:
+    def models_by_content(self) -> dict[str, ModelPlace]:
+        """Where each content lies; of several places the first."""
         return {place.content: place for place in reversed(self.models)}
 
     @cached_property
@@ -88,7 +89,7 @@ class Places:
     def locate(self, setup: Setup) -> Setup:
         """Give a setup the addresses at which its contents lie here; it stays the same setup."""
         changes: dict[str, Any] = {"task": self._locate(setup.task)}
-        if (place := self._models.get(setup.model.content or "")) is not None:
+        if (place := self.models_by_content.get(setup.model.content or "")) is not None:
             changes["model"] = replace(setup.model, name=place.name, revision=place.revision)
         method = setup.method
         if isinstance(method, Subspace) and (span := method.span) is not None:

@@ -152,7 +152,7 @@ def unrelated_rows(summary: Summary, searches: Sequence[Search], beside: Collect
 
 
 def fitted(files: Files) -> set[str]:
-    """Give the ids of the trials that `distsub fit` asked for."""
+    """Give the ids of the trials that `distsub fit` asked for, whether it ended or not."""
     found = set[str]()
     for trial_id in files.folders(FITTED):
         # Without one, or with half of one, where a fit was interrupted.

@@ -210,6 +210,26 @@ class Store(RowFiles):
         table = self._read(wanted)
         return table.sort_by("trial_id").select(wanted)
 
+    def located(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read all rows as `table` does, but with each model named by the address at which it lay in the last run.
+
+        So all rows of a condition name it alike, and as the estimates do.
+        """
+        wanted = OBSERVATIONS.names if columns is None else list(columns)
+        moving = [name for name in ("model", "revision") if name in wanted]
+        if not moving:
+            return self.table(wanted)
+        found = self.table(list(dict.fromkeys([*wanted, "model_content"])))
+        places = [self.places.models_by_content.get(each) for each in found["model_content"].to_pylist()]
+        for name in moving:
+            at = found.schema.get_field_index(name)
+            new = [
+                old if place is None else place.name if name == "model" else place.revision
+                for place, old in zip(places, found[name].to_pylist(), strict=True)
+            ]
+            found = found.set_column(at, found.schema.field(at), pa.array(new, pa.string()))
+        return found.select(wanted)
+
     def read(self, *, answers: bool = True) -> list[Observation]:
         """Read all rows as observations, ordered by trial id.
 

@@ -140,6 +140,20 @@ def _best_eta(rows: Sequence[Observation], search: Search, d: int) -> tuple[floa
     return max(means, key=lambda eta: means[eta]), nearest
 
 
+def ask(store: Store, choice: Choice) -> None:
+    """Note which trainings are asked for, before they start: a `fit` that is killed leaves no rows without a reason.
+
+    Raises:
+        OutputError: The results cannot be written.
+    """
+    place = paths.asked(choice.trials[0].id)
+    try:
+        store.files.make(place.rpartition("/")[0])
+        store.files.put(place, (json.dumps({"trials": sorted(trial.id for trial in choice.trials)}) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"cannot write {store.uri}/{place} ({first_line(error)})") from None
+
+
 def take(sweep: Sweep, store: Store, choice: Choice, address: str | None = None) -> dict[str, Any]:
     """Keep the adapter of the best seed as the one to take away, score it on unseen rows, and say what it is, by name.
 
@@ -187,6 +201,8 @@ def take(sweep: Sweep, store: Store, choice: Choice, address: str | None = None)
     # The file lies beside the adapter, wherever both are moved to.
     written = facts | {"adapter": ".", "trials": sorted(ids)}
     store.files.put(paths.fit(best.trial.id), (json.dumps(written, indent=1) + "\n").encode())
+    if store.files.exists(note := paths.asked(choice.trials[0].id)):
+        store.files.delete_all(note.rpartition("/")[0])
     return facts
 
 

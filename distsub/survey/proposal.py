@@ -30,7 +30,12 @@ KEYS: dict[str, type] = {
 }
 """Keys of a task that messages about rows advise, and that a person can set before there is a sweep file."""
 
+BY_SET = "distsub init takes such a key by --set 'KEY = VALUE'"
+"""What messages about such a key advise."""
+
 _A = {int: "a whole number", list: 'a list, such as ["no", "yes"]', str: 'a text, such as "utf-8"'}
+
+_STANDARDISE = "standardise = true                        # or the first steps would go to the values' mean"
 
 _REASONS = {
     "macro_f1": ", since classes are uneven",
@@ -114,7 +119,7 @@ def sweep(
     except DataError as error:
         if not re.search(rf"\b({'|'.join(KEYS)}) = ", str(error)):
             raise
-        raise DataError(f"{error} (distsub init takes such a key by --set 'KEY = VALUE')") from None
+        raise DataError(f"{error} ({BY_SET})") from None
     proposal = propose(facts)
     return toml(facts, proposal, model, directory), describe(facts, proposal)
 
@@ -211,7 +216,8 @@ def _task(facts: "Facts", proposal: Proposal, directory: Path) -> str:
     if task.train != "train":
         values["train"] = task.train
     values |= {"holdout": task.holdout} if task.validation is None else {"validation": task.validation}
-    return "\n".join(["[[tasks]]", *(f"{key} = {_value(value)}" for key, value in values.items())])
+    lines = [f"{key} = {_value(value)}" for key, value in values.items()]
+    return "\n".join(["[[tasks]]", *lines, *[_STANDARDISE] * (task.num_labels == 1)])
 
 
 def _columns(task: Task) -> dict[str, Any]:

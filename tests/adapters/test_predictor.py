@@ -97,6 +97,18 @@ class TestPredictionsAreThoseOfTheTraining:
             found.predict_proba(texts_of(split))
         with pytest.raises(DataError, match=r"row 1 is 'w1'; give a pair of texts \(one, two\)"):
             found.predict(["w1"])
+        given = {"texts": texts_of(split)[:3], "labels": [0.5, "true", "2e-1"]}
+        assert len(found.evaluate(**given)) > 1
+        for odd, fix in (("sales", "fix it"), ("3,5", "write 3.5"), ("nan", "fix it"), (None, "fix it")):
+            for place in range(3):
+                labels = [*given["labels"]]
+                labels[place] = odd
+                with pytest.raises(DataError) as caught:
+                    found.encode(labels, 'mail.csv: column "team"', ", or give another column")
+                assert str(caught.value) == (
+                    f'mail.csv: column "team": row {place + 1} of 3 holds {str(odd)!r}, which is no finite number; the '
+                    f"adapter predicts values; {fix}, or give another column"
+                )
 
     @pytest.mark.parametrize(
         ("method", "d"), [(Subspace(), 64), (Subspace(head="trained"), 64), (Peft("LORA", head="trained"), 960)]

@@ -1,7 +1,12 @@
 """`distsub fit`: the model at d90, out of a sweep that was run, and scored on rows that nothing has looked at."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -134,6 +139,25 @@ class TestFit:
         assert load(tmp_path / "away" / about["adapter"]).task.name == "tiny"
         said = json.loads(call(capsys, "inspect", tmp_path / "away", "--format", "json")[1])
         assert (said["score"], said["unseen_score"]) == (facts["evaluation_score"], facts["unseen_score"])
+
+    @pytest.mark.parametrize("rows", [1, 3])
+    def test_killed_it_leaves_no_row_without_a_reason(self, out, capsys, tmp_path, rows):
+        here = shutil.copytree(out, tmp_path / "out")
+        count = len(list((here / "observations").glob("*.parquet")))
+        command = [sys.executable, "-m", "distsub.cli", "fit", "--from", str(here), "--d", "77", "--plain"]
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list((here / "observations").glob("*.parquet"))) < count + rows:
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        found = len(Store.open(here).read())
+        assert count + rows <= found < count + 4
+        assert "no search of this sweep" not in call(capsys, "status", here)[1]
+        code, printed, _ = call(capsys, "fit", "--from", here, "--d", 77, "--format", "json")
+        facts = json.loads(printed.splitlines()[-1])
+        assert code == 0 and len(facts["evaluation_scores"]) == 4
+        assert facts["adapter"].rsplit("/", 1)[1] in os.listdir(here / "fitted")
+        assert not any(name.startswith("asked") for name in os.listdir(here / "fitted"))
 
     def test_by_itself(self, out, capsys):
         code, printed, _ = call(capsys, "fit", "--from", out, "--format", "json")

@@ -175,6 +175,10 @@ def test_values_are_a_regression_and_ids_are_refused(tmp_path, tiny_model):
     facts = survey(write(tmp_path / "v.csv", table, header=("text", "score")), tiny_model)
     proposed = proposal.propose(facts)
     assert (facts.task.num_labels, proposed.metric) == (1, "pearson")
+    path = tmp_path / "v.toml"
+    path.write_text(proposal.toml(facts, proposed, tiny_model, tmp_path))
+    (task,) = load_sweep(path).tasks
+    assert task.standardise and dataset.load(task, load_sweep(path).budget).train.scale is not None
     for spelling in ("id{}", "{}"):
         table = [[text, spelling.format(i)] for i, (text, _) in enumerate(table)]
         with pytest.raises(DistsubError, match="regression or an id column"):
