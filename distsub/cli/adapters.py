@@ -178,16 +178,21 @@ def certify(
     label: Label = None,
     base: Base = None,
     delta: Annotated[float, typer.Option(help="Chance that the bound fails, over the draw of the rows.")] = 0.05,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of training that know of the rounding, on these rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --steps: of the order of rows.")] = 0,
+    out: Annotated[str | None, typer.Option(help="Save the model that the bound is of, as an adapter.")] = None,
     device: Device = "cpu",
     format: As = Format.table,
 ) -> None:
     """Bound a classifier's error on unseen rows from how few bits describe it.
 
-    Example: distsub certify results/tickets/adapters/0123456789abcdef tickets.csv
+    Example: distsub certify results/tickets/adapters/0123456789abcdef tickets.csv --steps 100
     """
     from distsub.adapters import certificate
 
-    facts = certificate.certify(adapter, data, text=_columns(text), label=label, base=base, delta=delta, device=device)
+    rows = {"text": _columns(text), "label": label}
+    training = {"steps": steps, "seed": seed, "out": out}
+    facts = certificate.certify(adapter, data, **rows, base=base, delta=delta, device=device, **training)
     show_facts(facts, format)
 
 

@@ -70,16 +70,23 @@ class Rounded:
         return 16 + integer(self.largest) + sequence(self.symbols, 2 * self.largest + 1)
 
 
-def rounded(values: Tensor, largest: int, middle: float = 0.0) -> Rounded:
-    """Round numbers to a grid that reaches from the smallest to the largest.
+def rounded(
+    values: Tensor, largest: int, middle: float = 0.0, step: float | None = None, shrink: float = 0.0
+) -> Rounded:
+    """Round numbers to a grid; what lies beyond its last levels goes to those.
 
     Args:
         values: Any shape; finite.
         largest: Levels on either side of the middle, 1 or more.
         middle: What is likeliest: 0 for coordinates, 1 for scales.
+        step: Between levels, of which float16 is kept; None reaches from the smallest number to the largest.
+        shrink: How far numbers are drawn to the middle before they are rounded, in steps: more of them then lie there.
     """
     away = values.detach().double().cpu() - middle
-    furthest = away.abs().max().item() if away.numel() else 0.0
-    step = torch.tensor(furthest / largest).half().item()
-    symbols = (away / step).round().clamp(-largest, largest).long() if step else torch.zeros_like(away).long()
+    if step is None:
+        step = (away.abs().max().item() if away.numel() else 0.0) / largest
+    step = torch.tensor(step).half().item()
+    levels = away / step if step else torch.zeros_like(away)
+    levels = torch.nn.functional.softshrink(levels, shrink)
+    symbols = levels.round().clamp(-largest, largest).long()
     return Rounded(symbols + largest, step, largest, middle)

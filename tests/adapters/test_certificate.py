@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distsub import load_adapter
-from distsub.adapters import certificate, loading, predictor
+from distsub.adapters import certificate, loading, predictor, rounding
 from distsub.adapters.certificate import certify, chernoff, configuration_bits, hoeffding
 from distsub.config import parse_sweep
 from distsub.data import dataset
@@ -84,6 +84,92 @@ def test_it_is_of_the_model_with_rounded_numbers(trained):
     assert found["verdict"].startswith("vacuous") == (found["bound"] >= 0.5)
 
 
+def bits_by_decoding(symbols, levels):
+    """What an adaptive coder spends symbol by symbol: each by how often it has come so far, and a half."""
+    counts, bits = [0.5] * levels, 0.0
+    for symbol in symbols:
+        bits -= math.log2(counts[symbol] / sum(counts))
+        counts[symbol] += 1
+    return bits
+
+
+@pytest.fixture(scope="module")
+def noisy(trained, tmp_path_factory):
+    """The adapter with noise on its numbers, so that there is something to learn."""
+    place, rows = trained
+    opened, folder = loading.open_adapter(place), tmp_path_factory.mktemp("noisy")
+    numbers = opened.model.coordinates.data
+    numbers += 1.5 * numbers.std() * torch.randn(len(numbers), generator=torch.Generator().manual_seed(0))
+    opened.model.save_pretrained(folder, **{name: getattr(opened.config, name) for name in certificate._ABOUT})
+    return folder, rows
+
+
+@pytest.fixture(scope="module", params=["trained", "noisy"])
+def certified(request, tmp_path_factory):
+    place, rows = request.getfixturevalue(request.param)
+    before = {file.name: file.read_bytes() for file in place.iterdir()}
+    out = tmp_path_factory.mktemp("rounded")
+    plain, found = certify(place, str(rows)), certify(place, str(rows), steps=40, out=out)
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == before
+    return place, rows, plain, found, out
+
+
+@pytest.mark.slow
+class TestSteps:
+    """Training that knows of the rounding: the bound is of the model that was saved, and of what it takes to decode."""
+
+    def test_the_bound_is_of_the_saved_model(self, certified):
+        _, rows, _, found, out = certified
+        opened, largest = loading.open_adapter(out), (found["levels"] - 1) // 2
+        bits = 0.0
+        for name, parameter in opened.model.trained().items():
+            away = parameter.detach().double() - float(name == "scales")
+            step = away.abs()[away != 0].min().item()
+            whole = (away / step).round()
+            assert (away - whole * step).abs().max() < 1e-5 * step and whole.abs().max() <= largest
+            assert step == pytest.approx(torch.tensor(step).half().item(), rel=1e-6)
+            symbols = [int(each) + largest for each in whole]
+            bits += 16 + code_length.integer(largest) + bits_by_decoding(symbols, found["levels"])
+        asking = predictor.Predictor(opened)
+        about = configuration_bits(opened.config, asking.precision, asking.max_length)
+        assert found["bits"] == pytest.approx(about + bits, rel=1e-9)
+        table = [line.split(",") for line in rows.read_text().splitlines()[1:]]
+        predicted = asking.predict([text for text, _ in table])
+        wrong = sum(one != other for one, (_, other) in zip(predicted, table, strict=True)) / 600
+        assert found["error_rounded"] == wrong
+        assert found["bound"] == chernoff(wrong, found["bits"], 600)
+        assert found["bound_hoeffding"] == hoeffding(wrong, found["bits"], 600)
+
+    def test_it_is_the_better_of_both(self, certified):
+        *_, plain, found, _ = certified
+        assert plain["steps"] == 0 and found["steps"] in (0, 40)
+        assert found["bound"] < plain["bound"] if found["steps"] else found == plain
+        assert found["error"] == plain["error"]
+
+    def test_a_seed_repeats(self, certified):
+        place, rows, _, found, _ = certified
+        assert certify(place, str(rows), steps=40) == found
+
+    def test_steps_repair_what_rounding_cannot(self, noisy):
+        found = [certify(noisy[0], str(noisy[1]), steps=steps) for steps in (0, 80)]
+        assert found[1]["steps"] == 80 and found[1]["error_rounded"] < found[0]["error_rounded"]
+
+
+def test_numbers_on_levels_have_the_gradient_of_the_identity():
+    x = torch.linspace(-3, 3, 41, dtype=torch.float64, requires_grad=True)
+    step = torch.tensor(0.6875, dtype=torch.float64, requires_grad=True)
+    for largest in certificate.LEVELS:
+        made = rounding.on_levels(x, step, largest, 1.0)
+        coded = code_length.rounded(x, largest, 1.0, 0.6875)
+        whole = (coded.symbols - largest).double()
+        assert torch.allclose(made, 1.0 + 0.6875 * whole)
+        [by_x, by_step] = torch.autograd.grad(made.sum(), [x, step])
+        inside = ((x - 1) / 0.6875).abs() <= largest
+        assert torch.equal(by_x, inside.double())  # numbers beyond the last level stay there
+        expected = torch.where(inside, whole - (x - 1) / 0.6875, whole).sum()
+        assert by_step.item() == pytest.approx(expected.item())
+
+
 def test_more_rows_make_it_tighter(trained, tmp_path):
     place, rows = trained
     head, *lines = rows.read_text().splitlines()
@@ -131,6 +217,10 @@ def test_what_has_no_certificate_is_refused(trained, tiny_text, tmp_path, monkey
     place, rows = trained
     with pytest.raises(ConfigError, match="delta = 0 should lie between 0 and 1"):
         certify(place, str(rows), delta=0)
+    with pytest.raises(ConfigError, match="steps = -1; allowed: 0"):
+        certify(place, str(rows), steps=-1)
+    with pytest.raises(ConfigError, match="is the adapter that is certified, which stays as it is"):
+        certify(place, str(rows), out=place.parent / "." / place.name)
     real = loading.open_adapter
 
     def learned(*given):
