@@ -350,7 +350,8 @@ def texts(printed):
 
 @pytest.mark.parametrize("backend", ["inline", pytest.param("tune", marks=pytest.mark.slow)])
 def test_run_status_query_and_report_give_one_number(tiny_text, tmp_path, backend):
-    (tmp_path / "sweep.toml").write_text(with_keys(tiny_text, dims=[16, 256], steps=20, eval_every=None))
+    text = with_keys(tiny_text, dims=[16, 256], steps=20, eval_every=None)
+    (tmp_path / "sweep.toml").write_text(f"{text}max_concurrent_trials = 1\n")
     out = tmp_path / "out"
     code, said, note = call("run", tmp_path / "sweep.toml", "--out", out, "--backend", backend, "--plain")
     assert code == 0, note

@@ -142,5 +142,5 @@ def test_what_broke_is_raised_after_the_run(tiny_text, tmp_path, monkeypatch):
 
     monkeypatch.setattr(reporter, "ended", ended)
     with Drain() as drain, pytest.raises(ValueError, match="the reporter is broken"):
-        tune.run(queue, store, WorkerConfig(store.uri), reporter, drain, Resources())
+        tune.run(queue, store, WorkerConfig(store.uri), reporter, drain, Resources(max_concurrent_trials=1))
     assert store.read()

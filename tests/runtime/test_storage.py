@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from builders import with_keys
 
 from distsub.results import Store
 
@@ -31,8 +32,8 @@ def disk():
 @pytest.fixture
 def sweep(tiny_text, tmp_path):
     path = tmp_path / "small.toml"
-    text = tiny_text.replace("steps = 40", "steps = 4").replace("dims = [8, 16, 64, 256]", "dims = [8, 16]")
-    path.write_text(text.replace("etas = [1.0, 3.0]", "etas = [1.0]").replace("seeds = 2", "seeds = 1"))
+    text = with_keys(tiny_text, steps=4, dims=[8, 16], etas=[1.0], seeds=1)
+    path.write_text(f"{text}max_concurrent_trials = 1\n")
     return path
 
 
