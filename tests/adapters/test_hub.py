@@ -252,7 +252,7 @@ print(there.predict(texts))
 
 
 @pytest.mark.slow
-def test_an_adapter_is_pushed_with_a_card_and_used_by_its_id(hub, results, tiny_model, tmp_path, monkeypatch):
+def test_an_adapter_is_pushed_with_a_card_and_used_by_its_id(hub, results, tiny_model, tmp_path, monkeypatch, warm):
     folder, place = results
     arguments = ["push", str(place), "somebody/tiny", "--private"]
     refused = look(PUSH.format(arguments=arguments), tmp_path, hub)
@@ -269,7 +269,7 @@ def test_an_adapter_is_pushed_with_a_card_and_used_by_its_id(hub, results, tiny_
     card = files["README.md"].decode()
     assert card.startswith("---\nlibrary_name:") and 'distsub.load("somebody/tiny", base=' in card
     assert "d90, the numbers for 90% of full fine-tuning" in card and "| d | accuracy" in card
-    shown = look(PUSH.format(arguments=[*arguments[:3], "--dry-run"]), tmp_path)
+    shown = warm.run(*arguments[:3], "--dry-run")
     assert shown.returncode == 0 and shown.stdout.strip() == card.strip()
     for revision in ("", f"@{SHA}"):
         code = USE.format(place=str(place), base=str(tiny_model), revision=revision)

@@ -446,7 +446,7 @@ def test_learned_updates_from_the_sweep_to_the_figures(tiny_model, tiny_data, tm
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_disabled_weights_give_the_same_table_through_tune_as_inline(tiny_model, tiny_data, tmp_path, capsys):
+def test_disabled_weights_give_the_same_table_through_tune_as_inline(tiny_model, tiny_data, tmp_path, capsys, warm):
     """Two real Ray workers read masks, edit weights and leave rows as one process does that runs them in turn."""
     sweep = tmp_path / "learned.toml"
     text = with_keys(LEARNED.format(model=tiny_model, data=tiny_data), seeds=2)
@@ -460,8 +460,7 @@ def test_disabled_weights_give_the_same_table_through_tune_as_inline(tiny_model,
     try:
         given = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         given |= {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-        command = [sys.executable, "-m", "distsub.cli", "ablate", str(tmp_path / "tune"), *more, "tune"]
-        done = subprocess.run(command, env=given, capture_output=True, text=True)
+        done = warm.run("ablate", tmp_path / "tune", *more, "tune", env=given)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     assert done.returncode == 0, done.stderr
