@@ -127,7 +127,7 @@ def test_nodes_that_do_not_see_the_driver_s_files_train_the_same(
 
 
 def test_without_the_inputs_the_node_is_named(private, rig, small_sweep, distsub_run, tmp_path):
-    # A training that fails ends its process: one is enough.
+    # One training that finds no inputs is enough.
     small_sweep.write_text(with_keys(small_sweep.read_text(), seeds=1, learning_rates=[3e-3], retries=0))
     with unseen(private):
         rig.add()
