@@ -153,9 +153,10 @@ class TestFit:
         found = len(Store.open(here).read())
         assert count + rows <= found < count + 4
         assert "no search of this sweep" not in call(capsys, "status", here)[1]
-        code, printed, _ = call(capsys, "fit", "--from", here, "--d", 77, "--format", "json")
+        code, printed, err = call(capsys, "fit", "--from", here, "--d", 77, "--format", "json")
+        assert code == 0, f"{printed}{err}"
         facts = json.loads(printed.splitlines()[-1])
-        assert code == 0 and len(facts["evaluation_scores"]) == 4
+        assert len(facts["evaluation_scores"]) == 4
         assert facts["adapter"].rsplit("/", 1)[1] in os.listdir(here / "fitted")
         assert not any(name.startswith("asked") for name in os.listdir(here / "fitted"))
 
