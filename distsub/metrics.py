@@ -41,19 +41,17 @@ def evaluate(task: Task, predicted: Sequence[float], target: Sequence[float]) ->
         return dict.fromkeys(names, float("nan"))
     if task.num_labels == 1:
         return _correlations(guess, truth) | {"mse": float(((guess - truth) ** 2).mean())}
-    labels, codes = np.unique(np.concatenate([truth, guess]).astype(np.int64), return_inverse=True)
-    true, classes = np.split(codes, 2)
-    is_true, is_guess, is_both = (
-        np.bincount(each, minlength=labels.size) for each in (true, classes, true[true == classes])
-    )
-    f1 = 2.0 * is_both / (is_true + is_guess)
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    classes, true = guess.astype(np.int64), truth.astype(np.int64)
+    constant = np.ptp(classes) == 0 or np.ptp(true) == 0
     scores = {
-        "accuracy": float(is_both.sum() / truth.size),
-        "macro_f1": float(f1.mean()),
-        "matthews": _matthews(is_true.astype(float), is_guess.astype(float), float(is_both.sum())),
+        "accuracy": float(accuracy_score(true, classes)),
+        "macro_f1": float(f1_score(true, classes, average="macro", zero_division=0.0)),  # pyright: ignore[reportArgumentType]
+        "matthews": 0.0 if constant else float(matthews_corrcoef(true, classes)),
     }
     if task.num_labels == 2:
-        scores["f1"] = float(f1[labels == 1].sum())  # 0 where nothing is or is called 1
+        scores["f1"] = float(f1_score(true, classes, pos_label=1, zero_division=0.0))  # pyright: ignore[reportArgumentType]
     return scores
 
 
@@ -84,16 +82,6 @@ def chance(task: Task, target: Sequence[float]) -> float | None:
     if task.metric == "f1":
         return evaluate(task, np.ones_like(truth).tolist(), truth.tolist())["f1"]
     return 0.0
-
-
-def _matthews(true: np.ndarray, guess: np.ndarray, right: float) -> float:
-    """Compute the correlation of Matthews from how many of each class are true, are guessed, and are right in all.
-
-    Source: Gorodkin 2004, R_K. 0 where either is constant.
-    """
-    size = true.sum()
-    spread = (size**2 - guess @ guess) * (size**2 - true @ true)
-    return float((right * size - true @ guess) / math.sqrt(spread)) if spread else 0.0
 
 
 def _correlations(guess: np.ndarray, truth: np.ndarray) -> dict[str, float]:

@@ -35,6 +35,7 @@ IMPORTED = (
     "rich.live",
     "rich.table",
     "scipy.stats",
+    "sklearn.metrics",
     "transformers.models.bert.modeling_bert",
     "transformers.models.bert.tokenization_bert",
 )

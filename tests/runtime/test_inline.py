@@ -23,6 +23,7 @@ IMPORTED = [
     "distsub.estimate.d90",
     "distsub.search.synthetic",
     "pandas",
+    "sklearn.metrics",
     "transformers.models.bert.modeling_bert",
 ]
 TIMES = {"wall_s", "eval_s", "peak_bytes", "provenance"}
