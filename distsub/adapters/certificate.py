@@ -111,77 +111,109 @@ def certify(
         raise ConfigError(f"steps = {steps}; allowed: 0, which only rounds, or more")
     if out is not None and os.path.realpath(out) == os.path.realpath(adapter):
         raise ConfigError(f"out = {out} is the adapter that is certified, which stays as it is; give another place")
-    opened = loading.open_adapter(adapter, None, base)
-    held, config = opened.model, opened.config
-    if not isinstance(held, SubspaceModel) or not isinstance(config, files.Config):
-        raise ConfigError("a certificate is of a random subspace; of a method of PEFT none is computed")
-    if config.snapshots is not None:
-        raise ConfigError(
-            "a certificate needs a subspace that was drawn without the data; this one was learned from fine-tunings, "
-            "so that its d numbers do not describe it"
-        )
-    asking = predictor.Predictor(opened, device)
-    if not asking.labels:
-        raise ConfigError("a certificate is of a share of errors: the adapter of a classifier, of two classes or more")
-    rows = prediction.read(asking, data, text, label)
-    targets = _targets(asking, rows)
-    columns = [column.to_pylist() for column in rows.texts.columns]
-    texts: list[Any] = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-
-    def error(model: predictor.Predictor, first: int) -> float:
-        found = model.logits(texts[:first]).argmax(-1).tolist()
-        return sum(one != other for one, other in zip(found, targets[:first], strict=True)) / first
-
-    trained = {name: parameter.detach().clone() for name, parameter in held.trained().items()}
-    about = configuration_bits(config, asking.precision, asking.max_length)
-    exact = error(asking, len(targets))
-
-    def put(coded: dict[str, Rounded]) -> None:
-        for name, parameter in held.trained().items():
-            parameter.data.copy_(coded[name].values.view(parameter.shape))
-
-    def counted(coded: dict[str, Rounded], first: int) -> dict[str, Any]:
-        put(coded)
-        bits = about + sum(each.bits for each in coded.values())
-        rate = error(predictor.Predictor(opened, device), first)
-        bounds = [form(rate, bits, len(targets), delta) for form in (chernoff, hoeffding)]
-        found = {"error_rounded": rate, "levels": 2 * next(iter(coded.values())).largest + 1, "bits": bits}
-        return {**found, "bound": bounds[0], "bound_hoeffding": bounds[1]}
-
-    some = min(TRIED_ON, len(targets))
-    tried = [
-        {name: code_length.rounded(values, largest, float(name == "scales")) for name, values in trained.items()}
-        for largest in LEVELS
-    ]
-    coded = min(tried, key=lambda each: counted(each, some)["bound"])
-    best = {**counted(coded, len(targets)), "steps": 0}
+    subject = _Subject(loading.open_adapter(adapter, None, base), device, delta)
+    subject.read(prediction.read(subject.asking, data, text, label))
+    exact, rows = subject.error(len(subject.targets)), len(subject.targets)
+    rounded = [subject.rounded(largest) for largest in LEVELS]
+    coded = subject.best(rounded)
+    found = subject.counted(coded, rows) | {"steps": 0}
     if steps:
-        taken = random.Random(seed).sample(range(len(targets)), min(steps * rounding.BATCH, len(targets)))
-        split = Split(tuple([column[row] for row in taken] for column in columns), [targets[row] for row in taken])
-        learned = objective(asking.tokenizer, asking.task, split, asking.max_length, held.config)
-        width = hoeffding(0.0, best["bits"], len(targets), delta)
-        price = math.log(2) ** 2 / (4 * len(targets) * width)
-        made = rounding.train(held.to(device), trained, tried[0], learned, price, steps, seed, asking.autocast, device)
-        again = min(made, key=lambda each: counted(each, some)["bound"])
-        if (found := counted(again, len(targets)))["bound"] < best["bound"]:
-            best, coded = {**found, "steps": steps}, again
+        again = subject.best(subject.trained_to_round(rounded[0], found["bits"], steps, seed))
+        if (other := subject.counted(again, rows))["bound"] < found["bound"]:
+            found, coded = other | {"steps": steps}, again
     if out is not None:
-        put(coded)
-        held.save_pretrained(out, **{name: getattr(config, name) for name in _ABOUT})
-    numbers, guess = sum(values.numel() for values in trained.values()), 1 - 1 / len(asking.labels)
-    says = best["bound"] < guess
+        subject.put(coded)
+        subject.held.save_pretrained(out, **{name: getattr(subject.config, name) for name in _ABOUT})
+    numbers, guess = sum(each.numel() for each in subject.numbers.values()), 1 - 1 / len(subject.asking.labels)
     return {
-        "rows": len(targets),
+        "rows": rows,
         "error": exact,
-        **best,
-        "bits_of_configuration": about,
+        **found,
+        "bits_of_configuration": subject.about,
         "numbers": numbers,
-        "bits_a_number": (best["bits"] - about) / numbers,
+        "bits_a_number": (found["bits"] - subject.about) / numbers,
         "confidence": 1 - delta,
         "guessing": guess,
-        "sqrt_d_over_rows": math.sqrt(config.d / len(targets)),
-        "verdict": "holds below guessing" if says else "vacuous: no better than guessing",
+        "sqrt_d_over_rows": math.sqrt(subject.config.d / rows),
+        "verdict": "holds below guessing" if found["bound"] < guess else "vacuous: no better than guessing",
     }
+
+
+class _Subject:
+    """The model of an adapter, whose numbers are put in and counted as a code writes them, and the rows it errs on."""
+
+    def __init__(self, opened: loading.Opened, device: str, delta: float) -> None:
+        held, config = opened.model, opened.config
+        if not isinstance(held, SubspaceModel) or not isinstance(config, files.Config):
+            raise ConfigError("a certificate is of a random subspace; of a method of PEFT none is computed")
+        if config.snapshots is not None:
+            raise ConfigError(
+                "a certificate needs a subspace that was drawn without the data; this one was learned from "
+                "fine-tunings, so that its d numbers do not describe it"
+            )
+        self.opened, self.held, self.config, self.device, self.delta = opened, held, config, device, delta
+        self.asking = predictor.Predictor(opened, device)
+        if not self.asking.labels:
+            raise ConfigError(
+                "a certificate is of a share of errors: the adapter of a classifier, of two classes or more"
+            )
+        self.numbers = {name: parameter.detach().clone() for name, parameter in held.trained().items()}
+        self.about = configuration_bits(config, self.asking.precision, self.asking.max_length)
+
+    def read(self, rows: prediction.Rows) -> None:
+        """Take the rows to count errors on."""
+        self.targets = _targets(self.asking, rows)
+        self.columns = [column.to_pylist() for column in rows.texts.columns]
+
+    def error(self, first: int) -> float:
+        """Give the share of errors on the first rows, of the model as it is now."""
+        columns = [column[:first] for column in self.columns]
+        texts: list[Any] = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+        given = predictor.Predictor(self.opened, self.device).logits(texts).argmax(-1).tolist()
+        return sum(one != other for one, other in zip(given, self.targets[:first], strict=True)) / first
+
+    def rounded(self, largest: int) -> dict[str, Rounded]:
+        """Round the numbers as they were trained."""
+        return {
+            name: code_length.rounded(each, largest, float(name == "scales")) for name, each in self.numbers.items()
+        }
+
+    def put(self, coded: dict[str, Rounded]) -> None:
+        """Make the model the one that a code describes."""
+        for name, parameter in self.held.trained().items():
+            parameter.data.copy_(coded[name].values.view(parameter.shape))
+
+    def counted(self, coded: dict[str, Rounded], first: int) -> dict[str, Any]:
+        """Count errors on the first rows, bits, and the bounds that follow for as many rows as there are."""
+        self.put(coded)
+        bits, error = self.about + sum(each.bits for each in coded.values()), self.error(first)
+        bounds = [form(error, bits, len(self.targets), self.delta) for form in (chernoff, hoeffding)]
+        levels = 2 * next(iter(coded.values())).largest + 1
+        return {
+            "error_rounded": error,
+            "levels": levels,
+            "bits": bits,
+            "bound": bounds[0],
+            "bound_hoeffding": bounds[1],
+        }
+
+    def best(self, tried: list[dict[str, Rounded]]) -> dict[str, Rounded]:
+        """Give the code with the lowest bound, by some of the rows."""
+        some = min(TRIED_ON, len(self.targets))
+        return min(tried, key=lambda each: self.counted(each, some)["bound"])
+
+    def trained_to_round(
+        self, start: dict[str, Rounded], bits: float, steps: int, seed: int
+    ) -> list[dict[str, Rounded]]:
+        """Train for a few steps that know of the rounding; see `rounding.train`."""
+        rows, asking = len(self.targets), self.asking
+        taken = random.Random(seed).sample(range(rows), min(steps * rounding.BATCH, rows))
+        texts = tuple([column[row] for row in taken] for column in self.columns)
+        split = Split(texts, [self.targets[row] for row in taken])
+        learned = objective(asking.tokenizer, asking.task, split, asking.max_length, self.held.config)
+        price = math.log(2) ** 2 / (4 * rows * hoeffding(0.0, bits, rows, self.delta))
+        held = self.held.to(self.device)
+        return rounding.train(held, self.numbers, start, learned, price, steps, seed, asking.autocast, self.device)
 
 
 def configuration_bits(config: files.Config, precision: str, max_length: int) -> float:
