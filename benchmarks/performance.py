@@ -54,6 +54,20 @@ def scale() -> str:
     return table(["slots", "searches", "trainings a search", "rounds", "slots busy", "ms of policy a trial"], rows)
 
 
+def quickstart() -> str:
+    found = figures("quickstart_profile")
+    between = found["wall_s"] - found["before_run_s"] - found["after_last_s"]
+    rows = [
+        ["the command, in all", found["wall_s"]],
+        ["imports and checks, before the run", found["before_run_s"]],
+        ["Ray, and trainings on two slots", round(between, 1)],
+        [f"{found['trainings']} trainings, added up", found["training_s"]],
+        ["of which scoring", found["evaluation_s"]],
+        ["after the last training", found["after_last_s"]],
+    ]
+    return f"{table(['', 'seconds'], rows)}\n\n{found['cpu']}, {found['cores']} cores, {found['date']}."
+
+
 def conditions(name: str) -> str:
     found = figures(name)
     loads = [each["load_average"][0] for each in found.get("precision", {}).values() if "load_average" in each]
@@ -72,6 +86,9 @@ def page() -> str:
         steps_base_on=conditions("step_cost_base"),
         trainings=trainings(),
         trainings_on=conditions("whole_training"),
+        quickstart=quickstart(),
+        quickstart_held=figures("quickstart_profile")["subspace_s_each"],
+        quickstart_full=figures("quickstart_profile")["full_s_each"],
         scale=scale(),
         start_first=start["first"]["seconds"],
         start_after=start["after"]["seconds"],

@@ -1,4 +1,4 @@
-"""Where the wall time of the quickstart goes: start, trainings and their evaluations, what is between them, end.
+"""Where the wall time of the quickstart goes: imports and checks, trainings and their evaluations, end.
 
     python benchmarks/quickstart_profile.py                           # writes quickstart_profile.json beside this file
     python benchmarks/quickstart_profile.py --distsub OTHER/bin/distsub --sweep OTHER.toml --out other.json
@@ -21,7 +21,8 @@ from typing import Any
 from step_cost import cpu_name
 
 ROWS = "select method, d, wall_s, eval_s from observations"
-TRAINS = re.compile(r"progress|training|finished", re.IGNORECASE)
+RUNS = re.compile(r"^\[ *\d")
+"""Lines of a run, that is after the imports and the checks, begin with its seconds."""
 
 
 def run(command: str, sweep: Path) -> dict[str, Any]:
@@ -43,14 +44,14 @@ def run(command: str, sweep: Path) -> dict[str, Any]:
             raise SystemExit("".join(line for _, line in lines[-5:]))
         query = [command, "query", f"{folder}/out", ROWS, "--format", "json"]
         rows = json.loads(subprocess.run(query, check=True, stdout=subprocess.PIPE, env=environment).stdout)
-    first = next(at for at, line in lines if TRAINS.search(line))
+    first = next(at for at, line in lines if RUNS.search(line))
     last = max(at for at, line in lines if "finished" in line)
     full, held = ([row for row in rows if (row["d"] is None) == is_full] for is_full in (True, False))
     trained = sum(row["wall_s"] for row in rows)
     return {
         "wall_s": round(total, 1),
-        "before_trainings_s": round(first, 1),
-        "after_trainings_s": round(total - last, 1),
+        "before_run_s": round(first, 1),
+        "after_last_s": round(total - last, 1),
         "trainings": len(rows),
         "training_s": round(trained, 1),
         "evaluation_s": round(sum(row["eval_s"] or 0.0 for row in rows), 1),

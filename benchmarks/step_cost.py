@@ -131,7 +131,8 @@ def make_step(arm: str, model: nn.Module, batch: dict[str, Tensor], precision: s
         held = peer()(Positional(model), D, "cpu")
         run = lambda: held(batch)  # noqa: E731
     else:
-        held = model if arm == "full" else unilora(model) if arm in PEERS else SubspaceModel(model, D, **ARMS[arm])
+        made = {"full": lambda: model, "peft unilora": lambda: unilora(model)}
+        held = made.get(arm, lambda: SubspaceModel(model, D, **ARMS[arm]))()
         held.train()
         run = lambda: held(**batch)  # noqa: E731
     optimizer = torch.optim.AdamW([p for p in held.parameters() if p.requires_grad], lr=1e-5)

@@ -111,8 +111,7 @@ def certify(
         raise ConfigError(f"steps = {steps}; allowed: 0, which only rounds, or more")
     if out is not None and os.path.realpath(out) == os.path.realpath(adapter):
         raise ConfigError(f"out = {out} is the adapter that is certified, which stays as it is; give another place")
-    subject = _Subject(loading.open_adapter(adapter, None, base), device, delta)
-    subject.read(prediction.read(subject.asking, data, text, label))
+    subject = _Subject(loading.open_adapter(adapter, None, base), device, delta, data, text, label)
     exact, rows = subject.error(len(subject.targets)), len(subject.targets)
     rounded = [subject.rounded(largest) for largest in LEVELS]
     coded = subject.best(rounded)
@@ -142,7 +141,9 @@ def certify(
 class _Subject:
     """The model of an adapter, whose numbers are put in and counted as a code writes them, and the rows it errs on."""
 
-    def __init__(self, opened: loading.Opened, device: str, delta: float) -> None:
+    def __init__(
+        self, opened: loading.Opened, device: str, delta: float, data: str, text: Sequence[str], label: str | None
+    ) -> None:
         held, config = opened.model, opened.config
         if not isinstance(held, SubspaceModel) or not isinstance(config, files.Config):
             raise ConfigError("a certificate is of a random subspace; of a method of PEFT none is computed")
@@ -159,9 +160,7 @@ class _Subject:
             )
         self.numbers = {name: parameter.detach().clone() for name, parameter in held.trained().items()}
         self.about = configuration_bits(config, self.asking.precision, self.asking.max_length)
-
-    def read(self, rows: prediction.Rows) -> None:
-        """Take the rows to count errors on."""
+        rows = prediction.read(self.asking, data, text, label)
         self.targets = _targets(self.asking, rows)
         self.columns = [column.to_pylist() for column in rows.texts.columns]
 

@@ -48,6 +48,7 @@ class Change(NamedTuple):
 
 def changes(old: Record, new: Record) -> list[Change]:
     """List the keys in which `Sweep.record` of a sweep differs from that of an earlier one."""
+    old, new = _complete(old), _complete(new)
     search = [key for key in old["search"] if key not in ("etas", "tries")]
     # The rows that a budget draws are other rows under another one: the budget's key alone says so.
     drawn = all(old["budget"][key] == new["budget"][key] for key in ("train_examples", "eval_examples"))
@@ -68,6 +69,11 @@ def changes(old: Record, new: Record) -> list[Change]:
     ]
 
 
+def _complete(record: Record) -> Record:
+    """Add the keys that a record from before there were such does not have: off."""
+    return {**record, "tasks": [{"standardise": False, **task} for task in record["tasks"]]}
+
+
 def _model(entry: Record) -> Any:
     return [entry["content"] or [entry["name"], entry["revision"]], entry["head_from"], entry.get("dtype")]
 
@@ -75,8 +81,7 @@ def _model(entry: Record) -> Any:
 def _task(entry: Record) -> Any:
     asked = {key: value for key, value in entry.items() if key != "content"}
     decisive = ("name", "num_labels", "metric", "max_new_tokens", "stop", "answer", "standardise")
-    # What is off is not in a record that was written before there was such a key.
-    return [entry["content"], *(entry.get(key) or None for key in decisive)] if entry["content"] else asked
+    return [entry["content"], *(entry.get(key) for key in decisive)] if entry["content"] else asked
 
 
 def _method(entry: Record) -> Any:

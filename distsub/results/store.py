@@ -16,6 +16,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import compute as pc
 
 from distsub import paths
 from distsub.errors import OutputError, first_line
@@ -216,18 +217,20 @@ class Store(RowFiles):
         So all rows of a condition name it alike, and as the estimates do.
         """
         wanted = OBSERVATIONS.names if columns is None else list(columns)
-        moving = [name for name in ("model", "revision") if name in wanted]
-        if not moving:
+        if not {"model", "revision"} & set(wanted):
             return self.table(wanted)
         found = self.table(list(dict.fromkeys([*wanted, "model_content"])))
-        places = [self.places.models_by_content.get(each) for each in found["model_content"].to_pylist()]
-        for name in moving:
-            at = found.schema.get_field_index(name)
-            new = [
-                old if place is None else place.name if name == "model" else place.revision
-                for place, old in zip(places, found[name].to_pylist(), strict=True)
-            ]
-            found = found.set_column(at, found.schema.field(at), pa.array(new, pa.string()))
+        known = self.places.models_by_content
+        at = pc.index_in(found["model_content"], pa.array(list(known), pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
+        for column, values in (
+            ("model", [place.name for place in known.values()]),
+            ("revision", [place.revision for place in known.values()]),
+        ):
+            if column in wanted:
+                here = pa.array(values, pa.string()).take(at)
+                index = found.schema.get_field_index(column)
+                new = pc.if_else(at.is_valid(), here, found[column])  # pyright: ignore[reportAttributeAccessIssue]
+                found = found.set_column(index, found.schema.field(index), new)
         return found.select(wanted)
 
     def read(self, *, answers: bool = True) -> list[Observation]:

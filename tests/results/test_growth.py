@@ -195,7 +195,8 @@ def test_a_record_from_before_a_key_is_that_of_a_sweep_that_leaves_it_out():
         del entry["standardise"]
     assert refusals(old, new) == refusals(new, old) == []
     new["tasks"][0]["standardise"] = True
-    assert refusals(old, new)
+    assert refusals(old, new) == ["[[tasks]] a standardise: false -> true"]
+    assert refusals(new, old) == ["[[tasks]] a standardise: true -> false"]
 
 
 def test_more_etas_say_how_a_method_of_peft_keeps_its_own():
